@@ -1,0 +1,32 @@
+"""jaxseq: convolution and recurrence for JAX, with hand-derived gradients proven against `jax.grad`.
+
+A sequence layer is a pointwise cell between two linear maps, carried through time.
+"""
+
+from jaxseq import reference
+from jaxseq._conv import ConvParams, conv, conv_init
+from jaxseq._gru import GRUParams, gru, gru_cell, gru_init
+from jaxseq._lstm import LSTMParams, LSTMState, lstm, lstm_cell, lstm_init
+from jaxseq._rnn import RNNParams, rnn, rnn_cell, rnn_init
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ConvParams",
+    "GRUParams",
+    "LSTMParams",
+    "LSTMState",
+    "RNNParams",
+    "conv",
+    "conv_init",
+    "gru",
+    "gru_cell",
+    "gru_init",
+    "lstm",
+    "lstm_cell",
+    "lstm_init",
+    "reference",
+    "rnn",
+    "rnn_cell",
+    "rnn_init",
+]

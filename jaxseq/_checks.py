@@ -1,0 +1,106 @@
+"""All validation of arguments, in one wording.
+
+Every message names the argument in backticks, says what was expected and what came, and ends
+with the shapes involved. Checks look at shapes and dtypes only, so they cost nothing under jit.
+"""
+
+import operator
+from typing import Any, NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+
+def describe(value: Any) -> str:
+    """A short word for what came: dtype and shape of an array, the repr of anything small."""
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{value.dtype}{list(value.shape)}"
+    text = repr(value)
+    return f"{type(value).__name__} {text}" if len(text) <= 60 else type(value).__name__
+
+
+def _message(name: str, expected: str, got: str, arrays: dict[str, Any]) -> str:
+    shapes = ", ".join(f"{key} {tuple(np.shape(value))}" for key, value in arrays.items())
+    return f"`{name}`: expected {expected}, got {got}" + (f" ({shapes})" if shapes else "")
+
+
+def bad_value(name: str, expected: str, got: str, **arrays: Any) -> NoReturn:
+    raise ValueError(_message(name, expected, got, arrays))
+
+
+def bad_type(name: str, expected: str, got: str, **arrays: Any) -> NoReturn:
+    raise TypeError(_message(name, expected, got, arrays))
+
+
+def array(name: str, value: Any, *, complex_ok: bool = False) -> jax.Array:
+    """A JAX array of floats (or complex numbers, where they make sense) from a JAX or NumPy array."""
+    kind = "a float or complex array" if complex_ok else "a float array"
+    if not isinstance(value, jax.Array | np.ndarray | np.generic):
+        bad_type(name, kind, describe(value))
+    if not jnp.issubdtype(value.dtype, jnp.inexact if complex_ok else jnp.floating):
+        bad_type(name, kind, describe(value))
+    return jnp.asarray(value)
+
+
+def shape(name: str, value: jax.Array, expected: tuple[int, ...], meaning: str, **arrays: Any) -> None:
+    if value.shape != expected:
+        bad_value(name, f"shape {expected} = {meaning}", str(value.shape), **arrays)
+
+
+def container(name: str, value: Any, kind: type) -> None:
+    """A NamedTuple of exactly this class: parameters of another cell never slip through by their length."""
+    if not isinstance(value, kind):
+        fields = ", ".join(getattr(kind, "_fields", ()))
+        bad_type(name, f"{kind.__name__}({fields})", describe(value))
+
+
+def integer(name: str, value: Any, *, at_least: int) -> int:
+    """A static Python (or NumPy) integer; a bool or a traced value is none."""
+    expected = f"an integer >= {at_least}"
+    if isinstance(value, bool | np.bool_ | jax.Array):
+        bad_type(name, expected + ", known when the function is traced", describe(value))
+    try:
+        number = operator.index(value)
+    except TypeError:
+        bad_type(name, expected, describe(value))
+    if number < at_least:
+        bad_value(name, expected, str(number))
+    return number
+
+
+def boolean(name: str, value: Any) -> bool:
+    if not isinstance(value, bool | np.bool_):
+        bad_type(name, "True or False, known when the function is traced", describe(value))
+    return bool(value)
+
+
+def choice(name: str, value: Any, options: tuple[str, ...]) -> str:
+    if value not in options:
+        bad_value(name, "one of " + ", ".join(map(repr, options)), describe(value))
+    return value
+
+
+def dtype(name: str, value: Any) -> np.dtype:
+    """A floating dtype, as jax would store it: float64 becomes float32 unless x64 is on."""
+    try:
+        result = jax.dtypes.canonicalize_dtype(value)
+    except TypeError:
+        bad_type(name, "a floating dtype", describe(value))
+    if not jnp.issubdtype(result, jnp.floating):
+        bad_type(name, "a floating dtype", str(result))
+    return np.dtype(result)
+
+
+def precision(value: Any) -> Any:
+    """What `jax.lax` takes as `precision`, or an error in our words."""
+    presets = (type(None), lax.Precision, lax.DotAlgorithm, lax.DotAlgorithmPreset)
+    for part in value if isinstance(value, tuple) and len(value) == 2 else (value,):
+        if isinstance(part, presets):
+            continue
+        try:
+            lax.Precision(part)
+        except ValueError:
+            bad_value("precision", "what jax.lax takes, such as None, 'high' or 'highest'", describe(value))
+    return value

@@ -1,0 +1,56 @@
+"""The dense linear map: y = x w + b, and its pullbacks.
+
+With any leading axes N,
+
+    y[N, g] = sum_d  x[N, d] w[d, g] + b[g]
+
+    x̄[N, d] = sum_g  ȳ[N, g] w[d, g]          pullback to the input,   x̄ = ȳ wᵀ
+    w̄[d, g] = sum_N  x[N, d] ȳ[N, g]          pullback to the weight,  w̄ = xᵀ ȳ
+    b̄[g]    = sum_N  ȳ[N, g]                  pullback to the bias
+
+The leading axes of w̄ are contracted where they stand, several at once and without a reshape, so each of
+them may be sharded. Products leave in the accumulator's dtype; who stores them casts.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxseq import _precision
+
+
+def apply(precision: Any, w: jax.Array, b: jax.Array | None, x: jax.Array) -> jax.Array:
+    """y = x w + b."""
+    y = _contract(precision, x, w, (x.ndim - 1,), (0,))
+    return y if b is None else y + jnp.expand_dims(b.astype(y.dtype), range(y.ndim - 1))
+
+
+def pull_input(precision: Any, w: jax.Array, ȳ: jax.Array) -> jax.Array:
+    """x̄ = ȳ wᵀ."""
+    return _contract(precision, ȳ, w, (ȳ.ndim - 1,), (1,))
+
+
+def pull_weight(precision: Any, x: jax.Array, ȳ: jax.Array) -> jax.Array:
+    """w̄ = xᵀ ȳ, summed over all leading axes."""
+    leading = tuple(range(x.ndim - 1))
+    return _contract(precision, x, ȳ, leading, leading)
+
+
+def pull_bias(ȳ: jax.Array) -> jax.Array:
+    """b̄, the sum of ȳ over all leading axes."""
+    return jnp.sum(ȳ, axis=range(ȳ.ndim - 1), dtype=_precision.accumulator(ȳ.dtype))
+
+
+def _contract(
+    precision: Any, a: jax.Array, b: jax.Array, over_a: tuple[int, ...], over_b: tuple[int, ...]
+) -> jax.Array:
+    dtype = _precision.promote(a, b)
+    return lax.dot_general(
+        a.astype(dtype),
+        b.astype(dtype),
+        ((over_a, over_b), ((), ())),
+        precision=precision,
+        preferred_element_type=_precision.accumulator(dtype),
+    )

@@ -1,0 +1,100 @@
+"""The geometry of a convolution: where each tap of the window falls, and how large the result is.
+
+With input size I, window K, stride s, dilation d and padding (lo, hi), output n reads, through tap k,
+the input position
+
+    m = s n + d k - lo,        0 <= n < O,   0 <= k < K,
+
+which is zero outside 0 <= m < I. The window spans d (K - 1) + 1 positions, its *extent*, hence
+
+    O = floor((I + lo + hi - extent) / s) + 1.
+"""
+
+from typing import Any, NamedTuple
+
+from jaxseq import _checks
+
+WORDS = ("SAME", "VALID", "CAUSAL")
+
+
+class Geometry(NamedTuple):
+    """Stride, padding and dilation of each spatial axis, and the number of channel groups. Hashable."""
+
+    stride: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+
+def extent(window: int, dilation: int) -> int:
+    """How many input positions a dilated window spans."""
+    return dilation * (window - 1) + 1
+
+
+def output_size(size: int, window: int, stride: int, padding: tuple[int, int], dilation: int) -> int:
+    """O of the formula above; an empty input has an empty output."""
+    return max(0, (size + sum(padding) - extent(window, dilation)) // stride + 1)
+
+
+def resolve(
+    space: tuple[int, ...], window: tuple[int, ...], stride: Any, padding: Any, dilation: Any, groups: Any
+) -> Geometry:
+    """The geometry that a user's options mean for an input of size `space` and a kernel of size `window`."""
+    axes = len(window)
+    stride = per_axis("stride", stride, axes)
+    dilation = per_axis("dilation", dilation, axes)
+    groups = _checks.integer("groups", groups, at_least=1)
+    pads = _padding(padding, space, window, stride, dilation)
+    for size, taps, (lo, hi), d in zip(space, window, pads, dilation, strict=True):
+        if size > 0 and size + lo + hi < extent(taps, d):
+            _checks.bad_value(
+                "x",
+                f"a padded size of at least the window's extent, {extent(taps, d)}",
+                f"{size} + {lo} + {hi} = {size + lo + hi}",
+                space=space,
+                window=window,
+            )
+    return Geometry(stride, pads, dilation, groups)
+
+
+def per_axis(name: str, value: Any, axes: int) -> tuple[int, ...]:
+    """One positive integer for all spatial axes, or one for each."""
+    values = tuple(value) if isinstance(value, tuple | list) else (value,) * axes
+    if len(values) != axes:
+        _checks.bad_value(name, f"an integer or one for each of the {axes} spatial axes", str(values))
+    return tuple(_checks.integer(name, v, at_least=1) for v in values)
+
+
+def _padding(
+    padding: Any, space: tuple[int, ...], window: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]
+) -> tuple[tuple[int, int], ...]:
+    axes = len(window)
+    if isinstance(padding, str):
+        word = padding.upper()
+        if word == "VALID":
+            return ((0, 0),) * axes
+        if word == "SAME":
+            return tuple(map(_same, space, window, stride, dilation))
+        if word == "CAUSAL" and axes == 1:
+            return ((extent(window[0], dilation[0]) - 1, 0),)
+        if word == "CAUSAL":
+            _checks.bad_value("padding", "another padding than 'CAUSAL', which is 1-D only", f"{axes} spatial axes")
+        _checks.bad_value(
+            "padding", "one of " + ", ".join(map(repr, WORDS)) + ", an integer or (lo, hi) pairs", repr(padding)
+        )
+    if not isinstance(padding, tuple | list):
+        amount = _checks.integer("padding", padding, at_least=-(2**31))
+        return ((amount, amount),) * axes
+    pairs = [tuple(p) if isinstance(p, tuple | list) else p for p in padding]
+    if len(pairs) != axes or any(not isinstance(p, tuple) or len(p) != 2 for p in pairs):
+        _checks.bad_value("padding", f"one (lo, hi) pair for each of the {axes} spatial axes", repr(padding))
+    low = -(2**31)
+    return tuple(
+        (_checks.integer("padding", a, at_least=low), _checks.integer("padding", b, at_least=low)) for a, b in pairs
+    )
+
+
+def _same(size: int, window: int, stride: int, dilation: int) -> tuple[int, int]:
+    """Padding for which O = ceil(I / s), the odd one at the end."""
+    total = max(0, (-(-size // stride) - 1) * stride + extent(window, dilation) - size)
+    return total // 2, total - total // 2

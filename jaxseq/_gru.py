@@ -1,0 +1,180 @@
+"""The gated recurrent unit, the reset applied after the recurrent product.
+
+    r  = σ(u_r + r_r)                  reset
+    z  = σ(u_z + r_z)                  update
+    n  = tanh(u_n + r m),  m = r_n     candidate; u_n and m stay apart, for r scales m alone
+    h' = (1 - z) n + z h
+
+where u = x W_x + b_x and (r_r, r_z, r_n) = h W_h + b_h. This is the variant of cuDNN, PyTorch and Flax, in which the
+bias of m, a part of b_h, stands inside the reset.
+
+Pullback, with σ' = σ (1 - σ), tanh' = 1 - tanh², and (r, z, n, m) kept:
+
+    n̄ = h̄' (1 - z)         z̄ = h̄' (h - n)         s̄_prev = h̄' z
+    δn = n̄ (1 - n²)        the cotangent of u_n
+    δm = δn r              the cotangent of m
+    δr = δn m r (1 - r)
+    δz = z̄ z (1 - z)
+
+Source: K. Cho et al., Learning phrase representations using RNN encoder-decoder (2014), section 2.3.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from jaxseq import _init, _recurrence
+from jaxseq._op import op
+
+
+class GRUParams(NamedTuple):
+    """Parameters of a GRU with input size D and hidden size H, gates in the order r, z, n."""
+
+    w_x: Float[Array, "D 3*H"]
+    w_h: Float[Array, "H 3*H"]
+    b_x: Float[Array, " 3*H"] | None
+    b_h: Float[Array, " 3*H"] | None
+
+
+def _step(a: _recurrence.Gates, h_prev: jax.Array) -> tuple[jax.Array, Any]:
+    a_r, a_z, (u_n, m) = a
+    r, z = jax.nn.sigmoid(a_r), jax.nn.sigmoid(a_z)
+    n = jnp.tanh(u_n + r * m)
+    return (1 - z) * n + z * h_prev, (r, z, n, m)
+
+
+def _pullback(saved: Any, h_prev: jax.Array, h̄: jax.Array) -> tuple[_recurrence.Gates, jax.Array]:
+    r, z, n, m = saved
+    n̄, z̄ = h̄ * (1 - z), h̄ * (h_prev - n)
+    δn = n̄ * (1 - n * n)
+    δm = δn * r
+    δr = δn * m * r * (1 - r)
+    δz = z̄ * z * (1 - z)
+    return (δr, δz, (δn, δm)), h̄ * z
+
+
+_GRU = _recurrence.Cell(gates="rzn", apart="n", step=_step, pullback=_pullback, params=GRUParams)
+
+
+@op
+def gru(
+    params: GRUParams,
+    carry: Float[Array, "*batch H"] | None,
+    xs: Float[Array, "T *batch D"],
+    *,
+    reverse: bool = False,
+    truncation: int | None = None,
+    unroll: int = 1,
+    precision: Any = None,
+) -> tuple[Float[Array, "*batch H"], Float[Array, "T *batch H"]]:
+    r"""Gated recurrent unit over a sequence, with a hand-derived gradient.
+
+    $$\begin{aligned}
+    r_t &= \sigma(x_t W_{xr} + b_{xr} + h_{t-1} W_{hr} + b_{hr}) \\
+    z_t &= \sigma(x_t W_{xz} + b_{xz} + h_{t-1} W_{hz} + b_{hz}) \\
+    n_t &= \tanh(x_t W_{xn} + b_{xn} + r_t \odot (h_{t-1} W_{hn} + b_{hn})) \\
+    h_t &= (1 - z_t) \odot n_t + z_t \odot h_{t-1}, \qquad y_t = h_t
+    \end{aligned}$$
+
+    The reset acts after the recurrent product, as in cuDNN, PyTorch and Flax.
+
+    Args:
+        params: `GRUParams(w_x (D, 3H), w_h (H, 3H), b_x, b_h)`, gates in the order r, z, n; each bias `(3H,)` or None.
+        carry: the first state `(*batch, H)`, or None, which starts at zero.
+        xs: the sequence `(T, *batch, D)`: time first, then any number of batch axes, also none.
+        reverse: read the sequence from its last step to its first; `ys[t]` stays beside `xs[t]`, and the returned
+            carry is the one after step 0.
+        truncation: stop the gradient of the state every so many steps of reading (truncated backpropagation
+            through time); None for the full gradient. Values do not change. The backward sweep runs its
+            windows side by side.
+        unroll: steps of the loop that are compiled together, as in `jax.lax.scan`.
+        precision: of the matrix products, as in `jax.lax.dot_general`.
+
+    Returns:
+        `(carry, ys)`: the last state `(*batch, H)` in the dtype of the first, and every state `(T, *batch, H)` in the
+        dtype of `xs`.
+
+    Raises:
+        TypeError: parameters of another cell, an array that is not of floats, an option of the wrong kind.
+        ValueError: a rank or size that does not fit, a truncation or unroll below one.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxseq
+        >>> params = jaxseq.gru_init(jax.random.key(0), 3, 5)
+        >>> h, ys = jaxseq.gru(params, None, jnp.ones((7, 2, 3)), truncation=4)
+        >>> h.shape, ys.shape
+        ((2, 5), (7, 2, 5))
+
+    Reference:
+        K. Cho et al., Learning phrase representations using RNN encoder-decoder (2014), section 2.3.
+    """
+    return _recurrence.sequence(
+        _GRU, params, carry, xs, reverse=reverse, truncation=truncation, unroll=unroll, precision=precision
+    )
+
+
+@op
+def gru_cell(
+    params: GRUParams,
+    carry: Float[Array, "*batch H"] | None,
+    x: Float[Array, "*batch D"],
+    *,
+    precision: Any = None,
+) -> tuple[Float[Array, "*batch H"], Float[Array, "*batch H"]]:
+    """One step of `gru`: `partial(gru_cell, params)` is a body for `jax.lax.scan`.
+
+    Args:
+        params: `GRUParams(w_x (D, 3H), w_h (H, 3H), b_x, b_h)`, gates in the order r, z, n; each bias `(3H,)` or None.
+        carry: the previous state `(*batch, H)`, or None for zero.
+        x: one input `(*batch, D)`.
+        precision: of the matrix products, as in `jax.lax.dot_general`.
+
+    Returns:
+        `(carry, y)`, both the new state `(*batch, H)`.
+
+    Raises:
+        TypeError: parameters of another cell, an array that is not of floats, an option of the wrong kind.
+        ValueError: a rank or size that does not fit.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxseq
+        >>> params = jaxseq.gru_init(jax.random.key(0), 3, 5)
+        >>> h, y = jaxseq.gru_cell(params, None, jnp.ones((2, 3)))
+        >>> y.shape
+        (2, 5)
+
+    Reference:
+        K. Cho et al., Learning phrase representations using RNN encoder-decoder (2014), section 2.3.
+    """
+    return _recurrence.one_step(_GRU, params, carry, x, precision=precision)
+
+
+def gru_init(key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: Any = jnp.float32) -> GRUParams:
+    """Random weights for `gru`: normal input map of variance 1 / D, orthogonal recurrent blocks, zero biases.
+
+    Args:
+        key: a JAX random key.
+        input_size: D.
+        hidden_size: H.
+        dtype: floating dtype of the parameters.
+
+    Returns:
+        `GRUParams(w_x, w_h, b_x, b_h)`.
+
+    Raises:
+        TypeError: a size that is no integer, a dtype that is no floating dtype.
+        ValueError: a size below one.
+
+    Example:
+        >>> import jax, jaxseq
+        >>> jaxseq.gru_init(jax.random.key(0), 3, 5).w_h.shape
+        (5, 15)
+
+    Reference:
+        A. M. Saxe, J. L. McClelland and S. Ganguli, Exact solutions to the nonlinear dynamics of learning in deep
+        linear neural networks (2014), section 3.
+    """
+    w_x, w_h, b = _init.maps(key, input_size, hidden_size, 3, dtype)
+    return GRUParams(w_x, w_h, b, b)

@@ -1,0 +1,185 @@
+"""The long short-term memory.
+
+    i = σ(a_i)    f = σ(a_f)    g = tanh(a_g)    o = σ(a_o),       a = u + r
+    c' = f c + i g
+    h' = o tanh(c')
+
+Pullback, with σ' = σ (1 - σ), tanh' = 1 - tanh², and (i, f, g, o) kept; c' is made again from c:
+
+    ō = h̄' tanh(c')            c̄ := c̄' + h̄' o (1 - tanh²(c'))      all that reaches c'
+    δi = c̄ g i (1 - i)
+    δf = c̄ c f (1 - f)
+    δg = c̄ i (1 - g²)
+    δo = ō o (1 - o)
+    c̄_prev = c̄ f               h̄_prev = 0: h goes on through the recurrent map alone
+
+Source: S. Hochreiter and J. Schmidhuber, Long short-term memory (1997); the forget gate from F. A. Gers,
+J. Schmidhuber and F. Cummins, Learning to forget (2000).
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from jaxseq import _init, _recurrence
+from jaxseq._op import op
+
+
+class LSTMParams(NamedTuple):
+    """Parameters of an LSTM with input size D and hidden size H, gates in the order i, f, g, o."""
+
+    w_x: Float[Array, "D 4*H"]
+    w_h: Float[Array, "H 4*H"]
+    b: Float[Array, " 4*H"] | None
+
+
+class LSTMState(NamedTuple):
+    """What an LSTM carries: the output h and the memory c."""
+
+    h: Float[Array, "*batch H"]
+    c: Float[Array, "*batch H"]
+
+
+def _step(a: _recurrence.Gates, s_prev: LSTMState) -> tuple[LSTMState, Any]:
+    a_i, a_f, a_g, a_o = a
+    i, f, g, o = jax.nn.sigmoid(a_i), jax.nn.sigmoid(a_f), jnp.tanh(a_g), jax.nn.sigmoid(a_o)
+    c = f * s_prev.c + i * g
+    return LSTMState(o * jnp.tanh(c), c), (i, f, g, o)
+
+
+def _pullback(saved: Any, s_prev: LSTMState, s̄: LSTMState) -> tuple[_recurrence.Gates, LSTMState]:
+    i, f, g, o = saved
+    tanh_c = jnp.tanh(f * s_prev.c + i * g)
+    ō = s̄.h * tanh_c
+    c̄ = s̄.c + s̄.h * o * (1 - tanh_c * tanh_c)
+    δi = c̄ * g * i * (1 - i)
+    δf = c̄ * s_prev.c * f * (1 - f)
+    δg = c̄ * i * (1 - g * g)
+    δo = ō * o * (1 - o)
+    return (δi, δf, δg, δo), LSTMState(jnp.zeros_like(s̄.h), c̄ * f)
+
+
+_LSTM = _recurrence.Cell(gates="ifgo", step=_step, pullback=_pullback, params=LSTMParams, state=LSTMState)
+
+
+@op
+def lstm(
+    params: LSTMParams,
+    carry: LSTMState | None,
+    xs: Float[Array, "T *batch D"],
+    *,
+    reverse: bool = False,
+    truncation: int | None = None,
+    unroll: int = 1,
+    precision: Any = None,
+) -> tuple[LSTMState, Float[Array, "T *batch H"]]:
+    r"""Long short-term memory over a sequence, with a hand-derived gradient.
+
+    $$\begin{aligned}
+    (i_t, f_t, g_t, o_t) &= (\sigma, \sigma, \tanh, \sigma)(x_t W_x + h_{t-1} W_h + b) \\
+    c_t &= f_t \odot c_{t-1} + i_t \odot g_t \\
+    h_t &= o_t \odot \tanh(c_t), \qquad y_t = h_t
+    \end{aligned}$$
+
+    There is no hidden forget bias: what is in `b` is what acts (`lstm_init` puts ones there).
+
+    Args:
+        params: `LSTMParams(w_x (D, 4H), w_h (H, 4H), b (4H,) or None)`, gates in the order i, f, g, o.
+        carry: the first state `LSTMState(h, c)`, each `(*batch, H)`, or None, which starts at zero.
+        xs: the sequence `(T, *batch, D)`: time first, then any number of batch axes, also none.
+        reverse: read the sequence from its last step to its first; `ys[t]` stays beside `xs[t]`, and the returned
+            carry is the one after step 0.
+        truncation: stop the gradient of the state every so many steps of reading (truncated backpropagation
+            through time); None for the full gradient. Values do not change. The backward sweep runs its
+            windows side by side.
+        unroll: steps of the loop that are compiled together, as in `jax.lax.scan`.
+        precision: of the matrix products, as in `jax.lax.dot_general`.
+
+    Returns:
+        `(carry, ys)`: the last state in the dtypes of the first, and h of every step `(T, *batch, H)` in the dtype of
+        `xs`.
+
+    Raises:
+        TypeError: parameters of another cell, an array that is not of floats, an option of the wrong kind.
+        ValueError: a rank or size that does not fit, a truncation or unroll below one.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxseq
+        >>> params = jaxseq.lstm_init(jax.random.key(0), 3, 5)
+        >>> (h, c), ys = jaxseq.lstm(params, None, jnp.ones((7, 2, 3)))
+        >>> c.shape, ys.shape
+        ((2, 5), (7, 2, 5))
+
+    Reference:
+        S. Hochreiter and J. Schmidhuber, Long short-term memory (1997); F. A. Gers, J. Schmidhuber and F. Cummins,
+        Learning to forget (2000).
+    """
+    return _recurrence.sequence(
+        _LSTM, params, carry, xs, reverse=reverse, truncation=truncation, unroll=unroll, precision=precision
+    )
+
+
+@op
+def lstm_cell(
+    params: LSTMParams, carry: LSTMState | None, x: Float[Array, "*batch D"], *, precision: Any = None
+) -> tuple[LSTMState, Float[Array, "*batch H"]]:
+    """One step of `lstm`: `partial(lstm_cell, params)` is a body for `jax.lax.scan`.
+
+    Args:
+        params: `LSTMParams(w_x (D, 4H), w_h (H, 4H), b (4H,) or None)`, gates in the order i, f, g, o.
+        carry: the previous state `LSTMState(h, c)`, each `(*batch, H)`, or None for zero.
+        x: one input `(*batch, D)`.
+        precision: of the matrix products, as in `jax.lax.dot_general`.
+
+    Returns:
+        `(carry, y)`: the new state, and its h.
+
+    Raises:
+        TypeError: parameters of another cell, an array that is not of floats, an option of the wrong kind.
+        ValueError: a rank or size that does not fit.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxseq
+        >>> params = jaxseq.lstm_init(jax.random.key(0), 3, 5)
+        >>> (h, c), y = jaxseq.lstm_cell(params, None, jnp.ones((2, 3)))
+        >>> y.shape
+        (2, 5)
+
+    Reference:
+        S. Hochreiter and J. Schmidhuber, Long short-term memory (1997); F. A. Gers, J. Schmidhuber and F. Cummins,
+        Learning to forget (2000).
+    """
+    return _recurrence.one_step(_LSTM, params, carry, x, precision=precision)
+
+
+def lstm_init(key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: Any = jnp.float32) -> LSTMParams:
+    """Random weights for `lstm`: normal input map of variance 1 / D, orthogonal recurrent blocks, and a bias that is
+    one on the forget gate, so that memory lasts at first, and zero elsewhere.
+
+    Args:
+        key: a JAX random key.
+        input_size: D.
+        hidden_size: H.
+        dtype: floating dtype of the parameters.
+
+    Returns:
+        `LSTMParams(w_x, w_h, b)`.
+
+    Raises:
+        TypeError: a size that is no integer, a dtype that is no floating dtype.
+        ValueError: a size below one.
+
+    Example:
+        >>> import jax, jaxseq
+        >>> jaxseq.lstm_init(jax.random.key(0), 3, 2).b
+        Array([0., 0., 1., 1., 0., 0., 0., 0.], dtype=float32)
+
+    Reference:
+        A. M. Saxe, J. L. McClelland and S. Ganguli, Exact solutions to the nonlinear dynamics of learning in deep
+        linear neural networks (2014), section 3; the forget bias from R. Jozefowicz, W. Zaremba and I. Sutskever, An
+        empirical exploration of recurrent network architectures (2015), section 3.
+    """
+    w_x, w_h, b = _init.maps(key, input_size, hidden_size, 4, dtype)
+    return LSTMParams(w_x, w_h, b.at[hidden_size : 2 * hidden_size].set(1))

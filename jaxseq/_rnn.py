@@ -1,0 +1,175 @@
+"""The Elman network: h' = act(u + r).
+
+    a  = u + r                  pre-activation
+    h' = tanh(a)  or  relu(a)
+
+Pullback, with tanh' = 1 - tanh² and relu'(a) = [a > 0] = [h' > 0], so that h' is all that is kept:
+
+    δ = h̄' (1 - h'²)   or   h̄' [h' > 0]
+    s̄_prev = 0: h reaches the next step through the recurrent map alone, which the engine knows.
+
+Source: J. L. Elman, Finding structure in time (1990).
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from jaxseq import _checks, _init, _recurrence
+from jaxseq._op import op
+
+
+class RNNParams(NamedTuple):
+    """Parameters of an Elman network with input size D and hidden size H."""
+
+    w_x: Float[Array, "D H"]
+    w_h: Float[Array, "H H"]
+    b: Float[Array, " H"] | None
+
+
+def _cell(activation: Any, derivative: Any) -> _recurrence.Cell:
+    def step(a: _recurrence.Gates, h_prev: jax.Array) -> tuple[jax.Array, jax.Array]:
+        h = activation(a[0])
+        return h, h
+
+    def pullback(h: jax.Array, h_prev: jax.Array, h̄: jax.Array) -> tuple[_recurrence.Gates, jax.Array]:
+        return (h̄ * derivative(h),), jnp.zeros_like(h̄)
+
+    return _recurrence.Cell(gates="h", step=step, pullback=pullback, params=RNNParams)
+
+
+_CELLS = {
+    "tanh": _cell(jnp.tanh, lambda h: 1 - h * h),
+    "relu": _cell(lambda a: jnp.maximum(a, 0), lambda h: (h > 0).astype(h.dtype)),
+}
+
+
+def _named(activation: str) -> _recurrence.Cell:
+    return _CELLS[_checks.choice("activation", activation, tuple(_CELLS))]
+
+
+@op
+def rnn(
+    params: RNNParams,
+    carry: Float[Array, "*batch H"] | None,
+    xs: Float[Array, "T *batch D"],
+    *,
+    activation: str = "tanh",
+    reverse: bool = False,
+    truncation: int | None = None,
+    unroll: int = 1,
+    precision: Any = None,
+) -> tuple[Float[Array, "*batch H"], Float[Array, "T *batch H"]]:
+    r"""Elman recurrence over a sequence, with a hand-derived gradient.
+
+    $$h_t = \mathrm{act}(x_t W_x + h_{t-1} W_h + b), \qquad y_t = h_t$$
+
+    Args:
+        params: `RNNParams(w_x (D, H), w_h (H, H), b (H,) or None)`.
+        carry: the first state `(*batch, H)`, or None, which starts at zero.
+        xs: the sequence `(T, *batch, D)`: time first, then any number of batch axes, also none.
+        activation: `"tanh"` or `"relu"`.
+        reverse: read the sequence from its last step to its first; `ys[t]` stays beside `xs[t]`, and the returned
+            carry is the one after step 0.
+        truncation: stop the gradient of the state every so many steps of reading (truncated backpropagation
+            through time); None for the full gradient. Values do not change. The backward sweep runs its
+            windows side by side.
+        unroll: steps of the loop that are compiled together, as in `jax.lax.scan`.
+        precision: of the matrix products, as in `jax.lax.dot_general`.
+
+    Returns:
+        `(carry, ys)`: the last state `(*batch, H)` in the dtype of the first, and every state `(T, *batch, H)` in the
+        dtype of `xs`.
+
+    Raises:
+        TypeError: parameters of another cell, an array that is not of floats, an option of the wrong kind.
+        ValueError: a rank or size that does not fit, a truncation or unroll below one.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxseq
+        >>> params = jaxseq.rnn_init(jax.random.key(0), 3, 5)
+        >>> h, ys = jaxseq.rnn(params, None, jnp.ones((7, 2, 3)), activation="relu")
+        >>> h.shape, ys.shape
+        ((2, 5), (7, 2, 5))
+
+    Reference:
+        J. L. Elman, Finding structure in time (1990).
+    """
+    return _recurrence.sequence(
+        _named(activation),
+        params,
+        carry,
+        xs,
+        reverse=reverse,
+        truncation=truncation,
+        unroll=unroll,
+        precision=precision,
+    )
+
+
+@op
+def rnn_cell(
+    params: RNNParams,
+    carry: Float[Array, "*batch H"] | None,
+    x: Float[Array, "*batch D"],
+    *,
+    activation: str = "tanh",
+    precision: Any = None,
+) -> tuple[Float[Array, "*batch H"], Float[Array, "*batch H"]]:
+    """One step of `rnn`: `partial(rnn_cell, params)` is a body for `jax.lax.scan`.
+
+    Args:
+        params: `RNNParams(w_x (D, H), w_h (H, H), b (H,) or None)`.
+        carry: the previous state `(*batch, H)`, or None for zero.
+        x: one input `(*batch, D)`.
+        activation: `"tanh"` or `"relu"`.
+        precision: of the matrix products, as in `jax.lax.dot_general`.
+
+    Returns:
+        `(carry, y)`, both the new state `(*batch, H)`.
+
+    Raises:
+        TypeError: parameters of another cell, an array that is not of floats, an option of the wrong kind.
+        ValueError: a rank or size that does not fit.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxseq
+        >>> params = jaxseq.rnn_init(jax.random.key(0), 3, 5)
+        >>> h, y = jaxseq.rnn_cell(params, None, jnp.ones((2, 3)))
+        >>> y.shape
+        (2, 5)
+
+    Reference:
+        J. L. Elman, Finding structure in time (1990).
+    """
+    return _recurrence.one_step(_named(activation), params, carry, x, precision=precision)
+
+
+def rnn_init(key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: Any = jnp.float32) -> RNNParams:
+    """Random weights for `rnn`: normal input map of variance 1 / D, orthogonal recurrent map, zero bias.
+
+    Args:
+        key: a JAX random key.
+        input_size: D.
+        hidden_size: H.
+        dtype: floating dtype of the parameters.
+
+    Returns:
+        `RNNParams(w_x, w_h, b)`.
+
+    Raises:
+        TypeError: a size that is no integer, a dtype that is no floating dtype.
+        ValueError: a size below one.
+
+    Example:
+        >>> import jax, jaxseq
+        >>> jaxseq.rnn_init(jax.random.key(0), 3, 5).w_x.shape
+        (3, 5)
+
+    Reference:
+        A. M. Saxe, J. L. McClelland and S. Ganguli, Exact solutions to the nonlinear dynamics of learning in deep
+        linear neural networks (2014), section 3.
+    """
+    return RNNParams(*_init.maps(key, input_size, hidden_size, 1, dtype))

@@ -1,0 +1,200 @@
+"""The plain twin of every op: the equations as they stand in a textbook, differentiated by JAX.
+
+Each function has the name, the signature and the meaning of the op it defines, and no custom rule anywhere below it.
+It is the oracle of the tests, and the way for what a reverse rule can't do: `jax.jvp`, `jax.jacfwd`,
+`jax.linearize`. It is written for reading, not for speed, and leaves the checking of arguments to the ops.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import product
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Inexact
+
+from jaxseq import _geometry
+from jaxseq._gru import GRUParams
+from jaxseq._lstm import LSTMParams, LSTMState
+from jaxseq._precision import accumulator, cast_like, promote
+from jaxseq._rnn import RNNParams
+
+
+def conv(
+    x: Inexact[Array, "*batch_and_space c_in"],
+    kernel: Inexact[Array, "*window c_in_per_group c_out"],
+    bias: Inexact[Array, " c_out"] | None = None,
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: str | int | Sequence[tuple[int, int]] = "VALID",
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    flip: bool = False,
+    precision: Any = None,
+) -> Inexact[Array, "*batch_and_outputs c_out"]:
+    """The twin of `jaxseq.conv`: for each tap, a strided slice of the padded input times a matrix."""
+    axes = kernel.ndim - 2
+    space, window = x.shape[-axes - 1 : -1], kernel.shape[:axes]
+    (per_in, c_out), batch = kernel.shape[axes:], x.shape[: -axes - 1]
+    geometry = _geometry.resolve(space, window, stride, padding, dilation, groups)
+    if flip:
+        kernel = kernel[(slice(None, None, -1),) * axes]
+    common = promote(x, kernel, bias)
+    pads = [(0, 0, 0)] * len(batch) + [(lo, hi, 0) for lo, hi in geometry.padding] + [(0, 0, 0)]
+    padded = lax.pad(x.astype(common), jnp.zeros((), common), pads)
+    outputs = tuple(map(_geometry.output_size, space, window, geometry.stride, geometry.padding, geometry.dilation))
+
+    y = jnp.zeros((*batch, *outputs, c_out), accumulator(common))
+    for tap in product(*map(range, window)):
+        places = [
+            slice(d * k, d * k + s * O, s)  # x[s n + d k], n = 0 .. O - 1
+            for k, s, d, O in zip(tap, geometry.stride, geometry.dilation, outputs, strict=True)
+        ]
+        seen = padded[(..., *places, slice(None))].reshape(*batch, *outputs, groups, per_in)
+        weight = kernel[tap].astype(common).reshape(per_in, groups, c_out // groups)
+        term = jnp.einsum("...gi,igo->...go", seen, weight, precision=precision, preferred_element_type=y.dtype)
+        y = y + term.reshape(y.shape)
+    if bias is not None:
+        y = y + jnp.broadcast_to(bias.astype(y.dtype), y.shape)
+    return y.astype(x.dtype)
+
+
+def rnn(
+    params: RNNParams,
+    carry: Float[Array, "*batch H"] | None,
+    xs: Float[Array, "T *batch D"],
+    *,
+    activation: str = "tanh",
+    reverse: bool = False,
+    truncation: int | None = None,
+    unroll: int = 1,
+    precision: Any = None,
+) -> tuple[Float[Array, "*batch H"], Float[Array, "T *batch H"]]:
+    """The twin of `jaxseq.rnn`."""
+    carry = _zeros(params, xs[0]) if carry is None else carry
+
+    def step(h: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return rnn_cell(params, h, x, activation=activation, precision=precision)
+
+    return _through_time(step, carry, xs, reverse=reverse, truncation=truncation, unroll=unroll)
+
+
+def rnn_cell(
+    params: RNNParams,
+    carry: Float[Array, "*batch H"] | None,
+    x: Float[Array, "*batch D"],
+    *,
+    activation: str = "tanh",
+    precision: Any = None,
+) -> tuple[Float[Array, "*batch H"], Float[Array, "*batch H"]]:
+    """The twin of `jaxseq.rnn_cell`."""
+    h = _zeros(params, x) if carry is None else carry
+    a = _affine(x, params.w_x, params.b, precision) + _affine(h, params.w_h, None, precision)
+    act = {"tanh": jnp.tanh, "relu": jax.nn.relu}[activation]
+    new = act(a)
+    return new.astype(h.dtype), new.astype(x.dtype)
+
+
+def gru(
+    params: GRUParams,
+    carry: Float[Array, "*batch H"] | None,
+    xs: Float[Array, "T *batch D"],
+    *,
+    reverse: bool = False,
+    truncation: int | None = None,
+    unroll: int = 1,
+    precision: Any = None,
+) -> tuple[Float[Array, "*batch H"], Float[Array, "T *batch H"]]:
+    """The twin of `jaxseq.gru`."""
+    carry = _zeros(params, xs[0]) if carry is None else carry
+
+    def step(h: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return gru_cell(params, h, x, precision=precision)
+
+    return _through_time(step, carry, xs, reverse=reverse, truncation=truncation, unroll=unroll)
+
+
+def gru_cell(
+    params: GRUParams,
+    carry: Float[Array, "*batch H"] | None,
+    x: Float[Array, "*batch D"],
+    *,
+    precision: Any = None,
+) -> tuple[Float[Array, "*batch H"], Float[Array, "*batch H"]]:
+    """The twin of `jaxseq.gru_cell`."""
+    h = _zeros(params, x) if carry is None else carry
+    u_r, u_z, u_n = jnp.split(_affine(x, params.w_x, params.b_x, precision), 3, axis=-1)
+    r_r, r_z, r_n = jnp.split(_affine(h, params.w_h, params.b_h, precision), 3, axis=-1)
+    r, z = jax.nn.sigmoid(u_r + r_r), jax.nn.sigmoid(u_z + r_z)
+    n = jnp.tanh(u_n + r * r_n)
+    new = (1 - z) * n + z * h.astype(z.dtype)
+    return new.astype(h.dtype), new.astype(x.dtype)
+
+
+def lstm(
+    params: LSTMParams,
+    carry: LSTMState | None,
+    xs: Float[Array, "T *batch D"],
+    *,
+    reverse: bool = False,
+    truncation: int | None = None,
+    unroll: int = 1,
+    precision: Any = None,
+) -> tuple[LSTMState, Float[Array, "T *batch H"]]:
+    """The twin of `jaxseq.lstm`."""
+    carry = LSTMState(_zeros(params, xs[0]), _zeros(params, xs[0])) if carry is None else carry
+
+    def step(state: LSTMState, x: jax.Array) -> tuple[LSTMState, jax.Array]:
+        return lstm_cell(params, state, x, precision=precision)
+
+    return _through_time(step, carry, xs, reverse=reverse, truncation=truncation, unroll=unroll)
+
+
+def lstm_cell(
+    params: LSTMParams, carry: LSTMState | None, x: Float[Array, "*batch D"], *, precision: Any = None
+) -> tuple[LSTMState, Float[Array, "*batch H"]]:
+    """The twin of `jaxseq.lstm_cell`."""
+    state = LSTMState(_zeros(params, x), _zeros(params, x)) if carry is None else carry
+    a = _affine(x, params.w_x, params.b, precision) + _affine(state.h, params.w_h, None, precision)
+    a_i, a_f, a_g, a_o = jnp.split(a, 4, axis=-1)
+    i, f, g, o = jax.nn.sigmoid(a_i), jax.nn.sigmoid(a_f), jnp.tanh(a_g), jax.nn.sigmoid(a_o)
+    c = f * state.c.astype(f.dtype) + i * g
+    h = o * jnp.tanh(c)
+    return cast_like(LSTMState(h, c), state), h.astype(x.dtype)
+
+
+def _affine(x: jax.Array, w: jax.Array, b: jax.Array | None, precision: Any) -> jax.Array:
+    """x w + b, accumulated in float32 at least."""
+    common = promote(x, w, b)
+    y = jnp.matmul(x.astype(common), w.astype(common), precision=precision, preferred_element_type=accumulator(common))
+    return y if b is None else y + jnp.broadcast_to(b.astype(y.dtype), y.shape)
+
+
+def _zeros(params: Any, x: jax.Array) -> jax.Array:
+    """The zero state for one input x (*B, D)."""
+    return jnp.zeros((*x.shape[:-1], params.w_h.shape[0]), x.dtype)
+
+
+def _through_time(
+    step: Callable[[Any, jax.Array], tuple[Any, jax.Array]],
+    carry: Any,
+    xs: jax.Array,
+    *,
+    reverse: bool,
+    truncation: int | None,
+    unroll: int,
+) -> tuple[Any, jax.Array]:
+    """Reads xs step by step; a truncated gradient stops at every `truncation`-th step of reading but the first."""
+    if reverse:
+        xs = jnp.flip(xs, 0)
+
+    def body(state: Any, at: tuple[jax.Array, jax.Array]) -> tuple[Any, jax.Array]:
+        t, x = at
+        if truncation is not None:
+            cut = (t > 0) & (t % truncation == 0)
+            state = jax.tree.map(lambda a: jnp.where(cut, lax.stop_gradient(a), a), state)
+        return step(state, x)
+
+    carry, ys = lax.scan(body, carry, (jnp.arange(xs.shape[0]), xs), unroll=unroll)
+    return carry, jnp.flip(ys, 0) if reverse else ys

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxseq import _checks
+from jaxseq import _checks, _precision
 
 
 def maps(key: Any, input_size: Any, hidden_size: Any, gates: int, dtype: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -21,9 +21,9 @@ def maps(key: Any, input_size: Any, hidden_size: Any, gates: int, dtype: Any) ->
     hidden = _checks.integer("hidden_size", hidden_size, at_least=1)
     dtype = _checks.dtype("dtype", dtype)
     # Drawn and orthogonalised in float32 at least: there is no QR in bfloat16.
-    wide = jnp.promote_types(dtype, jnp.float32)
+    wide = _precision.accumulator(dtype)
     key_x, key_h = jax.random.split(key)
     w_x = jax.random.normal(key_x, (rows, gates * hidden), wide) * rows**-0.5
-    blocks = jax.nn.initializers.orthogonal()(key_h, (gates, hidden, hidden), wide)
-    w_h = jnp.moveaxis(blocks, 0, 1).reshape(hidden, gates * hidden)
+    orthogonal = jax.nn.initializers.orthogonal()
+    w_h = jnp.concatenate([orthogonal(k, (hidden, hidden), wide) for k in jax.random.split(key_h, gates)], -1)
     return w_x.astype(dtype), w_h.astype(dtype), jnp.zeros((gates * hidden,), dtype)

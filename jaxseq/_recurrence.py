@@ -94,16 +94,32 @@ def _forward(cell: Cell, options: Options, weights: Weights, carry: State, xs: j
     """(s_T, ys), and with `save` also what the backward sweep reads: (states s_{t-1}, saved)."""
     product = _product_dtype(weights, carry, xs)
     acc = _precision.accumulator(product)
+    cuts = _cuts(options, xs.shape[0])
 
-    def step(s_prev: State, x: jax.Array) -> Any:
+    def step(s_prev: State, at: Any) -> Any:
+        x, cut = at
+        if cut is not None:
+            s_prev = jax.tree.map(lambda a: jnp.where(cut, lax.stop_gradient(a), a), s_prev)
         u = _dense.apply(options.precision, weights.w_x, weights.b_x, x.astype(product))
         r = _dense.apply(options.precision, weights.w_h, weights.b_h, _h(s_prev).astype(product))
         s, saved = cell.step(_join(cell, u, r), _precision.cast(s_prev, acc))
         s = _precision.cast_like(s, s_prev)
         return s, (_h(s).astype(xs.dtype), (s_prev, _precision.cast(saved, product)) if save else None)
 
-    s, (ys, saved) = lax.scan(step, carry, xs, reverse=options.reverse, unroll=options.unroll)
+    s, (ys, saved) = lax.scan(step, carry, (xs, cuts), reverse=options.reverse, unroll=options.unroll)
     return (s, ys), saved
+
+
+def _cuts(options: Options, steps: int) -> jax.Array | None:
+    """(T,) bool: whether a truncated gradient stops before the step. None where it never does.
+
+    The first order does not need it, for the backward sweep knows its windows. It is for who differentiates once
+    more: then what was saved has to be cut off from its past as well. XLA removes it otherwise.
+    """
+    if options.truncation is None or options.truncation >= steps:
+        return None
+    read = jnp.arange(steps)[::-1] if options.reverse else jnp.arange(steps)
+    return (read > 0) & (read % options.truncation == 0)
 
 
 def _join(cell: Cell, u: jax.Array, r: jax.Array) -> Gates:

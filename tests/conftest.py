@@ -1,0 +1,13 @@
+"""Strict settings: float64 where it is asked for, no silent promotion of dtypes or ranks, warnings are errors."""
+
+import jax
+import pytest
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def key():
+    return jax.random.key(20)

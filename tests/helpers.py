@@ -1,0 +1,90 @@
+"""What the tests share: the grid of cases, random cotangents, and comparison leaf by leaf."""
+
+from functools import cache, partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxseq._cases import CASES
+
+OPS = [pytest.param(name, next(iter(case.variants)), id=name) for name, case in CASES.items()]
+GRID = [pytest.param(name, label, id=f"{name}-{label}") for name, case in CASES.items() for label in case.variants]
+SEQUENCES = [pytest.param(name, id=name) for name in ("rnn", "gru", "lstm")]
+
+
+def bound(name, label, *, twin=False):
+    """The op (or its twin) with the options of a variant, a function of arrays alone."""
+    case = CASES[name]
+    return partial(case.twin if twin else case.op, **case.variants[label].options)
+
+
+def arguments(name, label, key, *, dtype=jnp.float64, **sizes):
+    return CASES[name].variants[label].arguments(key, dtype=dtype, **sizes)
+
+
+def normals(key, tree):
+    """Random normal leaves of the shapes and dtypes of `tree`: cotangents, directions."""
+    leaves, structure = jax.tree.flatten(tree)
+    keys = jax.random.split(key, max(1, len(leaves)))
+    return structure.unflatten(
+        [
+            jax.random.normal(k, leaf.shape, jnp.float64).astype(leaf.dtype)
+            for k, leaf in zip(keys, leaves, strict=False)
+        ]
+    )
+
+
+def pullback(f):
+    """`(args, cotangents) -> (outputs, cotangents of args)`, not jitted."""
+
+    def both(args, cotangents):
+        outputs, vjp = jax.vjp(f, *args)
+        return outputs, vjp(cotangents)
+
+    return both
+
+
+@cache
+def compiled(name, label, *, twin=False):
+    """The jitted pullback of a variant, compiled once for all tests of a process that share shapes."""
+    return jax.jit(pullback(bound(name, label, twin=twin)))
+
+
+def cotangents_for(f, args, key):
+    return normals(key, jax.eval_shape(f, *args))
+
+
+def assert_close(actual, expected, relative=1e-10):
+    """Same structure, shapes and dtypes, and every element within `relative` of its leaf's largest."""
+    chex.assert_trees_all_equal_structs(actual, expected)
+    chex.assert_trees_all_equal_shapes_and_dtypes(actual, expected)
+    for (path, got), wanted in zip(jax.tree.leaves_with_path(actual), jax.tree.leaves(expected), strict=True):
+        kind = np.complex128 if jnp.iscomplexobj(wanted) else np.float64
+        a, e = np.asarray(got).astype(kind), np.asarray(wanted).astype(kind)
+        where = jax.tree_util.keystr(path)
+        assert np.isfinite(e).all(), f"the expected value at {where} is not finite"
+        scale = np.abs(e).max(initial=0.0)
+        np.testing.assert_allclose(a, e, rtol=0, atol=relative * scale, err_msg=where)
+
+
+def inner(a, b):
+    """<a, b>, summed over the leaves of two trees."""
+    return sum(jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def subjaxprs(jaxpr):
+    """Every equation of a jaxpr and of all it contains."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for param in jax.tree.leaves(eqn.params, is_leaf=lambda p: hasattr(p, "eqns") or hasattr(p, "jaxpr")):
+            inner_jaxpr = getattr(param, "jaxpr", param)
+            if hasattr(inner_jaxpr, "eqns"):
+                yield from subjaxprs(inner_jaxpr)
+
+
+def scans(f, *args):
+    """The scan equations in the jaxpr of f(*args), outermost first."""
+    return [eqn for eqn in subjaxprs(jax.make_jaxpr(f)(*args).jaxpr) if eqn.primitive.name == "scan"]

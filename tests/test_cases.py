@@ -1,0 +1,50 @@
+"""The list of cases is complete, and its twins are what they claim to be."""
+
+import inspect
+
+import jax
+import pytest
+from helpers import GRID, OPS, arguments, bound, subjaxprs
+
+import jaxseq
+from jaxseq._cases import CASES
+
+
+def test_every_public_op_has_a_case():
+    functions = {name for name in jaxseq.__all__ if inspect.isfunction(getattr(jaxseq, name))}
+    assert {name for name in functions if not name.endswith("_init")} == set(CASES)
+
+
+def test_every_twin_belongs_to_an_op():
+    twins = {
+        name
+        for name, f in vars(jaxseq.reference).items()
+        if inspect.isfunction(f) and f.__module__ == "jaxseq.reference"
+    }
+    assert {name for name in twins if not name.startswith("_")} == set(CASES)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_twin_has_the_signature_of_its_op(name):
+    case = CASES[name]
+    assert case.op is getattr(jaxseq, name)
+    assert case.twin is getattr(jaxseq.reference, name)
+    op, twin = (inspect.signature(f).parameters.values() for f in case[:2])
+    assert [(p.name, p.kind, p.default) for p in op] == [(p.name, p.kind, p.default) for p in twin]
+
+
+@pytest.mark.parametrize(("name", "label"), GRID)
+def test_no_custom_rule_below_a_twin_and_one_below_an_op(name, label, key):
+    args = arguments(name, label, key)
+
+    def rules(f):
+        return [e for e in subjaxprs(jax.make_jaxpr(f)(*args).jaxpr) if e.primitive.name.startswith("custom_")]
+
+    assert all("relu" in str(e.params.get("call_jaxpr", "")) for e in rules(bound(name, label, twin=True)))
+    assert [e.primitive.name for e in rules(bound(name, label))] == ["custom_vjp_call"]
+
+
+@pytest.mark.parametrize(("name", "label"), OPS)
+def test_ops_have_a_name_in_profiles(name, label, key):
+    lowered = jax.jit(bound(name, label)).lower(*arguments(name, label, key))
+    assert f"jaxseq.{name}/" in lowered.as_text(debug_info=True)

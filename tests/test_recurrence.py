@@ -1,0 +1,117 @@
+"""Time: cells against sequences, chunks against the whole, direction, what is kept, and first weights."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import SEQUENCES, arguments, assert_close, bound, compiled, cotangents_for, pullback, scans
+from jax import lax
+
+import jaxseq
+from jaxseq._cases import CASES
+
+
+@pytest.mark.parametrize("name", SEQUENCES)
+def test_cell_in_a_scan_equals_the_sequence(name, key):
+    args = arguments(name, "plain", key)
+    cotangents = cotangents_for(bound(name, "plain"), args, jax.random.fold_in(key, 1))
+    cell = CASES[f"{name}_cell"].op
+    stepwise = lambda params, carry, xs: lax.scan(partial(cell, params), carry, xs)  # noqa: E731
+    assert_close(jax.jit(pullback(stepwise))(args, cotangents), compiled(name, "plain")(args, cotangents))
+
+
+@pytest.mark.parametrize("name", SEQUENCES)
+def test_chunks_equal_the_whole(name, key):
+    args = arguments(name, "plain", key)
+    cotangents = cotangents_for(bound(name, "plain"), args, jax.random.fold_in(key, 1))
+
+    def chunked(params, carry, xs):
+        parts = []
+        for chunk in (xs[:1], xs[1:1], xs[1:5], xs[5:]):
+            carry, ys = CASES[name].op(params, carry, chunk)
+            parts.append(ys)
+        return carry, jnp.concatenate(parts)
+
+    assert_close(jax.jit(pullback(chunked))(args, cotangents), compiled(name, "plain")(args, cotangents))
+
+
+@pytest.mark.parametrize("name", SEQUENCES)
+def test_reverse_is_reading_the_flipped_sequence(name, key):
+    params, carry, xs = arguments(name, "plain", key)
+    last, ys = CASES[name].op(params, carry, xs, reverse=True)
+    flipped_last, flipped = CASES[name].op(params, carry, xs[::-1])
+    assert_close((last, ys[::-1]), (flipped_last, flipped), relative=1e-14)
+
+
+@pytest.mark.parametrize("name", SEQUENCES)
+def test_batch_axes_are_independent(name, key):
+    params, carry, xs = arguments(name, "plain", key, batch=(3, 2))
+    last, ys = CASES[name].op(params, carry, xs)
+    one = jax.tree.map(lambda a: a[2, 1], carry)
+    one_last, one_ys = CASES[name].op(params, one, xs[:, 2, 1])
+    assert_close((one_last, one_ys), (jax.tree.map(lambda a: a[2, 1], last), ys[:, 2, 1]), relative=1e-13)
+
+
+@pytest.mark.parametrize("name", SEQUENCES)
+def test_no_carry_is_a_zero_carry(name, key):
+    params, carry, xs = arguments(name, "plain", key)
+    zero = jax.tree.map(jnp.zeros_like, carry)
+    assert_close(CASES[name].op(params, None, xs), CASES[name].op(params, zero, xs), relative=1e-15)
+
+
+def test_lstm_step_by_hand():
+    """One unit, one input, numbers worked out on paper: gates i = σ(1), f = σ(0), g = tanh(1/2), o = σ(-1)."""
+    params = jaxseq.LSTMParams(
+        w_x=jnp.array([[1.0, 2.0, 0.25, 0.5]]),
+        w_h=jnp.array([[2.0, -4.0, 1.0, 0.0]]),
+        b=jnp.array([-2.0, 0.0, -0.5, -2.0]),
+    )
+    (h, c), y = jaxseq.lstm_cell(params, jaxseq.LSTMState(jnp.array([0.5]), jnp.array([3.0])), jnp.array([2.0]))
+    # a = x w_x + h w_h + b = (2 + 1 - 2, 4 - 2, 0.5 + 0.5 - 0.5, 1 - 2) = (1, 2, 1/2, -1)
+    i, f, g, o = 1 / (1 + np.exp(-1)), 1 / (1 + np.exp(-2)), np.tanh(0.5), 1 / (1 + np.exp(1))
+    np.testing.assert_allclose(c, [3 * f + i * g], rtol=1e-14)
+    np.testing.assert_allclose(h, [o * np.tanh(3 * f + i * g)], rtol=1e-14)
+    np.testing.assert_array_equal(y, h)
+
+
+@pytest.mark.parametrize(("name", "arrays"), [("rnn", 2), ("gru", 5), ("lstm", 6)])
+def test_what_forward_keeps_for_backward(name, arrays, key):
+    """Besides the arguments, in units of one (T, B, H) array: the previous state, and what the cell saved."""
+    args = arguments(name, "plain", key, length=11, dtype=jnp.float32)
+    _, vjp = jax.vjp(bound(name, "plain"), *args)
+    kept = sum(leaf.nbytes for leaf in jax.tree.leaves(vjp))
+    given = sum(leaf.nbytes for leaf in jax.tree.leaves(args))
+    assert kept <= given + arrays * 11 * 2 * 5 * 4
+
+
+def test_unroll_and_precision_reach_the_compiler(key):
+    args = arguments("gru", "plain", key)
+    f = partial(jaxseq.gru, unroll=3, precision="highest")
+    both = lambda args: jax.vjp(f, *args)[1](f(*args))  # noqa: E731
+    sweeps = scans(both, args)
+    assert {e.params["unroll"] for e in sweeps} == {3}
+    text = str(jax.make_jaxpr(both)(args))
+    assert text.count("dot_general") == text.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") > 0
+
+
+@pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32, jnp.bfloat16], ids=lambda d: d.__name__)
+@pytest.mark.parametrize(("init", "gates"), [(jaxseq.rnn_init, 1), (jaxseq.gru_init, 3), (jaxseq.lstm_init, 4)])
+def test_first_weights(init, gates, dtype, key):
+    D, H = 40, 24
+    params = init(key, D, H, dtype=dtype)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(dtype)}
+    assert params.w_x.shape == (D, gates * H)
+    np.testing.assert_allclose(np.std(np.asarray(params.w_x, np.float64)), D**-0.5, rtol=0.1)
+    for block in np.split(np.asarray(params.w_h, np.float64), gates, axis=1):
+        np.testing.assert_allclose(block.T @ block, np.eye(H), atol=10 * float(jnp.finfo(dtype).eps))
+    assert not np.array_equal(init(jax.random.key(21), D, H, dtype=dtype).w_x, params.w_x)
+
+
+def test_first_biases(key):
+    assert not jaxseq.rnn_init(key, 3, 5).b.any()
+    gru = jaxseq.gru_init(key, 3, 5)
+    assert not gru.b_x.any()
+    assert not gru.b_h.any()
+    np.testing.assert_array_equal(jaxseq.lstm_init(key, 3, 2).b, [0, 0, 1, 1, 0, 0, 0, 0])

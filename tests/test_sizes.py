@@ -1,0 +1,63 @@
+"""The corners of sizes: one step, one example, no batch axis, several, and nothing at all."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from helpers import GRID, OPS, arguments, assert_close, bound, cotangents_for, pullback
+
+# (batch, length)
+CORNERS = {
+    "one of each": ((1,), 1),
+    "no batch axis": ((), 4),
+    "three batch axes": ((2, 1, 3), 4),
+    "empty batch": ((0,), 4),
+    "one empty of two batch axes": ((3, 0), 5),
+}
+# Windows that one position can't fill.
+NEEDS_LENGTH = {"1d", "flipped, grouped", "cropped", "2d", "2d grouped, dilated", "3d", "strided same"}
+
+
+def compare(name, label, key, **sizes):
+    args = arguments(name, label, key, **sizes)
+    cotangents = cotangents_for(bound(name, label), args, jax.random.fold_in(key, 1))
+    actual, expected = (jax.jit(pullback(bound(name, label, twin=t)))(args, cotangents) for t in (False, True))
+    assert_close(actual, expected)
+    return actual
+
+
+@pytest.mark.parametrize("corner", CORNERS)
+@pytest.mark.parametrize(("name", "label"), OPS)
+def test_corner(name, label, corner, key):
+    batch, length = CORNERS[corner]
+    if name == "conv":
+        length = max(length, 4)
+    compare(name, label, key, batch=batch, length=length)
+
+
+@pytest.mark.parametrize("length", [0, 1, 2, 3, 4, 6])
+@pytest.mark.parametrize("label", ["plain", "truncation", "truncation, reverse"])
+def test_length_of_a_sequence(label, length, key):
+    """Windows of 3 and of 2: none, less than one, one, ragged, several."""
+    (carry, ys), _ = compare("gru", label, key, length=length)
+    assert ys.shape == (length, 2, 5)
+    assert carry.shape == (2, 5)
+
+
+def test_no_steps_hand_the_carry_through(key):
+    params, carry, xs = arguments("lstm", "plain", key, length=0)
+    (last, _), gradients = pullback(bound("lstm", "plain"))((params, carry, xs), (carry, jnp.zeros((0, 2, 5))))
+    assert_close(last, carry)
+    assert_close(gradients[1], carry)
+    assert all(not leaf.any() for leaf in jax.tree.leaves(gradients[0]))
+
+
+@pytest.mark.parametrize("label", ["dilated causal", "depthwise", "strided same"])
+def test_convolution_of_an_empty_signal(label, key):
+    y, (x̄, w̄, *_) = compare("conv", label, key, length=0)
+    assert y.shape[1] == x̄.shape[1] == 0
+    assert not w̄.any()
+
+
+@pytest.mark.parametrize(("name", "label"), [p for p in GRID if p.id.startswith("conv")])
+def test_convolution_of_two_batch_axes(name, label, key):
+    compare(name, label, key, batch=(2, 3), length=8)

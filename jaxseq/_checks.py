@@ -56,16 +56,16 @@ def container(name: str, value: Any, kind: type) -> None:
         bad_type(name, f"{kind.__name__}({fields})", describe(value))
 
 
-def integer(name: str, value: Any, *, at_least: int) -> int:
+def integer(name: str, value: Any, *, at_least: int | None = None) -> int:
     """A static Python (or NumPy) integer; a bool or a traced value is none."""
-    expected = f"an integer >= {at_least}"
+    expected = "an integer" if at_least is None else f"an integer >= {at_least}"
     if isinstance(value, bool | np.bool_ | jax.Array):
         bad_type(name, expected + ", known when the function is traced", describe(value))
     try:
         number = operator.index(value)
     except TypeError:
         bad_type(name, expected, describe(value))
-    if number < at_least:
+    if at_least is not None and number < at_least:
         bad_value(name, expected, str(number))
     return number
 

@@ -83,15 +83,12 @@ def _padding(
             "padding", "one of " + ", ".join(map(repr, WORDS)) + ", an integer or (lo, hi) pairs", repr(padding)
         )
     if not isinstance(padding, tuple | list):
-        amount = _checks.integer("padding", padding, at_least=-(2**31))
+        amount = _checks.integer("padding", padding)
         return ((amount, amount),) * axes
     pairs = [tuple(p) if isinstance(p, tuple | list) else p for p in padding]
     if len(pairs) != axes or any(not isinstance(p, tuple) or len(p) != 2 for p in pairs):
         _checks.bad_value("padding", f"one (lo, hi) pair for each of the {axes} spatial axes", repr(padding))
-    low = -(2**31)
-    return tuple(
-        (_checks.integer("padding", a, at_least=low), _checks.integer("padding", b, at_least=low)) for a, b in pairs
-    )
+    return tuple((_checks.integer("padding", lo), _checks.integer("padding", hi)) for lo, hi in pairs)
 
 
 def _same(size: int, window: int, stride: int, dilation: int) -> tuple[int, int]:

@@ -1,0 +1,160 @@
+"""Convolution against scipy, against loops over indices, and its geometry against the formula."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.signal
+from helpers import assert_close, pullback
+
+import jaxseq
+from jaxseq import _geometry
+
+MODES = {"valid": "VALID", "same": 1, "full": 2}  # the window has 3 taps an axis
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("axes", [1, 2, 3])
+@pytest.mark.parametrize("flip", [False, True])
+def test_equals_scipy(axes, mode, flip, key):
+    """scipy.signal.correlate and .convolve, one channel at a time."""
+    x = jax.random.normal(key, (2, *(7, 6, 5)[:axes], 2))
+    w = jax.random.normal(jax.random.fold_in(key, 1), (3,) * axes + (2, 3))
+    theirs = scipy.signal.convolve if flip else scipy.signal.correlate
+    expected = np.stack(
+        [
+            [
+                sum(theirs(np.asarray(x)[b, ..., i], np.asarray(w)[..., i, o], mode=mode) for i in range(2))
+                for o in range(3)
+            ]
+            for b in range(2)
+        ]
+    )
+    actual = jaxseq.conv(x, w, padding=MODES[mode], flip=flip)
+    np.testing.assert_allclose(actual, np.moveaxis(expected, 1, -1), atol=1e-12)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_strided_and_dilated_equals_scipy(flip, key):
+    """A dilated window is one with zeros between its taps, a stride leaves outputs out."""
+    x, w = jax.random.normal(key, (11, 1)), jax.random.normal(jax.random.fold_in(key, 1), (3, 1, 1))
+    spread = np.zeros(5)
+    spread[::2] = np.asarray(w)[:, 0, 0]
+    theirs = scipy.signal.convolve if flip else scipy.signal.correlate
+    expected = theirs(np.asarray(x)[:, 0], spread, mode="full")[::3]
+    actual = jaxseq.conv(x, w, padding=4, dilation=2, stride=3, flip=flip)
+    np.testing.assert_allclose(actual[:, 0], expected, atol=1e-13)
+
+
+def loops(x, w, stride, padding, dilation, groups):
+    """The equations, index by index, with the cotangents of sum(y * y) / 2, which are ȳ = y."""
+    (I, C), (K, per_in, c_out) = x.shape, w.shape
+    lo, hi = padding
+    O = (I + lo + hi - dilation * (K - 1) - 1) // stride + 1
+    places = [
+        (n, k, m, i, o)
+        for n, k, i, o in itertools.product(range(O), range(K), range(per_in), range(c_out))
+        if 0 <= (m := stride * n + dilation * k - lo) < I
+    ]
+    y, x̄, w̄ = np.zeros((O, c_out)), np.zeros_like(x), np.zeros_like(w)
+    channel = lambda i, o: o // (c_out // groups) * per_in + i  # noqa: E731
+    for n, k, m, i, o in places:
+        y[n, o] += x[m, channel(i, o)] * w[k, i, o]
+    for n, k, m, i, o in places:
+        x̄[m, channel(i, o)] += y[n, o] * w[k, i, o]
+        w̄[k, i, o] += y[n, o] * x[m, channel(i, o)]
+    assert per_in * groups == C
+    return y, x̄, w̄
+
+
+# (stride, padding, dilation, groups), each kind of padding with each kind of step
+GEOMETRIES = [
+    (1, (0, 0), 1, 1),
+    (2, (1, 3), 1, 2),
+    (3, (4, 0), 2, 1),
+    (2, (-2, 1), 3, 2),
+    (1, (0, -4), 1, 1),
+    (5, (9, 7), 2, 2),
+    # Cropped or padded beyond the far edge: some of XLA's backends read wrong elements here, unless guarded.
+    (1, (-12, 16), 1, 1),
+    (8, (14, -9), 1, 1),
+    (4, (16, -11), 1, 2),
+    (1, (13, -12), 1, 1),
+]
+
+
+@pytest.mark.parametrize(("stride", "padding", "dilation", "groups"), GEOMETRIES)
+def test_equals_loops_over_indices(stride, padding, dilation, groups, key):
+    x = jax.random.normal(key, (11, 4))
+    w = jax.random.normal(jax.random.fold_in(key, 1), (3, 4 // groups, 6))
+    f = lambda x, w: jaxseq.conv(x, w, stride=stride, padding=[padding], dilation=dilation, groups=groups)  # noqa: E731
+    y, x̄, w̄ = loops(np.asarray(x), np.asarray(w), stride, padding, dilation, groups)
+    (actual, gradients) = jax.jit(pullback(f))((x, w), jnp.asarray(y))
+    np.testing.assert_allclose(actual, y, atol=1e-12)
+    np.testing.assert_allclose(gradients[0], x̄, atol=1e-11)
+    np.testing.assert_allclose(gradients[1], w̄, atol=1e-11)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3, 5])
+@pytest.mark.parametrize("dilation", [1, 2, 4])
+def test_same_and_causal_sizes(stride, dilation):
+    for size, window in itertools.product(range(1, 12), range(1, 5)):
+        outputs = {}
+        for word in ("SAME", "CAUSAL"):
+            geometry = _geometry.resolve((size,), (window,), stride, word, dilation, 1)
+            (lo, hi) = geometry.padding[0]
+            outputs[word] = _geometry.output_size(size, window, stride, (lo, hi), dilation)
+            if word == "SAME":
+                assert 0 <= hi - lo <= 1
+            else:
+                assert (lo, hi) == (dilation * (window - 1), 0)
+        assert outputs == dict.fromkeys(outputs, -(-size // stride))
+
+
+def test_same_is_what_lax_calls_same(key):
+    x, w = jax.random.normal(key, (2, 9, 8, 3)), jax.random.normal(jax.random.fold_in(key, 1), (4, 3, 3, 5))
+    expected = jax.lax.conv_general_dilated(x, w, (2, 3), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    np.testing.assert_allclose(jaxseq.conv(x, w, padding="same", stride=(2, 3)), expected, atol=1e-12)
+
+
+def test_causal_output_knows_no_future(key):
+    """The Jacobian of output n to input m is zero for m > n, and not all zero for m <= n."""
+    w = jax.random.normal(key, (3, 1, 1))
+    f = lambda x: jaxseq.conv(x[:, None], w, padding="CAUSAL", dilation=2)[:, 0]  # noqa: E731
+    jacobian = np.asarray(jax.jacrev(f)(jax.random.normal(key, (8,))))
+    assert not np.triu(jacobian, 1).any()
+    for lag in range(8):
+        assert np.diagonal(jacobian, -lag).all() == (lag in (0, 2, 4))
+
+
+def test_groups_are_separate_convolutions(key):
+    x, w = jax.random.normal(key, (2, 7, 6, 4)), jax.random.normal(jax.random.fold_in(key, 1), (2, 3, 2, 10))
+    halves = [jaxseq.conv(x[..., 2 * g : 2 * g + 2], w[..., 5 * g : 5 * g + 5]) for g in (0, 1)]
+    assert_close(jaxseq.conv(x, w, groups=2), jnp.concatenate(halves, -1), relative=1e-13)
+
+
+def test_pullbacks_are_transposes(key):
+    """<ȳ, C(x, w)> is one trilinear form: each pullback gives the same number."""
+    x, w = jax.random.normal(key, (2, 9, 4)), jax.random.normal(jax.random.fold_in(key, 1), (3, 2, 6))
+    f = lambda x, w: jaxseq.conv(x, w, stride=2, padding=((3, 1),), dilation=2, groups=2)  # noqa: E731
+    y, vjp = jax.vjp(f, x, w)
+    ȳ = jax.random.normal(jax.random.fold_in(key, 2), y.shape)
+    x̄, w̄ = vjp(ȳ)
+    np.testing.assert_allclose(jnp.vdot(x̄, x), jnp.vdot(ȳ, y), rtol=1e-12)
+    np.testing.assert_allclose(jnp.vdot(w̄, w), jnp.vdot(ȳ, y), rtol=1e-12)
+
+
+@pytest.mark.parametrize("window", [3, (3,), (2, 3), (2, 1, 3)])
+def test_first_weights(window, key):
+    groups, c_in, c_out = 2, 64, 96
+    kernel, bias = jaxseq.conv_init(key, window, c_in, c_out, groups=groups, dtype=jnp.float32)
+    taps = (window,) if isinstance(window, int) else window
+    assert kernel.shape == (*taps, c_in // groups, c_out)
+    assert kernel.dtype == bias.dtype == jnp.float32
+    assert bias.shape == (c_out,)
+    assert not bias.any()
+    x = jax.random.normal(jax.random.fold_in(key, 1), (8, *(12,) * len(taps), c_in), jnp.float32)
+    y = jaxseq.conv(x, kernel, bias, groups=groups)
+    np.testing.assert_allclose(np.std(np.asarray(y)), 1, rtol=0.1)

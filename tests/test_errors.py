@@ -1,0 +1,316 @@
+# ruff: noqa: E501 - a message stands on one line
+"""Bad input: the argument, what was expected and what came. Never a silent number, never an assert."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxseq
+
+F = jnp.float32
+X, W, B = jnp.ones((2, 9, 4), F), jnp.ones((3, 2, 6), F), jnp.ones(6, F)  # two groups
+PARAMS = {
+    "rnn": jaxseq.RNNParams(jnp.ones((3, 5), F), jnp.ones((5, 5), F), jnp.ones(5, F)),
+    "gru": jaxseq.GRUParams(jnp.ones((3, 15), F), jnp.ones((5, 15), F), jnp.ones(15, F), jnp.ones(15, F)),
+    "lstm": jaxseq.LSTMParams(jnp.ones((3, 20), F), jnp.ones((5, 20), F), jnp.ones(20, F)),
+}
+H = jnp.ones((2, 5), F)
+STATE = jaxseq.LSTMState(H, H)
+XS = jnp.ones((7, 2, 3), F)
+
+
+def conv(x=X, kernel=W, bias=B, **options):
+    return lambda: jaxseq.conv(x, kernel, bias, **{"groups": 2, **options})
+
+
+def lstm(params=PARAMS["lstm"], carry=STATE, xs=XS, **options):
+    return lambda: jaxseq.lstm(params, carry, xs, **options)
+
+
+def gru(params=PARAMS["gru"], carry=H, xs=XS, **options):
+    return lambda: jaxseq.gru(params, carry, xs, **options)
+
+
+MISTAKES = {
+    # --- conv: arrays ---
+    "integer x": (
+        conv(x=jnp.ones((2, 9, 4), jnp.int32)),
+        TypeError,
+        r"`x`: expected a float or complex array, got int32\[2, 9, 4\]",
+    ),
+    "list x": (conv(x=[[1.0]]), TypeError, r"`x`: expected a float or complex array, got list \[\[1\.0\]\]"),
+    "boolean kernel": (
+        conv(kernel=W > 0),
+        TypeError,
+        r"`kernel`: expected a float or complex array, got bool\[3, 2, 6\]",
+    ),
+    "integer bias": (
+        conv(bias=jnp.ones(6, jnp.int32)),
+        TypeError,
+        r"`bias`: expected a float or complex array, got int32\[6\]",
+    ),
+    "complex kernel for real x": (
+        conv(kernel=W.astype(jnp.complex64)),
+        TypeError,
+        r"`kernel`: expected real or complex as `x` is, float32, got complex64",
+    ),
+    "kernel of rank 2": (
+        conv(kernel=W[0]),
+        ValueError,
+        r"`kernel`: expected 3, 4 or 5 axes .*, got 2 \(kernel \(2, 6\)\)",
+    ),
+    "kernel of rank 6": (conv(kernel=W[None, None, None]), ValueError, r"`kernel`: expected 3, 4 or 5 axes .*, got 6"),
+    "kernel without taps": (
+        conv(kernel=W[:0]),
+        ValueError,
+        r"`kernel`: expected at least one tap and one channel, got \(0, 2, 6\)",
+    ),
+    "x without channels axis": (
+        conv(x=X[0, 0]),
+        ValueError,
+        r"`x`: expected at least 2 axes .* got 1 \(x \(4,\), kernel \(3, 2, 6\)\)",
+    ),
+    "channels": (
+        conv(x=X[..., :2]),
+        ValueError,
+        r"`kernel`: expected c_in // groups = 2 // 2 = 1 input channels, got 2 \(x \(2, 9, 2\), kernel",
+    ),
+    "groups that do not divide": (
+        conv(groups=3),
+        ValueError,
+        r"`groups`: expected a divisor of both c_in and c_out, got 3 for 4 and 6",
+    ),
+    "bias size": (conv(bias=B[:5]), ValueError, r"`bias`: expected shape \(6,\) = \(c_out,\), got \(5,\)"),
+    "window larger than x": (
+        conv(x=X[:, :2]),
+        ValueError,
+        r"`x`: expected a padded size of at least the window's extent, 3, got 2 \+ 0 \+ 0 = 2",
+    ),
+    # --- conv: options ---
+    "unknown padding word": (
+        conv(padding="FULL"),
+        ValueError,
+        r"`padding`: expected one of 'SAME', 'VALID', 'CAUSAL', an integer or \(lo, hi\) pairs, got 'FULL'",
+    ),
+    "2-D causal": (
+        lambda: jaxseq.conv(X[..., None], W[..., None], padding="CAUSAL"),
+        ValueError,
+        r"`padding`: expected another padding than 'CAUSAL', which is 1-D only, got 2",
+    ),
+    "flat pair": (
+        conv(padding=(1, 2)),
+        ValueError,
+        r"`padding`: expected one \(lo, hi\) pair for each of the 1 spatial axes, got \(1, 2\)",
+    ),
+    "pairs for another rank": (
+        conv(padding=((1, 2), (0, 0))),
+        ValueError,
+        r"`padding`: expected one \(lo, hi\) pair for each of the 1",
+    ),
+    "float padding": (conv(padding=1.5), TypeError, r"`padding`: expected an integer, got float 1\.5"),
+    "zero stride": (conv(stride=0), ValueError, r"`stride`: expected an integer >= 1, got 0"),
+    "negative stride": (conv(stride=(-2,)), ValueError, r"`stride`: expected an integer >= 1, got -2"),
+    "two strides": (
+        conv(stride=(1, 2)),
+        ValueError,
+        r"`stride`: expected an integer or one for each of the 1 spatial axes, got \(1, 2\)",
+    ),
+    "float stride": (conv(stride=2.0), TypeError, r"`stride`: expected an integer >= 1, got float 2\.0"),
+    "traced stride": (
+        lambda: jax.jit(lambda s: jaxseq.conv(X, W, groups=2, stride=s))(2),
+        TypeError,
+        r"`stride`: expected an integer >= 1, known when the function is traced",
+    ),
+    "zero dilation": (conv(dilation=0), ValueError, r"`dilation`: expected an integer >= 1, got 0"),
+    "boolean dilation": (conv(dilation=True), TypeError, r"`dilation`: expected an integer >= 1, .* got bool True"),
+    "zero groups": (conv(groups=0), ValueError, r"`groups`: expected an integer >= 1, got 0"),
+    "flip as a number": (conv(flip=1), TypeError, r"`flip`: expected True or False, .* got int 1"),
+    "precision": (conv(precision="exact"), ValueError, r"`precision`: expected what jax.lax takes, .* got str 'exact'"),
+    # --- conv_init ---
+    "init of 4 axes": (
+        lambda: jaxseq.conv_init(jax.random.key(0), (1, 1, 1, 1), 2, 2),
+        ValueError,
+        r"`window`: expected 1 to 3 spatial axes, got 4",
+    ),
+    "init of no taps": (
+        lambda: jaxseq.conv_init(jax.random.key(0), 0, 2, 2),
+        ValueError,
+        r"`window`: expected an integer >= 1, got 0",
+    ),
+    "init of groups": (
+        lambda: jaxseq.conv_init(jax.random.key(0), 3, 4, 6, groups=4),
+        ValueError,
+        r"`groups`: expected a divisor of both c_in and c_out, got 4 for 4 and 6",
+    ),
+    "init of no channels": (
+        lambda: jaxseq.conv_init(jax.random.key(0), 3, 0, 6),
+        ValueError,
+        r"`c_in`: expected an integer >= 1, got 0",
+    ),
+    "init in integers": (
+        lambda: jaxseq.conv_init(jax.random.key(0), 3, 1, 6, dtype=int),
+        TypeError,
+        r"`dtype`: expected a floating dtype, got int",
+    ),
+    # --- recurrences: containers ---
+    "params of another cell": (
+        lstm(params=PARAMS["gru"]),
+        TypeError,
+        r"`params`: expected LSTMParams\(w_x, w_h, b\), got GRUParams",
+    ),
+    "params as a plain tuple": (
+        gru(params=tuple(PARAMS["gru"])),
+        TypeError,
+        r"`params`: expected GRUParams\(w_x, w_h, b_x, b_h\), got tuple",
+    ),
+    "params of rnn for rnn_cell": (
+        lambda: jaxseq.rnn_cell(PARAMS["lstm"], H, XS[0]),
+        TypeError,
+        r"`params`: expected RNNParams\(w_x, w_h, b\), got LSTMParams",
+    ),
+    "array for a state": (lstm(carry=H), TypeError, r"`carry`: expected LSTMState\(h, c\), got float32\[2, 5\]"),
+    "tuple for a state": (lstm(carry=(H, H)), TypeError, r"`carry`: expected LSTMState\(h, c\), got tuple"),
+    "state for an array": (gru(carry=STATE), TypeError, r"`carry`: expected a float array, got LSTMState"),
+    # --- recurrences: arrays ---
+    "integer xs": (
+        lstm(xs=jnp.ones((7, 2, 3), jnp.int32)),
+        TypeError,
+        r"`xs`: expected a float array, got int32\[7, 2, 3\]",
+    ),
+    "complex xs": (lstm(xs=XS.astype(jnp.complex64)), TypeError, r"`xs`: expected a float array, got complex64"),
+    "integer weights": (
+        lstm(params=PARAMS["lstm"]._replace(w_x=jnp.ones((3, 20), jnp.int32))),
+        TypeError,
+        r"`params\.w_x`: expected a float array, got int32\[3, 20\]",
+    ),
+    "no weights": (
+        lstm(params=PARAMS["lstm"]._replace(w_h=None)),
+        TypeError,
+        r"`params\.w_h`: expected a float array, got NoneType None",
+    ),
+    "integer bias of gru": (
+        gru(params=PARAMS["gru"]._replace(b_h=jnp.ones(15, jnp.int32))),
+        TypeError,
+        r"`params\.b_h`: expected a float array, got int32\[15\]",
+    ),
+    "integer carry": (
+        gru(carry=jnp.ones((2, 5), jnp.int32)),
+        TypeError,
+        r"`carry`: expected a float array, got int32\[2, 5\]",
+    ),
+    "xs of rank 1": (
+        lstm(xs=XS[0, 0]),
+        ValueError,
+        r"`xs`: expected at least 2 axes \(time, \*batch, features\), got 1 \(xs \(3,\)\)",
+    ),
+    "features": (
+        lstm(xs=XS[..., :2]),
+        ValueError,
+        r"`xs`: expected 3 features on the last axis, the rows of `params\.w_x`, got 2 \(xs \(7, 2, 2\), w_x \(3, 20\)\)",
+    ),
+    "features of a cell": (
+        lambda: jaxseq.gru_cell(PARAMS["gru"], H, XS[0, :, :2]),
+        ValueError,
+        r"`x`: expected 3 features on the last axis, .* got 2",
+    ),
+    "scalar for a cell": (
+        lambda: jaxseq.gru_cell(PARAMS["gru"], H, jnp.float32(1)),
+        ValueError,
+        r"`x`: expected at least 1 axis \(\*batch, features\), got a scalar",
+    ),
+    "recurrent weights": (
+        lstm(params=PARAMS["lstm"]._replace(w_h=jnp.ones((5, 15), F))),
+        ValueError,
+        r"`params\.w_h`: expected shape \(H, 4 H\), one block of H columns for each gate i, f, g, o, got \(5, 15\)",
+    ),
+    "transposed recurrent weights": (
+        lstm(params=PARAMS["lstm"]._replace(w_h=jnp.ones((20, 5), F))),
+        ValueError,
+        r"`params\.w_h`: expected shape \(H, 4 H\)",
+    ),
+    "input weights": (
+        lstm(params=PARAMS["lstm"]._replace(w_x=jnp.ones((3, 16), F))),
+        ValueError,
+        r"`params\.w_x`: expected shape \(D, 20\) to go with `params\.w_h`, got \(3, 16\)",
+    ),
+    "bias of gates": (
+        lstm(params=PARAMS["lstm"]._replace(b=jnp.ones(5, F))),
+        ValueError,
+        r"`params\.b`: expected shape \(20,\) = \(4 H,\), got \(5,\)",
+    ),
+    "hidden size of carry": (
+        gru(carry=H[:, :4]),
+        ValueError,
+        r"`carry`: expected shape \(2, 5\) = \(\*batch, H\), got \(2, 4\)",
+    ),
+    "carry that would broadcast": (
+        gru(carry=H[:1]),
+        ValueError,
+        r"`carry`: expected shape \(2, 5\) = \(\*batch, H\), got \(1, 5\) \(xs \(7, 2, 3\)",
+    ),
+    "memory of carry": (
+        lstm(carry=STATE._replace(c=H[0])),
+        ValueError,
+        r"`carry\.c`: expected shape \(2, 5\) = \(\*batch, H\), got \(5,\)",
+    ),
+    # --- recurrences: options ---
+    "zero truncation": (lstm(truncation=0), ValueError, r"`truncation`: expected an integer >= 1, got 0"),
+    "float truncation": (lstm(truncation=2.5), TypeError, r"`truncation`: expected an integer >= 1, got float 2\.5"),
+    "reverse as a word": (lstm(reverse="yes"), TypeError, r"`reverse`: expected True or False, .* got str 'yes'"),
+    "zero unroll": (lstm(unroll=0), ValueError, r"`unroll`: expected an integer >= 1, got 0"),
+    "unknown activation": (
+        lambda: jaxseq.rnn(PARAMS["rnn"], H, XS, activation="gelu"),
+        ValueError,
+        r"`activation`: expected one of 'tanh', 'relu', got str 'gelu'",
+    ),
+    "unhashable activation": (
+        lambda: jaxseq.rnn(PARAMS["rnn"], H, XS, activation=["tanh"]),
+        ValueError,
+        r"`activation`: expected one of 'tanh', 'relu', got list",
+    ),
+    "precision of lstm": (lstm(precision=3), ValueError, r"`precision`: expected what jax.lax takes"),
+    "init size": (
+        lambda: jaxseq.lstm_init(jax.random.key(0), 3, 0),
+        ValueError,
+        r"`hidden_size`: expected an integer >= 1, got 0",
+    ),
+    "init size as float": (
+        lambda: jaxseq.gru_init(jax.random.key(0), 3.0, 2),
+        TypeError,
+        r"`input_size`: expected an integer >= 1, got float 3\.0",
+    ),
+    "init dtype": (
+        lambda: jaxseq.rnn_init(jax.random.key(0), 3, 2, dtype="int8"),
+        TypeError,
+        r"`dtype`: expected a floating dtype, got int8",
+    ),
+    "init of no dtype": (
+        lambda: jaxseq.rnn_init(jax.random.key(0), 3, 2, dtype="float" + "y"),
+        TypeError,
+        r"`dtype`: expected a floating dtype, got str 'floaty'",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_message(mistake):
+    call, kind, pattern = MISTAKES[mistake]
+    with pytest.raises(kind, match=pattern) as info:
+        call()
+    assert info.type is kind
+
+
+def test_messages_are_the_same_under_jit():
+    with pytest.raises(ValueError, match=r"`xs`: expected 3 features"):
+        jax.jit(jaxseq.lstm)(PARAMS["lstm"], STATE, XS[..., :2])
+
+
+def test_numpy_arrays_are_welcome():
+    """Also NumPy integers as options; NumPy floats of 64 bits stay so under x64."""
+    y = jaxseq.conv(np.ones((9, 1)), np.ones((3, 1, 2)), None, stride=np.int64(2))
+    assert (y.shape, y.dtype) == ((4, 2), jnp.float64)
+    params = jax.tree.map(np.asarray, PARAMS["lstm"])
+    (h, _), ys = jaxseq.lstm(params, jax.tree.map(np.asarray, STATE), np.ones((7, 2, 3), np.float32))
+    assert isinstance(h, jax.Array)
+    assert ys.dtype == jnp.float32

@@ -48,7 +48,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Inexact, PRNGKeyArray
 
-from jaxseq import _checks, _geometry, _precision
+from jaxseq import _checks, _geometry, _precision, _sharding
 from jaxseq._geometry import Geometry
 from jaxseq._op import op
 
@@ -77,6 +77,7 @@ def apply(geometry: Geometry, precision: Any, x: jax.Array, kernel: jax.Array, b
         dilation=geometry.dilation,
         groups=geometry.groups,
         precision=precision,
+        out_sharding=_sharding.joined(x, kernel),
     )
     if bias is not None:
         y = y + jnp.expand_dims(bias.astype(y.dtype), range(y.ndim - 1))
@@ -104,6 +105,7 @@ def pull_input(geometry: Geometry, precision: Any, kernel: jax.Array, ȳ: jax.Ar
         dilation=geometry.dilation,
         groups=g,
         precision=precision,
+        out_sharding=_sharding.of(x),
     ).astype(x.dtype)
 
 
@@ -126,6 +128,7 @@ def pull_kernel(geometry: Geometry, precision: Any, x: jax.Array, ȳ: jax.Array,
         dilation=geometry.stride,
         batch_groups=geometry.groups,
         precision=precision,
+        out_sharding=_sharding.of(kernel),
     ).astype(kernel.dtype)
 
 
@@ -160,6 +163,7 @@ def _correlate(
     spread: tuple[int, ...] | None = None,
     groups: int = 1,
     batch_groups: int = 1,
+    out_sharding: Any = None,
 ) -> jax.Array:
     """The one call of lax: (1) for an input first dilated by `spread`, accumulated in float32 at least."""
     axes = len(dilation)
@@ -187,6 +191,7 @@ def _correlate(
         batch_group_count=batch_groups,
         precision=precision,
         preferred_element_type=_precision.accumulator(x.dtype),
+        out_sharding=out_sharding,
     )
 
 
@@ -299,7 +304,7 @@ def conv(
     batch = x.shape[: -axes - 1]
     if len(batch) != 1:  # one batch axis needs no reshape, which a sharded axis may forbid
         x = x.reshape(prod(batch), *x.shape[-axes - 1 :])
-    y: jax.Array = _conv(geometry, _checks.precision(precision), x, kernel, bias)
+    y: jax.Array = _conv(geometry, _checks.precision(precision), *_sharding.together((x, kernel, bias)))
     return y if len(batch) == 1 else y.reshape(*batch, *y.shape[1:])
 
 

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxseq import _precision
+from jaxseq import _precision, _sharding
 
 
 def apply(precision: Any, w: jax.Array, b: jax.Array | None, x: jax.Array) -> jax.Array:
@@ -32,10 +32,10 @@ def pull_input(precision: Any, w: jax.Array, ȳ: jax.Array) -> jax.Array:
     return _contract(precision, ȳ, w, (ȳ.ndim - 1,), (1,))
 
 
-def pull_weight(precision: Any, x: jax.Array, ȳ: jax.Array) -> jax.Array:
-    """w̄ = xᵀ ȳ, summed over all leading axes."""
+def pull_weight(precision: Any, x: jax.Array, ȳ: jax.Array, w: jax.Array) -> jax.Array:
+    """w̄ = xᵀ ȳ, summed over all leading axes; of w only the sharding is read."""
     leading = tuple(range(x.ndim - 1))
-    return _contract(precision, x, ȳ, leading, leading)
+    return _contract(precision, x, ȳ, leading, leading, out_sharding=_sharding.of(w))
 
 
 def pull_bias(ȳ: jax.Array) -> jax.Array:
@@ -44,7 +44,12 @@ def pull_bias(ȳ: jax.Array) -> jax.Array:
 
 
 def _contract(
-    precision: Any, a: jax.Array, b: jax.Array, over_a: tuple[int, ...], over_b: tuple[int, ...]
+    precision: Any,
+    a: jax.Array,
+    b: jax.Array,
+    over_a: tuple[int, ...],
+    over_b: tuple[int, ...],
+    out_sharding: Any = None,
 ) -> jax.Array:
     dtype = _precision.promote(a, b)
     return lax.dot_general(
@@ -53,4 +58,5 @@ def _contract(
         ((over_a, over_b), ((), ())),
         precision=precision,
         preferred_element_type=_precision.accumulator(dtype),
+        out_sharding=out_sharding,
     )

@@ -39,7 +39,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxseq import _checks, _dense, _precision
+from jaxseq import _checks, _dense, _precision, _sharding
 
 State = Any  # an array h, or a NamedTuple of arrays whose first is h
 Gates = tuple[Any, ...]  # one entry a gate, each an array (*B, H) or a pair of them
@@ -153,8 +153,8 @@ def _backward(cell: Cell, options: Options, residuals: Any, cotangents: Any) -> 
     x, h_prev = xs.astype(product), _h(states).astype(product)
     pull_weight = partial(_dense.pull_weight, options.precision)
     w̄ = Weights(
-        w_x=jnp.concatenate([pull_weight(x, δu_g) for δu_g in δu], -1),
-        w_h=jnp.concatenate([pull_weight(h_prev, δr_g) for δr_g in δr], -1),
+        w_x=jnp.concatenate([pull_weight(x, δu_g, weights.w_x) for δu_g in δu], -1),
+        w_h=jnp.concatenate([pull_weight(h_prev, δr_g, weights.w_h) for δr_g in δr], -1),
         b_x=None if weights.b_x is None else jnp.concatenate([_dense.pull_bias(δu_g) for δu_g in δu]),
         b_h=None if weights.b_h is None else jnp.concatenate([_dense.pull_bias(δr_g) for δr_g in δr]),
     )
@@ -184,7 +184,8 @@ def _sweep(step: Any, options: Options, s̄: State, known: Any) -> tuple[State, 
         s̄, δ = backwards(s̄, known)
     else:
         first, last = (-1, 0) if options.reverse else (0, -1)
-        cut_off = jax.tree.map(lambda a: jnp.zeros((count, *a.shape), a.dtype).at[last].set(a), s̄)
+        is_last = jnp.arange(count) == last % count
+        cut_off = jax.tree.map(lambda a: jnp.where(jnp.expand_dims(is_last, range(1, a.ndim + 1)), a[None], 0), s̄)
         s̄, δ = backwards(cut_off, _split_time(known, count))
         s̄, δ = jax.tree.map(lambda a: a[first], s̄), _merge_time(δ)
     if δ_rest is not None:
@@ -258,7 +259,7 @@ def sequence(
         unroll=_checks.integer("unroll", unroll, at_least=1),
         precision=_checks.precision(precision),
     )
-    weights, carry = _operands(cell, params, carry, "xs", xs, xs.shape[1:-1])
+    weights, carry, xs = _operands(cell, params, carry, "xs", xs, xs.shape[1:-1])
     return _recurrence(cell, options, weights, carry, xs)
 
 
@@ -268,15 +269,15 @@ def one_step(cell: Cell, params: Any, carry: State | None, x: Any, *, precision:
     if x.ndim < 1:
         _checks.bad_value("x", "at least 1 axis (*batch, features)", "a scalar")
     options = Options(reverse=False, truncation=None, unroll=1, precision=_checks.precision(precision))
-    weights, carry = _operands(cell, params, carry, "x", x, x.shape[:-1])
+    weights, carry, x = _operands(cell, params, carry, "x", x, x.shape[:-1])
     out: tuple[State, jax.Array] = _recurrence(cell, options, weights, carry, x[None])
     return out[0], out[1][0]
 
 
 def _operands(
     cell: Cell, params: Any, carry: State | None, name: str, x: jax.Array, batch: tuple[int, ...]
-) -> tuple[Weights, State]:
-    """The linear maps and the first state, checked against each other and against x (..., *batch, D)."""
+) -> tuple[Weights, State, jax.Array]:
+    """The linear maps, the first state and x (..., *batch, D), checked against each other."""
     _checks.container("params", params, cell.params)
     w_x, w_h = _checks.array("params.w_x", params.w_x), _checks.array("params.w_h", params.w_h)
     gates = len(cell.gates)
@@ -299,7 +300,7 @@ def _operands(
 
     fields = ("",) if cell.state is None else tuple(f".{f}" for f in cell.state._fields)
     if carry is None:
-        leaves = [jnp.zeros((*batch, hidden), x.dtype) for _ in fields]
+        leaves = [_sharding.zeros((*batch, hidden), x) for _ in fields]
     else:
         if cell.state is not None:
             _checks.container("carry", carry, cell.state)
@@ -307,4 +308,4 @@ def _operands(
         leaves = [_checks.array(f"carry{f}", part) for f, part in zip(fields, parts, strict=True)]
         for field, leaf in zip(fields, leaves, strict=True):
             _checks.shape(f"carry{field}", leaf, (*batch, hidden), "(*batch, H)", **{name: x, "w_h": w_h})
-    return weights, leaves[0] if cell.state is None else cell.state(*leaves)
+    return _sharding.together((weights, leaves[0] if cell.state is None else cell.state(*leaves), x))

@@ -1,8 +1,9 @@
-"""Strict settings: float64 where it is asked for, no silent promotion of dtypes or ranks, warnings are errors."""
+"""Strict settings: float64 where it is asked for, no silent promotion of dtypes or ranks, two devices."""
 
 import jax
 import pytest
 
+jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

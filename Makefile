@@ -1,0 +1,36 @@
+# `make demo` and `make test` are all a newcomer needs: each makes .venv with what it uses.
+# Another Python: make PYTHON=python3.12 VENV=.venv-3.12 test
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/.examples  ## train a character model on the language reference of Python
+	$(BIN)/python examples/char_lm.py $(ARGS)
+
+test: $(VENV)/.test  ## the whole suite; ARGS="-k truncation" and the like reach pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 $(ARGS)
+
+lint: $(VENV)/.dev  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+bench: $(VENV)/.bench  ## the tables of the README, side by side in one process
+	$(BIN)/python -m benchmarks.lstm $(ARGS)
+
+# One stamp for each extra of pyproject.toml.
+$(VENV)/.%: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	@touch $@
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "jaxseq needs Python 3.11 or newer; name one: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+clean:
+	rm -rf $(VENV) out .pytest_cache .ruff_cache

@@ -1,0 +1,54 @@
+"""What JAX's types say of an array beyond shape and dtype: on which devices its parts lie.
+
+Two places need to say so by hand. Inside `shard_map`, arrays that vary over a mesh axis meet arrays that do not;
+`together` makes all vary alike before a custom rule sees them, so that JAX itself sums the cotangents of those that
+did not. On an explicit mesh, a contraction over a sharded axis needs the sharding of its result: `of` names that of
+the array whose cotangent it is.
+"""
+
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+Tree = TypeVar("Tree")
+
+
+def together(tree: Tree) -> Tree:
+    """The same arrays, all varying over the union of the mesh axes that any of them varies over."""
+    union = frozenset().union(*(_varying(leaf) for leaf in jax.tree.leaves(tree)))
+
+    def cast(leaf: jax.Array) -> jax.Array:
+        missing = tuple(sorted(union - _varying(leaf)))
+        return lax.pcast(leaf, missing, to="varying") if missing else leaf
+
+    return jax.tree.map(cast, tree)
+
+
+def _varying(x: jax.Array) -> frozenset[str]:
+    return jax.typeof(x).manual_axis_type.varying
+
+
+def of(x: jax.Array) -> NamedSharding | None:
+    """The sharding of x where a mesh is explicit; None leaves it to the compiler."""
+    sharding: Any = jax.typeof(x).sharding
+    return sharding if AxisType.Explicit in sharding.mesh.axis_types else None
+
+
+def zeros(shape: tuple[int, ...], x: jax.Array) -> jax.Array:
+    """Zeros (*batch, H) whose batch axes lie where those of x (..., *batch, D) do."""
+    sharding = of(x)
+    if sharding is not None:
+        batch = sharding.spec[x.ndim - len(shape) : -1]
+        sharding = NamedSharding(sharding.mesh, PartitionSpec(*batch, None))
+    return jnp.zeros(shape, x.dtype, out_sharding=sharding)
+
+
+def joined(x: jax.Array, w: jax.Array) -> NamedSharding | None:
+    """The sharding of a linear map's result: that of x, with the last axis as the last of w."""
+    sharding = of(x)
+    return sharding and NamedSharding(
+        sharding.mesh, PartitionSpec(*sharding.spec[:-1], jax.typeof(w).sharding.spec[-1])
+    )

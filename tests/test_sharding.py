@@ -1,0 +1,68 @@
+"""Every op with its batch over two devices, under each kind of mesh: same numbers, and no collective in the loop."""
+
+import re
+
+import jax
+import pytest
+from helpers import OPS, arguments, assert_close, bound, compiled, cotangents_for, pullback
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+GRID = [
+    *OPS,
+    *[pytest.param(name, "truncation, reverse", id=f"{name}-truncation, reverse") for name in ("gru", "lstm")],
+]
+GRID.append(pytest.param("lstm", "no bias, zero carry", id="lstm-zero carry"))
+COLLECTIVE = re.compile(r" (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(-start)?\(")
+
+
+def batch_specs(make):
+    """Where the batch axis of each array is: the axis that grows with the batch."""
+
+    def spec(small, large):
+        return PartitionSpec(*("d" if a != b else None for a, b in zip(small.shape, large.shape, strict=True)))
+
+    return jax.tree.map(spec, make(batch=(2,)), make(batch=(4,)))
+
+
+def while_bodies(hlo):
+    computations = dict(re.findall(r"^%?([\w.-]+) [^\n]*\{\n(.*?)^\}", hlo, flags=re.DOTALL | re.MULTILINE))
+    return [computations[name] for name in re.findall(r"body=%?([\w.-]+)", hlo)]
+
+
+@pytest.mark.parametrize("kind", ["automatic", "explicit", "shard_map"])
+@pytest.mark.parametrize(("name", "label"), GRID)
+def test_batch_over_two_devices(name, label, kind, key):
+    f = bound(name, label)
+    make = lambda batch: arguments(name, label, key, batch=batch)  # noqa: E731
+    outputs = lambda batch: jax.eval_shape(f, *make(batch))  # noqa: E731
+    args, specs = make((4,)), batch_specs(make)
+    cotangents, out_specs = cotangents_for(f, args, jax.random.fold_in(key, 1)), batch_specs(outputs)
+    expected = compiled(name, label, twin=True)(args, cotangents)
+
+    mesh = jax.make_mesh((2,), ("d",), axis_types=(AxisType.Explicit if kind == "explicit" else AxisType.Auto,))
+    place = lambda tree, specs: jax.device_put(tree, jax.tree.map(lambda s: NamedSharding(mesh, s), specs))  # noqa: E731
+    run = pullback(f)
+    if kind == "shard_map":
+        run = jax.shard_map(run, mesh=mesh, in_specs=(specs, out_specs), out_specs=(out_specs, specs))
+    with jax.set_mesh(mesh):
+        placed = place(args, specs), place(cotangents, out_specs)
+        program = jax.jit(run).lower(*placed).compile()
+        assert_close(program(*placed), expected)
+
+    hlo = program.as_text()
+    replicated = [s for s in jax.tree.leaves(specs, is_leaf=lambda s: isinstance(s, PartitionSpec)) if "d" not in s]
+    assert 1 <= len(COLLECTIVE.findall(hlo)) <= len(replicated)
+    bodies = while_bodies(hlo)
+    assert bodies or name not in ("rnn", "gru", "lstm")
+    assert not any(COLLECTIVE.search(body) for body in bodies)
+
+
+def test_the_search_for_collectives_finds_one():
+    """Autodiff of a scan puts one in every step: the sum of a replicated weight's cotangent."""
+    mesh = jax.make_mesh((2,), ("d",), axis_types=(AxisType.Auto,))
+    params, carry, xs = arguments("lstm", "plain", jax.random.key(0), batch=(4,))
+    with jax.set_mesh(mesh):
+        xs = jax.device_put(xs, NamedSharding(mesh, PartitionSpec(None, "d")))
+        loss = lambda p, xs: (bound("lstm", "plain", twin=True)(p, carry, xs)[1] ** 2).sum()  # noqa: E731
+        hlo = jax.jit(jax.grad(loss)).lower(params, xs).compile().as_text()
+    assert any(COLLECTIVE.search(body) for body in while_bodies(hlo))

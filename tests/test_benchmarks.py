@@ -2,15 +2,11 @@
 
 import json
 import re
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks/ is no part of the installed package
 
 from benchmarks import harness, lstm
 from benchmarks.harness import Candidate, Problem, measure

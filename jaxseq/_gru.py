@@ -160,6 +160,9 @@ def gru_init(key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: Any
         hidden_size: H.
         dtype: floating dtype of the parameters.
 
+    Inputs are taken to have unit variance in each feature. One-hot inputs have far less: embed them, or multiply
+    `w_x` by sqrt(D).
+
     Returns:
         `GRUParams(w_x, w_h, b_x, b_h)`.
 

@@ -164,6 +164,9 @@ def lstm_init(key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: An
         hidden_size: H.
         dtype: floating dtype of the parameters.
 
+    Inputs are taken to have unit variance in each feature. One-hot inputs have far less: embed them, or multiply
+    `w_x` by sqrt(D).
+
     Returns:
         `LSTMParams(w_x, w_h, b)`.
 

@@ -156,6 +156,9 @@ def rnn_init(key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: Any
         hidden_size: H.
         dtype: floating dtype of the parameters.
 
+    Inputs are taken to have unit variance in each feature. One-hot inputs have far less: embed them, or multiply
+    `w_x` by sqrt(D).
+
     Returns:
         `RNNParams(w_x, w_h, b)`.
 

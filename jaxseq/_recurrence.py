@@ -49,8 +49,7 @@ class Cell(NamedTuple):
     """The equations of one step: no matrix, no time.
 
     The pre-activations `a` hold one entry for each gate: the sum u + r, or for a gate named in `apart`, where
-    the two do not enter as a sum, the pair (u, r). Their cotangent δ has the same structure, so that a sum
-    is emitted once.
+    the two do not enter as a sum, the pair (u, r). Their cotangent δ has the same structure.
 
     Attributes:
         gates: one letter a gate, in the order in which the weights hold them.
@@ -138,32 +137,29 @@ def _backward(cell: Cell, options: Options, residuals: Any, cotangents: Any) -> 
     product = _product_dtype(weights, carry, xs)
     acc = _precision.accumulator(product)
 
-    def step(s̄: State, known: Any) -> tuple[State, Gates]:
+    def step(s̄: State, known: Any) -> tuple[State, tuple[jax.Array, ...]]:
         """Equation (1)."""
         ȳ, s_prev, saved = known
         δ, s̃ = cell.pullback(*_precision.cast((saved, s_prev, _add_to_h(s̄, ȳ)), acc))
-        δ = _precision.cast(δ, product)
-        δr = jnp.concatenate(_side(1, δ), -1)
-        return _add_to_h(s̃, _dense.pull_input(options.precision, weights.w_h, δr)), δ
+        δu, δr = _precision.cast((_side(0, δ), _side(1, δ)), product)
+        return _add_to_h(s̃, _dense.pull_input(options.precision, weights.w_h, δr)), (δu, δr) if cell.apart else (δu,)
 
     s̄, δ = _sweep(step, options, _precision.cast(s̄, acc), (ȳs.astype(acc), states, saved))
+    δu, δr = δ[0], δ[-1]
 
-    # (2): each gate has its own columns of the weights
-    δu, δr = _side(0, δ), _side(1, δ)
-    x, h_prev = xs.astype(product), _h(states).astype(product)
-    pull_weight = partial(_dense.pull_weight, options.precision)
+    # (2): one contraction over time and batch for each map. It stays one product, all gates together: under vmap XLA
+    # then folds the sum over examples into it, and no weight gradient per example is ever held.
     w̄ = Weights(
-        w_x=jnp.concatenate([pull_weight(x, δu_g, weights.w_x) for δu_g in δu], -1),
-        w_h=jnp.concatenate([pull_weight(h_prev, δr_g, weights.w_h) for δr_g in δr], -1),
-        b_x=None if weights.b_x is None else jnp.concatenate([_dense.pull_bias(δu_g) for δu_g in δu]),
-        b_h=None if weights.b_h is None else jnp.concatenate([_dense.pull_bias(δr_g) for δr_g in δr]),
+        w_x=_dense.pull_weight(options.precision, xs.astype(product), δu, weights.w_x),
+        w_h=_dense.pull_weight(options.precision, _h(states).astype(product), δr, weights.w_h),
+        b_x=None if weights.b_x is None else _dense.pull_bias(δu),
+        b_h=None if weights.b_h is None else _dense.pull_bias(δr),
     )
-    columns = jnp.split(weights.w_x, len(cell.gates), -1)
-    x̄s = sum(_dense.pull_input(options.precision, w_g, δu_g) for w_g, δu_g in zip(columns, δu, strict=True))
+    x̄s = _dense.pull_input(options.precision, weights.w_x, δu)
     return _precision.cast_like((w̄, s̄, x̄s), (weights, carry, xs))
 
 
-def _sweep(step: Any, options: Options, s̄: State, known: Any) -> tuple[State, Gates]:
+def _sweep(step: Any, options: Options, s̄: State, known: Any) -> tuple[State, Any]:
     """`step` from the end of time to its beginning, the windows of a truncated gradient side by side.
 
     `known` and the emitted δ are (T, *B, ·) in storage order; s̄ is the cotangent of the last state.
@@ -217,9 +213,9 @@ def _add_to_h(state: State, h: jax.Array) -> State:
     return jax.tree.unflatten(structure, [leaves[0] + h, *leaves[1:]])
 
 
-def _side(side: int, gates: Gates) -> list[jax.Array]:
-    """What concerns the input map (0) or the recurrent map (1): that half of a pair, and every sum."""
-    return [gate[side] if isinstance(gate, tuple) else gate for gate in gates]
+def _side(side: int, gates: Gates) -> jax.Array:
+    """What concerns the input map (0) or the recurrent map (1), (*B, G H): that half of a pair, and every sum."""
+    return jnp.concatenate([gate[side] if isinstance(gate, tuple) else gate for gate in gates], -1)
 
 
 def _product_dtype(weights: Weights, carry: State, xs: jax.Array) -> Any:

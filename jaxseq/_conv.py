@@ -68,7 +68,7 @@ class ConvParams(NamedTuple):
 
 def apply(geometry: Geometry, precision: Any, x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
     """y of (1), in the dtype of x."""
-    common = _precision.promote(x, kernel, bias)
+    common = _precision.promote(x, kernel)
     y = _correlate(
         x.astype(common),
         kernel.astype(common),

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def promote(*arrays: jax.Array | None) -> np.dtype:
+def promote(*arrays: jax.Array) -> np.dtype:
     """The common dtype in which arrays of different dtypes meet, under strict promotion too."""
     with jax.numpy_dtype_promotion("standard"):
-        return jnp.result_type(*(array.dtype for array in arrays if array is not None))
+        return jnp.result_type(*(array.dtype for array in arrays))
 
 
 def accumulator(dtype: np.dtype) -> np.dtype:

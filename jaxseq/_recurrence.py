@@ -219,8 +219,8 @@ def _side(side: int, gates: Gates) -> jax.Array:
 
 
 def _product_dtype(weights: Weights, carry: State, xs: jax.Array) -> Any:
-    """Products multiply in, and gates are kept in, the widest dtype that came."""
-    return _precision.promote(*weights, *jax.tree.leaves(carry), xs)
+    """Products multiply in, and gates are kept in, the widest dtype of what is multiplied; a bias is only added."""
+    return _precision.promote(weights.w_x, weights.w_h, *jax.tree.leaves(carry), xs)
 
 
 # --- The rule ---

@@ -40,7 +40,7 @@ def conv(
     geometry = _geometry.resolve(space, window, stride, padding, dilation, groups)
     if flip:
         kernel = kernel[(slice(None, None, -1),) * axes]
-    common = promote(x, kernel, bias)
+    common = promote(x, kernel)
     pads = [(0, 0, 0)] * len(batch) + [(lo, hi, 0) for lo, hi in geometry.padding] + [(0, 0, 0)]
     padded = lax.pad(x.astype(common), jnp.zeros((), common), pads)
     outputs = tuple(map(_geometry.output_size, space, window, geometry.stride, geometry.padding, geometry.dilation))
@@ -166,7 +166,7 @@ def lstm_cell(
 
 def _affine(x: jax.Array, w: jax.Array, b: jax.Array | None, precision: Any) -> jax.Array:
     """x w + b, accumulated in float32 at least."""
-    common = promote(x, w, b)
+    common = promote(x, w)
     y = jnp.matmul(x.astype(common), w.astype(common), precision=precision, preferred_element_type=accumulator(common))
     return y if b is None else y + jnp.broadcast_to(b.astype(y.dtype), y.shape)
 

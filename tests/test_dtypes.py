@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import GRID, OPS, arguments, assert_close, bound, compiled, cotangents_for, pullback
+from helpers import GRID, OPS, arguments, assert_close, bound, compiled, cotangents_for, pullback, subjaxprs
 from jax import lax
 
 from jaxseq._cases import CASES
@@ -55,6 +55,25 @@ def test_mixed_dtypes(name, key):
     chex.assert_trees_all_equal_shapes_and_dtypes(last, carry)
     assert ys.dtype == jnp.bfloat16
     chex.assert_trees_all_equal_shapes_and_dtypes(gradients, args)
+
+
+@pytest.mark.parametrize(("name", "label"), [p for p in OPS if "cell" not in p.id])
+def test_a_wide_bias_does_not_widen_the_products(name, label, key):
+    """It is added to what has accumulated, so that fast units for narrow products stay in use."""
+    args = arguments(name, label, key, dtype=jnp.bfloat16)
+    if name == "conv":
+        args = (*args[:2], args[2].astype(jnp.float32))
+    else:
+        biases = {f: b.astype(jnp.float32) for f, b in args[0]._asdict().items() if f.startswith("b")}
+        args = (args[0]._replace(**biases), *args[1:])
+    products = [
+        e
+        for e in subjaxprs(jax.make_jaxpr(pullback(bound(name, label)))(args, bound(name, label)(*args)).jaxpr)
+        if e.primitive.name in ("dot_general", "conv_general_dilated")
+    ]
+    assert products
+    for product in products:
+        assert [v.aval.dtype for v in (*product.invars, *product.outvars)] == [jnp.bfloat16, jnp.bfloat16, jnp.float32]
 
 
 def test_products_of_bfloat16_accumulate_in_float32():

@@ -75,23 +75,6 @@ def test_vmap_of_gradient_and_gradient_of_vmap(name, label, which, key):
     assert_close(jax.jit(pullback(jax.vmap(f, in_axes=axes)))(args, stacked), (outputs, summed))
 
 
-@pytest.mark.parametrize("name", ["rnn", "gru", "lstm"])
-def test_vmap_holds_no_weight_gradient_per_example(name, key):
-    """XLA folds the sum over examples into the contraction over time, which it can while that is one product a map."""
-    params = getattr(jaxseq, f"{name}_init")(key, 16, 24, dtype=jnp.float32)
-    xs = jax.random.normal(key, (40, 3, 16), jnp.float32)  # examples first
-
-    def temporaries(examples_of):
-        loss = lambda params, xs: jnp.sum(examples_of(params, xs) ** 2)  # noqa: E731
-        return jax.jit(jax.grad(loss)).lower(params, xs).compile().memory_analysis().temp_size_in_bytes
-
-    f = getattr(jaxseq, name)
-    by_vmap = temporaries(lambda params, xs: jax.vmap(lambda x: f(params, None, x)[1])(xs))
-    natively = temporaries(lambda params, xs: f(params, None, xs.swapaxes(0, 1))[1])
-    per_example = 40 * sum(leaf.nbytes for leaf in jax.tree.leaves((params.w_x, params.w_h)))
-    assert by_vmap - natively < 0.2 * per_example
-
-
 @pytest.mark.parametrize(("name", "label"), RICH)
 def test_vmap_over_cotangents_alone(name, label, key):
     f, args = bound(name, label), arguments(name, label, key)

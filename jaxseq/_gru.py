@@ -45,7 +45,7 @@ def _step(a: _recurrence.Gates, h_prev: jax.Array) -> tuple[jax.Array, Any]:
     return (1 - z) * n + z * h_prev, (r, z, n, m)
 
 
-def _pullback(saved: Any, h_prev: jax.Array, h: jax.Array, h̄: jax.Array) -> tuple[_recurrence.Gates, jax.Array]:
+def _pullback(saved: Any, h_prev: jax.Array, h̄: jax.Array) -> tuple[_recurrence.Gates, jax.Array]:
     r, z, n, m = saved
     n̄, z̄ = h̄ * (1 - z), h̄ * (h_prev - n)
     δn = n̄ * (1 - n * n)

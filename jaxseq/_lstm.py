@@ -49,7 +49,7 @@ def _step(a: _recurrence.Gates, s_prev: LSTMState) -> tuple[LSTMState, Any]:
     return LSTMState(o * jnp.tanh(c), c), (i, f, g, o)
 
 
-def _pullback(saved: Any, s_prev: LSTMState, s: LSTMState, s̄: LSTMState) -> tuple[_recurrence.Gates, LSTMState]:
+def _pullback(saved: Any, s_prev: LSTMState, s̄: LSTMState) -> tuple[_recurrence.Gates, LSTMState]:
     i, f, g, o = saved
     tanh_c = jnp.tanh(f * s_prev.c + i * g)
     ō = s̄.h * tanh_c

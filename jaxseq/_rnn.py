@@ -3,7 +3,7 @@
     a  = u + r                  pre-activation
     h' = tanh(a)  or  relu(a)
 
-Pullback, with tanh' = 1 - tanh² and relu'(a) = [a > 0] = [h' > 0], so that the state itself is all that is kept:
+Pullback, with tanh' = 1 - tanh² and relu'(a) = [a > 0] = [h' > 0], so that h' is all that is kept:
 
     δ = h̄' (1 - h'²)   or   h̄' [h' > 0]
     s̄_prev = 0: h reaches the next step through the recurrent map alone, which the engine knows.
@@ -30,10 +30,11 @@ class RNNParams(NamedTuple):
 
 
 def _cell(activation: Any, derivative: Any) -> _recurrence.Cell:
-    def step(a: _recurrence.Gates, h_prev: jax.Array) -> tuple[jax.Array, None]:
-        return activation(a[0]), None
+    def step(a: _recurrence.Gates, h_prev: jax.Array) -> tuple[jax.Array, jax.Array]:
+        h = activation(a[0])
+        return h, h
 
-    def pullback(saved: None, h_prev: jax.Array, h: jax.Array, h̄: jax.Array) -> tuple[_recurrence.Gates, jax.Array]:
+    def pullback(h: jax.Array, h_prev: jax.Array, h̄: jax.Array) -> tuple[_recurrence.Gates, jax.Array]:
         return (h̄ * derivative(h),), jnp.zeros_like(h̄)
 
     return _recurrence.Cell(gates="h", step=step, pullback=pullback, params=RNNParams)

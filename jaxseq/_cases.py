@@ -5,7 +5,7 @@ arguments are hard on purpose: non-zero biases and states, and sizes that are al
 square weights hide wrong rules.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -44,11 +44,10 @@ class Case(NamedTuple):
     variants: Mapping[str, Variant]
 
 
-def _normals(key: Any, dtype: Any, scale: float = 0.5) -> Iterator[Callable[..., jax.Array]]:
-    """Endless draws of normal arrays, each from a key of its own."""
-    while True:
-        key, sub = jax.random.split(key)
-        yield lambda *shape, sub=sub: (jax.random.normal(sub, shape) * scale).astype(dtype)
+def _normals(key: Any, dtype: Any) -> Callable[..., jax.Array]:
+    """Draws normal arrays of moderate size, each from a key of its own: `draw(*shape)`."""
+    keys = iter(jax.random.split(key, 8))  # no op takes more
+    return lambda *shape: (jax.random.normal(next(keys), shape) * 0.5).astype(dtype)
 
 
 def _conv_example(
@@ -63,8 +62,8 @@ def _conv_example(
 ) -> tuple[Any, ...]:
     draw = _normals(key, dtype)
     space = (length, 6, 5)[: len(kernel) - 2]
-    x, w = next(draw)(*batch, *space, kernel[-2] * groups), next(draw)(*kernel)
-    return (x, w, next(draw)(kernel[-1])) if bias else (x, w)
+    x, w = draw(*batch, *space, kernel[-2] * groups), draw(*kernel)
+    return (x, w, draw(kernel[-1])) if bias else (x, w)
 
 
 def _recurrence_example(
@@ -83,13 +82,13 @@ def _recurrence_example(
 ) -> tuple[Any, ...]:
     draw, D, H = _normals(key, dtype), 3, 5
     weights = params(
-        next(draw)(D, gates * H),
-        next(draw)(H, gates * H),
-        *(next(draw)(gates * H) if bias else None for _ in range(biases)),
+        draw(D, gates * H),
+        draw(H, gates * H),
+        *(draw(gates * H) if bias else None for _ in range(biases)),
     )
-    h, c = next(draw)(*batch, H), next(draw)(*batch, H)
+    h, c = draw(*batch, H), draw(*batch, H)
     first = h if state is None else state(h, c)
-    x = next(draw)(*((length,) if time else ()), *batch, D)
+    x = draw(*((length,) if time else ()), *batch, D)
     return weights, first if carry else None, x
 
 

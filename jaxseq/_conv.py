@@ -48,7 +48,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Inexact, PRNGKeyArray
 
-from jaxseq import _checks, _geometry, _precision, _sharding
+from jaxseq import _checks, _dense, _geometry, _precision, _sharding
 from jaxseq._geometry import Geometry
 from jaxseq._op import op
 
@@ -79,9 +79,7 @@ def apply(geometry: Geometry, precision: Any, x: jax.Array, kernel: jax.Array, b
         precision=precision,
         out_sharding=_sharding.joined(x, kernel),
     )
-    if bias is not None:
-        y = y + jnp.expand_dims(bias.astype(y.dtype), range(y.ndim - 1))
-    return y.astype(x.dtype)
+    return _dense.add_bias(y, bias).astype(x.dtype)
 
 
 def pull_input(geometry: Geometry, precision: Any, kernel: jax.Array, ȳ: jax.Array, x: jax.Array) -> jax.Array:
@@ -130,12 +128,6 @@ def pull_kernel(geometry: Geometry, precision: Any, x: jax.Array, ȳ: jax.Array,
         precision=precision,
         out_sharding=_sharding.of(kernel),
     ).astype(kernel.dtype)
-
-
-def pull_bias(ȳ: jax.Array, bias: jax.Array) -> jax.Array:
-    """b̄[o] = sum of ȳ over batch and space, accumulated in float32 at least."""
-    acc = _precision.accumulator(ȳ.dtype)
-    return jnp.sum(ȳ, axis=range(ȳ.ndim - 1), dtype=acc).astype(bias.dtype)
 
 
 def _per_axis(geometry: Geometry, x: jax.Array, ȳ: jax.Array, window: tuple[int, ...]) -> Iterator[Any]:
@@ -211,7 +203,7 @@ def _conv_bwd(geometry: Geometry, precision: Any, residuals: Any, ȳ: jax.Array)
     x, kernel, bias = residuals
     x̄ = pull_input(geometry, precision, kernel, ȳ, x)
     w̄ = pull_kernel(geometry, precision, x, ȳ, kernel)
-    b̄ = None if bias is None else pull_bias(ȳ, bias)
+    b̄ = None if bias is None else _dense.pull_bias(ȳ).astype(bias.dtype)
     return x̄, w̄, b̄
 
 
@@ -287,9 +279,7 @@ def conv(
         _checks.bad_value("x", expected, str(x.ndim), x=x, kernel=kernel)
     geometry = _geometry.resolve(x.shape[-axes - 1 : -1], kernel.shape[:axes], stride, padding, dilation, groups)
     g, (per_in, c_out) = geometry.groups, kernel.shape[axes:]
-    if x.shape[-1] % g or c_out % g:
-        got = f"{g} for {x.shape[-1]} and {c_out}"
-        _checks.bad_value("groups", "a divisor of both c_in and c_out", got, x=x, kernel=kernel)
+    _check_groups(g, x.shape[-1], c_out, x=x, kernel=kernel)
     if x.shape[-1] != per_in * g:
         expected = f"c_in // groups = {x.shape[-1]} // {g} = {x.shape[-1] // g} input channels"
         _checks.bad_value("kernel", expected, str(per_in), x=x, kernel=kernel)
@@ -352,9 +342,14 @@ def conv_init(
     taps = _geometry.per_axis("window", window, axes)
     c_in, c_out = _checks.integer("c_in", c_in, at_least=1), _checks.integer("c_out", c_out, at_least=1)
     groups = _checks.integer("groups", groups, at_least=1)
-    if c_in % groups or c_out % groups:
-        _checks.bad_value("groups", "a divisor of both c_in and c_out", f"{groups} for {c_in} and {c_out}")
+    _check_groups(groups, c_in, c_out)
     dtype = _checks.dtype("dtype", dtype)
     per_in = c_in // groups
     kernel = jax.random.normal(key, (*taps, per_in, c_out), dtype) * (prod(taps) * per_in) ** -0.5
     return ConvParams(kernel, jnp.zeros((c_out,), dtype))
+
+
+def _check_groups(groups: int, c_in: int, c_out: int, **arrays: jax.Array) -> None:
+    if c_in % groups or c_out % groups:
+        got = f"{groups} for {c_in} and {c_out}"
+        _checks.bad_value("groups", "a divisor of both c_in and c_out", got, **arrays)

@@ -23,7 +23,11 @@ from jaxseq import _precision, _sharding
 
 def apply(precision: Any, w: jax.Array, b: jax.Array | None, x: jax.Array) -> jax.Array:
     """y = x w + b."""
-    y = _contract(precision, x, w, (x.ndim - 1,), (0,))
+    return add_bias(_contract(precision, x, w, (x.ndim - 1,), (0,)), b)
+
+
+def add_bias(y: jax.Array, b: jax.Array | None) -> jax.Array:
+    """y + b, b along the last axis; of any linear map, as is its pullback `pull_bias`."""
     return y if b is None else y + jnp.expand_dims(b.astype(y.dtype), range(y.ndim - 1))
 
 

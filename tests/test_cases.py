@@ -40,7 +40,7 @@ def test_no_custom_rule_below_a_twin_and_one_below_an_op(name, label, key):
     def rules(f):
         return [e for e in subjaxprs(jax.make_jaxpr(f)(*args).jaxpr) if e.primitive.name.startswith("custom_")]
 
-    assert all("relu" in str(e.params.get("call_jaxpr", "")) for e in rules(bound(name, label, twin=True)))
+    assert not rules(bound(name, label, twin=True))
     assert [e.primitive.name for e in rules(bound(name, label))] == ["custom_vjp_call"]
 
 

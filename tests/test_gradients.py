@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from helpers import GRID, arguments, assert_close, bound, compiled, cotangents_for, inner, normals
+from helpers import GRID, SEQUENCES, arguments, assert_close, bound, compiled, cotangents_for, inner, normals
 from jax.test_util import check_grads
 
 
@@ -44,7 +44,7 @@ def test_finite_differences_of_relu(key):
     check_grads(f, args, order=1, modes=("rev",), eps=1e-6, atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["rnn", "gru", "lstm"])
+@pytest.mark.parametrize("name", SEQUENCES)
 def test_cotangent_of_the_final_carry_alone(name, key):
     """The two outputs are seeded one at a time as well, so that neither can hide the other."""
     args = arguments(name, "truncation", key)

@@ -1,10 +1,14 @@
 """Values and gradients against torch, whose recurrences nobody here wrote. Needs the extra `peers`."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import arguments, assert_close, bound, compiled, cotangents_for
+from helpers import arguments, assert_close, cotangents_for, pullback
+
+from jaxseq._cases import CASES
 
 torch = pytest.importorskip("torch", reason="torch is not installed (extra `peers`)")
 
@@ -18,29 +22,24 @@ def gradients(tensors):
 
 
 @pytest.mark.parametrize(
-    ("name", "label", "kind", "options"),
+    ("name", "ours", "kind", "theirs"),
     [
-        ("rnn", "plain", "RNN", {"nonlinearity": "tanh"}),
-        ("rnn", "relu-full", "RNN", {"nonlinearity": "relu"}),
-        ("gru", "plain", "GRU", {}),
-        ("lstm", "plain", "LSTM", {}),
+        ("rnn", {"activation": "tanh"}, "RNN", {"nonlinearity": "tanh"}),
+        ("rnn", {"activation": "relu"}, "RNN", {"nonlinearity": "relu"}),
+        ("gru", {}, "GRU", {}),
+        ("lstm", {}, "LSTM", {}),
     ],
 )
-def test_equals_torch(name, label, kind, options, key):
-    relu = label == "relu-full"
-    f = (lambda *a: bound("rnn", "plain")(*a, activation="relu")) if relu else bound(name, label)
+def test_recurrence_equals_torch(name, ours, kind, theirs, key):
+    f = partial(CASES[name].op, **ours)
     params, carry, xs = args = arguments(name, "plain", key)
     cotangents = cotangents_for(f, args, jax.random.fold_in(key, 1))
-    (last, ys), (p̄, c̄, x̄s) = (jax.jit(lambda a, c: (f(*a), jax.vjp(f, *a)[1](c))) if relu else compiled(name, label))(
-        args, cotangents
-    )
+    (last, ys), (p̄, c̄, x̄s) = jax.jit(pullback(f))(args, cotangents)
 
-    layer = getattr(torch.nn, kind)(3, 5, **options).double()
-    ours = dict(params._asdict())
-    ours["b_x"] = ours.pop("b", ours.get("b_x"))
-    theirs = {"weight_ih_l0": ours["w_x"].T, "weight_hh_l0": ours["w_h"].T, "bias_ih_l0": ours["b_x"]}
-    theirs["bias_hh_l0"] = ours.get("b_h", jnp.zeros_like(ours["b_x"]))
-    layer.load_state_dict({k: torch.tensor(np.asarray(v)) for k, v in theirs.items()})
+    layer = getattr(torch.nn, kind)(3, 5, **theirs).double()
+    w_x, w_h, b_x, b_h = (*params, jnp.zeros_like(params[2]))[:4]
+    weights = {"weight_ih_l0": w_x.T, "weight_hh_l0": w_h.T, "bias_ih_l0": b_x, "bias_hh_l0": b_h}
+    layer.load_state_dict({k: torch.tensor(np.asarray(v)) for k, v in weights.items()})
     (x,), states = tensors(xs), tensors(*jax.tree.leaves(carry))
     first = [s[None] for s in states]
     out, end = layer(x, tuple(first) if kind == "LSTM" else first[0])
@@ -73,12 +72,10 @@ def test_equals_torch(name, label, kind, options, key):
     ids=["1d", "2d", "3d"],
 )
 def test_convolution_equals_torch(axes, options, theirs, key):
-    import jaxseq
-
     groups = options.get("groups", 1)
     shapes = (2, *(9, 8, 7)[:axes], 4), (*(3, 2, 4)[:axes], 4 // groups, 8), (8,)
     args = tuple(jax.random.normal(jax.random.fold_in(key, i), s) for i, s in enumerate(shapes))
-    f = lambda *a: jaxseq.conv(*a, **options)  # noqa: E731
+    f = partial(CASES["conv"].op, **options)
     y, vjp = jax.vjp(f, *args)
     ȳ = cotangents_for(f, args, key)
     x, w, b = tensors(*args)

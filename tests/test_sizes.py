@@ -13,8 +13,6 @@ CORNERS = {
     "empty batch": ((0,), 4),
     "one empty of two batch axes": ((3, 0), 5),
 }
-# Windows that one position can't fill.
-NEEDS_LENGTH = {"1d", "flipped, grouped", "cropped", "2d", "2d grouped, dilated", "3d", "strided same"}
 
 
 def compare(name, label, key, **sizes):

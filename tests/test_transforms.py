@@ -96,16 +96,13 @@ def test_inside_scan_cond_and_remat(name, label, key):
     gains = jnp.array([0.7, -0.4, 1.1])
 
     def in_scan(f):
-        def body(total, gain):
-            value = lax.cond(gain > 0, scalar(f), lambda *a: -scalar(f)(*a), *jax.tree.map(lambda a: a * gain, args_))
-            return total + value, value
-
         def loss(*args):
-            nonlocal args_
-            args_ = args
+            def body(total, gain):
+                scaled = jax.tree.map(lambda a: a * gain, args)
+                return total + lax.cond(gain > 0, scalar(f), lambda *a: -scalar(f)(*a), *scaled), None
+
             return lax.scan(body, jnp.float64(0), gains)[0]
 
-        args_ = None
         return loss
 
     def unrolled(f):

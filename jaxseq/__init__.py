@@ -3,7 +3,7 @@
 A sequence layer is a pointwise cell between two linear maps, carried through time.
 """
 
-from jaxseq import reference
+from jaxseq import reference, testing
 from jaxseq._conv import ConvParams, conv, conv_init
 from jaxseq._gru import GRUParams, gru, gru_cell, gru_init
 from jaxseq._lstm import LSTMParams, LSTMState, lstm, lstm_cell, lstm_init
@@ -29,4 +29,5 @@ __all__ = [
     "rnn",
     "rnn_cell",
     "rnn_init",
+    "testing",
 ]

@@ -1,0 +1,31 @@
+"""The command line: `python -m jaxseq verify`."""
+
+import argparse
+from pathlib import Path
+
+import jax
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parses the command line and runs what it asks for; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m jaxseq", description="convolution and recurrence for JAX")
+    verify = parser.add_subparsers(dest="command", required=True).add_parser(
+        "verify", help="prove every op's gradient on this machine, device and version of JAX"
+    )
+    verify.add_argument("--op", metavar="NAME", help="one op; all of them by default")
+    verify.add_argument("--level", choices=("quick", "full"), default="quick", help="how much is checked of each")
+    verify.add_argument("--json", type=Path, metavar="FILE", help="write all reports there as well")
+    options = parser.parse_args(argv)
+    if options.json and not options.json.absolute().parent.is_dir():
+        parser.error(f"--json: no folder {options.json.parent}")
+    from jaxseq import _cases, _verify  # noqa: PLC0415 - not before the number of devices is settled
+
+    if options.op not in (None, *_cases.CASES):
+        parser.error(f"--op: expected one of {', '.join(_cases.CASES)}, got {options.op}")
+    return _verify.main(options.op, options.level, options.json)
+
+
+if __name__ == "__main__":
+    # Two devices made of one CPU, so that sharding is checked too; on other platforms this changes nothing.
+    jax.config.update("jax_num_cpu_devices", 2)
+    raise SystemExit(main())

@@ -1,0 +1,90 @@
+"""`python -m jaxseq verify`: every public op through `jaxseq.testing`, on this machine, device and version of JAX."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxseq._cases import CASES
+from jaxseq.testing import CHECKS, Report, Verdict, _check, _truncation
+from jaxseq.testing._report import LEGEND, SYMBOLS
+
+Variant = tuple[str, str]  # the name of an op, and the label of one of its variants
+
+
+def session(name: str, label: str) -> Callable[..., Report]:
+    """`(seed, level) -> Report` for one variant of an op, against its twin. All seeds share what is compiled."""
+    case, variant = CASES[name], CASES[name].variants[label]
+    options = dict(variant.options)
+    k = options.pop("truncation", None)
+    reverse = options.pop("reverse", False) if k else False
+    op, twin = partial(case.op, **options), partial(case.twin, **options)
+    args = variant.arguments(jax.random.key(0))
+    if k:
+        judged = _truncation.session(op, args, truncation=k, reverse=reverse, reference=twin)
+    else:
+        judged = _check.Session(op, args, reference=twin)
+
+    def report(seed: int = 0, level: str = "full") -> Report:
+        return judged.report(variant.arguments(jax.random.key(seed)), seed=seed, level=level)
+
+    return report
+
+
+def main(op: str | None, level: str, file: Path | None) -> int:
+    """Judges one op or all, prints the matrix op x check, and returns the exit status."""
+    variants = [(name, label) for name, case in CASES.items() if op in (None, name) for label in case.variants]
+    start = time.perf_counter()
+    reports = {variant: session(*variant)(level=level) for variant in _progress(variants)}
+    print(*_matrix(reports), sep="\n")
+    for (name, label), report in reports.items():
+        if report.verdict in (Verdict.FAIL, Verdict.INCONCLUSIVE):
+            print(f"\n{name}, {label}\n{report}")
+    verdict = Verdict.worst(report.verdict for report in reports.values())
+    device = jax.devices()[0]
+    print(
+        f"\n{verdict}: {len(reports)} variants of {len({name for name, _ in reports})} ops in "
+        f"{time.perf_counter() - start:.0f} s on {device.platform} ({device.device_kind}), jax {jax.__version__}"
+    )
+    if file is not None:
+        whole = [{"op": n, "variant": v, **json.loads(report.to_json())} for (n, v), report in reports.items()]
+        file.write_text(json.dumps({"verdict": verdict, "reports": whole}, indent=1) + "\n", "utf-8")
+    return int(verdict is Verdict.FAIL)
+
+
+def _matrix(reports: Mapping[Variant, Report]) -> Iterator[str]:
+    """Ops down, checks across; of its variants each op shows the worst."""
+    checks = [c for c in CHECKS if any(r.check == c for report in reports.values() for r in report.results)]
+    yield f"{'':<12}" + "  ".join(checks)
+    for name in dict.fromkeys(name for name, _ in reports):
+        of_op = [report for (other, _), report in reports.items() if other == name]
+        cells = [SYMBOLS[Verdict.worst(report.of(check) for report in of_op)] for check in checks]
+        yield f"{name:<12}" + "  ".join(f"{cell:<{len(check)}}" for cell, check in zip(cells, checks, strict=True))
+    yield LEGEND
+
+
+def _progress(variants: Iterable[Variant]) -> Iterable[Variant]:
+    """With a bar where tqdm is installed; jaxseq itself does not need it."""
+    variants = list(variants)
+    try:
+        from tqdm import tqdm  # noqa: PLC0415
+    except ModuleNotFoundError:
+        return _lines(variants)
+    return _bar(tqdm(variants, unit="variant", disable=None))
+
+
+def _bar(bar: Any) -> Iterator[Variant]:
+    for name, label in bar:
+        bar.set_description(f"{name}, {label}")
+        yield name, label
+
+
+def _lines(variants: list[Variant]) -> Iterator[Variant]:
+    for n, (name, label) in enumerate(variants, 1):
+        print(f"{n}/{len(variants)} {name}, {label}", file=sys.stderr, flush=True)
+        yield name, label

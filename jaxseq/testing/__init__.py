@@ -1,0 +1,26 @@
+"""Whether a gradient is right: a checker for custom rules, ours and anybody's.
+
+`check_vjp(f, args)` returns a report; print it, or call its `raise_if_failed()` in a test.
+"""
+
+from jaxseq.testing._check import check_jvp, check_vjp
+from jaxseq.testing._mutants import Mutant, mutate
+from jaxseq.testing._point import cotangents, lifted
+from jaxseq.testing._report import CHECKS, Failure, GradientCheckError, Report, Result, Verdict
+from jaxseq.testing._truncation import check_truncation
+
+__all__ = [
+    "CHECKS",
+    "Failure",
+    "GradientCheckError",
+    "Mutant",
+    "Report",
+    "Result",
+    "Verdict",
+    "check_jvp",
+    "check_truncation",
+    "check_vjp",
+    "cotangents",
+    "lifted",
+    "mutate",
+]

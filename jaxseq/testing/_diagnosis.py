@@ -1,0 +1,95 @@
+"""What a wrong gradient looks like: the right one with a mistake that a person makes, found by trying them."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+# A mistake is what happened where it explains the error but for this part of it.
+EXPLAINED = 1e-3
+
+
+def fit(got: np.ndarray, right: np.ndarray) -> str | None:
+    """The mistake that turns `right` into `got`, in words; None for arrays that do not compare."""
+    if got.shape != right.shape or not right.size:
+        return None
+    if not np.isfinite(got).all():
+        return f"{np.count_nonzero(~np.isfinite(got))} of {got.size} elements are not finite"
+    if not got.any():
+        return "it is zero throughout"
+    for mistake, result in _mistakes(right):
+        if _explains(result, got, right):
+            return mistake
+    constant = np.vdot(right, got) / np.vdot(right, right) if right.any() else 0
+    if constant and _explains(constant * right, got, right):
+        return _times(constant, right.shape)
+    off = np.abs(got - right)
+    return f"{np.count_nonzero(off > EXPLAINED * off.max())} of {off.size} elements are off, by no simple mistake"
+
+
+def fit_seed(
+    got: np.ndarray, right: Callable[[list[np.ndarray]], np.ndarray], seed: Sequence[np.ndarray], names: Sequence[str]
+) -> str | None:
+    """The part of the seed that was left out, where that is the mistake.
+
+    Args:
+        got: the leaf that is wrong.
+        right: the right leaf for any seed.
+        seed: for which `got` came out.
+        names: of its leaves.
+    """
+    whole = right(list(seed))
+    for n, (leaf, name) in enumerate(zip(seed, names, strict=True)):
+
+        def explained_by(value: np.ndarray, n: int = n) -> bool:
+            return _explains(right([value if m == n else other for m, other in enumerate(seed)]), got, whole)
+
+        if len(seed) > 1 and leaf.any() and explained_by(np.zeros_like(leaf)):
+            return f"the cotangent of {name} is ignored"
+        for axis in range(leaf.ndim):
+            for place, index in (("first", 0), ("last", -1)) if leaf.shape[axis] > 1 else ():
+                one = np.zeros_like(leaf)
+                at = (slice(None),) * axis + (index,)
+                one[at] = leaf[at]
+                if explained_by(leaf - one):
+                    return f"the {place} entry of {name} along axis {axis} is left out"
+                if explained_by(one):
+                    return f"a sum over axis {axis} of {name} is missing: only its {place} entry counts"
+    return None
+
+
+def _mistakes(right: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    yield "it is the right one times -1", -right
+    if right.ndim >= 2 and right.shape[-1] == right.shape[-2]:
+        yield "it is the right one transposed", right.swapaxes(-1, -2)
+        yield "it is the right one transposed, times -1", -right.swapaxes(-1, -2)
+    if np.iscomplexobj(right):
+        yield "it is the right one conjugated", right.conj()
+    for axis in range(right.ndim):
+        if right.shape[axis] < 2:
+            continue
+        at = (slice(None),) * axis
+        for place, index in (("first", 0), ("last", -1)):
+            less = right.copy()
+            less[(*at, index)] = 0
+            yield f"its {place} entry along axis {axis} is missing", less
+        for step, where in ((1, "later"), (-1, "earlier")):
+            rolled = np.roll(right, step, axis)
+            yield f"it is shifted to the {where} entry along axis {axis}, and wraps around", rolled
+            rolled = rolled.copy()
+            rolled[(*at, 0 if step == 1 else -1)] = 0
+            yield f"it is shifted to the {where} entry along axis {axis}", rolled
+
+
+def _explains(result: np.ndarray, got: np.ndarray, right: np.ndarray) -> bool:
+    return bool(np.abs(got - result).max(initial=0) <= EXPLAINED * np.abs(got - right).max(initial=0))
+
+
+def _times(constant: complex, shape: tuple[int, ...]) -> str:
+    real = constant.real if abs(constant.imag) < EXPLAINED * abs(constant) else constant
+    text = f"it is the right one times {real:.9g}"
+    for size in sorted(set(shape)):
+        if size > 1 and np.isclose(constant, 1 / size):
+            return f"{text}, one over the size of an axis: a mean where a sum belongs?"
+        if size > 1 and np.isclose(constant, size):
+            return f"{text}, the size of an axis: summed {size} times?"
+    return text

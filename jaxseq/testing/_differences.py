@@ -1,0 +1,122 @@
+"""Derivatives by differences: <c, D_u f> for directions u and projections c, with an error that is known.
+
+The central difference
+
+    q(h) = <c, f(x + h u) - f(x - h u)> / 2h  =  <c, D_u f> + a_1 h² + a_2 h⁴ + ...
+
+is even in h, so the values at h, h/β, h/β² extrapolate to h = 0 by Neville's scheme in h²,
+
+    T[0][i] = q(h_i)        T[j][i] = (β^{2j} T[j-1][i] - T[j-1][i-1]) / (β^{2j} - 1)
+
+and the steps between neighbours in the table say how far to trust an entry. That is Ridders' method. One table can
+agree with itself and be wrong by a factor of a thousand where f is chaotic, hence three of them, from large, middle and
+small first steps. The best one counts, with its own error, the round-off floor of its last step, and what it differs by
+from the second best.
+
+Source: C. J. F. Ridders, Accurate computation of F'(x) and F'(x) F''(x) (1982).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+FIRST_STEPS = (1e-1, 3e-3, 1e-4, 3e-6)
+β = 1.4
+ROWS = 8
+STEPS = np.array([[first / β**row for row in range(ROWS)] for first in FIRST_STEPS])  # (tables, rows)
+
+
+class Differences(NamedTuple):
+    """<c, D_u f> for each direction u and projection c, each (directions, projections).
+
+    Attributes:
+        value: by differences.
+        error: how far it may be off.
+        scale: S = ||c * D_u f||_2, against which a difference of zero would be small.
+    """
+
+    value: np.ndarray
+    error: np.ndarray
+    scale: np.ndarray
+
+
+def quotients(f: Callable[[list[Any]], list[Any]], x: list[Any], directions: Any, projections: Any) -> Any:
+    """q(h), S and the round-off floor at every step: the part that is compiled, for `extrapolated` to read.
+
+    Args:
+        f: from a list of arrays to a list of arrays.
+        x: where.
+        directions: like x, stacked on a new first axis (d, ...).
+        projections: like f(x), stacked on a new first axis (p, ...).
+
+    Returns:
+        three arrays (d, tables, rows, p).
+    """
+    steps = jnp.asarray(STEPS.reshape(-1))
+
+    def along(u: list[Any]) -> Any:
+        # Steps are relative: the largest entry of u moves x by h of its leaf's size.
+        sizes = [_size(a) for a in x]
+        α = 1 / jnp.max(jnp.stack([jnp.max(jnp.abs(v), initial=0) / s for v, s in zip(u, sizes, strict=True)]))
+        α = jnp.where(jnp.isfinite(α), α, 1)
+
+        def at(h: Any) -> Any:
+            shifted = lambda h: f([a + h * α * v for a, v in zip(x, u, strict=True)])  # noqa: E731
+            both = lax.map(shifted, jnp.stack([h, -h]))  # one after the other: f itself, not its vmap
+            slopes = [(b[0] - b[1]) / (2 * h * α) for b in both]
+            # A bound on what rounding alone may move the numerator by, 2 eps max|f| an element and side.
+            floors = [jnp.max(jnp.abs(b), axis=0) * (4 * jnp.finfo(jnp.float64).eps / (h * α)) for b in both]
+            return tuple(jax.vmap(reduction)(projections) for reduction in _reductions(slopes, floors))
+
+        return lax.map(at, steps)
+
+    found = lax.map(along, directions)
+    return tuple(a.reshape(a.shape[0], *STEPS.shape, -1) for a in found)
+
+
+def _size(a: Any) -> Any:
+    rms = jnp.sqrt(jnp.sum(jnp.abs(a) ** 2) / max(a.size, 1))
+    return jnp.where(rms > 0, rms, 1)
+
+
+def _reductions(slopes: list[Any], floors: list[Any]) -> Any:
+    """<c, slope> and the norms of c * slope and c * floor, as functions of c."""
+
+    def inner(c: list[Any]) -> Any:
+        return sum(jnp.sum((a * s).real) for a, s in zip(c, slopes, strict=True))
+
+    def norm_with(arrays: list[Any]) -> Callable[[list[Any]], Any]:
+        return lambda c: jnp.sqrt(sum(jnp.sum(jnp.abs(a * s) ** 2) for a, s in zip(c, arrays, strict=True)))
+
+    return inner, norm_with(slopes), norm_with(floors)
+
+
+def extrapolated(q: np.ndarray, S: np.ndarray, floor: np.ndarray) -> Differences:
+    """The limit h -> 0 from `quotients`, its error, and S at the smallest step of the table that won."""
+    tables = range(len(FIRST_STEPS))
+    values, errors = (np.stack(part) for part in zip(*(_ridders(q[:, t], floor[:, t]) for t in tables), strict=True))
+    order = np.argsort(errors, axis=0)
+    best, second = (np.take_along_axis(values, order[k : k + 1], 0)[0] for k in (0, 1))
+    error = np.take_along_axis(errors, order[:1], 0)[0] + np.abs(best - second)
+    scale = np.take_along_axis(S[:, :, -1].swapaxes(0, 1), order[:1], 0)[0]
+    return Differences(best, np.where(np.isfinite(error), error, np.inf), scale)
+
+
+def _ridders(q: np.ndarray, floor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The best entry of one table and its error; q and floor are (d, rows, p), the results (d, p)."""
+    level, values, errors = q, [], []  # level holds T[j][i] for i = j, ..., ROWS - 1
+    with np.errstate(all="ignore"):  # outside the domain of f there are NaNs, and no entry built on them counts
+        for j in range(1, ROWS):
+            factor = β ** (2 * j)
+            finer, coarser = level[:, 1:], level[:, :-1]
+            level = (factor * finer - coarser) / (factor - 1)
+            apart = np.maximum(np.abs(level - finer), np.abs(level - coarser))
+            values.append(level)
+            errors.append(np.where(np.isfinite(apart), apart + floor[:, j:], np.inf))
+    value, error = np.concatenate(values, 1), np.concatenate(errors, 1)
+    best = np.argmin(error, 1)[:, None]
+    return np.take_along_axis(value, best, 1)[:, 0], np.take_along_axis(error, best, 1)[:, 0]

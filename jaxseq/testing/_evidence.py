@@ -1,0 +1,153 @@
+"""What stands against a gradient: the contradictions between it and differences, or the truth, at one point.
+
+A check of numbers asks one question of its evidence: what contradicts this result? The same question, asked of a result
+that is known to be wrong (zeroed, sign-flipped, shifted), tells whether the evidence has any power here. If nothing
+contradicts that one either, its silence on the first means nothing.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import cycle
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxseq.testing._compare import DECIDES, compare, largest
+from jaxseq.testing._point import normal, zeros
+from jaxseq.testing._report import Failure
+
+if TYPE_CHECKING:
+    from jaxseq.testing._trial import Trial
+
+# Random probes for each leaf of the result.
+PROBES = 2
+# Relative to S = ||c * D_u f||_2; ten times the error of the differences is added.
+DIFFER = 1e-7
+# Elements of a leaf that differences look at one by one where nothing else knows them.
+COORDINATES = 16
+
+Change = Callable[[np.ndarray], np.ndarray]
+
+
+def unchanged(a: np.ndarray) -> np.ndarray:
+    return a
+
+
+CHANGES: Mapping[str, Change] = {
+    "zeroed": np.zeros_like,
+    "sign-flipped": np.negative,
+    "shifted": lambda a: np.roll(a, 1, 0) if a.ndim else a,
+}
+
+
+class ByDifferences:
+    """Products of the result with probes, against differences of f in the direction of the probes."""
+
+    def __init__(self, trial: "Trial", rounds: Iterable[Sequence[list[np.ndarray]]], message: str):
+        self.trial, self.message = trial, message
+        self.rounds = [(probes, trial.measured(probes)) for probes in rounds]
+
+    @classmethod
+    def random(cls, trial: "Trial") -> "ByDifferences":
+        """Random probes, which see every element."""
+        probes = trial.probes(lambda n: normal(trial.rng, trial.like[n]))
+        return cls(trial, [probes], "its inner product with a random direction is not what differences say")
+
+    @classmethod
+    def of_elements(cls, trial: "Trial") -> "ByDifferences":
+        """One element at a time: the first, the last, and others at random."""
+        indices = []
+        for a in trial.like:
+            places = list(np.ndindex(a.shape))
+            between = trial.rng.permutation(len(places))[:COORDINATES] if places else []
+            indices.append(cycle([*places[:1], *places[-1:], *(places[k] for k in between)] or [None]))
+        rounds = range(COORDINATES // PROBES)
+        probes = [trial.probes(lambda n: one_hot(trial.like[n], next(indices[n]))) for _ in rounds]
+        return cls(trial, probes, "an element is not what differences say")
+
+    def against(self, leaf: int, change: Change = unchanged) -> Failure | None:
+        """The worst contradiction to that leaf of the result, once changed."""
+        return _worst(self._all(leaf, change))
+
+    def _all(self, leaf: int, change: Change) -> Iterator[Failure]:
+        for probes, measured in self.rounds:
+            for k in range(leaf * PROBES, (leaf + 1) * PROBES):
+                probe = probes[k][leaf]
+                for p, (pattern, result) in enumerate(self.trial.by_hand.items()):
+                    got = float(np.sum(change(result[leaf]) * probe).real)
+                    value, error, S = (float(part[k, p]) for part in measured)
+                    bound = max(DIFFER, self.trial.given or 0) * S + 10 * error
+                    blunt = bound > DECIDES * S and change is not unchanged
+                    if blunt or abs(got - value) <= bound:
+                        continue
+                    yield Failure(
+                        "",
+                        self.message,
+                        pattern=pattern,
+                        index=_only_index(probe),
+                        by_hand=got,
+                        by_differences=value,
+                        error=error,
+                        ratio=got / value if value else None,
+                        tolerance=bound,
+                        origin=f"{DIFFER:.0e} ||c * D_u f|| and ten times the error of the differences",
+                    )
+
+
+class ByTruth:
+    """Every element of the result, against the derivative that JAX takes of what defines f."""
+
+    def __init__(self, trial: "Trial"):
+        self.trial = trial
+
+    def against(self, leaf: int, change: Change = unchanged) -> Failure | None:
+        """The worst contradiction to that leaf of the result, once changed."""
+        return _worst(self._all(leaf, change))
+
+    def _all(self, leaf: int, change: Change) -> Iterator[Failure]:
+        assert self.trial.true is not None
+        tolerance = self.trial.tolerance_of(leaf)
+        message = f"an element is not the derivative of {self.trial.subject.source}"
+        for pattern, result in self.trial.by_hand.items():
+            expected = self.trial.true[pattern][leaf]
+            blunt = tolerance.relative * largest(expected) + tolerance.floor > DECIDES * largest(expected)
+            if blunt and change is not unchanged:
+                continue
+            found = compare(
+                "", None, change(result[leaf]), expected, tolerance, message, pattern=pattern, diagnosis=None
+            )
+            if found.failure:
+                yield found.failure
+
+
+Evidence = ByDifferences | ByTruth
+
+
+def powerless(trial: "Trial", leaf: int, evidence: Sequence[Evidence]) -> list[str]:
+    """The changes that no evidence contradicts. A leaf that is the same when shifted does not count."""
+    blind = [name for name, change in CHANGES.items() if not any(e.against(leaf, change) for e in evidence)]
+    results = [result[leaf] for result in trial.by_hand.values()]
+    moves = any(largest(CHANGES["shifted"](r) - r) > DECIDES * largest(r) for r in results)
+    return [name for name in blind if name != "shifted" or moves]
+
+
+def _worst(failures: Iterable[Failure]) -> Failure | None:
+    def excess(f: Failure) -> float:
+        right = f.by_reference if f.by_reference is not None else f.by_differences
+        if f.by_hand is None or right is None or not f.tolerance or not np.isfinite(f.by_hand):
+            return np.inf
+        return abs(f.by_hand - right) / f.tolerance
+
+    return max(failures, key=excess, default=None)
+
+
+def one_hot(like: Any, index: tuple[int, ...] | None) -> np.ndarray:
+    """One at the index, zero elsewhere; zero throughout for no index."""
+    (probe,) = zeros([like])
+    if index is not None:
+        probe[index] = 1
+    return probe
+
+
+def _only_index(probe: np.ndarray) -> tuple[int, ...] | None:
+    """Where a probe looks, if that is one element."""
+    return tuple(map(int, np.argwhere(probe)[0])) if np.count_nonzero(probe) == 1 else None

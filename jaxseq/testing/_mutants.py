@@ -1,0 +1,449 @@
+"""mutate: a function's own gradient with one mistake in it, for every mistake that people make.
+
+A mutant computes what f computes (but for the one whose fwd does not) under a rule of its own, whose bwd takes the
+right gradient of f and spoils it. So it works for any differentiable function, whatever its own rule is like inside.
+"""
+
+import inspect
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.core import Tracer
+from jax.custom_batching import custom_vmap
+
+from jaxseq import _checks
+from jaxseq.testing import _surgery
+from jaxseq.testing._point import inexact, title
+
+Function = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A clone of a function with one mistake in its gradient. It is called as the function is.
+
+    Attributes:
+        name: of the mistake.
+        check: the check of `check_vjp` that has to find it.
+        what: the mistake, in words.
+        original: the function.
+        clone: the function with the mistake.
+        fits: `(args, outputs) -> bool`: whether the mistake can be made there.
+    """
+
+    name: str
+    check: str
+    what: str
+    original: Function
+    clone: Function
+    fits: Callable[[Any, Any], bool]
+
+    def __call__(self, *args: Any) -> Any:
+        """What the function computes."""
+        return self.clone(*args)
+
+    def applies(self, *args: Any) -> bool:
+        """Whether the mistake changes anything for such arguments: nothing is transposed where no matrix is."""
+        return self.fits(args, jax.eval_shape(self.original, *args))
+
+    @property
+    def __name__(self) -> str:
+        return f"{title(self.original)} with {self.what}"
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self.original)
+
+
+def mutate(f: Function) -> dict[str, Mutant]:
+    """Clones of a function, each with one mistake in its gradient: to see that a check has teeth.
+
+    Args:
+        f: any differentiable function of arrays and trees of arrays, such as one with a rule of your own.
+
+    Returns:
+        the mutants by name. Each tells by `applies(*args)` whether its mistake shows for such arguments, and by `check`
+        which check of `check_vjp` finds it.
+
+    Raises:
+        TypeError: f is no function.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxseq.testing import check_vjp, mutate
+        >>> mutant = mutate(jnp.sin)["sign"]
+        >>> report = check_vjp(mutant, (jnp.array([1.0, 2.0, 3.0]),), level="quick")
+        >>> mutant.check, report.of(mutant.check).name
+        ('value', 'FAIL')
+
+    Reference:
+        R. A. DeMillo, R. J. Lipton and F. G. Sayward, Hints on test data selection: help for the practicing programmer
+        (1978), for mutation testing.
+    """
+    if not callable(f):
+        _checks.bad_type("f", "a function", _checks.describe(f))
+    return {m.name: Mutant(m.name, m.check, m.what, f, m.how.make(f), m.how.fits) for m in MISTAKES}
+
+
+class How(NamedTuple):
+    """How a mistake is made: the clone of a function, and whether it can be made for `(args, outputs)`."""
+
+    make: Callable[[Function], Function]
+    fits: Callable[[Any, Any], bool] = lambda args, outputs: True
+
+
+class Mistake(NamedTuple):
+    """A name, the check that finds it, the mistake in words, and how it is made."""
+
+    name: str
+    check: str
+    what: str
+    how: How
+
+
+# --- Ways to make one ---
+
+
+def _rule(f: Function, bwd: Function, primal: Callable[[Any], Any] = lambda out: out) -> Function:
+    """f under a rule: `bwd(pull, args, c)` returns the gradient, where pull gives the right one for any cotangent."""
+
+    @jax.custom_vjp
+    def clone(*args: Any) -> Any:
+        return f(*args)
+
+    clone.defvjp(
+        lambda *args: (primal(f(*args)), args),
+        lambda args, c: bwd(jax.vjp(f, *args)[1], args, c),
+    )
+    return clone
+
+
+def gradient(change: Callable[[Any, Any], Any], fits: Callable[[Any, Any], bool] = lambda args, out: True) -> How:
+    """The right gradient, changed: `change(gradient, args)`, both tuples of trees."""
+    return How(lambda f: _rule(f, lambda pull, args, c: change(pull(c), args)), fits)
+
+
+def leaf(change: Callable[[Any], Any], takes: Callable[[Any], bool] = lambda a: True) -> How:
+    """One cotangent changed: that of the largest floating leaf that the change takes."""
+
+    def target(tree: Any) -> int | None:
+        leaves = jax.tree.leaves(tree)
+        places = [n for n, a in enumerate(leaves) if inexact(a) and a.size and takes(a)]
+        return max(places, key=lambda n: leaves[n].size, default=None)
+
+    def one(gradient: Any, args: Any) -> Any:
+        leaves, tree = jax.tree.flatten(gradient)
+        n = target(args)
+        return tree.unflatten([change(a) if m == n else a for m, a in enumerate(leaves)])
+
+    return gradient(one, lambda args, out: target(args) is not None)
+
+
+def cotangent(change: Callable[[Any], Any], fits: Callable[[Any, Any], bool] = lambda args, out: True) -> How:
+    """The right gradient for another cotangent."""
+    return How(lambda f: _rule(f, lambda pull, args, c: pull(change(c))), fits)
+
+
+def _map(change: Callable[[Any], Any], tree: Any) -> Any:
+    """The floating leaves changed."""
+    return jax.tree.map(lambda a: change(a) if inexact(a) else a, tree)
+
+
+def _floats(tree: Any) -> list[int]:
+    """The places of the floating leaves."""
+    return [n for n, a in enumerate(jax.tree.leaves(tree)) if inexact(a)]
+
+
+def _several(tree: Any) -> bool:
+    return len(_floats(tree)) > 1
+
+
+# --- Mistakes in what bwd returns ---
+
+
+def _first_container(args: Any) -> int | None:
+    """The first argument that is a tree of several leaves."""
+    return next((n for n, arg in enumerate(args) if _several(arg)), None)
+
+
+def _none(gradient: Any, args: Any) -> Any:
+    n = next(n for n, arg in enumerate(args) if _floats(arg))
+    return (*gradient[:n], None, *gradient[n + 1 :])
+
+
+def _spread(gradient: Any, args: Any) -> Any:
+    n = _first_container(args)
+    return tuple(jax.tree.leaves(g)[0] if m == n else g for m, g in enumerate(gradient))
+
+
+# --- Mistakes in the numbers ---
+
+
+def _has_steps(a: Any) -> bool:
+    return a.ndim > 0 and a.shape[0] > 1
+
+
+def _is_square(a: Any) -> bool:
+    return a.ndim > 1 and a.shape[-1] == a.shape[-2] > 1
+
+
+def _is_real(a: Any) -> bool:
+    return jnp.issubdtype(a.dtype, jnp.floating)
+
+
+def _in_first(a: Any, value: Any) -> Any:
+    """The leaf with its first element changed by `value`."""
+    return a.reshape(-1).at[0].add(value).reshape(a.shape)
+
+
+def _without_last_output(c: Any) -> Any:
+    leaves, tree = jax.tree.flatten(c)
+    last = _floats(leaves)[-1]
+    return tree.unflatten([jnp.zeros_like(a) if n == last else a for n, a in enumerate(leaves)])
+
+
+def _has_examples(a: Any) -> bool:
+    """Whether there is an axis before the last, to be taken for that of examples, with more than one entry."""
+    return inexact(a) and a.ndim > 1 and a.shape[-2] > 1
+
+
+def _one_example(c: Any) -> Any:
+    return jax.tree.map(lambda a: a.at[..., 1:, :].set(0) if _has_examples(a) else a, c)
+
+
+def _crossed(c: Any) -> Any:
+    """Each cotangent times one plus the sum of all: products of cotangents with one another."""
+    total = jnp.stack([jnp.sum(a).real for a in jax.tree.leaves(c) if inexact(a)]).sum()
+    return _map(lambda a: a * (1 + total.astype(a.dtype)), c)
+
+
+def _over_norm(c: Any) -> Any:
+    """c / |c| times |c|, which is c, but for zero."""
+    norm = jnp.sqrt(sum(jnp.sum(jnp.abs(a) ** 2).astype(jnp.float32) for a in jax.tree.leaves(c) if inexact(a)))
+    return _map(lambda a: a / norm.astype(a.dtype) * norm.astype(a.dtype), c)
+
+
+# --- Mistakes that show in some situations only ---
+
+_CALLS = itertools.count()
+_LEAKED: list[Any] = []
+
+
+def _noisy(g: Any) -> Any:
+    shape = jax.ShapeDtypeStruct((), jnp.float32)
+    drawn = jax.pure_callback(lambda: np.float32(next(_CALLS) % 7), shape, vmap_method="sequential")
+    return g * (1 + 1e-7 * drawn.astype(g.dtype))
+
+
+def _stale(f: Function) -> Function:
+    """The residuals are those of the last call of fwd, whichever that was."""
+    kept: list[Any] = []
+
+    @jax.custom_vjp
+    def clone(*args: Any) -> Any:
+        return f(*args)
+
+    def fwd(*args: Any) -> Any:
+        kept[:] = [args]
+        return f(*args), None
+
+    clone.defvjp(fwd, lambda _, c: jax.vjp(f, *kept[0])[1](c))
+    return clone
+
+
+def _bypass(f: Function) -> Function:
+    """The value comes from the rule, the gradient from JAX alone."""
+    ruled, plain = _rule(f, lambda pull, args, c: pull(c)), _surgery.plain(f)
+
+    def clone(*args: Any) -> Any:
+        return jax.tree.map(lambda a, b: b + lax.stop_gradient(a - b) if inexact(a) else a, ruled(*args), plain(*args))
+
+    return clone
+
+
+def _bypass_in_vmap(f: Function) -> Function:
+    ruled, plain = _rule(f, lambda pull, args, c: pull(c)), _surgery.plain(f)
+
+    def clone(*args: Any) -> Any:
+        vmapped = any(type(a).__name__ == "BatchTracer" for a in jax.tree.leaves(args))
+        return plain(*args) if vmapped else ruled(*args)
+
+    return clone
+
+
+def _leaking(g: Any) -> Any:
+    _LEAKED[:] = [g]
+    return g
+
+
+def _mean_in_vmap(g: Any) -> Any:
+    """g by itself, and under vmap the mean over the new axis for every example."""
+
+    @custom_vmap
+    def identity(g: Any) -> Any:
+        return g
+
+    @identity.def_vmap
+    def _(size: int, batched: list[bool], g: Any) -> tuple[Any, bool]:
+        return jnp.broadcast_to(jnp.mean(g, 0), g.shape) if batched[0] else g, batched[0]
+
+    return identity(g)
+
+
+def _stopped(f: Function) -> Function:
+    """bwd takes its residuals for constants."""
+    return _rule(f, lambda pull, args, c: jax.vjp(f, *_map(lax.stop_gradient, args))[1](c))
+
+
+def _decorated(f: Function) -> Function:
+    """fwd calls the decorated function, whose rule then stands in the way of forward over reverse."""
+
+    @jax.custom_vjp
+    def clone(*args: Any) -> Any:
+        return f(*args)
+
+    clone.defvjp(lambda *args: (clone(*args), args), lambda args, c: jax.vjp(f, *args)[1](c))
+    return clone
+
+
+def _symbolic(f: Function) -> Function:
+    """Twice the gradient where an argument has none."""
+
+    @jax.custom_vjp
+    def clone(*args: Any) -> Any:
+        return f(*args)
+
+    def fwd(*primals: Any) -> Any:
+        args = jax.custom_derivatives.custom_vjp_primal_tree_values(primals)
+        partly = not all(p.perturbed for p in jax.tree.leaves(primals) if inexact(p.value))
+        return f(*args), (args, jnp.float32(1 + partly))
+
+    def bwd(residuals: Any, c: Any) -> Any:
+        args, factor = residuals
+        zero = lambda a: isinstance(a, jax.custom_derivatives.SymbolicZero)  # noqa: E731
+        c = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype) if zero(a) else a, c, is_leaf=zero)
+        return _map(lambda g: g * factor.astype(g.dtype), jax.vjp(f, *args)[1](c))
+
+    clone.defvjp(fwd, bwd, symbolic_zeros=True)
+    return clone
+
+
+def _for_one(gradient: Any, args: Any) -> Any:
+    single = any(1 in np.shape(a) for a in jax.tree.leaves(args))
+    return _map(lambda g: 2 * g, gradient) if single else gradient
+
+
+def _for_none(gradient: Any, args: Any) -> Any:
+    empty = any(0 in np.shape(a) for a in jax.tree.leaves(args))
+    return _map(lambda g: g * jnp.nan, gradient) if empty else gradient
+
+
+def _has_no_one(args: Any, out: Any) -> bool:
+    return not any(1 in np.shape(a) for a in jax.tree.leaves(args))
+
+
+def _is_low(a: Any) -> bool:
+    return a.dtype in (jnp.float32, jnp.bfloat16, jnp.float16)
+
+
+MISTAKES: Sequence[Mistake] = (
+    Mistake("none", "contract", "None for an argument of floats", gradient(_none)),
+    Mistake("short", "contract", "no cotangent for the last argument", gradient(lambda g, args: g[:-1])),
+    Mistake(
+        "spread",
+        "contract",
+        "one array for all leaves of an argument",
+        gradient(_spread, lambda args, out: _first_container(args) is not None),
+    ),
+    Mistake("float32", "contract", "a cotangent in float32", leaf(lambda g: g.astype(jnp.float32))),
+    Mistake("integer", "contract", "a cotangent of integers", leaf(lambda g: (100 * g.real).astype(jnp.int32))),
+    Mistake("axis", "contract", "a cotangent with an axis too many", leaf(lambda g: g[None])),
+    Mistake("nan", "contract", "a NaN in a cotangent", leaf(lambda g: _in_first(g, jnp.nan))),
+    Mistake(
+        "primal",
+        "primal",
+        "a fwd that is off by 1e-7",
+        How(lambda f: _rule(f, lambda pull, args, c: pull(c), lambda out: _map(lambda a: a * (1 + 1e-7), out))),
+    ),
+    Mistake("bypass", "engagement", "a rule that the gradient does not come from", How(_bypass)),
+    Mistake("bypass in vmap", "engagement", "a rule that vmap goes around", How(_bypass_in_vmap)),
+    Mistake("sign", "value", "a cotangent of the wrong sign", leaf(lambda g: -g)),
+    Mistake("zero", "value", "a cotangent of zero", leaf(jnp.zeros_like)),
+    Mistake("scale", "value", "a cotangent off by 1e-4", leaf(lambda g: g * (1 + 1e-4))),
+    Mistake("transposed", "value", "a cotangent transposed", leaf(lambda g: g.swapaxes(-1, -2), _is_square)),
+    Mistake("shifted", "value", "a cotangent late by one step", leaf(lambda g: jnp.roll(g, 1, 0), _has_steps)),
+    Mistake("first step", "value", "the first step missing", leaf(lambda g: g.at[0].set(0), _has_steps)),
+    Mistake("last step", "value", "the last step missing", leaf(lambda g: g.at[-1].set(0), _has_steps)),
+    Mistake("mean", "value", "a mean where a sum belongs", leaf(lambda g: g / g.shape[0], _has_steps)),
+    Mistake(
+        "rounded", "value", "bfloat16 on the way", leaf(lambda g: g.astype(jnp.bfloat16).astype(g.dtype), _is_real)
+    ),
+    Mistake(
+        "output",
+        "value",
+        "the cotangent of the last output ignored",
+        cotangent(_without_last_output, lambda args, out: _several(out)),
+    ),
+    Mistake(
+        "one example",
+        "value",
+        "a sum over examples missing",
+        cotangent(_one_example, lambda args, out: any(map(_has_examples, jax.tree.leaves(out)))),
+    ),
+    Mistake(
+        "one element", "elements", "an element off by 1e-7", leaf(lambda g: _in_first(g, 1e-7 * jnp.max(jnp.abs(g))))
+    ),
+    Mistake("g |g|", "linearity", "g |g| for a cotangent g", cotangent(lambda c: _map(lambda a: a * jnp.abs(a), c))),
+    Mistake("product", "linearity", "a product of cotangents", cotangent(_crossed)),
+    Mistake("constant", "linearity", "a constant added", leaf(lambda g: g + 1e-3)),
+    Mistake("0 / 0", "linearity", "0 / 0 for a cotangent of zero", cotangent(_over_norm)),
+    Mistake("noise", "determinism", "noise of 1e-7", leaf(_noisy)),
+    Mistake("stale", "determinism", "the residuals of whichever call was the last", How(_stale)),
+    Mistake("jit", "jit", "another gradient under jit", leaf(lambda g: g * (1 + 1e-6 * isinstance(g, Tracer)))),
+    Mistake("leak", "jit", "a tracer left behind", leaf(_leaking)),
+    Mistake(
+        "dtypes promoted",
+        "jit",
+        "a promotion of dtypes inside",
+        leaf(lambda g: (g * jnp.ones((), jnp.bfloat16)).astype(g.dtype)),
+    ),
+    Mistake(
+        "ranks promoted",
+        "jit",
+        "a promotion of ranks inside",
+        leaf(lambda g: g + jnp.zeros(g.shape[-1:], g.dtype), lambda a: a.ndim > 1),
+    ),
+    Mistake(
+        "masked nan",
+        "jit",
+        "a NaN inside that where masks",
+        leaf(lambda g: jnp.where(jnp.isfinite(g), g, jnp.sqrt(-1 - jnp.abs(g)).astype(g.dtype)), _is_real),
+    ),
+    Mistake("vmap", "vmap", "a mean over what vmap adds", leaf(_mean_in_vmap)),
+    Mistake("outside", "composition", "residuals kept outside of the rule", How(_stale)),
+    Mistake("stopped", "order 2", "residuals cut off by stop_gradient", How(_stopped)),
+    Mistake("decorated", "order 2", "a fwd that calls the decorated function", How(_decorated)),
+    Mistake(
+        "alone",
+        "alone",
+        "twice the gradient where an argument has none",
+        How(_symbolic, lambda args, out: sum(bool(_floats(arg)) for arg in args) > 1),
+    ),
+    Mistake("low", "dtypes", "half as much again below float64", leaf(lambda g: g * (1.5 if _is_low(g) else 1))),
+    Mistake(
+        "widened",
+        "dtypes",
+        "a float32 cotangent for a lower dtype",
+        leaf(lambda g: g.astype(jnp.float32) if _is_low(g) else g, _is_real),
+    ),
+    Mistake(
+        "axis of one", "sizes", "twice the gradient where an axis has one element", gradient(_for_one, _has_no_one)
+    ),
+    Mistake("empty axis", "sizes", "0 / 0 where an axis is empty", gradient(_for_none)),
+)

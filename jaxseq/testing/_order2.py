@@ -1,0 +1,131 @@
+"""The check of order 2: the derivative of the derivative.
+
+With G(x) the result for one seed, three numbers have to agree for a direction u and any d like the result:
+
+    <d, D_u G>            by differences of G
+    <d, G'(x) u>          forward over the rule
+    <G'(x)ᵀ d, u>         reverse over the rule
+
+A rule whose residuals are cut off, or whose fwd calls the decorated function, passes every check of order 1 and fails
+here. For a truncated gradient G is not the derivative of any function, and what stands in for f (`Subject.judged`) is
+differenced instead.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxseq.testing._compare import DECIDES, compare, largest
+from jaxseq.testing._evidence import DIFFER
+from jaxseq.testing._point import Arrays, normal, wide, zeros
+from jaxseq.testing._report import Failure, Result, Verdict
+from jaxseq.testing._subject import Function, derivative, like
+from jaxseq.testing._trial import Trial, explain
+
+CHECK = "order 2"
+
+
+def order_2(trial: Trial) -> Iterator[Result]:
+    """Forward over the rule and reverse over the rule, against differences of the rule and against the truth."""
+    s, x, seed = trial.subject, trial.x, trial.patterns["joint"]
+    d = [normal(trial.rng, a) for a in trial.like]
+
+    def result(F: Function, c: Arrays) -> Function:
+        return lambda x: derivative(s.mode, F)(x, c)[1]
+
+    def forward(x: Arrays, rest: Arrays, c: Arrays, u: Arrays) -> tuple[Arrays, Arrays]:
+        # With the outputs, whose tangents come from fwd: a fwd that calls the decorated function has none.
+        return jax.jvp(lambda x: derivative(s.mode, s.on(rest))(x, c), (x,), (like(x, u),))[1]
+
+    def reverse(x: Arrays, rest: Arrays, c: Arrays, d: Arrays) -> tuple[Arrays, Arrays]:
+        G, pull = jax.vjp(lambda x, c: result(s.on(rest), c)(x), x, like(trial.primals, c))
+        return pull(like(G, d))
+
+    def true(x: Arrays, rest: Arrays, c: Arrays, d: Arrays) -> Arrays:
+        G, pull = jax.vjp(result(s.truth(x, rest), c), x)
+        return pull(like(G, d))[0]
+
+    # One direction for each leaf of the arguments, zero on the others.
+    directions = [zeros(x) for _ in x]
+    for n, u in enumerate(directions):
+        u[n] = normal(trial.rng, x[n])
+    found = {}
+    for name, run in (
+        ("forward", lambda: [_inner(s.program("forward", forward)(x, trial.rest, seed, u)[1], d) for u in directions]),
+        ("reverse", lambda: s.program("reverse", reverse)(x, trial.rest, seed, d)),
+    ):
+        try:
+            found[name] = run()
+        except Exception as error:
+            message = f"{name} over the rule raises {explain(error)} (order=1 leaves this check out)"
+            yield Result(CHECK, None, Verdict.FAIL, failure=Failure(CHECK, message))
+    if "reverse" in found:
+        to_x, to_c = (wide(part) for part in found["reverse"])
+        yield _to_seed(trial, to_c, d)
+        if trial.true is not None and not trial.wrong:
+            yield from _as_truth(trial, to_x, s.program("true", true)(x, trial.rest, seed, d))
+        found["reverse"] = [float(np.sum(to_x[n] * u[n]).real) for n, u in enumerate(directions)]
+    if s.dtype == np.float64 and found:
+        G = lambda x, given: result(s.judged(x, given[0]), given[1])  # noqa: E731
+        measured = s.differences("the derivative", G, x, (trial.rest, seed), directions, [d])
+        for n, leaf in enumerate(s.ins.names):
+            value, error, S = (float(part[n, 0]) for part in measured)
+            for name, values in found.items():
+                yield _by_differences(trial, leaf, name, values[n], value, error, S)
+
+
+def _by_differences(trial: Trial, leaf: str, name: str, got: float, value: float, error: float, S: float) -> Result:
+    column = leaf if leaf in trial.leaves else None
+    bound = max(DIFFER, trial.given or 0) * S + 10 * error
+    if not abs(got - value) <= bound:
+        message = f"{name} over the rule, in the direction of {leaf}, is not what differences of the rule say"
+        failure = Failure(
+            CHECK,
+            message,
+            column,
+            pattern="joint",
+            by_hand=got,
+            by_differences=value,
+            error=error,
+            ratio=got / value if value else None,
+            tolerance=bound,
+            origin=f"{DIFFER:.0e} ||d * D_u G|| and ten times the error of the differences",
+            seed=trial.seed,
+        )
+        return Result(CHECK, column, Verdict.FAIL, failure=failure)
+    # A rule that does not depend on a leaf at all has nothing to be powerless about.
+    if S and bound > DECIDES * S:
+        return Result(CHECK, column, Verdict.INCONCLUSIVE, f"differences of the rule in {leaf} are too rough here")
+    return Result(CHECK, column, Verdict.PASS)
+
+
+def _to_seed(trial: Trial, to_c: list[np.ndarray], d: list[np.ndarray]) -> Result:
+    """The rule is linear in its seed, so <d, result(c)> = <cotangent of the seed, c> for every c."""
+    for pattern, seed in trial.patterns.items():
+        got, expected = _inner(to_c, seed), _inner(trial.by_hand[pattern], d)
+        gross = sum(largest(a * b) for a, b in zip(trial.by_hand[pattern], d, strict=True))
+        tolerance = trial.tolerance().widened(max(trial.rounding[1], default=0))
+        if not abs(got - expected) <= 10 * tolerance.relative * gross:
+            message = "reverse over the rule gives a cotangent of its seed that is not the rule's transpose"
+            failure = Failure(
+                CHECK, message, pattern=pattern, by_hand=got, by_reference=expected, tolerance=gross, seed=trial.seed
+            )
+            return Result(CHECK, None, Verdict.FAIL, failure=failure)
+    return Result(CHECK, None, Verdict.PASS)
+
+
+def _as_truth(trial: Trial, got: list[np.ndarray], expected: Arrays) -> Iterator[Result]:
+    message = f"reverse over the rule is not the second derivative of {trial.subject.source}"
+    names = trial.subject.ins.names
+    rounding = max(trial.rounding[1], default=0)
+    for leaf, a, e in zip(names, got, wide(expected), strict=True):
+        tolerance = trial.tolerance().widened(rounding)
+        tolerance = tolerance._replace(relative=10 * tolerance.relative, origin=f"ten times {tolerance.origin}")
+        result = compare(CHECK, leaf, a, e, tolerance, message, seed=trial.seed, pattern="joint")
+        yield result if leaf in trial.leaves else result._replace(leaf=None)
+
+
+def _inner(a: Any, b: list[np.ndarray]) -> float:
+    return float(sum(np.sum(p * q).real for p, q in zip(wide(a), b, strict=True)))

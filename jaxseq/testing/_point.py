@@ -1,0 +1,252 @@
+"""The point at which a function is judged: its arguments as lists of leaves, lifted to float64, and random directions.
+
+Everything below the public functions works on flat lists: the leaves of all arguments that are differentiated, and the
+leaves of the output that can be. `Leaves` says which those are, and what a reader calls them.
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxseq import _checks
+
+Arrays = list[Any]
+
+
+class Leaves(NamedTuple):
+    """One side of a function, its arguments or its output.
+
+    Attributes:
+        tree: the structure of the whole side.
+        chosen: for each of its leaves, whether derivatives are taken there.
+        names: of the chosen leaves, for readers: `params.w_x`.
+        places: of the chosen leaves, for Python: `[0].w_x`.
+        groups: of the chosen leaves, the position of the argument that each belongs to.
+        arguments: of the chosen leaves, the name of that argument.
+    """
+
+    tree: Any
+    chosen: tuple[bool, ...]
+    names: tuple[str, ...]
+    places: tuple[str, ...]
+    groups: tuple[int, ...]
+    arguments: tuple[str, ...]
+
+    def split(self, side: Any) -> tuple[Arrays, Arrays]:
+        """The chosen leaves, and the others."""
+        leaves = self.tree.flatten_up_to(side)
+        parts: tuple[Arrays, Arrays] = ([], [])
+        for leaf, chosen in zip(leaves, self.chosen, strict=True):
+            parts[not chosen].append(leaf)
+        return parts
+
+    def join(self, chosen: Arrays, others: Arrays) -> Any:
+        """The inverse of `split`."""
+        sources = iter(chosen), iter(others)
+        return self.tree.unflatten([next(sources[not c]) for c in self.chosen])
+
+
+def inexact(leaf: Any) -> bool:
+    """Whether a leaf has derivatives: real or complex floating numbers."""
+    return jnp.issubdtype(leaf.dtype, jnp.inexact)
+
+
+def wide_dtype(leaf: Any) -> Any:
+    """complex128 for a leaf of complex numbers, else float64."""
+    return np.complex128 if jnp.issubdtype(leaf.dtype, jnp.complexfloating) else np.float64
+
+
+def wide(arrays: Sequence[Any]) -> list[np.ndarray]:
+    """On the host, in float64 or complex128."""
+    return [np.asarray(a).astype(wide_dtype(a)) for a in arrays]
+
+
+def zeros(arrays: Sequence[Any]) -> list[np.ndarray]:
+    """In the shapes of the arrays, in float64 or complex128."""
+    return [np.zeros(a.shape, wide_dtype(a)) for a in arrays]
+
+
+def input_leaves(f: Callable[..., Any], args: tuple[Any, ...], argnums: tuple[int, ...]) -> Leaves:
+    """The leaves of the arguments; derivatives are taken at the floating ones of `argnums`."""
+    return _leaves(args, _argument_names(f, len(args)), lambda group, leaf: group in argnums and inexact(leaf))
+
+
+def output_leaves(shapes: Any) -> Leaves:
+    """The leaves of an output, a tree of anything with a shape and a dtype."""
+    leaves = _leaves((shapes,), ["output"], lambda _, leaf: inexact(leaf))
+    return leaves._replace(tree=jax.tree.structure(shapes), places=tuple(p.removeprefix("[0]") for p in leaves.places))
+
+
+def _leaves(sides: tuple[Any, ...], called: Sequence[str], chosen: Callable[[int, Any], bool]) -> Leaves:
+    flat, tree = jax.tree.flatten_with_path(sides)
+    groups = [path[0].idx for path, _ in flat]
+    keep = [chosen(group, leaf) for group, (_, leaf) in zip(groups, flat, strict=True)]
+    names = [str(called[group]) + jax.tree_util.keystr(path[1:]) for group, (path, _) in zip(groups, flat, strict=True)]
+    places = [jax.tree_util.keystr(path) for path, _ in flat]
+
+    def kept(items: Sequence[Any]) -> tuple[Any, ...]:
+        return tuple(item for item, k in zip(items, keep, strict=True) if k)
+
+    owners = [called[group] for group in groups]
+    return Leaves(tree, tuple(keep), kept(names), kept(places), kept(groups), kept(owners))
+
+
+def _argument_names(f: Callable[..., Any], count: int) -> list[str]:
+    """As the signature has them, or args[0], args[1] where it has none."""
+    names: list[str] = []
+    try:
+        for parameter in inspect.signature(f).parameters.values():
+            if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+                names.append(parameter.name)
+    except (TypeError, ValueError):
+        pass
+    return [names[n] if n < len(names) else f"args[{n}]" for n in range(count)]
+
+
+def title(f: Callable[..., Any]) -> str:
+    """What a reader calls f: `lstm(reverse=True)` for a partial."""
+    if isinstance(f, partial):
+        bound = [repr(a) for a in f.args] + [f"{k}={v!r}" for k, v in f.keywords.items()]
+        return title(f.func) + (f"({', '.join(b if len(b) <= 40 else '…' for b in bound)})" if bound else "")
+    return getattr(f, "__name__", type(f).__name__)
+
+
+# --- Arguments ---
+
+
+def lifted(args: Any, *, seed: int = 0) -> Any:
+    """The point at which `check_vjp` judges a function that is called with `args`.
+
+    Floating leaves in float64 (complex128), others as they are. A floating leaf that is zero throughout becomes random
+    numbers of size 0.5: at a zero state or bias some wrong gradients equal the right ones, whatever one measures.
+    Call it under `jax.enable_x64(True)`.
+
+    Args:
+        args: a tree of arrays.
+        seed: of the random numbers.
+
+    Returns:
+        the same tree.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxseq.testing import lifted
+        >>> with jax.enable_x64(True):
+        ...     x, h = lifted((jnp.ones(2), jnp.zeros(2)))
+        >>> x.dtype, bool((h != 0).all())
+        (dtype('float64'), True)
+    """
+    return _lifted(args, seed)[0]
+
+
+def zero_leaves(args: Any) -> list[str]:
+    """Where `lifted` puts random numbers."""
+    return _lifted(args, 0)[1]
+
+
+def _lifted(args: Any, seed: int) -> tuple[Any, list[str]]:
+    rng = np.random.default_rng([seed, 1])
+    replaced: list[str] = []
+
+    def lift(path: Any, leaf: Any) -> Any:
+        if not inexact(leaf):
+            return leaf
+        (array,) = wide([leaf])
+        if array.size and not array.any():
+            replaced.append(f"args{jax.tree_util.keystr(path)}")
+            array = 0.5 * normal(rng, array)
+        return jnp.asarray(array)
+
+    return jax.tree.map_with_path(lift, args), replaced
+
+
+def as_arrays(args: Any) -> tuple[Any, ...]:
+    """A tuple of trees of arrays, or an error that says what else came."""
+    if not isinstance(args, tuple | list):
+        _checks.bad_type("args", "a tuple of the arguments of `f`", _checks.describe(args))
+
+    def array(path: Any, leaf: Any) -> Any:
+        name = f"args{jax.tree_util.keystr(path)}"
+        if not isinstance(leaf, jax.Array | np.ndarray | np.generic | bool | int | float | complex):
+            expected = "an array (bind what is none with functools.partial)"
+            _checks.bad_type(name, expected, _checks.describe(leaf))
+        leaf = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+        if leaf.dtype == object:
+            _checks.bad_type(name, "an array of numbers", "an array of objects")
+        if inexact(leaf) and not np.isfinite(np.asarray(leaf).astype(np.complex128)).all():
+            _checks.bad_value(name, "finite numbers", "NaN or infinity among them", **{name: leaf})
+        return leaf
+
+    return jax.tree.map_with_path(array, tuple(args))
+
+
+# --- Random numbers, from NumPy: the same on every device ---
+
+
+def normal(rng: np.random.Generator, like: Any) -> np.ndarray:
+    """Normal numbers in the shape of `like`, in float64 or complex128."""
+    draw = rng.standard_normal(like.shape)
+    return draw + 1j * rng.standard_normal(like.shape) if wide_dtype(like) == np.complex128 else draw
+
+
+def varied(rng: np.random.Generator, x: Arrays, by: float = 0.01) -> Arrays:
+    """Each number times 1 ± `by` at most: another point nearby, with the signs of the first."""
+    return [np.asarray(a) * (1 + by * rng.uniform(-1, 1, a.shape)) for a in x]
+
+
+def patterns(like: Arrays, names: Sequence[str], seed: int) -> dict[str, Arrays]:
+    """What the derivative is applied to: cotangents in the shape of the outputs, or tangents in that of the inputs.
+
+    Random on all leaves jointly, on each leaf alone, one in the first or last element of a leaf, ones, and zero.
+    """
+    rng = np.random.default_rng([seed, 2])
+
+    def only(n: int, value: np.ndarray) -> list[np.ndarray]:
+        return [value if m == n else zero for m, zero in enumerate(zeros(like))]
+
+    made = {"joint": [normal(rng, a) for a in like]}
+    for n, (a, name) in enumerate(zip(like, names, strict=True)):
+        if len(like) > 1:
+            made[f"{name} alone"] = only(n, normal(rng, a))
+        for place, index in (("first", 0), ("last", -1)) if a.size > 1 else ():
+            one = zeros(like)[n]
+            one.flat[index] = 1
+            made[f"{place} of {name}"] = only(n, one)
+    made["ones"] = [zero + 1 for zero in zeros(like)]
+    made["zero"] = zeros(like)
+    return made
+
+
+def cotangents(outputs: Any, pattern: str, *, seed: int = 0) -> Any:
+    """The cotangent that a report names, for outputs as the function returned them.
+
+    Args:
+        outputs: a tree of arrays.
+        pattern: such as `"joint"`, as it stands in the report.
+        seed: as it stands in the report.
+
+    Returns:
+        a tree like `outputs`, for the function that `jax.vjp` returned.
+
+    Raises:
+        ValueError: no pattern has that name.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxseq.testing import cotangents
+        >>> y, pull = jax.vjp(jnp.sin, jnp.zeros(3))
+        >>> pull(cotangents(y, "first of output"))[0]
+        Array([1., 0., 0.], dtype=float32)
+    """
+    leaves = output_leaves(outputs)
+    chosen, rest = leaves.split(outputs)
+    made = patterns(chosen, leaves.names, seed)
+    if pattern not in made:
+        _checks.bad_value("pattern", f"one of {', '.join(map(repr, made))}", repr(pattern))
+    typed = [jnp.asarray(c).astype(y.dtype) for c, y in zip(made[pattern], chosen, strict=True)]
+    return leaves.join(typed, [np.zeros(y.shape, jax.dtypes.float0) for y in rest])

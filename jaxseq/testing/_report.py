@@ -1,0 +1,248 @@
+"""What a check found: a verdict for each check and leaf, the failures in full, and how to print them."""
+
+import dataclasses
+import enum
+import html
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+CHECKS = {
+    "contract": "what bwd returns: arity, tree, shapes, dtypes, finite numbers, no None for a float",
+    "primal": "fwd returns what f returns: bitwise op by op, within rounding under jit",
+    "engagement": "the rule is what runs, under every transformation",
+    "value": "inner products with random directions, against differences",
+    "elements": "every element, against the derivative of the reference",
+    "linearity": "linear in the cotangent, zero for zero",
+    "determinism": "twice the same to the bit, other arguments in between",
+    "jit": "jit, donation, leaks, debug_nans, strict dtype and rank promotion",
+    "vmap": "vmap inside, outside, and over cotangents alone, for every subset of the arguments",
+    "composition": "remat, inside scan and cond, of jit, shard_map",
+    "order 2": "reverse over reverse and forward over reverse, against differences of the gradient",
+    "alone": "each argument and each output alone gives what all together give",
+    "dtypes": "float32, bfloat16, float16, mixed, complex; integers give float0",
+    "sizes": "axes of one, of none, and of lengths that are all different",
+    "power": "a zeroed, sign-flipped or shifted gradient would have been found",
+    "truncation": "nothing crosses the edge of a window; a window as long as time is the full gradient",
+    "transpose": "forward mode and reverse mode are each other's transpose",
+}
+
+
+class Verdict(enum.StrEnum):
+    """What a check says, from the worst to the mildest; a report is as bad as the worst in it.
+
+    INCONCLUSIVE: nothing wrong was seen, but at this point a wrong gradient would have looked the same.
+    """
+
+    FAIL = "FAIL"
+    INCONCLUSIVE = "INCONCLUSIVE"
+    PASS = "PASS"
+    SKIP = "SKIP"
+
+    @staticmethod
+    def worst(verdicts: Iterable["Verdict"]) -> "Verdict":
+        """The first in the order above; SKIP where there is none."""
+        return min(verdicts, key=list(Verdict).index, default=Verdict.SKIP)
+
+
+SYMBOLS = {Verdict.FAIL: "FAIL", Verdict.INCONCLUSIVE: "?", Verdict.PASS: "ok", Verdict.SKIP: "-"}
+COLORS = {Verdict.FAIL: "#d32f2f", Verdict.INCONCLUSIVE: "#b08000", Verdict.PASS: "#2e7d32", Verdict.SKIP: "#888"}
+LEGEND = "ok passed, FAIL wrong, ? no power here: a wrong gradient would have passed too, - skipped"
+
+
+class GradientCheckError(AssertionError):
+    """A gradient did not pass; the message is the report."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One thing that is wrong. Entries that do not apply are None.
+
+    Attributes:
+        check: which check found it, a key of CHECKS.
+        message: what is wrong, in a sentence.
+        argument: the leaf of the result whose derivative is off.
+        pattern: the cotangent (or tangent) for which it is off the most.
+        index: of the worst element in that leaf.
+        by_hand: the number that the rule gave there.
+        by_reference: that of the reference, or of what the transformation should have left as it was.
+        by_differences: that of finite differences, with `error`.
+        error: how far by_differences may be off.
+        ratio: by_hand over the truth.
+        tolerance: the largest difference that would have passed.
+        origin: where the tolerance comes from.
+        diagnosis: what the wrong gradient looks like.
+        seed: of the random numbers.
+        repro: code that prints the number by hand again, given `f` and `args`.
+    """
+
+    check: str
+    message: str
+    argument: str | None = None
+    pattern: str | None = None
+    index: tuple[int, ...] | None = None
+    by_hand: complex | None = None
+    by_reference: complex | None = None
+    by_differences: complex | None = None
+    error: float | None = None
+    ratio: complex | None = None
+    tolerance: float | None = None
+    origin: str | None = None
+    diagnosis: str | None = None
+    seed: int | None = None
+    repro: str | None = None
+
+    def __str__(self) -> str:
+        lines = [f"FAIL {self.check}" + (f", {self.argument}" if self.argument else "") + f": {self.message}"]
+        differences = self.by_differences is not None and f"{number(self.by_differences)} ± {self.error:.1e}"
+        entries = {
+            "cotangent": self.pattern,
+            "worst element": self.index is not None and (list(self.index) or "the only one"),
+            "by hand": number(self.by_hand),
+            "by reference": number(self.by_reference),
+            "by differences": differences,
+            "ratio": number(self.ratio),
+            "tolerance": self.tolerance is not None and f"{self.tolerance:.1e}, {self.origin}",
+            "diagnosis": self.diagnosis,
+            "seed": str(self.seed) if self.seed is not None else None,
+        }
+        lines += [f"    {name:<16}{value}" for name, value in entries.items() if value]
+        if self.repro:
+            lines += ["    again:", *(f"        {line}" for line in self.repro.splitlines())]
+        return "\n".join(lines)
+
+
+class Result(NamedTuple):
+    """The verdict of one check on one leaf, or on all at once (leaf None), and why."""
+
+    check: str
+    leaf: str | None
+    verdict: Verdict
+    note: str = ""
+    failure: Failure | None = None
+
+
+class Report:
+    """What a check of one function at one point found. Print it; in a notebook it shows itself.
+
+    Attributes:
+        title: the function, as a reader would call it.
+        leaves: the leaves of the derivative, the columns of the table.
+        results: a `Result` for each check and leaf.
+        failures: what is wrong, in full.
+        notes: what was done to the arguments, and what could not be checked.
+        where: device, versions, dtype, seed, level and seconds.
+    """
+
+    def __init__(
+        self, title: str, leaves: Sequence[str], results: Iterable[Result], notes: Iterable[str], where: dict[str, Any]
+    ):
+        self.title = title
+        self.leaves = tuple(leaves)
+        self.results = tuple(results)
+        self.failures = tuple(r.failure for r in self.results if r.failure is not None)
+        self.notes = tuple(notes)
+        self.where = where
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worst of all checks."""
+        return Verdict.worst(r.verdict for r in self.results)
+
+    def of(self, check: str, leaf: str | None = None) -> Verdict:
+        """The worst verdict of one check, for one leaf or for all; SKIP where it did not run."""
+        return Verdict.worst(r.verdict for r in self.results if r.check == check and leaf in (None, r.leaf))
+
+    def raise_if_failed(self, strict: bool = False) -> None:
+        """Raises GradientCheckError, with the report as its message, if anything failed.
+
+        Args:
+            strict: take INCONCLUSIVE for a failure as well.
+        """
+        __tracebackhide__ = True  # pytest then shows the line that called, and the report
+        if self.verdict is Verdict.FAIL or (strict and self.verdict is Verdict.INCONCLUSIVE):
+            raise GradientCheckError(f"{self}")
+
+    def __repr__(self) -> str:
+        return f"<Report {self.title}: {self.verdict}>"
+
+    def __str__(self) -> str:
+        where = "   ".join(f"{key}: {value}" for key, value in self.where.items())
+        parts = [f"{self.title}: {self.verdict}", where, "", *self._tables(), LEGEND]
+        parts += [f"\n{failure}" for failure in self.failures]
+        remarks = [*self.notes, *dict.fromkeys(self._remarks())]
+        return "\n".join([*parts, *(["", "Notes"] if remarks else []), *(f"  {remark}" for remark in remarks)])
+
+    def to_json(self) -> str:
+        """All of it as JSON."""
+        results = [{"check": r.check, "leaf": r.leaf, "verdict": r.verdict, "note": r.note} for r in self.results]
+        failures = [{key: _plain(value) for key, value in dataclasses.asdict(f).items()} for f in self.failures]
+        whole = {"title": self.title, "verdict": self.verdict, "where": self.where, "leaves": self.leaves}
+        return json.dumps({**whole, "results": results, "failures": failures, "notes": self.notes}, indent=1)
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{html.escape(name)}</th>" for name in ("", "all", *self.leaves))
+        rows = ""
+        for check, *cells in self._rows():
+            row = f"<td style='text-align:left' title='{html.escape(CHECKS[check], quote=True)}'>{check}</td>"
+            for cell in cells:
+                color = COLORS[cell] if cell else "inherit"
+                row += f"<td style='color:{color}'>{SYMBOLS[cell] if cell else ''}</td>"
+            rows += f"<tr>{row}</tr>"
+        details = "".join(f"<pre>{html.escape(str(failure))}</pre>" for failure in self.failures)
+        notes = "".join(f"<li>{html.escape(note)}</li>" for note in [*self.notes, *dict.fromkeys(self._remarks())])
+        color = COLORS[self.verdict]
+        return (
+            f"<b>{html.escape(self.title)}: <span style='color:{color}'>{self.verdict}</span></b>"
+            f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+            f"<small>{LEGEND}</small>{details}<ul>{notes}</ul>"
+        )
+
+    def _rows(self) -> list[tuple[Any, ...]]:
+        """(check, verdict of all, verdict of each leaf or None) for each check that ran, in the order of CHECKS."""
+        ran = {(r.check, r.leaf) for r in self.results}
+        checks = [check for check in CHECKS if any(check == ran_check for ran_check, _ in ran)]
+        return [
+            (c, self.of(c), *(self.of(c, leaf) if (c, leaf) in ran else None for leaf in self.leaves)) for c in checks
+        ]
+
+    def _remarks(self) -> list[str]:
+        """Why a check was skipped or had no power."""
+        return [
+            f"{r.check}" + (f", {r.leaf}" if r.leaf else "") + f": {r.note}"
+            for r in self.results
+            if r.note and r.verdict is not Verdict.FAIL
+        ]
+
+    def _tables(self, width: int = 112) -> list[str]:
+        """Checks down, leaves across; a second table below where one would be too wide."""
+        blocks: list[list[str]] = [["all"]]
+        for leaf in self.leaves:
+            if 16 + sum(len(name) + 2 for name in [*blocks[-1], leaf]) > width:
+                blocks.append([])
+            blocks[-1].append(leaf)
+        lines = []
+        for block in blocks:
+            first = sum(map(len, blocks[: blocks.index(block)]))
+            widths = [max(len(name), 4) for name in block]
+            lines.append(" " * 16 + "  ".join(f"{n:>{w}}" for n, w in zip(block, widths, strict=True)))
+            for check, *cells in self._rows():
+                shown = cells[first : first + len(block)]
+                words = [f"{SYMBOLS[c] if c else '':>{w}}" for c, w in zip(shown, widths, strict=True)]
+                lines.append(f"  {check:<14}" + "  ".join(words))
+            lines.append("")
+        return lines
+
+
+def number(value: complex | None) -> str | None:
+    """With twelve digits, complex ones with both parts."""
+    if value is None:
+        return None
+    value = complex(value)
+    return f"{value.real:.12g}" if value.imag == 0 else f"{value:.12g}"
+
+
+def _plain(value: Any) -> Any:
+    """For JSON, which has no complex numbers."""
+    return [value.real, value.imag] if isinstance(value, complex) else value

@@ -1,0 +1,153 @@
+"""The custom_vjp rules inside any function: listed, watched, doubled or set aside.
+
+JAX writes the call of a custom_vjp function into a jaxpr as one equation, `custom_vjp_call`, which holds the program of
+the undifferentiated function and the two functions of its rule. Here such equations are edited where they stand, at any
+depth (below jit, scan, cond, remat), and the edited jaxpr runs in place of the function. A function that is jitted
+already hides nothing, and nothing outside of the copy is touched.
+
+This is the one file that knows how JAX writes its jaxprs down (0.10 to 0.12).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from jax.extend import core, linear_util
+
+JAXPR = (core.ClosedJaxpr, core.Jaxpr)
+
+
+class Call(NamedTuple):
+    """What one run of a rule's backward function returned, before JAX made anything of it.
+
+    Attributes:
+        rule: the name of the custom_vjp function.
+        returned: the object as it came.
+        structure: the tree of the rule's arguments, a tuple of them.
+        primals: shape and dtype of each of its leaves.
+        names: a name for each of its leaves.
+        wanted: for each of its leaves, whether its cotangent goes anywhere; None where that is not known.
+    """
+
+    rule: str
+    returned: Any
+    structure: Any
+    primals: tuple[Any, ...]
+    names: tuple[str, ...]
+    wanted: tuple[bool, ...] | None
+
+
+def rules(f: Callable[..., Any], *args: Any) -> list[str]:
+    """The names of the custom_vjp functions that f(*args) calls, as often as it writes them down."""
+    found: list[str] = []
+
+    def note(eqn: Any) -> Any:
+        found.append(_name(eqn))
+        return eqn
+
+    _edit(jax.make_jaxpr(f)(*args), note)
+    return found
+
+
+def plain(f: Callable[..., Any]) -> Callable[..., Any]:
+    """f with each custom_vjp function replaced by what it computes, so that JAX differentiates that."""
+
+    def inline(eqn: Any) -> Any:
+        program = eqn.params["call_jaxpr"]
+        # The equation that this version of JAX writes for a jitted call.
+        traced = jax.make_jaxpr(jax.jit(core.jaxpr_as_fun(program)))(*program.in_avals)
+        (call,) = _open(traced).eqns
+        return eqn.replace(primitive=call.primitive, params=call.params)
+
+    return _rewritten(f, inline)
+
+
+def doubled(f: Callable[..., Any]) -> Callable[..., Any]:
+    """f with twice the cotangents that each of its rules returns."""
+
+    def twice(leaf: Any) -> Any:
+        return leaf * 2 if hasattr(leaf, "dtype") else leaf
+
+    def edit(eqn: Any) -> Any:
+        bwd = eqn.params["bwd"]
+        return _with(eqn, bwd=_on(bwd, lambda *args: jax.tree.map(twice, bwd.f(*args))))
+
+    return _rewritten(f, edit)
+
+
+def watched(f: Callable[..., Any], see: Callable[[Call], None]) -> Callable[..., Any]:
+    """f, whose rules tell `see` what their backward functions return, each time that one runs."""
+
+    def edit(eqn: Any) -> Any:
+        bwd, fwd = eqn.params["bwd"], eqn.params["fwd_jaxpr_thunk"]
+        wanted: list[tuple[bool, ...]] = []
+        # The outermost transformation of a rule that nothing has transformed yet is the one that flattens its trees.
+        flattening = bwd.transforms[0][1] if bwd.transforms else ()
+        structure, primals = flattening[:2] if len(flattening) >= 2 else (None, ())
+
+        def forward(*perturbed: bool) -> Any:
+            wanted.append(tuple(bool(p) for p in perturbed))
+            return fwd.f(*perturbed)
+
+        def backward(*args: Any) -> Any:
+            returned = bwd.f(*args)
+            names = fwd.debug_info.arg_names or ()
+            if len(names) != len(primals):
+                names = tuple(f"argument {n}" for n in range(len(primals)))
+            see(Call(_name(eqn), returned, structure, tuple(primals), names, wanted[-1] if wanted else None))
+            return returned
+
+        return _with(eqn, bwd=_on(bwd, backward), fwd_jaxpr_thunk=_on(fwd, forward))
+
+    return _rewritten(f, edit)
+
+
+# --- How JAX writes it down ---
+
+
+def _rewritten(f: Callable[..., Any], edit: Callable[[Any], Any]) -> Callable[..., Any]:
+    def run(*args: Any) -> Any:
+        program, shapes = jax.make_jaxpr(f, return_shape=True)(*args)
+        outputs = core.jaxpr_as_fun(_edit(program, edit))(*jax.tree.leaves(args))
+        return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
+
+    return run
+
+
+def _edit(jaxpr: Any, edit: Callable[[Any], Any]) -> Any:
+    """A copy of the jaxpr, each custom_vjp_call in it as `edit` returns it."""
+    if _open(jaxpr) is not jaxpr:
+        return jaxpr.replace(jaxpr=_edit(jaxpr.jaxpr, edit))
+    return jaxpr.replace(eqns=[_edit_equation(eqn, edit) for eqn in jaxpr.eqns])
+
+
+def _edit_equation(eqn: Any, edit: Callable[[Any], Any]) -> Any:
+    params = dict(eqn.params)
+    for name, value in params.items():
+        if isinstance(value, JAXPR):
+            params[name] = _edit(value, edit)
+        elif isinstance(value, tuple | list) and value and all(isinstance(v, JAXPR) for v in value):
+            params[name] = type(value)(_edit(v, edit) for v in value)
+    eqn = eqn.replace(params=params)
+    return edit(eqn) if eqn.primitive.name == "custom_vjp_call" else eqn
+
+
+def _open(jaxpr: Any) -> Any:
+    """The jaxpr itself where this version of JAX wraps a closed one."""
+    return jaxpr if isinstance(jaxpr, core.Jaxpr) else jaxpr.jaxpr
+
+
+def _with(eqn: Any, **params: Any) -> Any:
+    return eqn.replace(params={**eqn.params, **params})
+
+
+def _name(eqn: Any) -> str:
+    return _open(eqn.params["call_jaxpr"]).debug_info.func_name
+
+
+def _on(wrapped: Any, f: Callable[..., Any]) -> Any:
+    """The transformations that JAX has put around one function, around another instead."""
+    new = linear_util.wrap_init(f, debug_info=wrapped.debug_info)
+    for (transformation, static), store in reversed(list(zip(wrapped.transforms, wrapped.stores, strict=True))):
+        new = new.wrap(transformation, static, store)
+    return new

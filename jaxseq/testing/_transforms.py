@@ -1,0 +1,282 @@
+"""Checks under transformations: jit and its settings, vmap, remat, scan, cond, shard_map, one argument or output alone.
+
+Each asks whether the result is what it is without the transformation, so that a gradient that is wrong to begin with
+fails where its numbers are checked, and not here a second time.
+"""
+
+import itertools
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import AxisType, PartitionSpec
+
+from jaxseq.testing import _point
+from jaxseq.testing._compare import compare
+from jaxseq.testing._point import Arrays, wide
+from jaxseq.testing._report import Failure, Result, Verdict
+from jaxseq.testing._subject import Function, derivative, like
+from jaxseq.testing._trial import Trial, explain
+
+# Subsets of the arguments that vmap is tried on, at most.
+SUBSETS = 15
+
+
+def _compared(
+    trial: Trial, check: str, run: Callable[[], Arrays], expected: Arrays, message: str, **known: Any
+) -> Iterator[Result]:
+    """What `run` returns against what is expected, leaf by leaf; a FAIL where it raises."""
+    try:
+        got = run()
+    except Exception as error:
+        yield Result(check, None, Verdict.FAIL, failure=Failure(check, f"{message}: it raises {explain(error)}"))
+        return
+    yield from trial.agree(check, got, expected, message, **known)
+
+
+# --- jit and its settings ---
+
+
+def jit(trial: Trial) -> Iterator[Result]:
+    """Compiled as one by one; with donated arguments; without leaks; with debug_nans; with strict promotion."""
+    s, check, seed = trial.subject, "jit", trial.patterns["joint"]
+    if trial.eager is not None:
+        message = "compiled, it is not what it is one operation after the other"
+        yield from trial.agree(check, trial.by_hand["joint"], trial.eager[1], message, pattern="joint")
+
+    def donated() -> Arrays:
+        run = s.program("donating", lambda x, rest, c: derivative(s.mode, s.on(rest))(x, c)[1], donate_argnums=(0, 2))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a buffer may be of no use
+            return run([jnp.array(a) for a in trial.x], trial.rest, [jnp.array(c) for c in seed])
+
+    message = "with donated arguments, it is not what it is without"
+    yield from _compared(trial, check, donated, trial.by_hand["joint"], message, pattern="joint")
+
+    F, typed = s.on(trial.rest), like(trial.primals, seed)
+
+    def traced(f: Callable[..., Any], *args: Any) -> None:
+        jax.make_jaxpr(f)(*args)
+
+    def one_by_one(f: Callable[..., Any], *args: Any) -> None:
+        with jax.disable_jit():
+            jax.block_until_ready(f(*args))
+
+    settings = [
+        ("leaves a tracer behind", jax.checking_leaks(), traced),
+        ("fails under strict promotion of dtypes", jax.numpy_dtype_promotion("strict"), traced),
+        ("fails where promotion of ranks raises", jax.numpy_rank_promotion("raise"), traced),
+    ]
+    if trial.eager is not None:
+        settings.append(("makes a NaN on the way, which debug_nans raises at", jax.debug_nans(True), one_by_one))
+    for complaint, setting, run in settings:
+        with setting:
+            try:
+                run(derivative(s.mode, F), trial.x, typed)
+                yield Result(check, None, Verdict.PASS)
+            except Exception as error:
+                yield _blame(check, complaint, error, lambda run=run: run(F, trial.x))
+
+
+def _blame(check: str, complaint: str, error: Exception, without: Callable[[], None]) -> Result:
+    """FAIL for the derivative, or SKIP where f by itself raises too."""
+    try:
+        without()
+    except Exception:
+        return Result(check, None, Verdict.SKIP, f"f itself {complaint}: {explain(error)}")
+    failure = Failure(check, f"the derivative {complaint}, f alone does not: {explain(error)}")
+    return Result(check, None, Verdict.FAIL, failure=failure)
+
+
+# --- vmap ---
+
+
+def vmap(trial: Trial) -> Iterator[Result]:
+    """vmap of the derivative, derivative of the vmap, and vmap over seeds alone, against one example at a time."""
+    s, check = trial.subject, "vmap"
+    try:
+        jax.eval_shape(jax.vmap(s.on(trial.rest)), [jnp.stack([a, a]) for a in trial.x])
+    except Exception as error:
+        yield Result(check, None, Verdict.SKIP, f"f itself can't be vmapped: {explain(error)}")
+        return
+    # As many examples as no axis has elements: equal sizes hide what is summed over the wrong one.
+    size = next(n for n in itertools.count(2) if all(n not in a.shape for a in (*trial.x, *trial.primals)))
+    examples = [trial.x, *(like(trial.x, _point.varied(trial.rng, wide(trial.x))) for _ in range(size - 1))]
+    seeds = [trial.random_seed() for _ in range(size)]
+    stacked_seeds = _stack(seeds)
+
+    run = s.program(
+        "vmap over seeds", lambda x, rest, cs: jax.vmap(lambda c: derivative(s.mode, s.on(rest))(x, c)[1])(cs)
+    )
+    each = _stack([s.by_hand(trial.x, trial.rest, seed)[1] for seed in seeds])
+    message = "vmapped over seeds alone, it is not what it is for one seed at a time"
+    yield from _compared(trial, check, lambda: run(trial.x, trial.rest, stacked_seeds), each, message)
+
+    for subset in _subsets(trial):
+        batched = [group in subset for group in s.ins.groups]
+        axes = [0 if b else None for b in batched]
+        mixed = [[e if b else a for b, e, a in zip(batched, example, trial.x, strict=True)] for example in examples]
+        stacked = [leaf if b else trial.x[n] for n, (b, leaf) in enumerate(zip(batched, _stack(mixed), strict=True))]
+        each = _stack([s.by_hand(x, trial.rest, seed)[1] for x, seed in zip(mixed, seeds, strict=True)])
+        which = " and ".join(trial.arguments[group] for group in sorted(subset))
+
+        def inside(x: Arrays, rest: Arrays, cs: Arrays, axes: Any = axes) -> Arrays:
+            one = lambda x, c: derivative(s.mode, s.on(rest))(x, c)[1]  # noqa: E731
+            return jax.vmap(one, in_axes=(axes, 0))(x, cs)
+
+        def outside(x: Arrays, rest: Arrays, cs: Arrays, axes: Any = axes) -> Arrays:
+            return derivative(s.mode, jax.vmap(s.on(rest), in_axes=(axes,)))(x, cs)[1]
+
+        run = s.program(f"vmap of the derivative, {subset}", inside)
+        message = f"vmapped over {which}, the derivative is not what it is for one example at a time"
+        yield from _compared(trial, check, lambda r=run, x=stacked: r(x, trial.rest, stacked_seeds), each, message)
+        if s.mode == "vjp":
+            run = s.program(f"derivative of the vmap, {subset}", outside)
+            summed = [e if b else e.sum(0) for b, e in zip(batched, each, strict=True)]
+            message = f"f vmapped over {which} has another derivative than its examples, summed where they share"
+            yield from _compared(
+                trial, check, lambda r=run, x=stacked: r(x, trial.rest, stacked_seeds), summed, message
+            )
+
+
+def _subsets(trial: Trial) -> list[tuple[int, ...]]:
+    """Of the arguments that are differentiated: every one but the empty, or as many as there is time for."""
+    groups = sorted(trial.arguments)
+    subsets = [c for k in range(1, len(groups) + 1) for c in itertools.combinations(groups, k)]
+    if len(subsets) > SUBSETS:
+        trial.notes.append(f"vmap: {SUBSETS} of the {len(subsets)} subsets of the arguments, chosen at random")
+        # From the function alone, not from the seed: programs are shared between seeds.
+        chosen = np.random.default_rng(0).permutation(len(subsets) - 1)[: SUBSETS - 1]
+        subsets = [*(subsets[k] for k in chosen), subsets[-1]]
+    return subsets
+
+
+def _stack(several: list[Arrays]) -> Arrays:
+    return [jnp.stack(leaves) for leaves in zip(*several, strict=True)]
+
+
+# --- remat, scan, cond, jit inside, shard_map ---
+
+
+def composition(trial: Trial) -> Iterator[Result]:
+    """remat by default and by policy, inside scan and cond, of jit, and in shard_map where there are two devices."""
+    s, check, seed, joint = trial.subject, "composition", trial.patterns["joint"], trial.by_hand["joint"]
+    for name, transform in COMPOSITIONS.items():
+        run = s.program(name, lambda x, rest, c, t=transform: derivative(s.mode, t(s.on(rest)))(x, c)[1])
+        message = f"{name}, it is not what it is without"
+        yield from _compared(trial, check, lambda r=run: r(trial.x, trial.rest, seed), joint, message, pattern="joint")
+    jitted = s.program("f", lambda x, rest: s.on(rest)(x), optimised=True)
+    of_jit = derivative(s.mode, lambda x: jitted(x, trial.rest))
+    message = "of the jitted function, not jitted itself, it is not what it is jitted"
+    yield from _compared(trial, check, lambda: of_jit(trial.x, seed)[1], joint, message, pattern="joint")
+    if s.mode == "vjp":
+        if len(jax.devices()) < 2:
+            yield Result(check, None, Verdict.SKIP, "shard_map wants two devices, here is one")
+        else:
+            yield from _sharded(trial, check)
+
+
+def _in_scan_and_cond(F: Function) -> Function:
+    """F(x) again, as half the difference of both branches of a cond in the two steps of a scan."""
+
+    def run(x: Arrays) -> Arrays:
+        def step(carry: Any, flag: Any) -> Any:
+            return carry, lax.cond(flag, F, lambda x: [-y for y in F(x)], x)
+
+        _, ys = lax.scan(step, 0, jnp.array([True, False]))
+        return [(y[0] - y[1]) / 2 for y in ys]
+
+    return run
+
+
+COMPOSITIONS: dict[str, Callable[[Function], Function]] = {
+    "under remat": jax.checkpoint,
+    "under remat that keeps products": lambda F: jax.checkpoint(F, policy=jax.checkpoint_policies.dots_saveable),
+    "inside scan and cond": _in_scan_and_cond,
+}
+
+
+def _sharded(trial: Trial, check: str) -> Iterator[Result]:
+    """Two examples on two devices. The last argument is each one's own; the others are shared, cotangents summed."""
+    s = trial.subject
+    own = [group == max(s.ins.groups) for group in s.ins.groups]
+    near = like(trial.x, _point.varied(trial.rng, wide(trial.x)))
+    second = [b if o else a for o, a, b in zip(own, trial.x, near, strict=True)]
+    seeds = [trial.random_seed(), trial.random_seed()]
+    each = [wide(s.by_hand(x, trial.rest, seed)[1]) for x, seed in zip((trial.x, second), seeds, strict=True)]
+    expected = [np.stack([a, b]) if o else a + b for o, a, b in zip(own, *each, strict=True)]
+
+    mesh = jax.make_mesh((2,), ("examples",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
+    split, shared = PartitionSpec("examples"), PartitionSpec()
+    specs = [split if o else shared for o in own]
+
+    def body(x: Arrays, rest: Arrays, c: Arrays) -> Arrays:
+        x = [a[0] if o else a for o, a in zip(own, x, strict=True)]
+        result = derivative("vjp", s.on(rest))(x, [a[0] for a in c])[1]
+        return [r[None] if o else r for o, r in zip(own, result, strict=True)]
+
+    in_specs = (specs, [shared] * len(trial.rest), [split] * len(trial.primals))
+    run = s.program("shard_map", jax.shard_map(body, mesh=mesh, in_specs=in_specs, out_specs=specs))
+    stacked = [both if o else a for o, a, both in zip(own, trial.x, _stack([trial.x, second]), strict=True)]
+    c = like(trial.primals, _stack(seeds))
+    message = "in shard_map over two devices, it is not what it is on one"
+    yield from _compared(trial, check, lambda: run(stacked, trial.rest, c), expected, message)
+
+
+# --- One argument, one output ---
+
+
+def alone(trial: Trial) -> Iterator[Result]:
+    """Each argument differentiated alone, and each output alone; what is left out is a symbolic zero then."""
+    s, check = trial.subject, "alone"
+    for group, name in trial.arguments.items():
+        message = f"differentiated in {name} alone, it is not what it is jointly"
+        try:
+            yield from _argument_alone(trial, group, message)
+        except Exception as error:
+            yield Result(check, None, Verdict.FAIL, failure=Failure(check, f"{message}: it raises {explain(error)}"))
+    seed = trial.patterns["joint"]
+    for n, name in enumerate(s.outs.names) if s.mode == "vjp" and len(s.outs.names) > 1 else ():
+
+        def only(x: Arrays, n: int = n) -> Arrays:
+            return [s.on(trial.rest)(x)[n]]
+
+        expected = s.by_hand(trial.x, trial.rest, [c if m == n else 0 * c for m, c in enumerate(seed)])[1]
+        message = f"for {name} alone, the other outputs left out, it is not what it is with zeros for them"
+        yield from _compared(
+            trial, check, lambda F=only, c=seed[n]: _run(trial, F, trial.x, [c]), expected, message, pattern="joint"
+        )
+
+
+def _argument_alone(trial: Trial, group: int, message: str) -> Iterator[Result]:
+    s, seed = trial.subject, trial.patterns["joint"]
+    at = [n for n, g in enumerate(s.ins.groups) if g == group]
+
+    def F(part: Arrays) -> Arrays:
+        whole = list(trial.x)
+        for n, leaf in zip(at, part, strict=True):
+            whole[n] = leaf
+        return s.on(trial.rest)(whole)
+
+    x = [trial.x[n] for n in at]
+    if s.mode == "vjp":
+        places, got, expected = at, _run(trial, F, x, seed), [trial.by_hand["joint"][n] for n in at]
+    else:
+        tangent = [a if g == group else np.zeros_like(a) for g, a in zip(s.ins.groups, seed, strict=True)]
+        got, expected = _run(trial, F, x, [seed[n] for n in at]), wide(s.by_hand(trial.x, trial.rest, tangent)[1])
+        places = list(range(len(expected)))
+    for n, a, e in zip(places, got, expected, strict=True):
+        yield compare("alone", trial.leaves[n], a, e, trial.tolerance_of(n), message, seed=trial.seed, pattern="joint")
+
+
+def _run(trial: Trial, F: Function, x: Arrays, seed: Arrays) -> list[np.ndarray]:
+    """The result for F, one operation after the other where f can do that: then there is nothing new to compile."""
+    run = derivative(trial.subject.mode, F)
+    if trial.eager is None:
+        return wide(jax.jit(run)(x, seed)[1])
+    with jax.disable_jit():
+        return wide(run(x, seed)[1])

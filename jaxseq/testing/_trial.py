@@ -1,0 +1,167 @@
+"""A subject at one point: the numbers that several checks look at, and when two of them agree."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxseq.testing import _differences, _evidence, _point
+from jaxseq.testing._compare import Tolerance, apart, compare, largest
+from jaxseq.testing._point import wide, zeros
+from jaxseq.testing._report import Result
+from jaxseq.testing._subject import Subject, like
+
+# Relative to the largest element of a leaf, in float64.
+AGREE = 1e-10
+# In lower precision, in units of eps sqrt(T), T the longest axis.
+LOW = 8.0
+
+
+class Trial:
+    """A subject at one point, with the numbers that several checks look at.
+
+    Attributes:
+        x, rest: the differentiated and the other leaves of the arguments.
+        patterns: the seeds by name, "joint" the first and "zero" the last.
+        primals: what a seed looks like; `like`: what a result looks like.
+        notes: what a reader should know besides verdicts.
+    """
+
+    def __init__(self, subject: Subject, args: tuple[Any, ...], seed: int, tolerance: float | None):
+        self.subject, self.seed, self.given = subject, seed, tolerance
+        self.notes: list[str] = []
+        self.rng = np.random.default_rng([seed, 3])
+        self.x, self.rest = subject.ins.split(args)
+        outputs = jax.eval_shape(subject.on(self.rest), self.x)
+        self.primals, self.like = (outputs, self.x) if subject.mode == "vjp" else (self.x, outputs)
+        self.patterns = _point.patterns(self.primals, subject.seeds.names, seed)
+
+    @property
+    def leaves(self) -> tuple[str, ...]:
+        """The names of the leaves of the result."""
+        return self.subject.results.names
+
+    @property
+    def arguments(self) -> dict[int, str]:
+        """The arguments that are differentiated, by position, and their names."""
+        return dict(zip(self.subject.ins.groups, self.subject.ins.arguments, strict=True))
+
+    def random_seed(self) -> list[np.ndarray]:
+        return [_point.normal(self.rng, primal) for primal in self.primals]
+
+    # --- Numbers ---
+
+    @cached_property
+    def by_hand(self) -> dict[str, list[np.ndarray]]:
+        """The result for each pattern."""
+        return {name: wide(self.subject.by_hand(self.x, self.rest, s)[1]) for name, s in self.patterns.items()}
+
+    @cached_property
+    def true(self) -> dict[str, list[np.ndarray]] | None:
+        """What `by_hand` has to equal; None where there is nothing to hold it against."""
+        if self.subject.source is None:
+            return None
+        try:
+            return {name: wide(self.subject.by_truth(self.x, self.rest, s)[1]) for name, s in self.patterns.items()}
+        except Exception as error:
+            if self.subject.reference is not None:
+                raise
+            self.notes.append(f"JAX can't differentiate what f computes; differences judge alone: {explain(error)}")
+            return None
+
+    @cached_property
+    def outputs(self) -> list[np.ndarray]:
+        """F(x) as it comes beside the derivative, compiled."""
+        return wide(self.subject.by_hand(self.x, self.rest, self.patterns["joint"])[0])
+
+    @cached_property
+    def eager(self) -> tuple[list[np.ndarray], list[np.ndarray]] | None:
+        """(F(x), result) for the joint seed, one operation after the other; None where f can't run so."""
+        try:
+            outputs, result = self.subject.eagerly(self.x, self.rest, self.patterns["joint"])
+        except Exception as error:
+            self.notes.append(f"f does not run one operation after the other, under disable_jit: {explain(error)}")
+            return None
+        return wide(outputs), wide(result)
+
+    @cached_property
+    def rounding(self) -> tuple[list[float], list[float]]:
+        """How far rounding moves outputs and results, relative to their largest elements.
+
+        Measured, by moving the arguments by 2 eps. Where f is chaotic this is far above eps, for right rules too.
+        """
+        run = self.subject.by_hand if self.true is None else self.subject.by_truth
+        near = like(self.x, _point.varied(self.rng, wide(self.x), by=2 * float(jnp.finfo(self.subject.dtype).eps)))
+        here, there = (run(x, self.rest, self.patterns["joint"]) for x in (self.x, near))
+        outputs, results = (
+            [apart(a, b) for a, b in zip(wide(h), wide(t), strict=True)] for h, t in zip(here, there, strict=True)
+        )
+        return outputs, results
+
+    def measured(self, probes: Sequence[list[np.ndarray]]) -> _differences.Differences:
+        """<probe, result(seed)> for each probe and each pattern, by differences."""
+        s, seeds = self.subject, list(self.patterns.values())
+        if s.mode == "vjp":
+            return s.differences("f", s.judged, self.x, self.rest, probes, seeds)
+        found = s.differences("f", s.judged, self.x, self.rest, seeds, probes)
+        return _differences.Differences(*(part.T for part in found))
+
+    def probes(self, draw: Callable[[int], np.ndarray]) -> list[list[np.ndarray]]:
+        """Probes for each leaf n of the result, `draw(n)` there and zero on all other leaves."""
+        nothing = zeros(self.like)
+        each = range(len(nothing))
+        return [[draw(n) if m == n else nothing[m] for m in each] for n in each for _ in range(_evidence.PROBES)]
+
+    @cached_property
+    def by_differences(self) -> _evidence.ByDifferences | None:
+        """Evidence from differences; None below float64, where they decide nothing."""
+        return _evidence.ByDifferences.random(self) if self.subject.dtype == np.float64 else None
+
+    @cached_property
+    def by_elements(self) -> _evidence.Evidence | None:
+        """Evidence on single elements: from the truth, or from differences where nothing else is known."""
+        if self.true is not None:
+            return _evidence.ByTruth(self)
+        return _evidence.ByDifferences.of_elements(self) if self.subject.dtype == np.float64 else None
+
+    @cached_property
+    def wrong(self) -> bool:
+        """Whether anything contradicts the result at this point."""
+        evidence = [e for e in (self.by_differences, self.by_elements) if e is not None]
+        return any(e.against(n) for e in evidence for n in range(len(self.leaves)))
+
+    # --- When two of them agree ---
+
+    def tolerance(self, dtype: Any = None) -> Tolerance:
+        """How far two ways to compute the same leaf may be apart."""
+        dtype = self.subject.dtype if dtype is None else np.dtype(dtype)
+        if dtype == np.float64:
+            base = Tolerance(AGREE, f"{AGREE:.0e} of the leaf's largest element")
+        else:
+            longest = max((n for a in (*self.x, *self.primals) for n in a.shape), default=1)
+            c = LOW * max(longest, 1) ** 0.5
+            base = Tolerance(c * float(jnp.finfo(dtype).eps), f"{c:.0f} eps of {dtype} of the leaf's largest element")
+        if self.given is not None and self.given > base.relative:
+            return Tolerance(self.given, "the tolerance given, times the leaf's largest element")
+        return base
+
+    def tolerance_of(self, leaf: int) -> Tolerance:
+        """For one leaf of the result at this point: not below what rounding does there."""
+        gross = max(largest(result[leaf]) for result in self.by_hand.values())
+        return self.tolerance().widened(self.rounding[1][leaf], floor=float(jnp.finfo(self.subject.dtype).eps) * gross)
+
+    def agree(
+        self, check: str, got: Sequence[Any], expected: Sequence[Any], message: str, **known: Any
+    ) -> Iterator[Result]:
+        """Whether two results agree, leaf by leaf."""
+        for n, (leaf, a, e) in enumerate(zip(self.leaves, wide(got), wide(expected), strict=True)):
+            yield compare(check, leaf, a, e, self.tolerance_of(n), message, seed=self.seed, **known)
+
+
+def explain(error: BaseException) -> str:
+    """An exception in one line."""
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {text if len(text) <= 240 else text[:240] + '…'}"

@@ -1,0 +1,199 @@
+r"""check_truncation: the gradient of truncated backpropagation through time.
+
+Differences of f do not see `stop_gradient`, so they can't judge a truncated gradient. What it is the gradient of is the
+function in which the state at the start of each window but the first is frozen at the value that it has at the point,
+
+    g(params, carry, xs) = y of window 0 from carry, y of window w from s*_w,     s*_w the state of f at w k, a constant
+
+and differences of g are as good a judge as any, as is what JAX derives of g. Of f itself only values go into g.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxseq import _checks
+from jaxseq.testing import _point, _surgery
+from jaxseq.testing._check import Session
+from jaxseq.testing._compare import DECIDES, largest
+from jaxseq.testing._point import wide
+from jaxseq.testing._report import Failure, Report, Result, Verdict
+from jaxseq.testing._subject import derivative
+from jaxseq.testing._trial import Trial
+
+Sequences = Callable[..., tuple[Any, Any]]
+
+
+def check_truncation(
+    f: Sequences,
+    args: Sequence[Any],
+    *,
+    truncation: int,
+    reverse: bool = False,
+    reference: Sequences | None = None,
+    argnums: int | Sequence[int] | None = None,
+    order: int = 2,
+    seed: int = 0,
+    tolerance: float | None = None,
+    level: str = "full",
+) -> Report:
+    """Whether a truncated gradient through time is right: all of `check_vjp`, and that nothing crosses a window.
+
+    f is called as `f(params, carry, xs, truncation=k)` and returns `(carry, ys)`, time on the first axis of every leaf
+    of `xs` and `ys`; with `truncation=None` it has to give the same values and the full gradient. The gradient with
+    `truncation=k` is held against differences, and against the derivative by JAX, of f with the state at t = k, 2k, ...
+    frozen. Besides: a loss on one window says exactly nothing to the others; k at least as long as time gives the
+    full gradient, a smaller one another.
+
+    Args:
+        f: the function; bind other options with `functools.partial`.
+        args: `(params, carry, xs)`; `carry` may be None if f takes that.
+        truncation: k, the steps of a window.
+        reverse: whether f reads from the last step to the first; it is then passed `reverse=True`.
+        reference: a function like f, with `truncation` and `reverse` as f has them, that JAX differentiates.
+        argnums: as in `check_vjp`.
+        order: as in `check_vjp`.
+        seed: as in `check_vjp`.
+        tolerance: as in `check_vjp`.
+        level: as in `check_vjp`; the check named truncation runs in both.
+
+    Returns:
+        a `Report`.
+
+    Raises:
+        TypeError: as `check_vjp`, or an output that is no pair, or a truncation that is no integer.
+        ValueError: as `check_vjp`, or a truncation below one, or leaves of `xs` of different lengths.
+
+    Example:
+        >>> import jax, jaxseq
+        >>> from jaxseq.testing import check_truncation
+        >>> params = jaxseq.rnn_init(jax.random.key(0), 3, 5)
+        >>> xs = jax.random.normal(jax.random.key(1), (7, 2, 3))
+        >>> report = check_truncation(jaxseq.rnn, (params, None, xs), truncation=3, level="quick")
+        >>> report.verdict.name
+        'PASS'
+
+    Reference:
+        R. J. Williams and J. Peng, An efficient gradient-based algorithm for on-line training of recurrent network
+        trajectories (1990), for truncation.
+    """
+    session_ = session(f, args, truncation=truncation, reverse=reverse, reference=reference, argnums=argnums)
+    return session_.report(args, order=order, seed=seed, tolerance=tolerance, level=level)
+
+
+def session(
+    f: Sequences, args: Any, *, truncation: Any, reverse: Any = False, reference: Any = None, argnums: Any = None
+) -> Session:
+    """f with a truncated gradient, to be judged by what is frozen."""
+    k = _checks.integer("truncation", truncation, at_least=1)
+    options = {"reverse": True} if _checks.boolean("reverse", reverse) else {}
+    steps = _steps(f, _point.as_arrays(args))
+    full = _surgery.plain(partial(reference or f, truncation=None, **options))
+    return Session(
+        partial(f, truncation=k, **options),
+        args,
+        reference=reference and partial(reference, truncation=k, **options),
+        judge=partial(frozen, full, k, bool(options)),
+        argnums=argnums,
+        more={"truncation": partial(edges, f=partial(f, **options), steps=steps, k=k, reverse=bool(options))},
+    )
+
+
+def _steps(f: Any, args: tuple[Any, ...]) -> int:
+    """T, the length of the first axis of every leaf of xs."""
+    if len(args) != 3:
+        _checks.bad_value("args", "(params, carry, xs)", f"{len(args)} arguments")
+    lengths = {np.shape(leaf)[0] if np.ndim(leaf) else -1 for leaf in jax.tree.leaves(args[2])}
+    if len(lengths) != 1 or -1 in lengths:
+        _checks.bad_value("args[2]", "time on the first axis of every leaf of xs", f"lengths {sorted(lengths)}")
+    if not callable(f):
+        _checks.bad_type("f", "a function", _checks.describe(f))
+    return lengths.pop()
+
+
+def frozen(f: Sequences, k: int, reverse: bool, args: tuple[Any, ...]) -> Sequences:
+    """g: f with the state at the start of each window but the first fixed, as it is at args."""
+    params, carry, xs = args
+    windows = _windows(jax.tree.leaves(xs)[0].shape[0], k, reverse)
+    starts = [carry]
+    for window in windows[:-1]:
+        starts.append(f(params, starts[-1], _at(xs, window))[0])
+
+    def g(params: Any, carry: Any, xs: Any) -> tuple[Any, Any]:
+        pieces, last = [], carry
+        for n, window in enumerate(windows):
+            last, ys = f(params, starts[n] if n else carry, _at(xs, window))
+            pieces.append(ys)
+        in_storage = pieces[::-1] if reverse else pieces
+        return last, jax.tree.map(lambda *parts: jnp.concatenate(parts), *in_storage)
+
+    return g
+
+
+def _windows(steps: int, k: int, reverse: bool) -> list[slice]:
+    """Where the windows lie in storage, in reading order; one that is empty where there are no steps."""
+    cuts = [(start, min(start + k, steps)) for start in range(0, max(steps, 1), k)]
+    return [slice(steps - stop, steps - start) if reverse else slice(start, stop) for start, stop in cuts]
+
+
+def _at(xs: Any, window: slice) -> Any:
+    return jax.tree.map(lambda a: a[window], xs)
+
+
+def edges(trial: Trial, f: Sequences, steps: int, k: int, reverse: bool) -> Iterator[Result]:
+    """Nothing crosses the edge of a window; a window as long as time is the full gradient, a shorter one is not."""
+    yield from _nothing_crosses(trial, steps, k, reverse)
+    s, check, seed = trial.subject, "truncation", trial.patterns["joint"]
+
+    def gradient(k: int | None) -> list[np.ndarray]:
+        F = partial(f, truncation=k)
+        run = s.program(f"truncation={k}", lambda x, rest, c: derivative("vjp", s.flat(F, rest))(x, c)[1])
+        return wide(run(trial.x, trial.rest, seed))
+
+    full = gradient(None)
+    message = "a window as long as the sequence does not give the full gradient"
+    yield from trial.agree(check, gradient(max(steps, 1)), full, message, pattern="joint")
+    if k >= steps:
+        return
+    # What the truth says the two differ in, the rule has to differ in.
+    hand, true = trial.by_hand["joint"], (trial.true or trial.by_hand)["joint"]
+    differs = [largest(a - b) > DECIDES * largest(b) for a, b in zip(hand, full, strict=True)]
+    should = [largest(a - b) > DECIDES * largest(b) for a, b in zip(true, full, strict=True)]
+    if any(differs):
+        yield Result(check, None, Verdict.PASS)
+    elif any(should) or trial.true is None:
+        failure = Failure(check, f"truncation={k} gives the full gradient: nothing is truncated", seed=trial.seed)
+        yield Result(check, None, Verdict.FAIL, failure=failure)
+    else:
+        note = "the full gradient is the truncated one here, so that a rule that truncates nothing would have passed"
+        yield Result(check, None, Verdict.INCONCLUSIVE, note)
+
+
+def _nothing_crosses(trial: Trial, steps: int, k: int, reverse: bool) -> Iterator[Result]:
+    """A cotangent on the steps of one window: exactly zero in the carry, but for the first, and in other windows."""
+    s, check = trial.subject, "truncation"
+    outputs = s.outs.join(trial.patterns["joint"], [None] * s.outs.chosen.count(False))
+    for n, window in enumerate(_windows(steps, k, reverse)):
+        carry, ys = outputs
+
+        def only(a: Any, window: slice = window) -> Any:
+            kept = np.zeros_like(a)
+            kept[window] = a[window]
+            return kept
+
+        seed = s.outs.split((jax.tree.map(np.zeros_like, carry), jax.tree.map(only, ys)))[0]
+        result = wide(s.by_hand(trial.x, trial.rest, seed)[1])
+        for leaf, group, a in zip(trial.leaves, s.ins.groups, result, strict=True):
+            outside = a - only(a) if group == 2 else a
+            if group == 0 or (group == 1 and n == 0):
+                continue
+            if largest(outside):
+                message = f"a loss on window {n} of reading alone says something to {leaf} outside of that window"
+                failure = Failure(check, message, leaf, by_hand=largest(outside), by_reference=0.0, seed=trial.seed)
+                yield Result(check, leaf, Verdict.FAIL, failure=failure)
+            else:
+                yield Result(check, leaf, Verdict.PASS)

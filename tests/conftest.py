@@ -3,6 +3,8 @@
 import jax
 import pytest
 
+pytest_plugins = ["pytester"]
+
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -1,7 +1,7 @@
 """check_vjp and check_jvp: the arguments are looked at, then the checks run, cheap ones first."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -199,18 +199,28 @@ class Session:
         )
         self.more = more
 
-    def report(self, args: Any, *, order: Any = 2, seed: Any = 0, tolerance: Any = None, level: Any = "full") -> Report:
-        """The function judged at one point, whose arguments have the structure of the first."""
+    def report(
+        self,
+        args: Any,
+        *,
+        order: Any = 2,
+        seed: Any = 0,
+        tolerance: Any = None,
+        level: Any = "full",
+        only: Collection[str] | None = None,
+    ) -> Report:
+        """The function judged at one point, whose arguments have the structure of the first; by some checks `only`."""
         if _checks.integer("order", order, at_least=1) > 2:
             _checks.bad_value("order", "1 or 2", str(order))
         seed = _checks.integer("seed", seed, at_least=0)
         if tolerance is not None and not (isinstance(tolerance, int | float) and 0 < tolerance < 1):
             _checks.bad_value("tolerance", "None, or a number between 0 and 1", _checks.describe(tolerance))
         checks = {**(QUICK if _checks.choice("level", level, ("quick", "full")) == "quick" else FULL), **self.more}
+        checks = {name: check for name, check in checks.items() if only is None or name in only}
         if order == 1:
             checks.pop("order 2", None)
         if self.subject.mode == "jvp":
-            checks.pop("engagement")
+            checks.pop("engagement", None)
         args = _point.as_arrays(args)
         start, results = time.perf_counter(), []
         with self.subject.context():
@@ -233,7 +243,13 @@ class Session:
             "level": level,
             "seconds": round(time.perf_counter() - start, 1),
         }
-        notes = [*self.notes, *map(_zero_note, _point.zero_leaves(args)), *trial.notes]
+        names = _point.leaf_names(self.subject.f, args)
+        zero = [
+            f"{names[n]} is zero throughout, where some wrong gradients can't be told from right ones: random numbers "
+            "of size 0.5 took its place"
+            for n in _point.zero_leaves(args)
+        ]
+        notes = [*self.notes, *zero, *trial.notes]
         return Report(_point.title(self.subject.f), self.subject.results.names, results, notes, where)
 
     def _point(self, args: tuple[Any, ...], seed: int = 0) -> tuple[Any, ...]:
@@ -267,13 +283,6 @@ class Session:
             if strange:
                 _checks.bad_type("f", "arrays, or trees of arrays, for its output", strange[0])
             return None, error
-
-
-def _zero_note(name: str) -> str:
-    return (
-        f"{name} is zero throughout, where some wrong gradients can't be told from right ones: random numbers of size "
-        "0.5 took its place"
-    )
 
 
 def _positions(argnums: Any, args: tuple[Any, ...]) -> tuple[int, ...]:

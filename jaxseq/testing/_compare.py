@@ -1,5 +1,6 @@
 """When two arrays agree: a tolerance that says where it comes from, never scaled by the size of an array."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,12 +25,14 @@ class Tolerance(NamedTuple):
     origin: str
     floor: float = 0.0
 
-    def widened(self, rounding: float, floor: float = 0.0) -> "Tolerance":
-        """Plus ten times what rounding was seen to do to this leaf, relative to its largest element."""
-        if 10 * rounding <= self.relative / 100:
-            return self._replace(floor=floor)
+    def widened(self, rounding: float) -> "Tolerance":
+        """Plus ten times what rounding moves the leaf by."""
         origin = f"{self.origin}, and ten times the {rounding:.0e} that rounding moves this leaf by"
-        return Tolerance(self.relative + 10 * rounding, origin, floor)
+        return self._replace(floor=self.floor + 10 * rounding, origin=origin)
+
+    def bound(self, expected: np.ndarray) -> float:
+        """Of the difference of any element."""
+        return self.relative * largest(expected) + self.floor
 
 
 def compare(
@@ -39,18 +42,30 @@ def compare(
     expected: np.ndarray,
     tolerance: Tolerance,
     message: str,
+    *,
+    rounding: Callable[[], float] | None = None,
     decides: float = DECIDES,
     **known: Any,
 ) -> Result:
-    """The verdict on `got`, element by element; `known` is what else a failure should tell."""
+    """The verdict on `got`, element by element.
+
+    Where it is off, `rounding()` is asked what rounding does to the leaf. What that excuses passes, or is INCONCLUSIVE
+    if it is so much that a wrong gradient would pass as well. `known` is what else a failure should tell.
+    """
     if got.shape != expected.shape:
         wrong = f"{message}: its shape is {got.shape}, expected {expected.shape}"
         return Result(check, leaf, Verdict.FAIL, failure=Failure(check, wrong, leaf, **known))
     if not np.isfinite(expected).all():
         return Result(check, leaf, Verdict.INCONCLUSIVE, "what it should equal is not finite")
-    bound = tolerance.relative * largest(expected) + tolerance.floor
     index = worst(got, expected)
-    if index is not None and not abs(got[index] - expected[index]) <= bound:
+    if index is None:
+        return Result(check, leaf, Verdict.PASS)
+    off = abs(got[index] - expected[index])
+    excused = rounding is not None and not off <= tolerance.bound(expected)
+    if rounding is not None and excused:
+        tolerance = tolerance.widened(rounding())
+    bound = tolerance.bound(expected)
+    if not off <= bound:
         known.setdefault("diagnosis", fit(got, expected))
         failure = Failure(
             check,
@@ -65,8 +80,9 @@ def compare(
             **known,
         )
         return Result(check, leaf, Verdict.FAIL, failure=failure)
-    if tolerance.relative > decides:
-        return Result(check, leaf, Verdict.INCONCLUSIVE, f"no tighter bound than {tolerance.relative:.0e} holds here")
+    if (excused or tolerance.relative > decides) and bound > decides * largest(expected):
+        note = f"no bound tighter than {bound:.0e} holds here, for numbers up to {largest(expected):.0e}"
+        return Result(check, leaf, Verdict.INCONCLUSIVE, note)
     return Result(check, leaf, Verdict.PASS)
 
 

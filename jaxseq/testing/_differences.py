@@ -65,9 +65,9 @@ def quotients(f: Callable[[list[Any]], list[Any]], x: list[Any], directions: Any
         α = jnp.where(jnp.isfinite(α), α, 1)
 
         def at(h: Any) -> Any:
-            shifted = lambda h: f([a + h * α * v for a, v in zip(x, u, strict=True)])  # noqa: E731
+            shifted = lambda h: f([a + _times(h * α, v) for a, v in zip(x, u, strict=True)])  # noqa: E731
             both = lax.map(shifted, jnp.stack([h, -h]))  # one after the other: f itself, not its vmap
-            slopes = [(b[0] - b[1]) / (2 * h * α) for b in both]
+            slopes = [_times(1 / (2 * h * α), b[0] - b[1]) for b in both]
             # A bound on what rounding alone may move the numerator by, 2 eps max|f| an element and side.
             floors = [jnp.max(jnp.abs(b), axis=0) * (4 * jnp.finfo(jnp.float64).eps / (h * α)) for b in both]
             return tuple(jax.vmap(reduction)(projections) for reduction in _reductions(slopes, floors))
@@ -83,6 +83,10 @@ def _size(a: Any) -> Any:
     return jnp.where(rms > 0, rms, 1)
 
 
+def _times(scalar: Any, a: Any) -> Any:
+    return scalar.astype(a.dtype) * a
+
+
 def _reductions(slopes: list[Any], floors: list[Any]) -> Any:
     """<c, slope> and the norms of c * slope and c * floor, as functions of c."""
 
@@ -90,7 +94,10 @@ def _reductions(slopes: list[Any], floors: list[Any]) -> Any:
         return sum(jnp.sum((a * s).real) for a, s in zip(c, slopes, strict=True))
 
     def norm_with(arrays: list[Any]) -> Callable[[list[Any]], Any]:
-        return lambda c: jnp.sqrt(sum(jnp.sum(jnp.abs(a * s) ** 2) for a, s in zip(c, arrays, strict=True)))
+        def norm(c: list[Any]) -> Any:
+            return jnp.sqrt(sum(jnp.sum((jnp.abs(a) * jnp.abs(s)) ** 2) for a, s in zip(c, arrays, strict=True)))
+
+        return norm
 
     return inner, norm_with(slopes), norm_with(floors)
 

@@ -5,6 +5,7 @@ that is known to be wrong (zeroed, sign-flipped, shifted), tells whether the evi
 contradicts that one either, its silence on the first means nothing.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
@@ -39,11 +40,36 @@ CHANGES: Mapping[str, Change] = {
 }
 
 
-class ByDifferences:
+class Evidence(ABC):
+    """What contradicts a leaf of the result. What rounding does is measured only where something seems wrong."""
+
+    def __init__(self, trial: "Trial"):
+        self.trial = trial
+        self.excused: dict[int, float] = {}  # leaf -> what rounding moves it by, where that was asked for
+
+    @abstractmethod
+    def contradictions(self, leaf: int, change: Change, rounding: float) -> Iterator[Failure]:
+        """To that leaf, once changed: what rounding does not explain."""
+
+    def against(self, leaf: int, change: Change = unchanged, pattern: str | None = None) -> Failure | None:
+        """The worst of them, for any pattern or for one."""
+        found = _worst(
+            failure
+            for failure in self.contradictions(leaf, change, self.excused.get(leaf, 0.0))
+            if pattern in (None, failure.pattern)
+        )
+        if found is None or change is not unchanged or leaf in self.excused:
+            return found
+        self.excused[leaf] = self.trial.rounding_of(leaf)
+        return _worst(self.contradictions(leaf, change, self.excused[leaf]))
+
+
+class ByDifferences(Evidence):
     """Products of the result with probes, against differences of f in the direction of the probes."""
 
     def __init__(self, trial: "Trial", rounds: Iterable[Sequence[list[np.ndarray]]], message: str):
-        self.trial, self.message = trial, message
+        super().__init__(trial)
+        self.message = message
         self.rounds = [(probes, trial.measured(probes)) for probes in rounds]
 
     @classmethod
@@ -64,18 +90,15 @@ class ByDifferences:
         probes = [trial.probes(lambda n: one_hot(trial.like[n], next(indices[n]))) for _ in rounds]
         return cls(trial, probes, "an element is not what differences say")
 
-    def against(self, leaf: int, change: Change = unchanged) -> Failure | None:
-        """The worst contradiction to that leaf of the result, once changed."""
-        return _worst(self._all(leaf, change))
-
-    def _all(self, leaf: int, change: Change) -> Iterator[Failure]:
+    def contradictions(self, leaf: int, change: Change, rounding: float) -> Iterator[Failure]:
+        """As differences have it."""
         for probes, measured in self.rounds:
             for k in range(leaf * PROBES, (leaf + 1) * PROBES):
                 probe = probes[k][leaf]
                 for p, (pattern, result) in enumerate(self.trial.by_hand.items()):
                     got = float(np.sum(change(result[leaf]) * probe).real)
                     value, error, S = (float(part[k, p]) for part in measured)
-                    bound = max(DIFFER, self.trial.given or 0) * S + 10 * error
+                    bound = differ(self.trial.given, S, error) + 10 * rounding * float(np.linalg.norm(probe))
                     blunt = bound > DECIDES * S and change is not unchanged
                     if blunt or abs(got - value) <= bound:
                         continue
@@ -89,37 +112,36 @@ class ByDifferences:
                         error=error,
                         ratio=got / value if value else None,
                         tolerance=bound,
-                        origin=f"{DIFFER:.0e} ||c * D_u f|| and ten times the error of the differences",
+                        origin=DIFFER_ORIGIN,
                     )
 
 
-class ByTruth:
+class ByTruth(Evidence):
     """Every element of the result, against the derivative that JAX takes of what defines f."""
 
-    def __init__(self, trial: "Trial"):
-        self.trial = trial
-
-    def against(self, leaf: int, change: Change = unchanged) -> Failure | None:
-        """The worst contradiction to that leaf of the result, once changed."""
-        return _worst(self._all(leaf, change))
-
-    def _all(self, leaf: int, change: Change) -> Iterator[Failure]:
+    def contradictions(self, leaf: int, change: Change, rounding: float) -> Iterator[Failure]:
+        """As the truth has it."""
         assert self.trial.true is not None
         tolerance = self.trial.tolerance_of(leaf)
+        if rounding:
+            tolerance = tolerance.widened(rounding)
         message = f"an element is not the derivative of {self.trial.subject.source}"
         for pattern, result in self.trial.by_hand.items():
             expected = self.trial.true[pattern][leaf]
-            blunt = tolerance.relative * largest(expected) + tolerance.floor > DECIDES * largest(expected)
-            if blunt and change is not unchanged:
+            if change is not unchanged and tolerance.bound(expected) > DECIDES * largest(expected):
                 continue
-            found = compare(
-                "", None, change(result[leaf]), expected, tolerance, message, pattern=pattern, diagnosis=None
-            )
+            got = change(result[leaf])
+            found = compare("", None, got, expected, tolerance, message, pattern=pattern, diagnosis=None)
             if found.failure:
                 yield found.failure
 
 
-Evidence = ByDifferences | ByTruth
+def differ(given: float | None, S: float, error: float) -> float:
+    """How far a product may be from differences with that S and that error."""
+    return max(DIFFER, given or 0) * S + 10 * error
+
+
+DIFFER_ORIGIN = f"{DIFFER:.0e} ||c * D_u f||, ten times the error of the differences, and ten times that of rounding"
 
 
 def powerless(trial: "Trial", leaf: int, evidence: Sequence[Evidence]) -> list[str]:

@@ -11,16 +11,18 @@ here. For a truncated gradient G is not the derivative of any function, and what
 differenced instead.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import jax
 import numpy as np
 
 from jaxseq.testing._compare import DECIDES, compare, largest
-from jaxseq.testing._evidence import DIFFER
+from jaxseq.testing._evidence import DIFFER_ORIGIN, differ
 from jaxseq.testing._point import Arrays, normal, wide, zeros
 from jaxseq.testing._report import Failure, Result, Verdict
+from jaxseq.testing._rounding import otherwise_rounded
 from jaxseq.testing._subject import Function, derivative, like
 from jaxseq.testing._trial import Trial, explain
 
@@ -44,46 +46,59 @@ def order_2(trial: Trial) -> Iterator[Result]:
         return pull(like(G, d))
 
     def true(x: Arrays, rest: Arrays, c: Arrays, d: Arrays) -> Arrays:
-        G, pull = jax.vjp(result(s.truth(x, rest), c), x)
+        G, pull = jax.vjp(result(s.truth(x, rest) if s.source else s.on(rest), c), x)
         return pull(like(G, d))[0]
 
     # One direction for each leaf of the arguments, zero on the others.
     directions = [zeros(x) for _ in x]
     for n, u in enumerate(directions):
         u[n] = normal(trial.rng, x[n])
+    at = x, trial.rest, seed
     found = {}
     for name, run in (
-        ("forward", lambda: [_inner(s.program("forward", forward)(x, trial.rest, seed, u)[1], d) for u in directions]),
-        ("reverse", lambda: s.program("reverse", reverse)(x, trial.rest, seed, d)),
+        ("forward", lambda: [_inner(s.program("forward", forward)(*at, u)[1], d) for u in directions]),
+        ("reverse", lambda: s.program("reverse", reverse)(*at, d)),
     ):
         try:
             found[name] = run()
         except Exception as error:
             message = f"{name} over the rule raises {explain(error)} (order=1 leaves this check out)"
             yield Result(CHECK, None, Verdict.FAIL, failure=Failure(CHECK, message))
+
+    @cache
+    def rounding() -> list[float]:
+        """What rounding moves each leaf of the second derivative by."""
+        exact, moved = (wide(run(*at, d)) for run in (s.program("true", true), s.program("moved", moved_true)))
+        return [largest(a - b) for a, b in zip(exact, moved, strict=True)]
+
+    moved_true = otherwise_rounded(true)
     if "reverse" in found:
         to_x, to_c = (wide(part) for part in found["reverse"])
         yield _to_seed(trial, to_c, d)
         if trial.true is not None and not trial.wrong:
-            yield from _as_truth(trial, to_x, s.program("true", true)(x, trial.rest, seed, d))
+            yield from _as_truth(trial, to_x, wide(s.program("true", true)(*at, d)), rounding)
         found["reverse"] = [float(np.sum(to_x[n] * u[n]).real) for n, u in enumerate(directions)]
     if s.dtype == np.float64 and found:
         G = lambda x, given: result(s.judged(x, given[0]), given[1])  # noqa: E731
         measured = s.differences("the derivative", G, x, (trial.rest, seed), directions, [d])
         for n, leaf in enumerate(s.ins.names):
-            value, error, S = (float(part[n, 0]) for part in measured)
+            excuse = lambda n=n: rounding()[n] * float(np.linalg.norm(directions[n][n]))  # noqa: E731
             for name, values in found.items():
-                yield _by_differences(trial, leaf, name, values[n], value, error, S)
+                yield _by_differences(trial, leaf, name, values[n], [float(part[n, 0]) for part in measured], excuse)
 
 
-def _by_differences(trial: Trial, leaf: str, name: str, got: float, value: float, error: float, S: float) -> Result:
+def _by_differences(
+    trial: Trial, leaf: str, name: str, got: float, measured: Sequence[float], rounding: Callable[[], float]
+) -> Result:
+    value, error, S = measured
     column = leaf if leaf in trial.leaves else None
-    bound = max(DIFFER, trial.given or 0) * S + 10 * error
+    bound = differ(trial.given, S, error)
     if not abs(got - value) <= bound:
-        message = f"{name} over the rule, in the direction of {leaf}, is not what differences of the rule say"
+        bound += 10 * rounding()
+    if not abs(got - value) <= bound:
         failure = Failure(
             CHECK,
-            message,
+            f"{name} over the rule, in the direction of {leaf}, is not what differences of the rule say",
             column,
             pattern="joint",
             by_hand=got,
@@ -91,7 +106,7 @@ def _by_differences(trial: Trial, leaf: str, name: str, got: float, value: float
             error=error,
             ratio=got / value if value else None,
             tolerance=bound,
-            origin=f"{DIFFER:.0e} ||d * D_u G|| and ten times the error of the differences",
+            origin=DIFFER_ORIGIN,
             seed=trial.seed,
         )
         return Result(CHECK, column, Verdict.FAIL, failure=failure)
@@ -103,27 +118,28 @@ def _by_differences(trial: Trial, leaf: str, name: str, got: float, value: float
 
 def _to_seed(trial: Trial, to_c: list[np.ndarray], d: list[np.ndarray]) -> Result:
     """The rule is linear in its seed, so <d, result(c)> = <cotangent of the seed, c> for every c."""
+    message = "reverse over the rule gives a cotangent of its seed that is not the rule's transpose"
+    results = []
     for pattern, seed in trial.patterns.items():
-        got, expected = _inner(to_c, seed), _inner(trial.by_hand[pattern], d)
-        gross = sum(largest(a * b) for a, b in zip(trial.by_hand[pattern], d, strict=True))
-        tolerance = trial.tolerance().widened(max(trial.rounding[1], default=0))
-        if not abs(got - expected) <= 10 * tolerance.relative * gross:
-            message = "reverse over the rule gives a cotangent of its seed that is not the rule's transpose"
-            failure = Failure(
-                CHECK, message, pattern=pattern, by_hand=got, by_reference=expected, tolerance=gross, seed=trial.seed
-            )
-            return Result(CHECK, None, Verdict.FAIL, failure=failure)
-    return Result(CHECK, None, Verdict.PASS)
+        got, expected = (np.array(_inner(a, b)) for a, b in ((to_c, seed), (trial.by_hand[pattern], d)))
+        # Products may cancel; what counts is how large they are.
+        gross = sum(float(np.sum(np.abs(a * b))) for a, b in zip(trial.by_hand[pattern], d, strict=True))
+        tolerance = trial.tolerance()._replace(floor=trial.tolerance().relative * gross)
+        rounding = lambda: sum(trial.rounding_of(n) * float(np.linalg.norm(leaf)) for n, leaf in enumerate(d))  # noqa: E731
+        known = {"rounding": rounding, "pattern": pattern, "seed": trial.seed}
+        results.append(compare(CHECK, None, got, expected, tolerance, message, **known))
+    return min(results, key=lambda result: list(Verdict).index(result.verdict))
 
 
-def _as_truth(trial: Trial, got: list[np.ndarray], expected: Arrays) -> Iterator[Result]:
+def _as_truth(
+    trial: Trial, got: list[np.ndarray], expected: list[np.ndarray], rounding: Callable[[], list[float]]
+) -> Iterator[Result]:
     message = f"reverse over the rule is not the second derivative of {trial.subject.source}"
-    names = trial.subject.ins.names
-    rounding = max(trial.rounding[1], default=0)
-    for leaf, a, e in zip(names, got, wide(expected), strict=True):
-        tolerance = trial.tolerance().widened(rounding)
-        tolerance = tolerance._replace(relative=10 * tolerance.relative, origin=f"ten times {tolerance.origin}")
-        result = compare(CHECK, leaf, a, e, tolerance, message, seed=trial.seed, pattern="joint")
+    base = trial.tolerance()
+    tolerance = base._replace(relative=10 * base.relative, origin=f"ten times {base.origin}")
+    for n, (leaf, a, e) in enumerate(zip(trial.subject.ins.names, got, expected, strict=True)):
+        known = {"rounding": lambda n=n: rounding()[n], "seed": trial.seed, "pattern": "joint"}
+        result = compare(CHECK, leaf, a, e, tolerance, message, **known)
         yield result if leaf in trial.leaves else result._replace(leaf=None)
 
 

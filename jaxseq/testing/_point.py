@@ -76,6 +76,11 @@ def input_leaves(f: Callable[..., Any], args: tuple[Any, ...], argnums: tuple[in
     return _leaves(args, _argument_names(f, len(args)), lambda group, leaf: group in argnums and inexact(leaf))
 
 
+def leaf_names(f: Callable[..., Any], args: tuple[Any, ...]) -> tuple[str, ...]:
+    """Of every leaf of the arguments, differentiated or not."""
+    return _leaves(args, _argument_names(f, len(args)), lambda group, leaf: True).names
+
+
 def output_leaves(shapes: Any) -> Leaves:
     """The leaves of an output, a tree of anything with a shape and a dtype."""
     leaves = _leaves((shapes,), ["output"], lambda _, leaf: inexact(leaf))
@@ -141,28 +146,24 @@ def lifted(args: Any, *, seed: int = 0) -> Any:
         >>> x.dtype, bool((h != 0).all())
         (dtype('float64'), True)
     """
-    return _lifted(args, seed)[0]
-
-
-def zero_leaves(args: Any) -> list[str]:
-    """Where `lifted` puts random numbers."""
-    return _lifted(args, 0)[1]
-
-
-def _lifted(args: Any, seed: int) -> tuple[Any, list[str]]:
     rng = np.random.default_rng([seed, 1])
-    replaced: list[str] = []
 
-    def lift(path: Any, leaf: Any) -> Any:
+    def lift(leaf: Any) -> Any:
         if not inexact(leaf):
             return leaf
         (array,) = wide([leaf])
-        if array.size and not array.any():
-            replaced.append(f"args{jax.tree_util.keystr(path)}")
-            array = 0.5 * normal(rng, array)
-        return jnp.asarray(array)
+        return jnp.asarray(0.5 * normal(rng, array) if _is_zero(leaf) else array)
 
-    return jax.tree.map_with_path(lift, args), replaced
+    return jax.tree.map(lift, args)
+
+
+def zero_leaves(args: Any) -> list[int]:
+    """The places of the leaves that `lifted` puts random numbers into."""
+    return [n for n, leaf in enumerate(jax.tree.leaves(args)) if _is_zero(leaf)]
+
+
+def _is_zero(leaf: Any) -> bool:
+    return inexact(leaf) and leaf.size > 0 and not np.asarray(leaf).any()
 
 
 def as_arrays(args: Any) -> tuple[Any, ...]:

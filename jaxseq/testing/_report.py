@@ -171,7 +171,7 @@ class Report:
         where = "   ".join(f"{key}: {value}" for key, value in self.where.items())
         parts = [f"{self.title}: {self.verdict}", where, "", *self._tables(), LEGEND]
         parts += [f"\n{failure}" for failure in self.failures]
-        remarks = [*self.notes, *dict.fromkeys(self._remarks())]
+        remarks = [*self.notes, *self._remarks()]
         return "\n".join([*parts, *(["", "Notes"] if remarks else []), *(f"  {remark}" for remark in remarks)])
 
     def to_json(self) -> str:
@@ -191,7 +191,7 @@ class Report:
                 row += f"<td style='color:{color}'>{SYMBOLS[cell] if cell else ''}</td>"
             rows += f"<tr>{row}</tr>"
         details = "".join(f"<pre>{html.escape(str(failure))}</pre>" for failure in self.failures)
-        notes = "".join(f"<li>{html.escape(note)}</li>" for note in [*self.notes, *dict.fromkeys(self._remarks())])
+        notes = "".join(f"<li>{html.escape(note)}</li>" for note in [*self.notes, *self._remarks()])
         color = COLORS[self.verdict]
         return (
             f"<b>{html.escape(self.title)}: <span style='color:{color}'>{self.verdict}</span></b>"
@@ -208,11 +208,14 @@ class Report:
         ]
 
     def _remarks(self) -> list[str]:
-        """Why a check was skipped or had no power."""
+        """Why a check was skipped or had no power, the same reason for several leaves once."""
+        leaves: dict[tuple[str, str], list[str]] = {}
+        for r in self.results:
+            if r.note and r.verdict is not Verdict.FAIL:
+                leaves.setdefault((r.check, r.note), []).extend([r.leaf] if r.leaf else [])
         return [
-            f"{r.check}" + (f", {r.leaf}" if r.leaf else "") + f": {r.note}"
-            for r in self.results
-            if r.note and r.verdict is not Verdict.FAIL
+            f"{check}{' of ' if names else ''}{', '.join(dict.fromkeys(names))}: {note}"
+            for (check, note), names in leaves.items()
         ]
 
     def _tables(self, width: int = 112) -> list[str]:

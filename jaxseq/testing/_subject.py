@@ -21,6 +21,7 @@ import numpy as np
 
 from jaxseq.testing import _differences, _point, _surgery
 from jaxseq.testing._point import Arrays
+from jaxseq.testing._rounding import otherwise_rounded
 
 Function = Callable[[Arrays], Arrays]
 
@@ -147,6 +148,12 @@ class Subject:
         """`(outputs, result)` of what the rule is held against."""
         run = self.program("truth", lambda x, rest, seed: derivative(self.mode, self.truth(x, rest))(x, seed))
         return run(x, rest, seed)
+
+    def rounded(self, x: Arrays, rest: Arrays, seed: Arrays) -> tuple[Arrays, Arrays]:
+        """`by_truth`, or `by_hand` where there is none, with every number on the way rounded otherwise."""
+        f = self.truth if self.source else lambda x, rest: self.on(rest)
+        run = otherwise_rounded(lambda x, rest, seed: derivative(self.mode, f(x, rest))(x, seed))
+        return self.program("rounded otherwise", run)(x, rest, seed)
 
     def eagerly(self, x: Arrays, rest: Arrays, seed: Arrays) -> tuple[Arrays, Arrays]:
         """`(outputs, result)` of the rule, one operation after the other."""

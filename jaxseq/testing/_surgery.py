@@ -8,7 +8,7 @@ already hides nothing, and nothing outside of the copy is touched.
 This is the one file that knows how JAX writes its jaxprs down (0.10 to 0.12).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -56,7 +56,7 @@ def plain(f: Callable[..., Any]) -> Callable[..., Any]:
         program = eqn.params["call_jaxpr"]
         # The equation that this version of JAX writes for a jitted call.
         traced = jax.make_jaxpr(jax.jit(core.jaxpr_as_fun(program)))(*program.in_avals)
-        (call,) = _open(traced).eqns
+        (call,) = opened(traced)[0].eqns
         return eqn.replace(primitive=call.primitive, params=call.params)
 
     return _rewritten(f, inline)
@@ -116,25 +116,32 @@ def _rewritten(f: Callable[..., Any], edit: Callable[[Any], Any]) -> Callable[..
 
 def _edit(jaxpr: Any, edit: Callable[[Any], Any]) -> Any:
     """A copy of the jaxpr, each custom_vjp_call in it as `edit` returns it."""
-    if _open(jaxpr) is not jaxpr:
+    if not isinstance(jaxpr, core.Jaxpr):
         return jaxpr.replace(jaxpr=_edit(jaxpr.jaxpr, edit))
-    return jaxpr.replace(eqns=[_edit_equation(eqn, edit) for eqn in jaxpr.eqns])
+
+    def edited(eqn: Any) -> Any:
+        eqn = eqn.replace(params=with_inner(eqn.params, lambda inner: _edit(inner, edit)))
+        return edit(eqn) if eqn.primitive.name == "custom_vjp_call" else eqn
+
+    return jaxpr.replace(eqns=[edited(eqn) for eqn in jaxpr.eqns])
 
 
-def _edit_equation(eqn: Any, edit: Callable[[Any], Any]) -> Any:
-    params = dict(eqn.params)
-    for name, value in params.items():
+def with_inner(params: dict[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
+    """The parameters of an equation, each program among them changed."""
+
+    def changed(value: Any) -> Any:
         if isinstance(value, JAXPR):
-            params[name] = _edit(value, edit)
-        elif isinstance(value, tuple | list) and value and all(isinstance(v, JAXPR) for v in value):
-            params[name] = type(value)(_edit(v, edit) for v in value)
-    eqn = eqn.replace(params=params)
-    return edit(eqn) if eqn.primitive.name == "custom_vjp_call" else eqn
+            return change(value)
+        if isinstance(value, tuple | list) and value and all(isinstance(v, JAXPR) for v in value):
+            return type(value)(change(v) for v in value)
+        return value
+
+    return {name: changed(value) for name, value in params.items()}
 
 
-def _open(jaxpr: Any) -> Any:
-    """The jaxpr itself where this version of JAX wraps a closed one."""
-    return jaxpr if isinstance(jaxpr, core.Jaxpr) else jaxpr.jaxpr
+def opened(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
+    """A jaxpr and its constants, whether or not this version of JAX wraps a closed one."""
+    return (jaxpr, getattr(jaxpr, "consts", ())) if isinstance(jaxpr, core.Jaxpr) else (jaxpr.jaxpr, jaxpr.consts)
 
 
 def _with(eqn: Any, **params: Any) -> Any:
@@ -142,7 +149,7 @@ def _with(eqn: Any, **params: Any) -> Any:
 
 
 def _name(eqn: Any) -> str:
-    return _open(eqn.params["call_jaxpr"]).debug_info.func_name
+    return opened(eqn.params["call_jaxpr"])[0].debug_info.func_name
 
 
 def _on(wrapped: Any, f: Callable[..., Any]) -> Any:

@@ -7,6 +7,7 @@ fails where its numbers are checked, and not here a second time.
 import itertools
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
 from jaxseq.testing import _point
-from jaxseq.testing._compare import compare
+from jaxseq.testing._compare import largest
 from jaxseq.testing._point import Arrays, wide
 from jaxseq.testing._report import Failure, Result, Verdict
 from jaxseq.testing._subject import Function, derivative, like
@@ -27,15 +28,34 @@ SUBSETS = 15
 
 
 def _compared(
-    trial: Trial, check: str, run: Callable[[], Arrays], expected: Arrays, message: str, **known: Any
+    trial: Trial,
+    check: str,
+    run: Callable[[], Arrays],
+    expected: Arrays,
+    message: str,
+    without: Callable[[], Any] | None = None,
+    rounding: Callable[[int], float] | None = None,
 ) -> Iterator[Result]:
-    """What `run` returns against what is expected, leaf by leaf; a FAIL where it raises."""
+    """What `run` returns against what is expected, leaf by leaf. Where it raises, a FAIL, unless f `without` its
+    derivative does so too.
+    """
     try:
         got = run()
     except Exception as error:
-        yield Result(check, None, Verdict.FAIL, failure=Failure(check, f"{message}: it raises {explain(error)}"))
-        return
-    yield from trial.agree(check, got, expected, message, **known)
+        yield _blame(check, f"{message}: it raises", error, without)
+    else:
+        yield from trial.agree(check, got, expected, message, rounding)
+
+
+def _blame(check: str, complaint: str, error: Exception, without: Callable[[], Any] | None) -> Result:
+    """FAIL for the derivative, or SKIP where f by itself raises too."""
+    try:
+        if without is not None:
+            without()
+    except Exception:
+        where, *_ = complaint.split(",")
+        return Result(check, None, Verdict.SKIP, f"{where}, f by itself raises as well: {explain(error)}")
+    return Result(check, None, Verdict.FAIL, failure=Failure(check, f"{complaint} {explain(error)}"))
 
 
 # --- jit and its settings ---
@@ -46,7 +66,7 @@ def jit(trial: Trial) -> Iterator[Result]:
     s, check, seed = trial.subject, "jit", trial.patterns["joint"]
     if trial.eager is not None:
         message = "compiled, it is not what it is one operation after the other"
-        yield from trial.agree(check, trial.by_hand["joint"], trial.eager[1], message, pattern="joint")
+        yield from trial.agree(check, trial.by_hand["joint"], trial.eager[1], message)
 
     def donated() -> Arrays:
         run = s.program("donating", lambda x, rest, c: derivative(s.mode, s.on(rest))(x, c)[1], donate_argnums=(0, 2))
@@ -55,7 +75,7 @@ def jit(trial: Trial) -> Iterator[Result]:
             return run([jnp.array(a) for a in trial.x], trial.rest, [jnp.array(c) for c in seed])
 
     message = "with donated arguments, it is not what it is without"
-    yield from _compared(trial, check, donated, trial.by_hand["joint"], message, pattern="joint")
+    yield from _compared(trial, check, donated, trial.by_hand["joint"], message)
 
     F, typed = s.on(trial.rest), like(trial.primals, seed)
 
@@ -67,12 +87,12 @@ def jit(trial: Trial) -> Iterator[Result]:
             jax.block_until_ready(f(*args))
 
     settings = [
-        ("leaves a tracer behind", jax.checking_leaks(), traced),
-        ("fails under strict promotion of dtypes", jax.numpy_dtype_promotion("strict"), traced),
-        ("fails where promotion of ranks raises", jax.numpy_rank_promotion("raise"), traced),
+        ("the derivative leaves a tracer behind:", jax.checking_leaks(), traced),
+        ("the derivative fails under strict promotion of dtypes:", jax.numpy_dtype_promotion("strict"), traced),
+        ("the derivative fails where promotion of ranks raises:", jax.numpy_rank_promotion("raise"), traced),
     ]
     if trial.eager is not None:
-        settings.append(("makes a NaN on the way, which debug_nans raises at", jax.debug_nans(True), one_by_one))
+        settings.append(("the derivative makes a NaN on the way:", jax.debug_nans(True), one_by_one))
     for complaint, setting, run in settings:
         with setting:
             try:
@@ -80,16 +100,6 @@ def jit(trial: Trial) -> Iterator[Result]:
                 yield Result(check, None, Verdict.PASS)
             except Exception as error:
                 yield _blame(check, complaint, error, lambda run=run: run(F, trial.x))
-
-
-def _blame(check: str, complaint: str, error: Exception, without: Callable[[], None]) -> Result:
-    """FAIL for the derivative, or SKIP where f by itself raises too."""
-    try:
-        without()
-    except Exception:
-        return Result(check, None, Verdict.SKIP, f"f itself {complaint}: {explain(error)}")
-    failure = Failure(check, f"the derivative {complaint}, f alone does not: {explain(error)}")
-    return Result(check, None, Verdict.FAIL, failure=failure)
 
 
 # --- vmap ---
@@ -107,14 +117,15 @@ def vmap(trial: Trial) -> Iterator[Result]:
     size = next(n for n in itertools.count(2) if all(n not in a.shape for a in (*trial.x, *trial.primals)))
     examples = [trial.x, *(like(trial.x, _point.varied(trial.rng, wide(trial.x))) for _ in range(size - 1))]
     seeds = [trial.random_seed() for _ in range(size)]
-    stacked_seeds = _stack(seeds)
+    cs = _stack(seeds)
 
     run = s.program(
         "vmap over seeds", lambda x, rest, cs: jax.vmap(lambda c: derivative(s.mode, s.on(rest))(x, c)[1])(cs)
     )
     each = _stack([s.by_hand(trial.x, trial.rest, seed)[1] for seed in seeds])
     message = "vmapped over seeds alone, it is not what it is for one seed at a time"
-    yield from _compared(trial, check, lambda: run(trial.x, trial.rest, stacked_seeds), each, message)
+    rounding = partial(_rounding_of_all, trial, [trial.x] * size, seeds, each)
+    yield from _compared(trial, check, lambda: run(trial.x, trial.rest, cs), each, message, rounding=rounding)
 
     for subset in _subsets(trial):
         batched = [group in subset for group in s.ins.groups]
@@ -131,16 +142,25 @@ def vmap(trial: Trial) -> Iterator[Result]:
         def outside(x: Arrays, rest: Arrays, cs: Arrays, axes: Any = axes) -> Arrays:
             return derivative(s.mode, jax.vmap(s.on(rest), in_axes=(axes,)))(x, cs)[1]
 
-        run = s.program(f"vmap of the derivative, {subset}", inside)
+        summed = [e if b else e.sum(0) for b, e in zip(batched, each, strict=True)]
         message = f"vmapped over {which}, the derivative is not what it is for one example at a time"
-        yield from _compared(trial, check, lambda r=run, x=stacked: r(x, trial.rest, stacked_seeds), each, message)
+        ways = [(f"vmap of the derivative, {subset}", inside, each, message)]
         if s.mode == "vjp":
-            run = s.program(f"derivative of the vmap, {subset}", outside)
-            summed = [e if b else e.sum(0) for b, e in zip(batched, each, strict=True)]
-            message = f"f vmapped over {which} has another derivative than its examples, summed where they share"
+            message = f"f vmapped over {which}, its derivative is not that of the examples, summed where they share"
+            ways.append((f"derivative of the vmap, {subset}", outside, summed, message))
+        rounding = partial(_rounding_of_all, trial, mixed, seeds, each)
+        for name, way, expected, message in ways:
+            run = s.program(name, way)
             yield from _compared(
-                trial, check, lambda r=run, x=stacked: r(x, trial.rest, stacked_seeds), summed, message
+                trial, check, lambda r=run, x=stacked: r(x, trial.rest, cs), expected, message, rounding=rounding
             )
+
+
+def _rounding_of_all(trial: Trial, points: list[Arrays], seeds: list[Arrays], each: Arrays, leaf: int) -> float:
+    """What rounding moves a leaf of the results at several points by, all together."""
+    sizes = [largest(np.asarray(e)) for e in each[leaf]]
+    at = (trial.rounding_at(x, seed)[1][leaf] for x, seed in zip(points, seeds, strict=True))
+    return sum(size * moved for size, moved in zip(sizes, at, strict=True))
 
 
 def _subsets(trial: Trial) -> list[tuple[int, ...]]:
@@ -167,12 +187,18 @@ def composition(trial: Trial) -> Iterator[Result]:
     s, check, seed, joint = trial.subject, "composition", trial.patterns["joint"], trial.by_hand["joint"]
     for name, transform in COMPOSITIONS.items():
         run = s.program(name, lambda x, rest, c, t=transform: derivative(s.mode, t(s.on(rest)))(x, c)[1])
-        message = f"{name}, it is not what it is without"
-        yield from _compared(trial, check, lambda r=run: r(trial.x, trial.rest, seed), joint, message, pattern="joint")
+        yield from _compared(
+            trial,
+            check,
+            lambda r=run: r(trial.x, trial.rest, seed),
+            joint,
+            f"{name}, it is not what it is without",
+            without=lambda t=transform: jax.eval_shape(t(s.on(trial.rest)), trial.x),
+        )
     jitted = s.program("f", lambda x, rest: s.on(rest)(x), optimised=True)
     of_jit = derivative(s.mode, lambda x: jitted(x, trial.rest))
     message = "of the jitted function, not jitted itself, it is not what it is jitted"
-    yield from _compared(trial, check, lambda: of_jit(trial.x, seed)[1], joint, message, pattern="joint")
+    yield from _compared(trial, check, lambda: of_jit(trial.x, seed)[1], joint, message)
     if s.mode == "vjp":
         if len(jax.devices()) < 2:
             yield Result(check, None, Verdict.SKIP, "shard_map wants two devices, here is one")
@@ -214,17 +240,28 @@ def _sharded(trial: Trial, check: str) -> Iterator[Result]:
     split, shared = PartitionSpec("examples"), PartitionSpec()
     specs = [split if o else shared for o in own]
 
-    def body(x: Arrays, rest: Arrays, c: Arrays) -> Arrays:
-        x = [a[0] if o else a for o, a in zip(own, x, strict=True)]
-        result = derivative("vjp", s.on(rest))(x, [a[0] for a in c])[1]
+    def its_own(x: Arrays) -> Arrays:
+        return [a[0] if o else a for o, a in zip(own, x, strict=True)]
+
+    def gradient(x: Arrays, rest: Arrays, c: Arrays) -> Arrays:
+        result = derivative("vjp", s.on(rest))(its_own(x), [a[0] for a in c])[1]
         return [r[None] if o else r for o, r in zip(own, result, strict=True)]
 
-    in_specs = (specs, [shared] * len(trial.rest), [split] * len(trial.primals))
-    run = s.program("shard_map", jax.shard_map(body, mesh=mesh, in_specs=in_specs, out_specs=specs))
+    def value(x: Arrays, rest: Arrays) -> Arrays:
+        return [y[None] for y in s.on(rest)(its_own(x))]
+
+    of_rest, of_c = [shared] * len(trial.rest), [split] * len(trial.primals)
+    run = jax.shard_map(gradient, mesh=mesh, in_specs=(specs, of_rest, of_c), out_specs=specs)
+    without = jax.shard_map(value, mesh=mesh, in_specs=(specs, of_rest), out_specs=of_c)
     stacked = [both if o else a for o, a, both in zip(own, trial.x, _stack([trial.x, second]), strict=True)]
-    c = like(trial.primals, _stack(seeds))
-    message = "in shard_map over two devices, it is not what it is on one"
-    yield from _compared(trial, check, lambda: run(stacked, trial.rest, c), expected, message)
+    yield from _compared(
+        trial,
+        check,
+        lambda: s.program("shard_map", run)(stacked, trial.rest, like(trial.primals, _stack(seeds))),
+        expected,
+        "in shard_map over two devices, it is not what it is on one",
+        without=lambda: jax.eval_shape(without, stacked, trial.rest),
+    )
 
 
 # --- One argument, one output ---
@@ -247,9 +284,7 @@ def alone(trial: Trial) -> Iterator[Result]:
 
         expected = s.by_hand(trial.x, trial.rest, [c if m == n else 0 * c for m, c in enumerate(seed)])[1]
         message = f"for {name} alone, the other outputs left out, it is not what it is with zeros for them"
-        yield from _compared(
-            trial, check, lambda F=only, c=seed[n]: _run(trial, F, trial.x, [c]), expected, message, pattern="joint"
-        )
+        yield from _compared(trial, check, lambda F=only, c=seed[n]: _run(trial, F, trial.x, [c]), expected, message)
 
 
 def _argument_alone(trial: Trial, group: int, message: str) -> Iterator[Result]:
@@ -270,7 +305,7 @@ def _argument_alone(trial: Trial, group: int, message: str) -> Iterator[Result]:
         got, expected = _run(trial, F, x, [seed[n] for n in at]), wide(s.by_hand(trial.x, trial.rest, tangent)[1])
         places = list(range(len(expected)))
     for n, a, e in zip(places, got, expected, strict=True):
-        yield compare("alone", trial.leaves[n], a, e, trial.tolerance_of(n), message, seed=trial.seed, pattern="joint")
+        yield trial.agree_on(n, "alone", a, e, message)
 
 
 def _run(trial: Trial, F: Function, x: Arrays, seed: Arrays) -> list[np.ndarray]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxseq.testing import _differences, _evidence, _point
 from jaxseq.testing._compare import Tolerance, apart, compare, largest
-from jaxseq.testing._point import wide, zeros
+from jaxseq.testing._point import Arrays, wide, zeros
 from jaxseq.testing._report import Result
 from jaxseq.testing._subject import Subject, like
 
@@ -89,15 +89,22 @@ class Trial:
 
     @cached_property
     def rounding(self) -> tuple[list[float], list[float]]:
-        """How far rounding moves outputs and results, relative to their largest elements.
+        """What rounding moves outputs and results by, here and nearby, relative to their largest elements."""
+        x, joint = wide(self.x), self.patterns["joint"]
+        points = [self.x, *(like(self.x, _point.varied(self.rng, x)) for _ in range(2))]
+        found = [self.rounding_at(point, joint) for point in points]
+        outputs, results = ([max(leaf) for leaf in zip(*side, strict=True)] for side in zip(*found, strict=True))
+        return outputs, results
 
-        Measured, by moving the arguments by 2 eps. Where f is chaotic this is far above eps, for right rules too.
-        """
-        run = self.subject.by_hand if self.true is None else self.subject.by_truth
-        near = like(self.x, _point.varied(self.rng, wide(self.x), by=2 * float(jnp.finfo(self.subject.dtype).eps)))
-        here, there = (run(x, self.rest, self.patterns["joint"]) for x in (self.x, near))
+    def rounding_at(self, x: Arrays, seed: Arrays) -> tuple[list[float], list[float]]:
+        """The same at one point, for one seed. The coin of `otherwise_rounded` hangs on the arguments' last bits."""
+        s, eps = self.subject, max(float(jnp.finfo(a.dtype).eps) for a in x)
+        exact = (s.by_hand if self.true is None else s.by_truth)(x, self.rest, seed)
+        draws = [x, *(like(x, _point.varied(self.rng, wide(x), by=4 * eps)) for _ in range(2))]
+        moved = [s.rounded(draw, self.rest, seed) for draw in draws]
         outputs, results = (
-            [apart(a, b) for a, b in zip(wide(h), wide(t), strict=True)] for h, t in zip(here, there, strict=True)
+            [max(apart(e, m) for m in leaf) for e, *leaf in zip(*map(wide, sides), strict=True)]
+            for sides in zip(exact, *moved, strict=True)
         )
         return outputs, results
 
@@ -148,17 +155,50 @@ class Trial:
             return Tolerance(self.given, "the tolerance given, times the leaf's largest element")
         return base
 
+    def gross(self, leaf: int) -> float:
+        """The largest element of a leaf of the result, for any pattern."""
+        return max(largest(result[leaf]) for result in (self.true or self.by_hand).values())
+
+    def rounding_of(self, leaf: int) -> float:
+        """What rounding moves a leaf of the result by."""
+        return self.rounding[1][leaf] * self.gross(leaf)
+
     def tolerance_of(self, leaf: int) -> Tolerance:
-        """For one leaf of the result at this point: not below what rounding does there."""
-        gross = max(largest(result[leaf]) for result in self.by_hand.values())
-        return self.tolerance().widened(self.rounding[1][leaf], floor=float(jnp.finfo(self.subject.dtype).eps) * gross)
+        """For one leaf of the result at this point: what is zero for one seed may be off by eps of what others give."""
+        return self.tolerance()._replace(floor=float(jnp.finfo(self.subject.dtype).eps) * self.gross(leaf))
 
     def agree(
-        self, check: str, got: Sequence[Any], expected: Sequence[Any], message: str, **known: Any
+        self,
+        check: str,
+        got: Sequence[Any],
+        expected: Sequence[Any],
+        message: str,
+        rounding: Callable[[int], float] | None = None,
     ) -> Iterator[Result]:
-        """Whether two results agree, leaf by leaf."""
-        for n, (leaf, a, e) in enumerate(zip(self.leaves, wide(got), wide(expected), strict=True)):
-            yield compare(check, leaf, a, e, self.tolerance_of(n), message, seed=self.seed, **known)
+        """Whether two results agree, leaf by leaf, but for rounding: here, or as `rounding(leaf)` has it elsewhere."""
+        for n, (a, e) in enumerate(zip(wide(got), wide(expected), strict=True)):
+            yield self.agree_on(n, check, a, e, message, rounding)
+
+    def agree_on(
+        self,
+        leaf: int,
+        check: str,
+        got: Any,
+        expected: Any,
+        message: str,
+        rounding: Callable[[int], float] | None = None,
+    ) -> Result:
+        """Whether one leaf of two results agrees, but for rounding."""
+        return compare(
+            check,
+            self.leaves[leaf],
+            got,
+            expected,
+            self.tolerance_of(leaf),
+            message,
+            rounding=lambda: (rounding or self.rounding_of)(leaf),
+            seed=self.seed,
+        )
 
 
 def explain(error: BaseException) -> str:

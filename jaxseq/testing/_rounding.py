@@ -1,0 +1,80 @@
+"""What rounding does to a result: the same program once more, every number in it rounded otherwise.
+
+Two right ways to compute a gradient differ by rounding. Mostly that is 1e-15; where f is chaotic, or saturated so that
+1 - tanh² is all cancellation, it may be anything up to the whole gradient. How much it is at a point is measured: each
+result of arithmetic, at any depth of the program, is moved up or down by one eps, after a coin that its own bits toss.
+
+Source: D. S. Parker, Monte Carlo arithmetic: exploiting randomness in floating-point arithmetic (1997).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxseq.testing import _surgery
+
+# What moves, chooses or compares numbers without rounding any.
+_EXACT = """
+abs broadcast_in_dim complex concatenate cond copy device_put dynamic_slice dynamic_update_slice expand_dims gather imag
+iota max min neg pad real reduce_max reduce_min reshape rev scan scatter select_n sign slice split squeeze stop_gradient
+transpose while
+"""
+EXACT = frozenset(_EXACT.split())
+
+
+def otherwise_rounded(f: Callable[..., Any]) -> Callable[..., Any]:
+    """f, each number on the way moved by one eps; by which, hangs on the bits of the arguments."""
+
+    def run(*args: Any) -> Any:
+        program, shapes = jax.make_jaxpr(f, return_shape=True)(*args)
+        moved = jax.tree.map(_nudged, args)
+        return jax.tree.unflatten(jax.tree.structure(shapes), _evaluate(program, jax.tree.leaves(moved)))
+
+    return run
+
+
+def _evaluate(program: Any, args: Sequence[Any]) -> list[Any]:
+    jaxpr, consts = _surgery.opened(program)
+    known: dict[Any, Any] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
+
+    def read(atom: Any) -> Any:
+        return atom.val if hasattr(atom, "val") else known[atom]
+
+    for eqn in jaxpr.eqns:
+        outs = _apply(eqn, [read(atom) for atom in eqn.invars])
+        known.update(zip(eqn.outvars, outs, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _apply(eqn: Any, values: list[Any]) -> list[Any]:
+    called = next((eqn.params[name] for name in ("call_jaxpr", "jaxpr") if name in eqn.params), None)
+    if called is not None and eqn.primitive.name not in ("scan", "shard_map"):
+        return _evaluate(called, values)  # jit, remat, custom rules: nothing but a call
+    params = _surgery.with_inner(eqn.params, _retraced)
+    outs = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(params))
+    outs = outs if eqn.primitive.multiple_results else [outs]
+    return outs if eqn.primitive.name in EXACT else [_nudged(out) for out in outs]
+
+
+def _retraced(program: Any) -> Any:
+    """The program of a loop or a branch, its numbers moved."""
+    jaxpr, _ = _surgery.opened(program)
+    shapes = [v.aval for v in jaxpr.invars]
+    return jax.make_jaxpr(lambda *args: _evaluate(program, args))(*shapes)
+
+
+def _nudged(a: Any) -> Any:
+    """a (1 ± eps)."""
+    if not hasattr(a, "dtype") or not jnp.issubdtype(a.dtype, jnp.inexact):
+        return a
+    if jnp.issubdtype(a.dtype, jnp.complexfloating):
+        return lax.complex(_nudged(lax.real(a)), _nudged(lax.imag(a)))
+    info = jnp.finfo(a.dtype)
+    unsigned = jnp.dtype(f"uint{info.bits}")
+    bits = lax.bitcast_convert_type(a, unsigned)
+    tossed = (bits * jnp.array(0x9E3779B97F4A7C15 % 2**info.bits, unsigned)) >> jnp.array(info.bits - 1, unsigned)
+    eps = jnp.array(info.eps, a.dtype)
+    return a + a * jnp.where(tossed == 0, eps, -eps)

@@ -1,0 +1,96 @@
+"""Each broken rule fails by its named check, and the rule that is not broken passes all of them."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from benchmarks.broken_rules import BROKEN, arguments, broken, plain
+from jaxseq.testing import CHECKS, Verdict, check_vjp, mutate
+from jaxseq.testing._check import Session
+
+
+@pytest.fixture(autouse=True)
+def as_users_have_it():
+    """Some of these rules promote dtypes and ranks, which they are to be caught at, not to be kept from."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def args():
+    return arguments(jax.random.key(3))
+
+
+@pytest.mark.parametrize("wrong", BROKEN)
+def test_fails_by_its_named_check(wrong, args):
+    report = Session(broken(wrong), args).report(args, only=("contract", BROKEN[wrong]))
+    assert report.of(BROKEN[wrong]) is Verdict.FAIL
+    assert BROKEN[wrong] in {failure.check for failure in report.failures}
+
+
+def test_passes_where_nothing_is_broken(args):
+    check_vjp(broken(), args).raise_if_failed(strict=True)
+
+
+@pytest.mark.parametrize("level", ["quick", "full"])
+def test_a_broken_rule_fails_with_a_reference_too(level, args):
+    report = check_vjp(broken("recurrent weight not transposed"), args, reference=plain, level=level)
+    assert report.of("value") is report.of("elements") is Verdict.FAIL
+    # What is wrong to begin with is told once: nothing else is.
+    assert {failure.check for failure in report.failures} == {"value", "elements"}
+
+
+# A function with several outputs, a matrix, a container among its arguments, and integers.
+
+
+def pooled(params, xs, lengths):
+    """A linear map and a gate, summed up to a length."""
+    a = jnp.tanh(xs @ params["w"]) * jnp.broadcast_to(params["b"], (*xs.shape[:-1], xs.shape[-1]))
+    inside = jnp.arange(xs.shape[0], dtype=lengths.dtype)[:, None] < lengths[None]
+    return {"last": a[-1], "sum": jnp.where(inside[..., None], a, 0).sum(0)}, jnp.sum(lengths)
+
+
+@pytest.fixture(scope="module")
+def mixed():
+    keys = jax.random.split(jax.random.key(5), 3)
+    params = {"w": jax.random.normal(keys[0], (3, 3)) * 0.6, "b": 1 + jax.random.normal(keys[1], (3,)) * 0.3}
+    return params, jax.random.normal(keys[2], (5, 2, 3)), jnp.array([4, 2], jnp.int32)
+
+
+@functools.cache
+def mutants():
+    return mutate(pooled)
+
+
+@pytest.mark.parametrize("name", mutants())
+def test_each_mutant_is_killed_by_its_check(name, mixed):
+    mutant = mutants()[name]
+    assert mutant.applies(*mixed)
+    report = Session(mutant, mixed).report(mixed, only=("contract", mutant.check))
+    assert report.of(mutant.check) is Verdict.FAIL, f"{mutant.what} passed:\n{report}"
+
+
+def test_the_function_that_is_mutated_passes(mixed):
+    check_vjp(pooled, mixed).raise_if_failed(strict=True)
+
+
+def test_mutants_compute_what_the_function_does(mixed):
+    expected = pooled(*mixed)
+    for mutant in mutants().values():
+        jax.tree.map(lambda a, b: pytest.approx(a) == b, mutant(*mixed), expected)
+        assert mutant.check in CHECKS
+        assert mutant.__name__ == f"pooled with {mutant.what}"
+
+
+def test_a_mistake_that_can_not_be_made_says_so():
+    x = (jnp.arange(1.0, 4.0),)
+    applicable = {name for name, mutant in mutate(jnp.sin).items() if mutant.applies(*x)}
+    assert {"sign", "stopped"} <= applicable
+    assert not {"transposed", "spread", "output", "alone", "ranks promoted"} & applicable
+
+
+def test_mutate_takes_functions_only():
+    with pytest.raises(TypeError, match=r"`f`: expected a function, got int 3"):
+        mutate(3)

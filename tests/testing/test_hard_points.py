@@ -1,0 +1,104 @@
+"""Where gradients vanish, explode or don't exist: a right rule never fails there, a wrong one never passes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks.broken_rules import arguments, broken, plain
+from jaxseq.testing import Verdict, check_vjp
+
+WRONG = ["sign flipped", "recurrence missing", "wrong activation derivative", "final-state cotangent ignored"]
+
+
+@pytest.fixture(autouse=True)
+def as_users_have_it():
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_saturated_rule_does_not_fail_and_a_wrong_one_does_not_pass(seed):
+    """Slopes of 1e-12: 1 - tanh² is all cancellation, and JAX itself is off by as much as the rule."""
+    args = arguments(jax.random.key(seed), gain=60.0)
+    assert check_vjp(broken(), args, reference=plain, level="quick").verdict is not Verdict.FAIL
+    for wrong in WRONG:
+        assert check_vjp(broken(wrong), args, reference=plain, level="quick").verdict is not Verdict.PASS
+
+
+def test_full_saturation_is_inconclusive():
+    """Every gradient is exactly zero, and a zeroed or flipped one would be as well."""
+    args = arguments(jax.random.key(0), gain=1e4)
+    args = (*args[:-1], jnp.sign(args[-1]) * (1 + jnp.abs(args[-1])))
+    report = check_vjp(broken(), args, level="quick")
+    assert report.verdict is Verdict.INCONCLUSIVE
+    assert report.of("power", "w_h") is Verdict.INCONCLUSIVE
+    assert "a zeroed or sign-flipped gradient would have passed too" in str(report)
+
+
+@pytest.mark.parametrize(("gain", "steps", "level"), [(5.0, 40, "full"), (10.0, 80, "quick")])
+def test_a_chaotic_recurrence_does_not_fail_the_right_rule(gain, steps, level):
+    args = arguments(jax.random.key(1), gain=gain, T=steps, H=11)
+    report = check_vjp(broken(), args, reference=plain, level=level)
+    assert report.verdict is not Verdict.FAIL
+    assert report.of("value") is report.of("elements") is Verdict.PASS
+    for wrong in (*WRONG, "weight gradient off by 1e-4"):
+        assert check_vjp(broken(wrong), args, reference=plain, level="quick").verdict is Verdict.FAIL
+
+
+def test_a_zero_state_is_jittered_and_said_to_be():
+    """With h0 = 0 the first step adds nothing to W_h: leaving it out is no mistake there, by any method."""
+    w_x, w_h, b, h, xs = arguments(jax.random.key(0))
+    report = check_vjp(broken("initial state left out of W_h"), (w_x, w_h, b, jnp.zeros_like(h), xs), level="quick")
+    assert report.of("value", "w_h") is report.of("elements", "w_h") is Verdict.FAIL
+    assert any(note.startswith("h is zero throughout") for note in report.notes)
+
+
+def test_no_steps_at_all():
+    """What does not exist is skipped; weights that nothing was multiplied with have no gradient to judge."""
+    *weights, h, xs = arguments(jax.random.key(0))
+    report = check_vjp(broken(), (*weights, h, xs[:0]))
+    assert report.verdict is Verdict.INCONCLUSIVE
+    assert report.of("value", "h") is Verdict.PASS
+    assert report.of("value", "xs") is report.of("power", "xs") is Verdict.SKIP
+    assert report.of("value", "w_h") is Verdict.INCONCLUSIVE
+
+
+def test_outside_the_domain_differences_take_smaller_steps():
+    """x is near enough to zero for the large steps to leave the domain of log."""
+    check_vjp(jnp.log, (jnp.array([1e-3, 0.5, 2.0]),)).raise_if_failed(strict=True)
+
+
+def test_a_rule_that_is_better_than_differentiating_what_is_computed():
+    """log(1 + exp(x)) overflows, and JAX's derivative of it is NaN; the rule is right, and differences say so."""
+
+    @jax.custom_vjp
+    def softplus(x):
+        return jnp.log1p(jnp.exp(x))
+
+    softplus.defvjp(lambda x: (softplus(x), x), lambda x, c: (c * jax.nn.sigmoid(x),))
+    x = (jnp.array([-3.0, 0.5, 2.0, 40.0]),)
+    check_vjp(softplus, x, order=1, level="quick").raise_if_failed(strict=True)
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e9])
+def test_the_scale_of_arguments_does_not_matter(scale):
+    def f(x, w):
+        return jnp.tanh(x / scale @ w) * scale
+
+    x, w = (jax.random.normal(jax.random.key(n), s) for n, s in enumerate([(4, 3), (3, 2)]))
+    check_vjp(f, (x * scale, w), level="quick").raise_if_failed(strict=True)
+
+
+def test_a_large_array_does_not_loosen_the_tolerance():
+    """One element of 40 000 off by 1e-6 of the largest."""
+
+    @jax.custom_vjp
+    def f(x):
+        return jnp.sin(x)
+
+    f.defvjp(lambda x: (jnp.sin(x), x), lambda x, c: ((c * jnp.cos(x)).at[150, 7].add(1e-6),))
+    report = check_vjp(f, (jnp.asarray(np.random.default_rng(0).normal(size=(200, 200))),), level="quick")
+    assert report.of("elements") is Verdict.FAIL
+    (failure,) = (failure for failure in report.failures if failure.check == "elements")
+    assert failure.index == (150, 7)

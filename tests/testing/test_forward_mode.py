@@ -1,0 +1,74 @@
+"""check_jvp: right and wrong custom_jvp rules, by their named checks."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxseq.testing import Verdict, check_jvp
+
+
+def ruled(jvp):
+    """sin(x) w and its sum, under a forward rule."""
+
+    @jax.custom_jvp
+    def f(x, w):
+        y = jnp.sin(x) * w
+        return y, jnp.sum(y)
+
+    f.defjvp(jvp)
+    return f
+
+
+def right(primals, tangents):
+    (x, w), (ẋ, ẇ) = primals, tangents
+    y, ẏ = jnp.sin(x) * w, jnp.cos(x) * ẋ * w + jnp.sin(x) * ẇ
+    return (y, jnp.sum(y)), (ẏ, jnp.sum(ẏ))
+
+
+def spoiled(change):
+    def jvp(primals, tangents):
+        y, (ẏ, total) = right(primals, tangents)
+        return y, change(ẏ, total, primals, tangents)
+
+    return jvp
+
+
+WRONG = {
+    "sign": ("value", spoiled(lambda ẏ, total, p, t: (-ẏ, total))),
+    "an argument forgotten": ("value", spoiled(lambda ẏ, total, p, t: (jnp.cos(p[0]) * t[0] * p[1], total))),
+    "off by 1e-4": ("elements", spoiled(lambda ẏ, total, p, t: (ẏ, total * (1 + 1e-4)))),
+    "not linear": ("linearity", spoiled(lambda ẏ, total, p, t: (ẏ * jnp.abs(ẏ), total))),
+    "a constant": ("linearity", spoiled(lambda ẏ, total, p, t: (ẏ + 1e-3, total))),
+    "stopped": ("order 2", spoiled(lambda ẏ, total, p, t: tuple(right(jax.lax.stop_gradient(p), t)[1]))),
+    "primal": ("primal", lambda p, t: (jax.tree.map(lambda y: y * (1 + 1e-7), right(p, t)[0]), right(p, t)[1])),
+}
+
+
+@pytest.fixture
+def args(key):
+    x, w = jax.random.normal(key, (2, 4))
+    return x, w
+
+
+def test_a_right_rule_passes(args):
+    report = check_jvp(ruled(right), args)
+    report.raise_if_failed(strict=True)
+    assert report.leaves == ("output[0]", "output[1]")
+    assert report.of("transpose") is Verdict.PASS
+    assert report.of("engagement") is Verdict.SKIP
+
+
+@pytest.mark.parametrize("reference", [None, lambda x, w: (jnp.sin(x) * w, jnp.sum(jnp.sin(x) * w))])
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_wrong_rule_fails_by_its_named_check(wrong, reference, args):
+    check, jvp = WRONG[wrong]
+    report = check_jvp(ruled(jvp), args, reference=reference, level="full" if check == "order 2" else "quick")
+    assert report.of(check) is Verdict.FAIL
+
+
+def test_a_function_without_a_reverse_mode_says_so(args):
+    f = lambda x, w: jax.lax.while_loop(lambda s: s[0] < 3, lambda s: (s[0] + 1, jnp.sin(s[1]) * w), (0, x))[1]  # noqa: E731
+    report = check_jvp(f, args, level="quick")
+    report.raise_if_failed(strict=True)
+    assert report.of("transpose") is Verdict.SKIP
+    assert "transpose: f has no reverse mode: ValueError" in str(report)

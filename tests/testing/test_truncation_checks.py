@@ -1,0 +1,109 @@
+"""check_truncation: judged by frozen states, with and without a reference, and against rules that leak."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import assert_close
+from jax import lax
+
+from jaxseq.testing import Verdict, check_truncation, check_vjp
+from jaxseq.testing._truncation import frozen
+
+
+def elman(params, carry, xs, *, truncation=None, reverse=False, leak=0, wrong=None):
+    """An Elman network in plain JAX whose gradient stops every `truncation` steps of reading, or somewhere else."""
+    w_x, w_h = params
+
+    def step(h, at):
+        t, x = at
+        if truncation is not None and wrong != "not at all":
+            late = 1 if wrong == "late" else 0
+            cut = (t > 0) & ((t - late) % truncation == 0)
+            h = jnp.where(cut, lax.stop_gradient(h) + leak * (h - lax.stop_gradient(h)), h)
+        h = jnp.tanh(x @ w_x + h @ w_h)
+        return h, h
+
+    xs = jnp.flip(xs, 0) if reverse else xs
+    last, ys = lax.scan(step, carry, (jnp.arange(xs.shape[0]), xs))
+    return last, jnp.flip(ys, 0) if reverse else ys
+
+
+@pytest.fixture(scope="module")
+def args():
+    keys = jax.random.split(jax.random.key(0), 4)
+    shapes = (3, 5), (5, 5), (2, 5), (7, 2, 3)
+    w_x, w_h, h, xs = (0.6 * jax.random.normal(k, s) for k, s in zip(keys, shapes, strict=True))
+    return (w_x, w_h), h, xs
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("reference", [None, elman])
+@pytest.mark.parametrize("k", [1, 3, 7, 9])
+def test_stop_gradient_on_the_carry_passes(k, reference, reverse, args):
+    report = check_truncation(elman, args, truncation=k, reverse=reverse, reference=reference, level="quick")
+    report.raise_if_failed(strict=True)
+    assert report.of("truncation") is Verdict.PASS
+    assert report.of("value") is Verdict.PASS
+
+
+def test_plain_differences_do_not_see_a_stop(args):
+    """Why truncated gradients have a checker of their own."""
+    assert check_vjp(partial(elman, truncation=3), args, level="quick").of("value") is Verdict.FAIL
+
+
+@pytest.mark.parametrize("reference", [None, elman])
+def test_a_leak_of_a_millionth_is_found(reference, args):
+    report = check_truncation(partial(elman, leak=1e-6), args, truncation=3, reference=reference, level="quick")
+    assert report.of("truncation", "carry") is Verdict.FAIL
+    assert report.of("truncation", "xs") is Verdict.FAIL
+    (message,) = {
+        f.message
+        for f in report.failures
+        if f.check == "truncation" and f.argument == "carry" and "window 1" in f.message
+    }
+    assert message == "a loss on window 1 of reading alone says something to carry outside of that window"
+
+
+@pytest.mark.parametrize("wrong", ["not at all", "late"])
+def test_a_truncation_elsewhere_is_found(wrong, args):
+    report = check_truncation(partial(elman, wrong=wrong), args, truncation=3, level="quick")
+    assert report.of("truncation") is report.of("value") is Verdict.FAIL
+    said = any("nothing is truncated" in failure.message for failure in report.failures)
+    assert said == (wrong == "not at all")
+
+
+def test_a_window_as_long_as_time_has_to_be_the_full_gradient(args):
+    def f(params, carry, xs, *, truncation=None):
+        return elman(params, carry, xs, truncation=truncation and 3)
+
+    report = check_truncation(f, args, truncation=3, level="quick")
+    assert {f.check for f in report.failures} == {"truncation"}
+    assert "a window as long as the sequence does not give the full gradient" in str(report)
+
+
+def test_where_truncation_changes_nothing_the_check_has_no_power(args):
+    """Without a recurrence no gradient crosses anything."""
+    (w_x, w_h), h, xs = args
+    report = check_truncation(elman, ((w_x, 1e-30 * w_h), h, xs), truncation=3, level="quick")
+    assert report.of("truncation") is Verdict.INCONCLUSIVE
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_the_frozen_function_has_the_truncated_gradient(reverse, args):
+    """Both orders, by JAX alone: what is frozen has the value of f, and the gradient of f with stops."""
+    f = partial(elman, reverse=reverse)
+    g = frozen(f, 3, reverse, args)
+    assert_close(g(*args), f(*args), relative=1e-14)
+    loss = lambda f: lambda *args: sum(jnp.sum(jnp.sin(leaf)) for leaf in f(*args))  # noqa: E731
+    gradient = lambda f: jax.grad(loss(f), (0, 1, 2))  # noqa: E731
+    assert_close(gradient(g)(*args), gradient(partial(f, truncation=3))(*args), relative=1e-13)
+
+    def second(f):
+        squares = lambda xs: sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(gradient(f)(*args[:2], xs)))  # noqa: E731
+        return jax.grad(squares)(args[2])
+
+    assert_close(second(g), second(partial(f, truncation=3)), relative=1e-12)
+    assert np.abs(second(g) - second(f)).max() > 1e-6

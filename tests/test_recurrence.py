@@ -54,11 +54,15 @@ def test_batch_axes_are_independent(name, key):
     assert_close((one_last, one_ys), (jax.tree.map(lambda a: a[2, 1], last), ys[:, 2, 1]), relative=1e-13)
 
 
-@pytest.mark.parametrize("name", SEQUENCES)
+@pytest.mark.parametrize("name", [name for name in CASES if name != "conv"])
 def test_no_carry_is_a_zero_carry(name, key):
     params, carry, xs = arguments(name, "plain", key)
     zero = jax.tree.map(jnp.zeros_like, carry)
-    assert_close(CASES[name].op(params, None, xs), CASES[name].op(params, zero, xs), relative=1e-15)
+    cotangents = cotangents_for(bound(name, "plain"), (params, carry, xs), jax.random.fold_in(key, 1))
+    actual, expected = (
+        pullback(lambda p, x, c=c: CASES[name].op(p, c, x))((params, xs), cotangents) for c in (None, zero)
+    )
+    assert_close(actual, expected, relative=1e-14)
 
 
 def test_lstm_step_by_hand():

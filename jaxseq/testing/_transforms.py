@@ -4,9 +4,11 @@ Each asks whether the result is what it is without the transformation, so that a
 fails where its numbers are checked, and not here a second time.
 """
 
+import gc
 import itertools
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -80,7 +82,8 @@ def jit(trial: Trial) -> Iterator[Result]:
     F, typed = s.on(trial.rest), like(trial.primals, seed)
 
     def traced(f: Callable[..., Any], *args: Any) -> None:
-        jax.make_jaxpr(f)(*args)
+        with _heap_at_rest():
+            jax.make_jaxpr(f)(*args)
 
     def one_by_one(f: Callable[..., Any], *args: Any) -> None:
         with jax.disable_jit():
@@ -100,6 +103,21 @@ def jit(trial: Trial) -> Iterator[Result]:
                 yield Result(check, None, Verdict.PASS)
             except Exception as error:
                 yield _blame(check, complaint, error, lambda run=run: run(F, trial.x))
+
+
+@contextmanager
+def _heap_at_rest() -> Iterator[None]:
+    """JAX looks through all that the garbage collector watches for who holds a leaked tracer: minutes, in a large
+    process. What was there before can't have taken part, but for the one who holds it.
+    """
+    resting = gc.get_freeze_count() == 0
+    if resting:
+        gc.freeze()
+    try:
+        yield
+    finally:
+        if resting:
+            gc.unfreeze()
 
 
 # --- vmap ---

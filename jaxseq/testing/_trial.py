@@ -78,6 +78,13 @@ class Trial:
         return wide(self.subject.by_hand(self.x, self.rest, self.patterns["joint"])[0])
 
     @cached_property
+    def true_outputs(self) -> list[np.ndarray] | None:
+        """What `outputs` have to equal, where there is a reference."""
+        if self.subject.reference is None:
+            return None
+        return wide(self.subject.by_truth(self.x, self.rest, self.patterns["joint"])[0])
+
+    @cached_property
     def eager(self) -> tuple[list[np.ndarray], list[np.ndarray]] | None:
         """(F(x), result) for the joint seed, one operation after the other; None where f can't run so."""
         try:
@@ -141,6 +148,16 @@ class Trial:
         return any(e.against(n) for e in evidence for n in range(len(self.leaves)))
 
     # --- When two of them agree ---
+
+    def agree_on_outputs(
+        self, check: str, got: Sequence[Any], expected: Sequence[Any], message: str, **known: Any
+    ) -> Iterator[Result]:
+        """Whether outputs agree, which are columns of the table in forward mode only; `message` names {output}."""
+        for n, (name, a, e) in enumerate(zip(self.subject.outs.names, wide(got), wide(expected), strict=True)):
+            rounding = lambda n=n, e=e: self.rounding[0][n] * largest(e)  # noqa: E731
+            known_ = {"tolerance": self.tolerance(), "rounding": rounding, "seed": self.seed, **known}
+            result = compare(check, name, a, e, message=message.format(output=name), **known_)
+            yield result if name in self.leaves else result._replace(leaf=None)
 
     def tolerance(self, dtype: Any = None) -> Tolerance:
         """How far two ways to compute the same leaf may be apart."""

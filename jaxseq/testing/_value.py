@@ -20,37 +20,17 @@ BITWISE = Tolerance(0.0, "equal to the bit")
 def primal(trial: Trial) -> Iterator[Result]:
     """f(x) as it stands, and as it comes with the derivative."""
     s, check = trial.subject, "primal"
-    bitwise = trial.eager is not None
+    different = "{output} is another number when f is differentiated, "
     if trial.eager is not None:
         with jax.disable_jit():
             plain = wide(s.on(trial.rest)(trial.x))
-        exact = BITWISE if trial.given is None else trial.tolerance()
-        for name, with_rule, without in zip(s.outs.names, trial.eager[0], plain, strict=True):
-            message = f"{name} is another number when f is differentiated, run one operation after the other"
-            yield _of_output(trial, check, name, with_rule, without, exact, message)
+        exact = {"tolerance": BITWISE, "rounding": None} if trial.given is None else {}
+        message = f"{different}run one operation after the other"
+        yield from trial.agree_on_outputs(check, trial.eager[0], plain, message, **exact)
     else:
         plain = wide(s.program("f", lambda x, rest: s.on(rest)(x), optimised=True)(trial.x, trial.rest))
-    for n, (name, compiled, eager) in enumerate(zip(s.outs.names, trial.outputs, plain, strict=True)):
-        message = f"{name} is another number when f is differentiated, under jit"
-        rounding = lambda n=n, eager=eager: trial.rounding[0][n] * largest(eager)  # noqa: E731
-        yield _of_output(trial, check, name, compiled, eager, trial.tolerance(), message, rounding)
-    if not bitwise:
         yield Result(check, None, Verdict.PASS, "compared within rounding only")
-
-
-def _of_output(
-    trial: Trial,
-    check: str,
-    name: str,
-    got: np.ndarray,
-    expected: np.ndarray,
-    tolerance: Tolerance,
-    message: str,
-    rounding: Callable[[], float] | None = None,
-) -> Result:
-    """A verdict on an output, which is a column of the table in forward mode only."""
-    result = compare(check, name, got, expected, tolerance, message, rounding=rounding, seed=trial.seed)
-    return result if name in trial.leaves else result._replace(leaf=None)
+    yield from trial.agree_on_outputs(check, trial.outputs, plain, f"{different}under jit")
 
 
 def value(trial: Trial) -> Iterator[Result]:
@@ -67,6 +47,9 @@ def elements(trial: Trial) -> Iterator[Result]:
         yield Result("elements", None, Verdict.SKIP, "there is no reference, and no float64 to take differences in")
     else:
         yield from _weigh(trial, "elements", trial.by_elements)
+    if trial.true_outputs is not None:
+        message = "{output} is not what the reference computes"
+        yield from trial.agree_on_outputs("elements", trial.outputs, trial.true_outputs, message)
 
 
 def power(trial: Trial) -> Iterator[Result]:
@@ -129,9 +112,8 @@ def determinism(trial: Trial) -> Iterator[Result]:
     message = "the second of two equal calls gives another result, run one operation after the other"
     for leaf, now, before in zip(trial.leaves, again, trial.eager[1], strict=True):
         yield compare(check, leaf, now, before, exact, message, seed=trial.seed, pattern="joint")
-    for name, now, before in zip(s.outs.names, second, first, strict=True):
-        message = f"f itself gives another {name} when it is called again: does it have side effects?"
-        yield _of_output(trial, check, name, now, before, exact, message)
+    message = "f itself gives another {output} when it is called again: does it have side effects?"
+    yield from trial.agree_on_outputs(check, second, first, message, tolerance=exact, rounding=None)
 
 
 def transpose(trial: Trial) -> Iterator[Result]:

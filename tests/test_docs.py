@@ -1,4 +1,4 @@
-"""Examples in docstrings run and print what they say; code in the README runs as it stands."""
+"""Examples in docstrings run and print what they say; code in the README and in docs/ runs as it stands."""
 
 import doctest
 import inspect
@@ -9,9 +9,18 @@ import jax
 import pytest
 
 import jaxseq
+from jaxseq import testing
+from jaxseq.testing import _check
 
-README = Path(__file__).parents[1] / "README.md"
-FUNCTIONS = [name for name in jaxseq.__all__ if inspect.isfunction(getattr(jaxseq, name))]
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+# `jaxseq.lstm` and the like, `jaxseq.testing.check_vjp` and the like
+FUNCTIONS = {
+    f"{module.__name__}.{name}": getattr(module, name)
+    for module in (jaxseq, testing)
+    for name in module.__all__
+    if inspect.isfunction(getattr(module, name))
+}
 
 
 @pytest.fixture
@@ -29,32 +38,47 @@ def as_users_have_it():
 @pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.usefixtures("as_users_have_it")
 def test_docstring_example(name):
-    f = inspect.unwrap(getattr(jaxseq, name))
+    f = inspect.unwrap(FUNCTIONS[name])
     (test,) = doctest.DocTestFinder(recurse=False).find(f, name, globs={})
-    assert test.examples, f"jaxseq.{name} has no example"
+    assert test.examples, f"{name} has no example"
     results = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test)
     assert results.failed == 0
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_docstring_says_what_a_user_needs(name):
-    text = inspect.getdoc(getattr(jaxseq, name))
-    for section in ("Args:", "Returns:", "Raises:", "Example:", "Reference:"):
-        assert f"\n{section}\n" in text, f"jaxseq.{name} lacks {section}"
-    for argument in inspect.signature(getattr(jaxseq, name)).parameters:
-        assert f"\n    {argument}: " in text, f"jaxseq.{name} does not describe `{argument}`"
+    text = inspect.getdoc(FUNCTIONS[name])
+    helper = name in ("jaxseq.testing.cotangents", "jaxseq.testing.lifted")  # what the repro of a failure calls
+    for section in ("Args:", "Returns:", "Example:", *(() if helper else ("Raises:", "Reference:"))):
+        assert f"\n{section}\n" in text, f"{name} lacks {section}"
+    for argument in inspect.signature(FUNCTIONS[name]).parameters:
+        assert f"\n    {argument}: " in text, f"{name} does not describe `{argument}`"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 @pytest.mark.usefixtures("as_users_have_it")
-def test_readme_code_runs():
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
-    assert blocks
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), {})
+def test_code_runs(page):
+    """The blocks of a page one after the other, as a reader would type them."""
+    scope = {}
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL):
+        exec(compile(block, page.name, "exec"), scope)
 
 
-def test_readme_names_exist():
-    for name in re.findall(r"`jaxseq\.([a-z_.]+)[`(]", README.read_text(encoding="utf-8")):
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_names_exist(page):
+    for name in re.findall(r"`jaxseq\.([a-z_.]+)[`(]", page.read_text(encoding="utf-8")):
         target = jaxseq
         for part in name.split("."):
             target = getattr(target, part)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        assert "://" in target or (page.parent / target).exists(), target
+
+
+def test_every_check_is_described():
+    text = (ROOT / "docs" / "gradient-checks.md").read_text(encoding="utf-8")
+    for check in _check.FULL:
+        assert f"\n| {check} | " in text

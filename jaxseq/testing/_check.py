@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxseq import _checks
@@ -224,7 +225,7 @@ class Session:
         args = _point.as_arrays(args)
         start, results = time.perf_counter(), []
         with self.subject.context():
-            trial = Trial(self.subject, self._point(args, seed), seed, tolerance)
+            trial = Trial(self.subject, self._point(args, seed), seed, tolerance, asked=self._cast(args, args))
             for name, check in checks.items():
                 try:
                     results += check(trial)
@@ -245,9 +246,9 @@ class Session:
         }
         names = _point.leaf_names(self.subject.f, args)
         zero = [
-            f"{names[n]} is zero throughout, where some wrong gradients can't be told from right ones: random numbers "
-            "of size 0.5 took its place"
-            for n in _point.zero_leaves(args)
+            f"{names[n]} holds {'a zero' if count == 1 else f'{count} zeros'}, where wrong gradients may equal right "
+            "ones and functions have kinks: a random number took the place of each"
+            for n, count in _point.zeros_in(args).items()
         ]
         notes = [*self.notes, *zero, *trial.notes]
         return Report(_point.title(self.subject.f), self.subject.results.names, results, notes, where)
@@ -255,15 +256,19 @@ class Session:
     def _point(self, args: tuple[Any, ...], seed: int = 0) -> tuple[Any, ...]:
         """The arguments as they are judged."""
         with jax.enable_x64(True):
-            lifted = _point.lifted(args, seed=seed)
-        if self.dtype == np.float64:
-            return lifted
+            return self._cast(_point.lifted(args, seed=seed), args)
+
+    def _cast(self, args: tuple[Any, ...], given: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Floating leaves in float64, or, where f does not run in that, in the dtype in which they were given."""
         narrow = {np.dtype(np.float64): np.float32, np.dtype(np.complex128): np.complex64}
 
-        def lowered(leaf: Any, given: Any) -> Any:
-            return leaf.astype(narrow.get(np.dtype(given.dtype), given.dtype)) if _point.inexact(leaf) else leaf
+        def cast(leaf: Any, given: Any) -> Any:
+            if not _point.inexact(leaf):
+                return leaf
+            low = narrow.get(np.dtype(given.dtype), given.dtype)
+            return jnp.asarray(leaf, _point.wide_dtype(leaf) if self.dtype == np.float64 else low)
 
-        return jax.tree.map(lowered, lifted, args)
+        return jax.tree.map(cast, args, given)
 
     def _outputs(self, f: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, Exception | None]:
         """The shapes of the outputs, or why there are none. An output that is no array is the caller's mistake."""

@@ -27,7 +27,7 @@ class Tolerance(NamedTuple):
 
     def widened(self, rounding: float) -> "Tolerance":
         """Plus ten times what rounding moves the leaf by."""
-        origin = f"{self.origin}, and ten times the {rounding:.0e} that rounding moves this leaf by"
+        origin = f"{self.origin}, and ten times the {rounding:.0e} that rounding, or a kink, moves this leaf by"
         return self._replace(floor=self.floor + 10 * rounding, origin=origin)
 
     def bound(self, expected: np.ndarray) -> float:

@@ -13,6 +13,12 @@ agree with itself and be wrong by a factor of a thousand where f is chaotic, hen
 small first steps. The best one counts, with its own error, the round-off floor of its last step, and what it differs by
 from the second best.
 
+Where f has a kink, central differences converge, to the mean of the two slopes. What tells is that the slopes differ,
+
+    k(h) = <c, f(x + h u) + f(x - h u) - 2 f(x)> / 2h  =  half the jump in slope + b_1 h + b_3 h³ + ...
+
+which tends to zero where f is smooth. A jump seen by all tables is a part of the error.
+
 Source: C. J. F. Ridders, Accurate computation of F'(x) and F'(x) F''(x) (1982).
 """
 
@@ -36,16 +42,18 @@ class Differences(NamedTuple):
     Attributes:
         value: by differences.
         error: how far it may be off.
+        kink: half the jump in slope, a part of the error; exactly zero where rounding explains what is seen of it.
         scale: S = ||c * D_u f||_2, against which a difference of zero would be small.
     """
 
     value: np.ndarray
     error: np.ndarray
+    kink: np.ndarray
     scale: np.ndarray
 
 
 def quotients(f: Callable[[list[Any]], list[Any]], x: list[Any], directions: Any, projections: Any) -> Any:
-    """q(h), S and the round-off floor at every step: the part that is compiled, for `extrapolated` to read.
+    """q(h), k(h), S and the round-off floor at every step: the part that is compiled, for `extrapolated` to read.
 
     Args:
         f: from a list of arrays to a list of arrays.
@@ -54,9 +62,10 @@ def quotients(f: Callable[[list[Any]], list[Any]], x: list[Any], directions: Any
         projections: like f(x), stacked on a new first axis (p, ...).
 
     Returns:
-        three arrays (d, tables, rows, p).
+        four arrays (d, tables, rows, p).
     """
     steps = jnp.asarray(STEPS.reshape(-1))
+    y = f(x)
 
     def along(u: list[Any]) -> Any:
         # Steps are relative: the largest entry of u moves x by h of its leaf's size.
@@ -68,9 +77,10 @@ def quotients(f: Callable[[list[Any]], list[Any]], x: list[Any], directions: Any
             shifted = lambda h: f([a + _times(h * α, v) for a, v in zip(x, u, strict=True)])  # noqa: E731
             both = lax.map(shifted, jnp.stack([h, -h]))  # one after the other: f itself, not its vmap
             slopes = [_times(1 / (2 * h * α), b[0] - b[1]) for b in both]
+            bends = [_times(1 / (2 * h * α), b[0] - m + (b[1] - m)) for b, m in zip(both, y, strict=True)]
             # A bound on what rounding alone may move the numerator by, 2 eps max|f| an element and side.
             floors = [jnp.max(jnp.abs(b), axis=0) * (4 * jnp.finfo(jnp.float64).eps / (h * α)) for b in both]
-            return tuple(jax.vmap(reduction)(projections) for reduction in _reductions(slopes, floors))
+            return tuple(jax.vmap(reduction)(projections) for reduction in _reductions(slopes, bends, floors))
 
         return lax.map(at, steps)
 
@@ -87,11 +97,11 @@ def _times(scalar: Any, a: Any) -> Any:
     return scalar.astype(a.dtype) * a
 
 
-def _reductions(slopes: list[Any], floors: list[Any]) -> Any:
-    """<c, slope> and the norms of c * slope and c * floor, as functions of c."""
+def _reductions(slopes: list[Any], bends: list[Any], floors: list[Any]) -> Any:
+    """<c, slope>, <c, bend> and the norms of c * slope and c * floor, as functions of c."""
 
-    def inner(c: list[Any]) -> Any:
-        return sum(jnp.sum((a * s).real) for a, s in zip(c, slopes, strict=True))
+    def inner_with(arrays: list[Any]) -> Callable[[list[Any]], Any]:
+        return lambda c: sum(jnp.sum((a * s).real) for a, s in zip(c, arrays, strict=True))
 
     def norm_with(arrays: list[Any]) -> Callable[[list[Any]], Any]:
         def norm(c: list[Any]) -> Any:
@@ -99,18 +109,26 @@ def _reductions(slopes: list[Any], floors: list[Any]) -> Any:
 
         return norm
 
-    return inner, norm_with(slopes), norm_with(floors)
+    return inner_with(slopes), inner_with(bends), norm_with(slopes), norm_with(floors)
 
 
-def extrapolated(q: np.ndarray, S: np.ndarray, floor: np.ndarray) -> Differences:
-    """The limit h -> 0 from `quotients`, its error, and S at the smallest step of the table that won."""
+def extrapolated(q: np.ndarray, k: np.ndarray, S: np.ndarray, floor: np.ndarray) -> Differences:
+    """The limits h -> 0 from `quotients`, their error, and S at the smallest step of the table that won."""
     tables = range(len(FIRST_STEPS))
     values, errors = (np.stack(part) for part in zip(*(_ridders(q[:, t], floor[:, t]) for t in tables), strict=True))
     order = np.argsort(errors, axis=0)
     best, second = (np.take_along_axis(values, order[k : k + 1], 0)[0] for k in (0, 1))
-    error = np.take_along_axis(errors, order[:1], 0)[0] + np.abs(best - second)
+    kink = _jump(k, floor)
+    error = np.take_along_axis(errors, order[:1], 0)[0] + np.abs(best - second) + kink
     scale = np.take_along_axis(S[:, :, -1].swapaxes(0, 1), order[:1], 0)[0]
-    return Differences(best, np.where(np.isfinite(error), error, np.inf), scale)
+    return Differences(best, np.where(np.isfinite(error), error, np.inf), kink, scale)
+
+
+def _jump(k: np.ndarray, floor: np.ndarray) -> np.ndarray:
+    """|k(0)| from the last two steps, beyond what rounding may add to it, where it is least of all tables: (d, p)."""
+    limit = (β * k[:, :, -1] - k[:, :, -2]) / (β - 1)
+    rounding = (β * floor[:, :, -1] + floor[:, :, -2]) / (β - 1)
+    return np.nan_to_num(np.maximum(np.abs(limit) - rounding, 0), nan=0.0, posinf=0.0).min(1)
 
 
 def _ridders(q: np.ndarray, floor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -45,7 +45,7 @@ class Evidence(ABC):
 
     def __init__(self, trial: "Trial"):
         self.trial = trial
-        self.excused: dict[int, float] = {}  # leaf -> what rounding moves it by, where that was asked for
+        self.excused: dict[int, float] = {}  # leaf -> what rounding and kinks move it by, where that was asked for
 
     @abstractmethod
     def contradictions(self, leaf: int, change: Change, rounding: float) -> Iterator[Failure]:
@@ -60,7 +60,7 @@ class Evidence(ABC):
         )
         if found is None or change is not unchanged or leaf in self.excused:
             return found
-        self.excused[leaf] = self.trial.rounding_of(leaf)
+        self.excused[leaf] = self.trial.rounding_of(leaf) + self.trial.kink_of(leaf)
         return _worst(self.contradictions(leaf, change, self.excused[leaf]))
 
 
@@ -90,6 +90,11 @@ class ByDifferences(Evidence):
         probes = [trial.probes(lambda n: one_hot(trial.like[n], next(indices[n]))) for _ in rounds]
         return cls(trial, probes, "an element is not what differences say")
 
+    def kink(self, leaf: int | None = None) -> float:
+        """The largest kink in the directions of a leaf, or of any."""
+        rows = slice(None) if leaf is None else slice(leaf * PROBES, (leaf + 1) * PROBES)
+        return max(float(measured.kink[rows].max(initial=0)) for _, measured in self.rounds)
+
     def contradictions(self, leaf: int, change: Change, rounding: float) -> Iterator[Failure]:
         """As differences have it."""
         for probes, measured in self.rounds:
@@ -97,7 +102,7 @@ class ByDifferences(Evidence):
                 probe = probes[k][leaf]
                 for p, (pattern, result) in enumerate(self.trial.by_hand.items()):
                     got = float(np.sum(change(result[leaf]) * probe).real)
-                    value, error, S = (float(part[k, p]) for part in measured)
+                    value, error, S = (float(a[k, p]) for a in (measured.value, measured.error, measured.scale))
                     bound = differ(self.trial.given, S, error) + 10 * rounding * float(np.linalg.norm(probe))
                     blunt = bound > DECIDES * S and change is not unchanged
                     if blunt or abs(got - value) <= bound:

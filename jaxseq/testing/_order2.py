@@ -84,7 +84,8 @@ def order_2(trial: Trial) -> Iterator[Result]:
         for n, leaf in enumerate(s.ins.names):
             excuse = lambda n=n: rounding()[n] * float(np.linalg.norm(directions[n][n]))  # noqa: E731
             for name, values in found.items():
-                yield _by_differences(trial, leaf, name, values[n], [float(part[n, 0]) for part in measured], excuse)
+                against = [float(a[n, 0]) for a in (measured.value, measured.error, measured.scale)]
+                yield _by_differences(trial, leaf, name, values[n], against, excuse)
 
 
 def _by_differences(

@@ -127,9 +127,10 @@ def title(f: Callable[..., Any]) -> str:
 def lifted(args: Any, *, seed: int = 0) -> Any:
     """The point at which `check_vjp` judges a function that is called with `args`.
 
-    Floating leaves in float64 (complex128), others as they are. A floating leaf that is zero throughout becomes random
-    numbers of size 0.5: at a zero state or bias some wrong gradients equal the right ones, whatever one measures.
-    Call it under `jax.enable_x64(True)`.
+    Floating leaves in float64 (complex128), others as they are. Zeros in them become random numbers, of half the size
+    of the others, or of 0.5 in a leaf that is zero throughout: at a zero state or bias some wrong gradients equal the
+    right ones, whatever one measures, and it is at zero that functions have kinks. Call it under
+    `jax.enable_x64(True)`.
 
     Args:
         args: a tree of arrays.
@@ -143,7 +144,7 @@ def lifted(args: Any, *, seed: int = 0) -> Any:
         >>> from jaxseq.testing import lifted
         >>> with jax.enable_x64(True):
         ...     x, h = lifted((jnp.ones(2), jnp.zeros(2)))
-        >>> x.dtype, bool((h != 0).all())
+        >>> x.dtype, bool(h.all())
         (dtype('float64'), True)
     """
     rng = np.random.default_rng([seed, 1])
@@ -152,18 +153,16 @@ def lifted(args: Any, *, seed: int = 0) -> Any:
         if not inexact(leaf):
             return leaf
         (array,) = wide([leaf])
-        return jnp.asarray(0.5 * normal(rng, array) if _is_zero(leaf) else array)
+        size = np.sqrt(np.mean(np.abs(array[array != 0]) ** 2)) if array.any() else 1.0
+        return jnp.asarray(np.where(array == 0, 0.5 * size * normal(rng, array), array))
 
     return jax.tree.map(lift, args)
 
 
-def zero_leaves(args: Any) -> list[int]:
-    """The places of the leaves that `lifted` puts random numbers into."""
-    return [n for n, leaf in enumerate(jax.tree.leaves(args)) if _is_zero(leaf)]
-
-
-def _is_zero(leaf: Any) -> bool:
-    return inexact(leaf) and leaf.size > 0 and not np.asarray(leaf).any()
+def zeros_in(args: Any) -> dict[int, int]:
+    """The places of the leaves in which `lifted` puts random numbers for zeros, and for how many."""
+    counts = {n: int(np.sum(np.asarray(a) == 0)) for n, a in enumerate(jax.tree.leaves(args)) if inexact(a)}
+    return {n: count for n, count in counts.items() if count}
 
 
 def as_arrays(args: Any) -> tuple[Any, ...]:

@@ -30,15 +30,28 @@ def contract(trial: Trial) -> Iterator[Result]:
         return
     for message in dict.fromkeys(w for call in calls for w in _violations(call)):
         yield Result(check, None, Verdict.FAIL, failure=Failure(check, message))
+    undefined = _undefined(trial)
     for leaf, got, primal, numbers in zip(trial.leaves, result, trial.like, trial.by_hand["joint"], strict=True):
         if (got.shape, got.dtype) != (primal.shape, primal.dtype):
             message = f"{_type(got)} came for {_type(primal)}"
         elif not np.isfinite(numbers).all():
             message = "it is not finite for a finite cotangent"
+        elif leaf in undefined:
+            message = "it is NaN at the arguments as they were given, with their zeros, where f is finite"
         else:
             yield Result(check, leaf, Verdict.PASS)
             continue
         yield Result(check, leaf, Verdict.FAIL, failure=Failure(check, message, leaf, seed=trial.seed))
+
+
+def _undefined(trial: Trial) -> list[str]:
+    """The leaves of the result with NaNs at the point with its zeros, where f is finite."""
+    if trial.asked is trial.x:
+        return []
+    outputs, result = map(wide, trial.subject.by_hand(trial.asked, trial.rest, trial.patterns["joint"]))
+    if not all(np.isfinite(a).all() for a in outputs):
+        return []
+    return [leaf for leaf, numbers in zip(trial.leaves, result, strict=True) if np.isnan(numbers).any()]
 
 
 def _violations(call: _surgery.Call) -> Iterator[str]:

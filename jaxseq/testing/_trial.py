@@ -16,7 +16,8 @@ from jaxseq.testing._subject import Subject, like
 
 # Relative to the largest element of a leaf, in float64.
 AGREE = 1e-10
-# In lower precision, in units of eps sqrt(T), T the longest axis.
+# In lower precision, in units of eps sqrt(T), T the longest axis. Calibrated on the rules of this library, 32 variants
+# at 20 seeds in float32, bfloat16 and float16: 7.8 at most, of a plain RNN without a bias; mostly below 2.
 LOW = 8.0
 
 
@@ -27,14 +28,16 @@ class Trial:
         x, rest: the differentiated and the other leaves of the arguments.
         patterns: the seeds by name, "joint" the first and "zero" the last.
         primals: what a seed looks like; `like`: what a result looks like.
+        asked: the same leaves as the caller gave them, zeros and all.
         notes: what a reader should know besides verdicts.
     """
 
-    def __init__(self, subject: Subject, args: tuple[Any, ...], seed: int, tolerance: float | None):
+    def __init__(self, subject: Subject, args: tuple[Any, ...], seed: int, tolerance: float | None, asked: Any = None):
         self.subject, self.seed, self.given = subject, seed, tolerance
         self.notes: list[str] = []
         self.rng = np.random.default_rng([seed, 3])
         self.x, self.rest = subject.ins.split(args)
+        self.asked = self.x if asked is None else subject.ins.split(asked)[0]
         outputs = jax.eval_shape(subject.on(self.rest), self.x)
         self.primals, self.like = (outputs, self.x) if subject.mode == "vjp" else (self.x, outputs)
         self.patterns = _point.patterns(self.primals, subject.seeds.names, seed)
@@ -132,7 +135,12 @@ class Trial:
     @cached_property
     def by_differences(self) -> _evidence.ByDifferences | None:
         """Evidence from differences; None below float64, where they decide nothing."""
-        return _evidence.ByDifferences.random(self) if self.subject.dtype == np.float64 else None
+        if self.subject.dtype != np.float64:
+            return None
+        evidence = _evidence.ByDifferences.random(self)
+        if evidence.kink():
+            self.notes.append("f has a kink here, its slopes to the two sides differ: take another point")
+        return evidence
 
     @cached_property
     def by_elements(self) -> _evidence.Evidence | None:
@@ -179,6 +187,11 @@ class Trial:
     def rounding_of(self, leaf: int) -> float:
         """What rounding moves a leaf of the result by."""
         return self.rounding[1][leaf] * self.gross(leaf)
+
+    def kink_of(self, leaf: int) -> float:
+        """By how much rightful derivatives of f, its custom rules set aside, differ at a kink."""
+        known = self.subject.reference is not None or self.by_differences is None
+        return 0.0 if known else self.by_differences.kink(leaf)
 
     def tolerance_of(self, leaf: int) -> Tolerance:
         """For one leaf of the result at this point: what is zero for one seed may be off by eps of what others give."""

@@ -175,7 +175,7 @@ def _convicted(trial: Trial, n: int, failure: Failure) -> Result:
     # Ask differences about the worst element as well.
     found = trial.measured(trial.probes(lambda m: _evidence.one_hot(trial.like[m], failure.index if m == n else None)))
     at = n * _evidence.PROBES, list(trial.patterns).index(pattern)
-    by_differences, error, S = (float(part[at]) for part in found)
+    by_differences, error, S = (float(part[at]) for part in (found.value, found.error, found.scale))
     hand, reference = complex(failure.by_hand).real, complex(failure.by_reference).real
     allowed = _evidence.differ(trial.given, S, error)
     if s.reference is None and abs(hand - by_differences) <= allowed < abs(reference - by_differences):

@@ -51,7 +51,36 @@ def test_a_zero_state_is_jittered_and_said_to_be():
     w_x, w_h, b, h, xs = arguments(jax.random.key(0))
     report = check_vjp(broken("initial state left out of W_h"), (w_x, w_h, b, jnp.zeros_like(h), xs), level="quick")
     assert report.of("value", "w_h") is report.of("elements", "w_h") is Verdict.FAIL
-    assert any(note.startswith("h is zero throughout") for note in report.notes)
+    assert any(note.startswith("h holds 10 zeros") for note in report.notes)
+
+
+def test_at_a_kink_nothing_is_said():
+    """Central differences converge there, to the mean of two slopes, which JAX gives for max; the rule says zero."""
+    x, elsewhere = jnp.array([2.0, 1.0, -1.0]), jnp.array([2.1, 1.0, -1.0])
+
+    @jax.custom_vjp
+    def f(x):
+        return jnp.maximum(x - 2, 0)
+
+    f.defvjp(lambda x: (f.fun(x), x), lambda x, c: (jnp.where(x > 2, c, 0),))
+    report = check_vjp(f, (x,))
+    assert report.of("value") is report.of("elements") is report.verdict is Verdict.INCONCLUSIVE
+    assert any("f has a kink here" in note for note in report.notes)
+    check_vjp(f, (elsewhere,)).raise_if_failed(strict=True)
+
+
+@pytest.mark.parametrize("f", [jax.nn.relu, jnp.abs, lambda x: jnp.maximum(x, 0)])
+def test_zeros_among_the_arguments_are_moved_off_the_kink(f):
+    report = check_vjp(f, (jnp.array([0.0, 1.0, -1.0]),), level="quick")
+    report.raise_if_failed(strict=True)
+    assert any("holds a zero" in note for note in report.notes)
+
+
+def test_nan_at_the_zeros_that_were_given_is_not_hidden():
+    norm = lambda x: jnp.sqrt(jnp.sum(x * x))  # noqa: E731
+    report = check_vjp(norm, (jnp.zeros(3),), level="quick")
+    assert "NaN at the arguments as they were given" in report.failures[0].message
+    check_vjp(norm, (jnp.array([0.0, 1.0, 2.0]),), level="quick").raise_if_failed(strict=True)
 
 
 def test_no_steps_at_all():

@@ -74,6 +74,21 @@ def test_differences_of_a_constant_are_zero():
     assert 0 < found.error < 1e-12
 
 
+@pytest.mark.parametrize("jump", [0.0, 1e-6, 1.0])
+def test_differences_see_a_kink(jump):
+    f = lambda x: [jnp.sin(x[0]) + jump * jnp.abs(x[0] - 1)]  # noqa: E731
+    found = differences(f, [jnp.ones(1)], [np.ones((1, 1))], [np.ones((1, 1))])
+    assert found.kink == pytest.approx(jump, rel=0.2)  # less what rounding may have added
+    assert found.error >= found.kink
+
+
+def test_a_kink_nearby_is_none():
+    f = lambda x: [jnp.abs(x[0] - 1.001) + jnp.sin(x[0])]  # noqa: E731
+    found = differences(f, [jnp.ones(1)], [np.ones((1, 1))], [np.ones((1, 1))])
+    assert found.kink == 0
+    assert found.value == pytest.approx(np.cos(1) - 1, rel=1e-9)
+
+
 # --- Rounding ---
 
 
@@ -193,7 +208,7 @@ def test_patterns_seed_every_output_alone_and_all_jointly():
 
 
 def test_lifted_arguments_are_those_that_are_judged():
-    args = {"a": jnp.ones(2, jnp.bfloat16), "n": jnp.arange(3), "z": jnp.zeros((2, 2), jnp.complex64)}
+    args = {"a": jnp.array([3, 0, -4], jnp.bfloat16), "n": jnp.arange(3), "z": jnp.zeros((2, 2), jnp.complex64)}
     out = lifted(args, seed=3)
     assert {name: leaf.dtype for name, leaf in out.items()} == {
         "a": np.float64,
@@ -201,6 +216,9 @@ def test_lifted_arguments_are_those_that_are_judged():
         "z": np.complex128,
     }
     assert out["z"].all()
+    assert out["a"].all()
+    np.testing.assert_array_equal(out["a"][jnp.array([0, 2])], [3, -4])
+    assert _point.zeros_in(args) == {0: 1, 2: 4}
     assert not np.array_equal(out["z"], lifted(args, seed=4)["z"])
 
 

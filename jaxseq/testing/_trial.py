@@ -190,8 +190,9 @@ class Trial:
 
     def kink_of(self, leaf: int) -> float:
         """By how much rightful derivatives of f, its custom rules set aside, differ at a kink."""
-        known = self.subject.reference is not None or self.by_differences is None
-        return 0.0 if known else self.by_differences.kink(leaf)
+        if self.subject.reference is not None or self.by_differences is None:
+            return 0.0
+        return self.by_differences.kink(leaf)
 
     def tolerance_of(self, leaf: int) -> Tolerance:
         """For one leaf of the result at this point: what is zero for one seed may be off by eps of what others give."""

@@ -11,9 +11,9 @@ import numpy as np
 
 from jaxseq import _checks
 from jaxseq.testing import _domain, _order2, _point, _rule, _transforms, _value
-from jaxseq.testing._report import Failure, Report, Result, Verdict
+from jaxseq.testing._report import Failure, Report, Result, Verdict, explain
 from jaxseq.testing._subject import Subject
-from jaxseq.testing._trial import Trial, explain
+from jaxseq.testing._trial import Trial
 
 Check = Callable[[Trial], Iterator[Result]]
 

@@ -12,9 +12,9 @@ import numpy as np
 from jaxseq.testing import _value
 from jaxseq.testing._compare import Tolerance, apart, compare
 from jaxseq.testing._point import Arrays, inexact, leaf_names, varied, wide, wide_dtype
-from jaxseq.testing._report import Failure, Result, Verdict
+from jaxseq.testing._report import Failure, Result, Verdict, explain
 from jaxseq.testing._subject import like
-from jaxseq.testing._trial import Trial, explain
+from jaxseq.testing._trial import Trial
 
 # --- Dtypes ---
 

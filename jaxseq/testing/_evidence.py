@@ -8,19 +8,15 @@ contradicts that one either, its silence on the first means nothing.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import cycle
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from jaxseq.testing._compare import DECIDES, compare, largest
+from jaxseq.testing._numbers import PROBES, Numbers
 from jaxseq.testing._point import normal, zeros
 from jaxseq.testing._report import Failure
 
-if TYPE_CHECKING:
-    from jaxseq.testing._trial import Trial
-
-# Random probes for each leaf of the result.
-PROBES = 2
 # Relative to S = ||c * D_u f||_2; ten times the error of the differences is added.
 DIFFER = 1e-7
 # Elements of a leaf that differences look at one by one where nothing else knows them.
@@ -43,13 +39,17 @@ CHANGES: Mapping[str, Change] = {
 class Evidence(ABC):
     """What contradicts a leaf of the result. What rounding does is measured only where something seems wrong."""
 
-    def __init__(self, trial: "Trial"):
-        self.trial = trial
+    def __init__(self, numbers: Numbers):
+        self.numbers = numbers
         self.excused: dict[int, float] = {}  # leaf -> what rounding and kinks move it by, where that was asked for
 
     @abstractmethod
     def contradictions(self, leaf: int, change: Change, rounding: float) -> Iterator[Failure]:
         """To that leaf, once changed: what rounding does not explain."""
+
+    def moved_by(self, leaf: int) -> float:
+        """What a right result may be off by for reasons that are not its own."""
+        return self.numbers.rounding_of(leaf)
 
     def against(self, leaf: int, change: Change = unchanged, pattern: str | None = None) -> Failure | None:
         """The worst of them, for any pattern or for one."""
@@ -60,35 +60,35 @@ class Evidence(ABC):
         )
         if found is None or change is not unchanged or leaf in self.excused:
             return found
-        self.excused[leaf] = self.trial.rounding_of(leaf) + self.trial.kink_of(leaf)
+        self.excused[leaf] = self.moved_by(leaf)
         return _worst(self.contradictions(leaf, change, self.excused[leaf]))
 
 
 class ByDifferences(Evidence):
     """Products of the result with probes, against differences of f in the direction of the probes."""
 
-    def __init__(self, trial: "Trial", rounds: Iterable[Sequence[list[np.ndarray]]], message: str):
-        super().__init__(trial)
+    def __init__(self, numbers: Numbers, rounds: Iterable[Sequence[list[np.ndarray]]], message: str):
+        super().__init__(numbers)
         self.message = message
-        self.rounds = [(probes, trial.measured(probes)) for probes in rounds]
+        self.rounds = [(probes, numbers.measured(probes)) for probes in rounds]
 
     @classmethod
-    def random(cls, trial: "Trial") -> "ByDifferences":
+    def random(cls, numbers: Numbers) -> "ByDifferences":
         """Random probes, which see every element."""
-        probes = trial.probes(lambda n: normal(trial.rng, trial.like[n]))
-        return cls(trial, [probes], "its inner product with a random direction is not what differences say")
+        probes = numbers.probes(lambda n: normal(numbers.rng, numbers.like[n]))
+        return cls(numbers, [probes], "its inner product with a random direction is not what differences say")
 
     @classmethod
-    def of_elements(cls, trial: "Trial") -> "ByDifferences":
+    def of_elements(cls, numbers: Numbers) -> "ByDifferences":
         """One element at a time: the first, the last, and others at random."""
         indices = []
-        for a in trial.like:
+        for a in numbers.like:
             places = list(np.ndindex(a.shape))
-            between = trial.rng.permutation(len(places))[:COORDINATES] if places else []
+            between = numbers.rng.permutation(len(places))[:COORDINATES] if places else []
             indices.append(cycle([*places[:1], *places[-1:], *(places[k] for k in between)] or [None]))
         rounds = range(COORDINATES // PROBES)
-        probes = [trial.probes(lambda n: one_hot(trial.like[n], next(indices[n]))) for _ in rounds]
-        return cls(trial, probes, "an element is not what differences say")
+        probes = [numbers.probes(lambda n: one_hot(numbers.like[n], next(indices[n]))) for _ in rounds]
+        return cls(numbers, probes, "an element is not what differences say")
 
     def kink(self, leaf: int | None = None) -> float:
         """The largest kink in the directions of a leaf, or of any."""
@@ -100,10 +100,10 @@ class ByDifferences(Evidence):
         for probes, measured in self.rounds:
             for k in range(leaf * PROBES, (leaf + 1) * PROBES):
                 probe = probes[k][leaf]
-                for p, (pattern, result) in enumerate(self.trial.by_hand.items()):
+                for p, (pattern, result) in enumerate(self.numbers.by_hand.items()):
                     got = float(np.sum(change(result[leaf]) * probe).real)
                     value, error, S = (float(a[k, p]) for a in (measured.value, measured.error, measured.scale))
-                    bound = differ(self.trial.given, S, error) + 10 * rounding * float(np.linalg.norm(probe))
+                    bound = differ(self.numbers.given, S, error) + 10 * rounding * float(np.linalg.norm(probe))
                     blunt = bound > DECIDES * S and change is not unchanged
                     if blunt or abs(got - value) <= bound:
                         continue
@@ -122,17 +122,28 @@ class ByDifferences(Evidence):
 
 
 class ByTruth(Evidence):
-    """Every element of the result, against the derivative that JAX takes of what defines f."""
+    """Every element of the result, against the derivative that JAX takes of what defines f.
+
+    At a kink there are several, and `kink(leaf)` says how far they are apart.
+    """
+
+    def __init__(self, numbers: Numbers, kink: Callable[[int], float]):
+        super().__init__(numbers)
+        self.kink = kink
+
+    def moved_by(self, leaf: int) -> float:
+        """By rounding, and by the choice that is left at a kink."""
+        return super().moved_by(leaf) + self.kink(leaf)
 
     def contradictions(self, leaf: int, change: Change, rounding: float) -> Iterator[Failure]:
         """As the truth has it."""
-        assert self.trial.true is not None
-        tolerance = self.trial.tolerance_of(leaf)
+        assert self.numbers.true is not None
+        tolerance = self.numbers.tolerance_of(leaf)
         if rounding:
             tolerance = tolerance.widened(rounding)
-        message = f"an element is not the derivative of {self.trial.subject.source}"
-        for pattern, result in self.trial.by_hand.items():
-            expected = self.trial.true[pattern][leaf]
+        message = f"an element is not the derivative of {self.numbers.subject.source}"
+        for pattern, result in self.numbers.by_hand.items():
+            expected = self.numbers.true[pattern][leaf]
             if change is not unchanged and tolerance.bound(expected) > DECIDES * largest(expected):
                 continue
             got = change(result[leaf])
@@ -149,10 +160,10 @@ def differ(given: float | None, S: float, error: float) -> float:
 DIFFER_ORIGIN = f"{DIFFER:.0e} ||c * D_u f||, ten times the error of the differences, and ten times that of rounding"
 
 
-def powerless(trial: "Trial", leaf: int, evidence: Sequence[Evidence]) -> list[str]:
+def powerless(numbers: Numbers, leaf: int, evidence: Sequence[Evidence]) -> list[str]:
     """The changes that no evidence contradicts. A leaf that is the same when shifted does not count."""
     blind = [name for name, change in CHANGES.items() if not any(e.against(leaf, change) for e in evidence)]
-    results = [result[leaf] for result in trial.by_hand.values()]
+    results = [result[leaf] for result in numbers.by_hand.values()]
     moves = any(largest(CHANGES["shifted"](r) - r) > DECIDES * largest(r) for r in results)
     return [name for name in blind if name != "shifted" or moves]
 

@@ -21,10 +21,10 @@ import numpy as np
 from jaxseq.testing._compare import DECIDES, compare, largest
 from jaxseq.testing._evidence import DIFFER_ORIGIN, differ
 from jaxseq.testing._point import Arrays, normal, wide, zeros
-from jaxseq.testing._report import Failure, Result, Verdict
+from jaxseq.testing._report import Failure, Result, Verdict, explain
 from jaxseq.testing._rounding import otherwise_rounded
 from jaxseq.testing._subject import Function, derivative, like
-from jaxseq.testing._trial import Trial, explain
+from jaxseq.testing._trial import Trial
 
 CHECK = "order 2"
 

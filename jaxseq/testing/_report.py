@@ -249,3 +249,9 @@ def number(value: complex | None) -> str | None:
 def _plain(value: Any) -> Any:
     """For JSON, which has no complex numbers."""
     return [value.real, value.imag] if isinstance(value, complex) else value
+
+
+def explain(error: BaseException) -> str:
+    """An exception in one line."""
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {text if len(text) <= 240 else text[:240] + '…'}"

@@ -11,9 +11,9 @@ from jax import lax
 from jaxseq.testing import _surgery
 from jaxseq.testing._compare import largest
 from jaxseq.testing._point import Arrays, wide
-from jaxseq.testing._report import Failure, Result, Verdict
+from jaxseq.testing._report import Failure, Result, Verdict, explain
 from jaxseq.testing._subject import Function, derivative
-from jaxseq.testing._trial import Trial, explain
+from jaxseq.testing._trial import Trial
 
 
 def contract(trial: Trial) -> Iterator[Result]:

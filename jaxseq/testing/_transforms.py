@@ -21,9 +21,9 @@ from jax.sharding import AxisType, PartitionSpec
 from jaxseq.testing import _point
 from jaxseq.testing._compare import largest
 from jaxseq.testing._point import Arrays, wide
-from jaxseq.testing._report import Failure, Result, Verdict
+from jaxseq.testing._report import Failure, Result, Verdict, explain
 from jaxseq.testing._subject import Function, derivative, like
-from jaxseq.testing._trial import Trial, explain
+from jaxseq.testing._trial import Trial
 
 # Subsets of the arguments that vmap is tried on, at most.
 SUBSETS = 15

@@ -10,9 +10,9 @@ from jaxseq.testing import _evidence, _point
 from jaxseq.testing._compare import Tolerance, compare, largest
 from jaxseq.testing._diagnosis import fit, fit_seed
 from jaxseq.testing._point import wide
-from jaxseq.testing._report import Failure, Result, Verdict
+from jaxseq.testing._report import Failure, Result, Verdict, explain
 from jaxseq.testing._subject import derivative, like
-from jaxseq.testing._trial import Trial, explain
+from jaxseq.testing._trial import Trial
 
 BITWISE = Tolerance(0.0, "equal to the bit")
 
@@ -54,12 +54,11 @@ def elements(trial: Trial) -> Iterator[Result]:
 
 def power(trial: Trial) -> Iterator[Result]:
     """Whether the two checks above would have seen a wrong gradient."""
-    evidence = [e for e in (trial.by_differences, trial.by_elements) if e is not None]
     for n, leaf in enumerate(trial.leaves):
-        yield _powered("power", trial, n, leaf, evidence)
+        yield _powered("power", trial, n, leaf, trial.evidence)
     for seed in trial.subject.seeds.names if len(trial.primals) > 1 else ():
         results = trial.by_hand[f"{seed} alone"]
-        seen = [e.against(n, np.zeros_like, f"{seed} alone") for n in range(len(results)) for e in evidence]
+        seen = [e.against(n, np.zeros_like, f"{seed} alone") for n in range(len(results)) for e in trial.evidence]
         if not any(seen) and any(primal.size for primal in trial.primals):
             note = f"a rule that ignores {seed} would have passed too"
             yield Result("power", None, Verdict.INCONCLUSIVE, note)

@@ -28,6 +28,11 @@ def contract(trial: Trial) -> Iterator[Result]:
         message = "; ".join(found) or f"the derivative can't be taken: {explain(error)}"
         yield Result(check, None, Verdict.FAIL, failure=Failure(check, message))
         return
+    for name, output in zip(s.outs.names, trial.outputs, strict=True):
+        if not np.isfinite(output).all():
+            message = f"{name} of f is NaN or infinite at `args`, where no derivative can be judged: take another point"
+            yield Result(check, None, Verdict.FAIL, failure=Failure(check, message))
+            return
     for message in dict.fromkeys(w for call in calls for w in _violations(call)):
         yield Result(check, None, Verdict.FAIL, failure=Failure(check, message))
     undefined = _undefined(trial)

@@ -267,3 +267,9 @@ def test_a_function_that_knows_float32_only():
         assert report.of("value") is Verdict.SKIP
         assert report.where["dtype"] == "float32"
         assert "judged in float32: TypeError: float32 is all I know" in str(report)
+
+
+def test_outside_the_domain_of_f():
+    report = check_vjp(jnp.log, (-X,), level="quick")
+    (failure,) = report.failures
+    assert failure.message.startswith("output of f is NaN or infinite at `args`")

@@ -5,6 +5,7 @@ A sequence layer is a pointwise cell between two linear maps, carried through ti
 
 from jaxseq import reference, testing
 from jaxseq._conv import ConvParams, conv, conv_init
+from jaxseq._conv_transpose import conv_transpose
 from jaxseq._gru import GRUParams, gru, gru_cell, gru_init
 from jaxseq._lstm import LSTMParams, LSTMState, lstm, lstm_cell, lstm_init
 from jaxseq._rnn import RNNParams, rnn, rnn_cell, rnn_init
@@ -19,6 +20,7 @@ __all__ = [
     "RNNParams",
     "conv",
     "conv_init",
+    "conv_transpose",
     "gru",
     "gru_cell",
     "gru_init",

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from jaxseq import reference
 from jaxseq._conv import conv
+from jaxseq._conv_transpose import conv_transpose
 from jaxseq._gru import GRUParams, gru, gru_cell
 from jaxseq._lstm import LSTMParams, LSTMState, lstm, lstm_cell
 from jaxseq._rnn import RNNParams, rnn, rnn_cell
@@ -59,11 +60,14 @@ def _conv_example(
     kernel: tuple[int, ...],
     groups: int = 1,
     bias: bool = True,
+    transposed: bool = False,
 ) -> tuple[Any, ...]:
     draw = _normals(key, dtype)
-    space = (length, 6, 5)[: len(kernel) - 2]
-    x, w = draw(*batch, *space, kernel[-2] * groups), draw(*kernel)
-    return (x, w, draw(kernel[-1])) if bias else (x, w)
+    space, (c_in, c_out) = (length, 6, 5)[: len(kernel) - 2], (kernel[-2] * groups, kernel[-1])
+    if transposed:
+        c_in, c_out = c_out, c_in
+    x, w = draw(*batch, *space, c_in), draw(*kernel)
+    return (x, w, draw(c_out)) if bias else (x, w)
 
 
 def _recurrence_example(
@@ -92,11 +96,24 @@ def _recurrence_example(
     return weights, first if carry else None, x
 
 
-def _conv_variants() -> dict[str, Variant]:
+def _conv_variants(transposed: bool) -> dict[str, Variant]:
     def variant(kernel: tuple[int, ...], *, groups: int = 1, bias: bool = True, **options: Any) -> Variant:
-        example = partial(_conv_example, kernel=kernel, groups=groups, bias=bias)
+        example = partial(_conv_example, kernel=kernel, groups=groups, bias=bias, transposed=transposed)
         return Variant(example, {**options, **({"groups": groups} if groups > 1 else {})})
 
+    if transposed:
+        return {
+            "1d": variant((3, 4, 6)),
+            "strided same": variant((3, 4, 6), stride=2, padding="SAME"),
+            "gaps, dilated causal": variant((2, 4, 6), stride=5, dilation=2, padding="CAUSAL", bias=False),
+            "output padding, grouped": variant((2, 2, 6), groups=2, stride=3, output_padding=2, padding=1),
+            "cropped": variant((4, 4, 3), padding=((-2, 3),), stride=2),
+            "depthwise": variant((4, 1, 3), groups=3, stride=2, padding=((3, 0),)),
+            "2d grouped, dilated": variant(
+                (2, 3, 2, 9), groups=3, dilation=(3, 1), padding=((1, 2), (-1, 3)), stride=(2, 1), output_padding=(1, 0)
+            ),
+            "3d": variant((2, 3, 1, 3, 4), stride=(2, 1, 3), dilation=(1, 2, 1), padding=((1, 0), (1, 1), (-1, 0))),
+        }
     return {
         "1d": variant((3, 4, 6)),
         "strided same": variant((3, 4, 6), stride=2, padding="SAME"),
@@ -134,7 +151,8 @@ _GRU = partial(_recurrence_example, params=GRUParams, gates=3, biases=2)
 _LSTM = partial(_recurrence_example, params=LSTMParams, gates=4, state=LSTMState)
 
 CASES: dict[str, Case] = {
-    "conv": Case(conv, reference.conv, _conv_variants()),
+    "conv": Case(conv, reference.conv, _conv_variants(transposed=False)),
+    "conv_transpose": Case(conv_transpose, reference.conv_transpose, _conv_variants(transposed=True)),
     "rnn": Case(
         rnn, reference.rnn, {**_time_variants(_RNN), "relu": Variant(_RNN, {"activation": "relu", "truncation": 4})}
     ),

@@ -1,59 +1,24 @@
-"""Convolution: a linear map whose two pullbacks are convolutions again.
+"""Convolution, with C the correlation of `_correlation.py`.
 
-With batch b, input channel i, output channel o, output position n, input position m and tap k, each
-position and tap standing for one index per spatial axis (the geometry of `_geometry.py`):
+    y = to_output(x, w) + b
 
-    y[b, n, o] = sum_{k, i}  x[b, s n + d k - lo, i]  w[k, i, o]                              (1)
+What pulls it back are the other two contractions of the form:
 
-x is zero outside its bounds. (1) is linear in x and in w, so both pullbacks read off the scalar
-<ȳ, y>, which is one trilinear form in ȳ, x and w.
-
-Pullback to the input. Collect the terms of <ȳ, y> that hold x[b, m, i]:
-
-    x̄[b, m, i] = sum_{n, k, o : s n + d k - lo = m}  ȳ[b, n, o]  w[k, i, o]                    (2)
-
-Spread ȳ out by the stride, ỹ[s n] = ȳ[n] and zero in between, and turn the window round,
-k = K - 1 - j. The constraint becomes  s n = m + d j - (d (K - 1) - lo),  so
-
-    x̄[b, m, i] = sum_{j, o}  ỹ[b, m + d j - lo', o]  w[K - 1 - j, i, o],    lo' = d (K - 1) - lo
-
-which is (1) with stride 1, dilation d, left padding lo', on an input dilated by s, with the window
-reversed and the channels exchanged. The right padding hi' is what gives I outputs (the formula for O,
-solved): hi' = I + d (K - 1) - ((O - 1) s + 1) - lo'.
-
-Pullback to the kernel. Collect the terms that hold w[k, i, o]:
-
-    w̄[k, i, o] = sum_{b, n}  x[b, d k + s n - lo, i]  ȳ[b, n, o]                               (3)
-
-which is (1) again with k in the role of the output position, n in that of the tap, the batch in that of
-the contracted channel: ȳ is the window, and stride and dilation have changed places. The left padding
-stays lo; hi'' = d (K - 1) + s (O - 1) + 1 - I - lo gives K outputs.
-
-Bias. y gains b[o], so  b̄[o] = sum_{b, n} ȳ[b, n, o].
-
-Groups. With g groups, channel i = (γ, i') and o = (γ, o'), γ the group: (1) to (3) hold in each group.
-The kernel is stored w[k, i', (γ, o')]; (2) needs w[k, o', (γ, i')], an exchange of i' and o' within each
-group; (3) contracts x and ȳ group by group.
-
-On a dense kernel these rules are equal to the ones jax has, neither faster nor smaller.
+    x̄ = to_input(w, ȳ)        w̄ = to_kernel(x, ȳ)        b̄[o] = sum_{b, n} ȳ[b, n, o]
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from math import prod
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Inexact, PRNGKeyArray
 
-from jaxseq import _checks, _dense, _geometry, _precision, _sharding
+from jaxseq import _checks, _correlation, _dense, _geometry, _precision, _sharding
 from jaxseq._geometry import Geometry
 from jaxseq._op import op
-
-# The letters of lax's dimension numbers for 0 (unused), 1, 2 and 3 spatial axes.
-_SPACE = ("", "W", "HW", "DHW")
 
 
 class ConvParams(NamedTuple):
@@ -61,130 +26,6 @@ class ConvParams(NamedTuple):
 
     kernel: Inexact[Array, "*window c_in_per_group c_out"]
     bias: Inexact[Array, " c_out"] | None
-
-
-# --- The linear map and its pullbacks: x (N, *I, C_in), kernel (*K, C_in/g, C_out), y (N, *O, C_out) ---
-
-
-def apply(geometry: Geometry, precision: Any, x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
-    """y of (1), in the dtype of x."""
-    common = _precision.promote(x, kernel)
-    y = _correlate(
-        x.astype(common),
-        kernel.astype(common),
-        stride=geometry.stride,
-        padding=geometry.padding,
-        dilation=geometry.dilation,
-        groups=geometry.groups,
-        precision=precision,
-        out_sharding=_sharding.joined(x, kernel),
-    )
-    return _dense.add_bias(y, bias).astype(x.dtype)
-
-
-def pull_input(geometry: Geometry, precision: Any, kernel: jax.Array, ȳ: jax.Array, x: jax.Array) -> jax.Array:
-    """x̄ of (2); of x only shape and dtype are read."""
-    if ȳ.size == 0:
-        return jnp.zeros_like(x)
-    padding = []
-    for I, O, K, s, d, (lo, _) in _per_axis(geometry, x, ȳ, kernel.shape[:-2]):
-        lo_ = d * (K - 1) - lo
-        padding.append((lo_, I + d * (K - 1) - ((O - 1) * s + 1) - lo_))
-    g, axes = geometry.groups, kernel.ndim - 2
-    w = jnp.flip(kernel, range(axes))  # (*K, I', g O')
-    w = w.reshape(*w.shape[:-1], g, -1).swapaxes(-3, -1)  # (*K, O', g, I')
-    w = w.reshape(*w.shape[:-2], -1)  # (*K, O', g I')
-    common = _precision.promote(ȳ, kernel)
-    return _correlate(
-        ȳ.astype(common),
-        w.astype(common),
-        spread=geometry.stride,
-        padding=padding,
-        dilation=geometry.dilation,
-        groups=g,
-        precision=precision,
-        out_sharding=_sharding.of(x),
-    ).astype(x.dtype)
-
-
-def pull_kernel(geometry: Geometry, precision: Any, x: jax.Array, ȳ: jax.Array, kernel: jax.Array) -> jax.Array:
-    """w̄ of (3); of the kernel only shape and dtype are read."""
-    if ȳ.size == 0:
-        return jnp.zeros_like(kernel)
-    padding = []
-    for I, O, K, s, d, (lo, _) in _per_axis(geometry, x, ȳ, kernel.shape[:-2]):
-        padding.append((lo, d * (K - 1) + s * (O - 1) + 1 - I - lo))
-    space = _SPACE[kernel.ndim - 2]
-    common = _precision.promote(x, ȳ)
-    return _correlate(
-        x.astype(common),
-        ȳ.astype(common),
-        # The channel of x plays the batch, the batch the contracted channel, and w̄ comes out as (*K, I', O).
-        letters=(f"C{space}N", f"I{space}O", f"{space}NC"),
-        stride=geometry.dilation,
-        padding=padding,
-        dilation=geometry.stride,
-        batch_groups=geometry.groups,
-        precision=precision,
-        out_sharding=_sharding.of(kernel),
-    ).astype(kernel.dtype)
-
-
-def _per_axis(geometry: Geometry, x: jax.Array, ȳ: jax.Array, window: tuple[int, ...]) -> Iterator[Any]:
-    """(I, O, K, s, d, (lo, hi)) of each spatial axis."""
-    return zip(
-        x.shape[1:-1],
-        ȳ.shape[1:-1],
-        window,
-        geometry.stride,
-        geometry.dilation,
-        geometry.padding,
-        strict=True,
-    )
-
-
-def _correlate(
-    x: jax.Array,
-    w: jax.Array,
-    *,
-    padding: Sequence[tuple[int, int]],
-    dilation: tuple[int, ...],
-    precision: Any,
-    letters: tuple[str, str, str] | None = None,
-    stride: tuple[int, ...] | None = None,
-    spread: tuple[int, ...] | None = None,
-    groups: int = 1,
-    batch_groups: int = 1,
-    out_sharding: Any = None,
-) -> jax.Array:
-    """The one call of lax: (1) for an input first dilated by `spread`, accumulated in float32 at least."""
-    axes = len(dilation)
-    space = _SPACE[axes]
-    letters = letters or (f"N{space}C", f"{space}IO", f"N{space}C")
-    stride, spread = stride or (1,) * axes, spread or (1,) * axes
-    dims = lax.conv_dimension_numbers(x.shape, w.shape, letters)
-    sizes = [(x.shape[axis] - 1) * p + 1 for axis, p in zip(dims.lhs_spec[2:], spread, strict=True)]
-    if any(-min(pair) > size for pair, size in zip(padding, sizes, strict=True)):
-        # A crop beyond the far edge: some backends of XLA then read wrong elements, lax.pad does not.
-        config = [(0, 0, 0)] * x.ndim
-        for axis, (lo, hi), p in zip(dims.lhs_spec[2:], padding, spread, strict=True):
-            config[axis] = (lo, hi, p - 1)
-        x = lax.pad(x, jnp.zeros((), x.dtype), config)
-        padding, spread = ((0, 0),) * axes, (1,) * axes
-    return lax.conv_general_dilated(
-        x,
-        w,
-        window_strides=stride,
-        padding=padding,
-        lhs_dilation=spread,
-        rhs_dilation=dilation,
-        dimension_numbers=dims,
-        feature_group_count=groups,
-        batch_group_count=batch_groups,
-        precision=precision,
-        preferred_element_type=_precision.accumulator(x.dtype),
-        out_sharding=out_sharding,
-    )
 
 
 # --- The rule ---
@@ -195,16 +36,22 @@ def _conv(geometry: Geometry, precision: Any, x: jax.Array, kernel: jax.Array, b
     return apply(geometry, precision, x, kernel, bias)
 
 
+def apply(geometry: Geometry, precision: Any, x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
+    """y, in the dtype of x."""
+    y = _correlation.to_output(geometry, precision, x, kernel, _sharding.joined(x, kernel))
+    return _dense.add_bias(y, bias).astype(x.dtype)
+
+
 def _conv_fwd(geometry: Geometry, precision: Any, x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> Any:
     return apply(geometry, precision, x, kernel, bias), (x, kernel, bias)
 
 
 def _conv_bwd(geometry: Geometry, precision: Any, residuals: Any, ȳ: jax.Array) -> Any:
     x, kernel, bias = residuals
-    x̄ = pull_input(geometry, precision, kernel, ȳ, x)
-    w̄ = pull_kernel(geometry, precision, x, ȳ, kernel)
-    b̄ = None if bias is None else _dense.pull_bias(ȳ).astype(bias.dtype)
-    return x̄, w̄, b̄
+    x̄ = _correlation.to_input(geometry, precision, kernel, ȳ, x.shape[1:-1], _sharding.of(x))
+    w̄ = _correlation.to_kernel(geometry, precision, x, ȳ, kernel.shape[:-2], _sharding.of(kernel))
+    b̄ = None if bias is None else _dense.pull_bias(ȳ)
+    return _precision.cast_like((x̄, w̄, b̄), residuals)
 
 
 _conv.defvjp(_conv_fwd, _conv_bwd)
@@ -267,35 +114,19 @@ def conv(
     Reference:
         V. Dumoulin and F. Visin, A guide to convolution arithmetic for deep learning (2016), sections 2 and 4.
     """
-    x = _checks.array("x", x, complex_ok=True)
-    kernel = _checks.array("kernel", kernel, complex_ok=True)
-    axes = kernel.ndim - 2
-    if not 1 <= axes <= 3:
-        _checks.bad_value("kernel", "3, 4 or 5 axes (*window, c_in // groups, c_out)", f"{kernel.ndim}", kernel=kernel)
-    if 0 in kernel.shape:
-        _checks.bad_value("kernel", "at least one tap and one channel", str(kernel.shape))
-    if x.ndim < axes + 1:
-        expected = f"at least {axes + 1} axes (*batch, *space, c_in) for a kernel with {axes} spatial axes"
-        _checks.bad_value("x", expected, str(x.ndim), x=x, kernel=kernel)
+    x, kernel, bias, axes = operands(x, kernel, bias)
     geometry = _geometry.resolve(x.shape[-axes - 1 : -1], kernel.shape[:axes], stride, padding, dilation, groups)
     g, (per_in, c_out) = geometry.groups, kernel.shape[axes:]
-    _check_groups(g, x.shape[-1], c_out, x=x, kernel=kernel)
+    check_groups(g, x.shape[-1], c_out, x=x, kernel=kernel)
     if x.shape[-1] != per_in * g:
         expected = f"c_in // groups = {x.shape[-1]} // {g} = {x.shape[-1] // g} input channels"
         _checks.bad_value("kernel", expected, str(per_in), x=x, kernel=kernel)
     if bias is not None:
-        bias = _checks.array("bias", bias, complex_ok=True)
         _checks.shape("bias", bias, (c_out,), "(c_out,)", kernel=kernel)
-    for name, value in (("kernel", kernel), ("bias", bias)):
-        if value is not None and jnp.iscomplexobj(value) != jnp.iscomplexobj(x):
-            _checks.bad_type(name, f"real or complex as `x` is, {x.dtype}", str(value.dtype))
     if _checks.boolean("flip", flip):
         kernel = jnp.flip(kernel, range(axes))
-    batch = x.shape[: -axes - 1]
-    if len(batch) != 1:  # one batch axis needs no reshape, which a sharded axis may forbid
-        x = x.reshape(prod(batch), *x.shape[-axes - 1 :])
-    y: jax.Array = _conv(geometry, _checks.precision(precision), *_sharding.together((x, kernel, bias)))
-    return y if len(batch) == 1 else y.reshape(*batch, *y.shape[1:])
+    rule = partial(_conv, geometry, _checks.precision(precision))
+    return over_batch(rule, x, kernel, bias)
 
 
 def conv_init(
@@ -342,14 +173,48 @@ def conv_init(
     taps = _geometry.per_axis("window", window, axes)
     c_in, c_out = _checks.integer("c_in", c_in, at_least=1), _checks.integer("c_out", c_out, at_least=1)
     groups = _checks.integer("groups", groups, at_least=1)
-    _check_groups(groups, c_in, c_out)
+    check_groups(groups, c_in, c_out)
     dtype = _checks.dtype("dtype", dtype)
     per_in = c_in // groups
     kernel = jax.random.normal(key, (*taps, per_in, c_out), dtype) * (prod(taps) * per_in) ** -0.5
     return ConvParams(kernel, jnp.zeros((c_out,), dtype))
 
 
-def _check_groups(groups: int, c_in: int, c_out: int, **arrays: jax.Array) -> None:
+# --- What `conv_transpose` asks too ---
+
+
+def operands(x: Any, kernel: Any, bias: Any) -> tuple[jax.Array, jax.Array, jax.Array | None, int]:
+    """(x, kernel, bias, spatial axes), all of them arrays that can meet."""
+    x = _checks.array("x", x, complex_ok=True)
+    kernel = _checks.array("kernel", kernel, complex_ok=True)
+    axes = kernel.ndim - 2
+    if not 1 <= axes <= 3:
+        _checks.bad_value("kernel", "3, 4 or 5 axes (*window, channels, channels)", f"{kernel.ndim}", kernel=kernel)
+    if 0 in kernel.shape:
+        _checks.bad_value("kernel", "at least one tap and one channel", str(kernel.shape))
+    if x.ndim < axes + 1:
+        expected = f"at least {axes + 1} axes (*batch, *space, c_in) for a kernel with {axes} spatial axes"
+        _checks.bad_value("x", expected, str(x.ndim), x=x, kernel=kernel)
+    if bias is not None:
+        bias = _checks.array("bias", bias, complex_ok=True)
+    for name, value in (("kernel", kernel), ("bias", bias)):
+        if value is not None and jnp.iscomplexobj(value) != jnp.iscomplexobj(x):
+            _checks.bad_type(name, f"real or complex as `x` is, {x.dtype}", str(value.dtype))
+    return x, kernel, bias, axes
+
+
+def check_groups(groups: int, c_in: int, c_out: int, **arrays: jax.Array) -> None:
+    """Both numbers of channels have to fall into that many groups."""
     if c_in % groups or c_out % groups:
         got = f"{groups} for {c_in} and {c_out}"
         _checks.bad_value("groups", "a divisor of both c_in and c_out", got, **arrays)
+
+
+def over_batch(rule: Callable[..., jax.Array], x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
+    """`rule`, which has one batch axis, for any number of them."""
+    axes = kernel.ndim - 2
+    batch = x.shape[: -axes - 1]
+    if len(batch) != 1:  # one batch axis needs no reshape, which a sharded axis may forbid
+        x = x.reshape(prod(batch), *x.shape[-axes - 1 :])
+    y = rule(*_sharding.together((x, kernel, bias)))
+    return y if len(batch) == 1 else y.reshape(*batch, *y.shape[1:])

@@ -8,6 +8,12 @@ the input position
 which is zero outside 0 <= m < I. The window spans d (K - 1) + 1 positions, its *extent*, hence
 
     O = floor((I + lo + hi - extent) / s) + 1.
+
+Read backwards, O outputs come from an input of any of s sizes,
+
+    I = (O - 1) s + extent - lo - hi + extra,        0 <= extra < s,
+
+and a transposed convolution, which makes I positions out of O, has to be told which.
 """
 
 from typing import Any, NamedTuple
@@ -57,12 +63,47 @@ def resolve(
     return Geometry(stride, pads, dilation, groups)
 
 
-def per_axis(name: str, value: Any, axes: int) -> tuple[int, ...]:
-    """One positive integer for all spatial axes, or one for each."""
+def resolve_transposed(
+    outputs: tuple[int, ...],
+    window: tuple[int, ...],
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: Any,
+    output_padding: Any,
+) -> tuple[Geometry, tuple[int, ...]]:
+    """The geometry of the convolution that is transposed, and the size of its input, for `outputs` of it.
+
+    Under "SAME" that is s O, which is what makes O of ceil(I / s).
+    """
+    axes = len(window)
+    stride = per_axis("stride", stride, axes)
+    dilation = per_axis("dilation", dilation, axes)
+    groups = _checks.integer("groups", groups, at_least=1)
+    extra = per_axis("output_padding", output_padding, axes, at_least=0)
+    whole = tuple(s * O for s, O in zip(stride, outputs, strict=True))
+    pads = _padding(padding, whole, window, stride, dilation)
+    if any(e >= s for e, s in zip(extra, stride, strict=True)):
+        _checks.bad_value("output_padding", f"less than the stride, {stride}", str(extra))
+    if isinstance(padding, str) and padding.upper() == "SAME":
+        if any(extra):
+            _checks.bad_value("output_padding", "0 beside padding='SAME', which settles the size", str(extra))
+        return Geometry(stride, pads, dilation, groups), whole
+    space = []
+    for O, K, s, d, (lo, hi), e in zip(outputs, window, stride, dilation, pads, extra, strict=True):
+        size = (O - 1) * s + extent(K, d) - lo - hi + e if O else 0
+        if O and size < 1:
+            _checks.bad_value("padding", "less than the whole output", f"{(lo, hi)} of {size + lo + hi}", x=outputs)
+        space.append(size)
+    return Geometry(stride, pads, dilation, groups), tuple(space)
+
+
+def per_axis(name: str, value: Any, axes: int, at_least: int = 1) -> tuple[int, ...]:
+    """One integer for all spatial axes, or one for each."""
     values = tuple(value) if isinstance(value, tuple | list) else (value,) * axes
     if len(values) != axes:
         _checks.bad_value(name, f"an integer or one for each of the {axes} spatial axes", str(values))
-    return tuple(_checks.integer(name, v, at_least=1) for v in values)
+    return tuple(_checks.integer(name, v, at_least=at_least) for v in values)
 
 
 def _padding(

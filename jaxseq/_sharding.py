@@ -46,9 +46,9 @@ def zeros(shape: tuple[int, ...], x: jax.Array) -> jax.Array:
     return jnp.zeros(shape, x.dtype, out_sharding=sharding)
 
 
-def joined(x: jax.Array, w: jax.Array) -> NamedSharding | None:
-    """The sharding of a linear map's result: that of x, with the last axis as the last of w."""
+def joined(x: jax.Array, w: jax.Array, axis: int = -1) -> NamedSharding | None:
+    """The sharding of a linear map's result: that of x, with the last axis as the last of w, or another of w."""
     sharding = of(x)
     return sharding and NamedSharding(
-        sharding.mesh, PartitionSpec(*sharding.spec[:-1], jax.typeof(w).sharding.spec[-1])
+        sharding.mesh, PartitionSpec(*sharding.spec[:-1], jax.typeof(w).sharding.spec[axis])
     )

@@ -60,11 +60,12 @@ def main(op: str | None, level: str, file: Path | None) -> int:
 def _matrix(reports: Mapping[Variant, Report]) -> Iterator[str]:
     """Ops down, checks across; of its variants each op shows the worst."""
     checks = [c for c in CHECKS if any(r.check == c for report in reports.values() for r in report.results)]
-    yield f"{'':<12}" + "  ".join(checks)
+    width = max(map(len, CASES)) + 2
+    yield " " * width + "  ".join(checks)
     for name in dict.fromkeys(name for name, _ in reports):
         of_op = [report for (other, _), report in reports.items() if other == name]
         cells = [SYMBOLS[Verdict.worst(report.of(check) for report in of_op)] for check in checks]
-        yield f"{name:<12}" + "  ".join(f"{cell:<{len(check)}}" for cell, check in zip(cells, checks, strict=True))
+        yield f"{name:<{width}}" + "  ".join(f"{cell:<{len(check)}}" for cell, check in zip(cells, checks, strict=True))
     yield LEGEND
 
 

@@ -60,6 +60,47 @@ def conv(
     return y.astype(x.dtype)
 
 
+def conv_transpose(
+    x: Inexact[Array, "*batch_and_space c_in"],
+    kernel: Inexact[Array, "*window c_out_per_group c_in"],
+    bias: Inexact[Array, " c_out"] | None = None,
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: str | int | Sequence[tuple[int, int]] = "VALID",
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    output_padding: int | Sequence[int] = 0,
+    precision: Any = None,
+) -> Inexact[Array, "*batch_and_outputs c_out"]:
+    """The twin of `jaxseq.conv_transpose`: for each tap, the input times a matrix, added where the tap falls."""
+    axes = kernel.ndim - 2
+    outputs, window = x.shape[-axes - 1 : -1], kernel.shape[:axes]
+    (per_out, c_in), batch = kernel.shape[axes:], x.shape[: -axes - 1]
+    geometry, space = _geometry.resolve_transposed(outputs, window, stride, padding, dilation, groups, output_padding)
+    common = promote(x, kernel)
+    groups = geometry.groups
+    seen = x.astype(common).reshape(*batch, *outputs, groups, c_in // groups)
+
+    whole = [
+        s * (O - 1) + _geometry.extent(K, d)
+        for O, K, s, d in zip(outputs, window, geometry.stride, geometry.dilation, strict=True)
+    ]
+    y = jnp.zeros((*batch, *whole, per_out * groups), accumulator(common))
+    for tap in product(*map(range, window)):
+        places = [
+            slice(d * k, d * k + s * O, s)  # y[s n + d k], n = 0 .. O - 1
+            for k, s, d, O in zip(tap, geometry.stride, geometry.dilation, outputs, strict=True)
+        ]
+        weight = kernel[tap].astype(common).reshape(per_out, groups, c_in // groups)
+        term = jnp.einsum("...go,igo->...gi", seen, weight, precision=precision, preferred_element_type=y.dtype)
+        y = y.at[(..., *places, slice(None))].add(term.reshape(*batch, *outputs, per_out * groups))
+    crop = [(-lo, size + lo - L, 0) for (lo, _), size, L in zip(geometry.padding, space, whole, strict=True)]
+    y = lax.pad(y, jnp.zeros((), y.dtype), [(0, 0, 0)] * len(batch) + crop + [(0, 0, 0)])
+    if bias is not None:
+        y = y + jnp.broadcast_to(bias.astype(y.dtype), y.shape)
+    return y.astype(x.dtype)
+
+
 def rnn(
     params: RNNParams,
     carry: Float[Array, "*batch H"] | None,

@@ -10,6 +10,7 @@ import jaxseq
 
 F = jnp.float32
 X, W, B = jnp.ones((2, 9, 4), F), jnp.ones((3, 2, 6), F), jnp.ones(6, F)  # two groups
+WT = jnp.ones((3, 2, 4), F)
 PARAMS = {
     "rnn": jaxseq.RNNParams(jnp.ones((3, 5), F), jnp.ones((5, 5), F), jnp.ones(5, F)),
     "gru": jaxseq.GRUParams(jnp.ones((3, 15), F), jnp.ones((5, 15), F), jnp.ones(15, F), jnp.ones(15, F)),
@@ -18,6 +19,10 @@ PARAMS = {
 H = jnp.ones((2, 5), F)
 STATE = jaxseq.LSTMState(H, H)
 XS = jnp.ones((7, 2, 3), F)
+
+
+def conv_transpose(x=X, kernel=WT, bias=None, **options):
+    return lambda: jaxseq.conv_transpose(x, kernel, bias, **{"groups": 2, **options})
 
 
 def conv(x=X, kernel=W, bias=B, **options):
@@ -127,6 +132,39 @@ MISTAKES = {
     "zero groups": (conv(groups=0), ValueError, r"`groups`: expected an integer >= 1, got 0"),
     "flip as a number": (conv(flip=1), TypeError, r"`flip`: expected True or False, .* got int 1"),
     "precision": (conv(precision="exact"), ValueError, r"`precision`: expected what jax.lax takes, .* got str 'exact'"),
+    # --- conv_transpose ---
+    "transposed: channels": (
+        conv_transpose(x=X[..., :2]),
+        ValueError,
+        r"`kernel`: expected c_in = 2 channels on its last axis, got 4",
+    ),
+    "transposed: groups": (
+        conv_transpose(groups=3),
+        ValueError,
+        r"`groups`: expected a divisor of both c_in and c_out",
+    ),
+    "transposed: bias": (conv_transpose(bias=B), ValueError, r"`bias`: expected shape \(4,\) = \(c_out,\), got \(6,\)"),
+    "transposed: output padding of a stride": (
+        conv_transpose(stride=2, output_padding=2),
+        ValueError,
+        r"`output_padding`: expected less than the stride, \(2,\), got \(2,\)",
+    ),
+    "transposed: negative output padding": (
+        conv_transpose(output_padding=-1),
+        ValueError,
+        r"`output_padding`: expected an integer >= 0, got -1",
+    ),
+    "transposed: output padding beside SAME": (
+        conv_transpose(stride=2, padding="SAME", output_padding=1),
+        ValueError,
+        r"`output_padding`: expected 0 beside padding='SAME', which settles the size, got \(1,\)",
+    ),
+    "transposed: all of it cropped": (
+        conv_transpose(padding=6),
+        ValueError,
+        r"`padding`: expected less than the whole output, got \(6, 6\) of 11",
+    ),
+    "transposed: rank": (conv_transpose(kernel=W[0]), ValueError, r"`kernel`: expected 3, 4 or 5 axes .*, got 2"),
     # --- conv_init ---
     "init of 4 axes": (
         lambda: jaxseq.conv_init(jax.random.key(0), (1, 1, 1, 1), 2, 2),

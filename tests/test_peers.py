@@ -61,6 +61,25 @@ def test_recurrence_equals_torch(name, ours, kind, theirs, key):
 @pytest.mark.parametrize(
     ("axes", "options", "theirs"),
     [
+        (1, {"stride": 2, "padding": 3, "output_padding": 1}, {"stride": 2, "padding": 3, "output_padding": 1}),
+        (
+            2,
+            {"dilation": (2, 1), "groups": 2, "padding": ((1, 1), (2, 2)), "stride": (1, 3)},
+            {"dilation": (2, 1), "groups": 2, "padding": (1, 2), "stride": (1, 3)},
+        ),
+        (3, {"groups": 4, "stride": (1, 2, 3)}, {"groups": 4, "stride": (1, 2, 3)}),
+    ],
+    ids=["1d", "2d", "3d"],
+)
+def test_transposed_convolution_equals_torch(axes, options, theirs, key):
+    groups = options.get("groups", 1)
+    shapes = (2, *(9, 8, 7)[:axes], 4), (*(3, 2, 4)[:axes], 8 // groups, 4), (8,)
+    convolution_equals_torch("conv_transpose", f"conv_transpose{axes}d", shapes, options, theirs, key)
+
+
+@pytest.mark.parametrize(
+    ("axes", "options", "theirs"),
+    [
         (1, {"stride": 2, "padding": 3}, {"stride": 2, "padding": 3}),
         (
             2,
@@ -74,12 +93,17 @@ def test_recurrence_equals_torch(name, ours, kind, theirs, key):
 def test_convolution_equals_torch(axes, options, theirs, key):
     groups = options.get("groups", 1)
     shapes = (2, *(9, 8, 7)[:axes], 4), (*(3, 2, 4)[:axes], 4 // groups, 8), (8,)
+    convolution_equals_torch("conv", f"conv{axes}d", shapes, options, theirs, key)
+
+
+def convolution_equals_torch(name, its_name, shapes, options, theirs, key):
+    """Both have output or input channels first on the kernel, and space last."""
     args = tuple(jax.random.normal(jax.random.fold_in(key, i), s) for i, s in enumerate(shapes))
-    f = partial(CASES["conv"].op, **options)
+    f = partial(CASES[name].op, **options)
     y, vjp = jax.vjp(f, *args)
     ȳ = cotangents_for(f, args, key)
     x, w, b = tensors(*args)
-    out = getattr(torch.nn.functional, f"conv{axes}d")(x.movedim(-1, 1), w.movedim((-1, -2), (0, 1)), b, **theirs)
+    out = getattr(torch.nn.functional, its_name)(x.movedim(-1, 1), w.movedim((-1, -2), (0, 1)), b, **theirs)
     out = out.movedim(1, -1)
     (out * torch.tensor(np.asarray(ȳ))).sum().backward()
     assert_close(y, jnp.asarray(out.detach().numpy()))

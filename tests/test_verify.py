@@ -28,7 +28,10 @@ def test_what_passes_is_one_row_and_status_zero(capsys, tmp_path):
     path = tmp_path / "verify.json"
     assert __main__.main(["verify", "--op", "sine", "--json", str(path)]) == 0
     header, row, legend, _, verdict = capsys.readouterr().out.splitlines()
-    assert header == " " * 12 + "contract  primal  engagement  value  elements  linearity  determinism  power"
+    assert (
+        header
+        == " " * len("tangent  ") + "contract  primal  engagement  value  elements  linearity  determinism  power"
+    )
     assert row.split() == ["sine", "ok", "ok", "-", "ok", "ok", "ok", "ok", "ok"]
     assert header.index("value") == row.index("ok", header.index("value"))
     assert legend.startswith("ok passed")
@@ -52,7 +55,7 @@ def test_what_fails_is_told_in_full_and_status_one(capsys):
     [
         (
             ["verify", "--op", "lstn"],
-            "--op: expected one of conv, rnn, rnn_cell, gru, gru_cell, lstm, lstm_cell, got lstn",
+            "--op: expected one of conv, conv_transpose, rnn, rnn_cell, gru, gru_cell, lstm, lstm_cell, got lstn",
         ),
         (["verify", "--level", "deep"], "invalid choice: 'deep'"),
         (["verify", "--json", "no/such/folder/x.json"], "--json: no folder no/such/folder"),

@@ -1,0 +1,131 @@
+"""Transposed convolution: the pullback of a convolution to its input, as a function of its own.
+
+Of the trilinear form of `_correlation.py` it is the second contraction, x in the place of ȳ and y in that of x̄,
+
+    y = to_input(w, x) + b
+
+and what pulls it back are the other two:
+
+    x̄ = to_output(ȳ, w)        w̄ = to_kernel(ȳ, x)        b̄[i] = sum_{b, m} ȳ[b, m, i]
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+from jaxtyping import Array, Inexact
+
+from jaxseq import _checks, _conv, _correlation, _dense, _geometry, _precision, _sharding
+from jaxseq._geometry import Geometry
+from jaxseq._op import op
+
+# --- The rule: x (N, *O, C_in), kernel (*K, C_out/g, C_in), y (N, *I, C_out) with I = space ---
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _conv_transpose(
+    geometry: Geometry,
+    space: tuple[int, ...],
+    precision: Any,
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None,
+) -> jax.Array:
+    return apply(geometry, space, precision, x, kernel, bias)
+
+
+def apply(
+    geometry: Geometry,
+    space: tuple[int, ...],
+    precision: Any,
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None,
+) -> jax.Array:
+    """y, in the dtype of x."""
+    y = _correlation.to_input(geometry, precision, kernel, x, space, _sharding.joined(x, kernel, axis=-2))
+    return _dense.add_bias(y, bias).astype(x.dtype)
+
+
+def _fwd(geometry: Geometry, space: tuple[int, ...], precision: Any, *operands: Any) -> Any:
+    return apply(geometry, space, precision, *operands), operands
+
+
+def _bwd(geometry: Geometry, space: tuple[int, ...], precision: Any, operands: Any, ȳ: jax.Array) -> Any:
+    x, kernel, bias = operands
+    x̄ = _correlation.to_output(geometry, precision, ȳ, kernel, _sharding.of(x))
+    w̄ = _correlation.to_kernel(geometry, precision, ȳ, x, kernel.shape[:-2], _sharding.of(kernel))
+    b̄ = None if bias is None else _dense.pull_bias(ȳ)
+    return _precision.cast_like((x̄, w̄, b̄), operands)
+
+
+_conv_transpose.defvjp(_fwd, _bwd)
+
+
+# --- Public ---
+
+
+@op
+def conv_transpose(
+    x: Inexact[Array, "*batch_and_space c_in"],
+    kernel: Inexact[Array, "*window c_out_per_group c_in"],
+    bias: Inexact[Array, " c_out"] | None = None,
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: str | int | Sequence[tuple[int, int]] = "VALID",
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    output_padding: int | Sequence[int] = 0,
+    precision: Any = None,
+) -> Inexact[Array, "*batch_and_outputs c_out"]:
+    r"""Transposed convolution over 1, 2 or 3 spatial axes, channels last, with a hand-derived gradient.
+
+    $$y[b, m, i] = \sum_{n, k, o\,:\, s n + d k - lo = m} x[b, n, o]\; w[k, i, o] + \beta[i]$$
+
+    It is the transpose of `conv` with the **same kernel array** and the same options: with $C = $ `conv(·, kernel)`
+    from size $I$ to $O$ and $C^T$ this function, $\langle x, C(u) \rangle = \langle C^T(x), u \rangle$ for all $u$.
+    Along each axis $O$ positions become $I = (O - 1) s + d (K - 1) + 1 - lo - hi$ and `output_padding`.
+
+    Args:
+        x: input `(*batch, *space, c_in)`: any number of batch axes, also none.
+        kernel: `(*window, c_out // groups, c_in)`: that of a convolution of c_out channels to c_in.
+        bias: `(c_out,)`, or None.
+        stride: step between the places of neighbouring inputs, one integer or one for each spatial axis.
+        padding: that of the convolution, so it crops: `"VALID"` (nothing), `"SAME"` (s O outputs), `"CAUSAL"` (1-D),
+            one integer for all sides, or a pair (lo, hi) for each spatial axis. Negative amounts add zeros.
+        dilation: distance between taps, one integer or one for each spatial axis.
+        groups: channel groups, as in `conv`.
+        output_padding: more outputs at the end, less than `stride`: which of the $s$ sizes that `conv` takes to $O$.
+        precision: as in `jax.lax.conv_general_dilated`.
+
+    Returns:
+        `(*batch, *outputs, c_out)` in the dtype of `x`; products accumulate in float32 at least.
+
+    Raises:
+        TypeError: `x`, `kernel` or `bias` is no float (or complex) array, or an option is of the wrong kind.
+        ValueError: a rank, channel number, padding word or other option that does not fit; padding that leaves no
+            output.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxseq
+        >>> x = jnp.array([1.0, 0.0, 2.0])[:, None]  # no batch axis, 3 positions, 1 channel
+        >>> kernel = jnp.array([1.0, 2.0, 3.0])[:, None, None]
+        >>> jaxseq.conv_transpose(x, kernel, stride=2)[:, 0]
+        Array([1., 2., 3., 0., 2., 4., 6.], dtype=float32)
+
+    Reference:
+        V. Dumoulin and F. Visin, A guide to convolution arithmetic for deep learning (2016), section 4.
+    """
+    x, kernel, bias, axes = _conv.operands(x, kernel, bias)
+    window, (per_out, c_in) = kernel.shape[:axes], kernel.shape[axes:]
+    outputs = x.shape[-axes - 1 : -1]
+    geometry, space = _geometry.resolve_transposed(outputs, window, stride, padding, dilation, groups, output_padding)
+    c_out = per_out * geometry.groups
+    _conv.check_groups(geometry.groups, x.shape[-1], c_out, x=x, kernel=kernel)
+    if x.shape[-1] != c_in:
+        _checks.bad_value("kernel", f"c_in = {x.shape[-1]} channels on its last axis", str(c_in), x=x, kernel=kernel)
+    if bias is not None:
+        _checks.shape("bias", bias, (c_out,), "(c_out,)", kernel=kernel)
+    rule = partial(_conv_transpose, geometry, space, _checks.precision(precision))
+    return _conv.over_batch(rule, x, kernel, bias)

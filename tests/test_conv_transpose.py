@@ -1,0 +1,114 @@
+"""conv_transpose against its definition: the transpose of conv, loops over indices, numbers worked by hand."""
+
+from functools import partial
+from itertools import product
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import assert_close, inner, pullback
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import jaxseq
+
+
+def operands(key, x_shape, kernel_shape):
+    return (jax.random.normal(jax.random.fold_in(key, n), shape) for n, shape in enumerate((x_shape, kernel_shape)))
+
+
+@pytest.mark.parametrize(
+    ("size", "window", "channels", "options"),
+    [
+        ((9,), (3,), (4, 6), {"stride": 2, "padding": ((1, 0),)}),
+        ((10,), (4,), (4, 6), {"stride": 3, "dilation": 2, "padding": "SAME", "groups": 2}),
+        ((11,), (2,), (4, 6), {"stride": 5, "padding": "CAUSAL", "dilation": 3}),
+        ((9,), (5,), (3, 3), {"padding": ((-2, -1),), "groups": 3}),
+        ((7,), (1,), (4, 6), {}),
+        ((8, 9), (3, 2), (4, 6), {"stride": (2, 3), "dilation": (1, 2), "padding": ((1, 2), (0, -1)), "groups": 2}),
+        ((5, 6, 4), (2, 3, 1), (2, 4), {"stride": (2, 1, 3), "padding": 1}),
+    ],
+)
+def test_is_the_transpose_of_conv(size, window, channels, options, key):
+    """<x, C(u)> = <Cᵀ(x), u>, and Cᵀ(x) is what conv's own pullback gives, with the same kernel array."""
+    c_in, c_out = channels
+    u, w = operands(key, (2, *size, c_in), (*window, c_in // options.get("groups", 1), c_out))
+    y = jaxseq.conv(u, w, **options)
+    x = jax.random.normal(jax.random.fold_in(key, 7), y.shape)
+    same = options.get("padding") == "SAME"
+    smallest = jaxseq.conv_transpose(x, w, **options).shape[1:-1]
+    extra = (0,) * len(size) if same else tuple(I - i for I, i in zip(size, smallest, strict=True))
+    x̄ = jaxseq.conv_transpose(x, w, output_padding=extra, **options)
+    if same:  # s O outputs, where u has fewer
+        u = jnp.pad(u, ((0, 0), *((0, I - i) for I, i in zip(smallest, size, strict=True)), (0, 0)))
+        np.testing.assert_allclose(inner(x, jaxseq.conv(u, w, **options)), inner(x̄, u), rtol=1e-12)
+    else:
+        np.testing.assert_allclose(inner(x, y), inner(x̄, u), rtol=1e-12)
+        _, (pulled,) = pullback(lambda u: jaxseq.conv(u, w, **options))((u,), x)
+        assert_close(x̄, pulled, relative=1e-14)
+
+
+def loops(x, w, stride, padding, dilation, groups, extra):
+    """y[s n + d k - lo, i] += x[n, o] w[k, i, o], along one axis."""
+    (O, c_in), (K, per_out, _) = x.shape, w.shape
+    lo, hi = padding
+    size = (O - 1) * stride + dilation * (K - 1) + 1 - lo - hi + extra
+    y = np.zeros((size, per_out * groups))
+    for n, k, o, i in product(range(O), range(K), range(c_in), range(per_out)):
+        m, group = stride * n + dilation * k - lo, o // (c_in // groups)
+        if 0 <= m < size:
+            y[m, group * per_out + i] += x[n, o] * w[k, i, o]
+    return y
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    size=st.integers(1, 6),
+    window=st.integers(1, 4),
+    stride=st.integers(1, 4),
+    padding=st.tuples(st.integers(-3, 4), st.integers(-3, 4)),
+    dilation=st.integers(1, 3),
+    groups=st.integers(1, 2),
+    extra=st.integers(0, 3),
+)
+def test_equals_loops_at_any_geometry(size, window, stride, padding, dilation, groups, extra):
+    extra %= stride
+    x, w = operands(jax.random.key(0), (size, 2 * groups), (window, 3, 2 * groups))
+    run = partial(
+        jaxseq.conv_transpose, stride=stride, padding=(padding,), dilation=dilation, groups=groups, output_padding=extra
+    )
+    if (size - 1) * stride + dilation * (window - 1) + 1 - sum(padding) + extra < 1:
+        with pytest.raises(ValueError, match="`padding`: expected less than the whole output"):
+            run(x, w)
+    else:
+        assert_close(run(x, w), jnp.asarray(loops(*map(np.asarray, (x, w)), stride, padding, dilation, groups, extra)))
+
+
+def test_by_hand():
+    """[1, 2] spread by 3 with [1, 10] at each: 1 10 0 2 20, cropped by one at the start, one more at the end."""
+    x, w = jnp.array([1.0, 2.0])[:, None], jnp.array([1.0, 10.0])[:, None, None]
+    y = jaxseq.conv_transpose(x, w, jnp.array([0.5]), stride=3, padding=((1, 0),), output_padding=1)
+    assert y[:, 0].tolist() == [10.5, 0.5, 2.5, 20.5, 0.5]
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3, 5])
+@pytest.mark.parametrize("window", [1, 2, 4])
+def test_same_multiplies_the_size(stride, window, key):
+    """Also where the window is smaller than the stride and leaves gaps."""
+    x, w = operands(key, (2, 3, 4), (window, 5, 4))
+    y = jaxseq.conv_transpose(x, w, stride=stride, padding="SAME")
+    assert y.shape == (2, 3 * stride, 5)
+    assert jaxseq.conv(y, w, stride=stride, padding="SAME").shape == x.shape
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 4), (2, 0, 4)])
+def test_of_nothing(shape, key):
+    x, w = operands(key, shape, (3, 6, 4))
+    size = 11 if shape[1] else 0
+    cotangent = jnp.ones((shape[0], size, 6))
+    y, (x̄, w̄, b̄) = pullback(partial(jaxseq.conv_transpose, stride=2))((x, w, jnp.arange(6.0)), cotangent)
+    assert y.shape == cotangent.shape
+    assert x̄.shape == x.shape
+    assert not w̄.any()
+    assert not b̄.any()

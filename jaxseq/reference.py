@@ -82,7 +82,7 @@ def conv_transpose(
     seen = x.astype(common).reshape(*batch, *outputs, groups, c_in // groups)
 
     whole = [
-        s * (O - 1) + _geometry.extent(K, d)
+        max(0, s * (O - 1) + _geometry.extent(K, d))
         for O, K, s, d in zip(outputs, window, geometry.stride, geometry.dilation, strict=True)
     ]
     y = jnp.zeros((*batch, *whole, per_out * groups), accumulator(common))

@@ -54,6 +54,13 @@ def test_convolution_of_an_empty_signal(label, key):
     assert not w̄.any()
 
 
+@pytest.mark.parametrize("label", ["strided same", "gaps, dilated causal", "2d grouped, dilated"])
+def test_transposed_convolution_of_an_empty_signal(label, key):
+    y, (x̄, w̄, *_) = compare("conv_transpose", label, key, length=0)
+    assert y.shape[1] == x̄.shape[1] == 0
+    assert not w̄.any()
+
+
 @pytest.mark.parametrize("label", ["strided same", "2d grouped, dilated"])
 def test_convolution_of_two_batch_axes(label, key):
     compare("conv", label, key, batch=(2, 3), length=8)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import harness, lstm
+from benchmarks import conv, harness, lstm
 from benchmarks.harness import Candidate, Problem, measure
 
 X = np.linspace(-1, 2, 12, dtype=np.float32).reshape(3, 4)
@@ -145,6 +145,21 @@ def test_the_first_table(written):
         assert table["rounds"] == 2
         assert all(set(row) == FIGURES for row in table["rows"])
         assert all(row["apart"] < 1e-5 for row in table["rows"])
+
+
+@pytest.mark.parametrize("name", ["depthwise 1-D, dilated", "groups of 8, 2-D", "transposed 3-D"])
+def test_every_library_computes_the_same_convolution(name, monkeypatch):
+    pytest.importorskip("torch", reason="needs torch, to compare with")
+    pytest.importorskip("flax", reason="needs Flax, to compare with")
+    assert len({shape.name for shape in conv.SHAPES}) == len(conv.SHAPES) >= 16
+    monkeypatch.setattr(conv, "SHAPES", [shape for shape in conv.SHAPES if shape.name == name])
+    with jax.numpy_rank_promotion("allow"):  # as Flax adds its bias
+        found = list(conv.problems(quick=True))
+        assert [problem.title.partition(", ")[0] for problem in found] == ["forward", "forward + gradient"]
+        for problem in found:
+            rows = measure(problem, 2)
+            assert [row["name"] for row in rows] == ["hand", "lax", "flax", "torch"]
+            assert all(row["apart"] < 1e-5 for row in rows)
 
 
 def test_without_flax_its_rows_say_so(written, monkeypatch):

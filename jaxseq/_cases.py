@@ -120,11 +120,14 @@ def _conv_variants(transposed: bool) -> dict[str, Variant]:
         "dilated causal": variant((3, 4, 6), dilation=2, padding="CAUSAL", bias=False),
         "flipped, grouped": variant((2, 2, 6), groups=2, flip=True, padding=3),
         "cropped": variant((2, 4, 3), padding=((-2, 1),), stride=3),
-        "depthwise": variant((4, 1, 6), groups=3, padding=((3, 0),)),
+        "depthwise": variant((4, 1, 3), groups=3, padding=((3, -1),), dilation=2, stride=2),
+        "depthwise, two outputs a channel": variant((4, 1, 6), groups=3, padding=((3, 0),)),
+        "depthwise, long": variant((33, 1, 3), groups=3, padding="CAUSAL", bias=False),
         "2d": variant((3, 2, 4, 6), padding="SAME", stride=(1, 2)),
         "2d grouped, dilated": variant(
             (2, 3, 2, 9), groups=3, dilation=(3, 1), padding=((1, 2), (-1, 3)), stride=(2, 1)
         ),
+        "2d depthwise": variant((2, 3, 1, 4), groups=4, padding="SAME", stride=(1, 2), dilation=(2, 1)),
         "3d": variant((2, 3, 1, 3, 4), stride=(2, 1, 3), dilation=(1, 2, 1), padding=1),
     }
 

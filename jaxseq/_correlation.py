@@ -32,22 +32,36 @@ Groups. With g groups, channel i = (γ, i') and o = (γ, o'), γ the group: (1) 
 The kernel is stored w[k, i', (γ, o')]; (2) needs w[k, o', (γ, i')], an exchange of i' and o' within each
 group; (3) contracts x and ȳ group by group.
 
+Depthwise. With one input and one output channel in each group there is no sum over channels left, and all
+three are sums of shifted products, one term a tap:
+
+    y[b, n, c] = sum_k  x[b, s n + d k - lo, c]  w[k, c]
+    w̄[k, c] = sum_{b, n}  x[b, s n + d k - lo, c]  ȳ[b, n, c]
+
+and (2) likewise from ỹ. The compiler makes one pass over the arrays of it, where XLA's convolution on CPU treats
+each group as a convolution of its own: (8, 1024, 256) with 4 taps takes 2, 2 and 6 ms against 90, 90 and 31 ms.
+The terms are written out, so there is a limit to their number.
+
 `conv` computes (1) and pulls back by (2) and (3); `conv_transpose` computes (2) and pulls back by (1) and (3).
 All three come in the accumulator's dtype.
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import product
+from math import prod
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxseq import _precision
+from jaxseq import _geometry, _precision, _sharding
 from jaxseq._geometry import Geometry
 
 # The letters of lax's dimension numbers for 0 (unused), 1, 2 and 3 spatial axes.
 _SPACE = ("", "W", "HW", "DHW")
+# The most taps of a depthwise window that are written out one by one.
+TAPS = 32
 
 
 # x (N, *I, C_in), kernel (*K, C_in/g, C_out), y (N, *O, C_out)
@@ -56,6 +70,14 @@ _SPACE = ("", "W", "HW", "DHW")
 def to_output(geometry: Geometry, precision: Any, x: jax.Array, kernel: jax.Array, sharding: Any) -> jax.Array:
     """y of (1), laid out over devices as `sharding` says."""
     common = _precision.promote(x, kernel)
+    window = kernel.shape[:-2]
+    if _is_depthwise(geometry, x.shape[-1], kernel.shape[-1], window):
+        outputs = tuple(
+            map(_geometry.output_size, x.shape[1:-1], window, geometry.stride, geometry.padding, geometry.dilation)
+        )
+        pads = [(lo, hi, 0) for lo, hi in geometry.padding]
+        seen = _seen(x, window, outputs, pads, geometry.stride, geometry.dilation)
+        return _sharding.laid_out(_shifted(seen, kernel), sharding)
     return _correlate(
         x.astype(common),
         kernel.astype(common),
@@ -82,6 +104,10 @@ def to_input(
         lo_ = d * (K - 1) - lo
         padding.append((lo_, I + d * (K - 1) - ((O - 1) * s + 1) - lo_))
     w = jnp.flip(kernel, range(axes))  # (*K, I', g O')
+    if _is_depthwise(geometry, kernel.shape[-2] * g, kernel.shape[-1], kernel.shape[:axes]):
+        pads = [(lo, hi, s - 1) for (lo, hi), s in zip(padding, geometry.stride, strict=True)]
+        seen = _seen(ȳ, kernel.shape[:axes], space, pads, (1,) * axes, geometry.dilation)
+        return _sharding.laid_out(_shifted(seen, w), sharding)
     w = w.reshape(*w.shape[:-1], g, -1).swapaxes(-3, -1)  # (*K, O', g, I')
     w = w.reshape(*w.shape[:-2], -1)  # (*K, O', g I')
     return _correlate(
@@ -104,6 +130,12 @@ def to_kernel(
     if ȳ.size == 0:
         shape = (*window, x.shape[-1] // geometry.groups, ȳ.shape[-1])
         return jnp.zeros(shape, _precision.accumulator(common), out_sharding=sharding)
+    if _is_depthwise(geometry, x.shape[-1], ȳ.shape[-1], window):
+        pads = [(lo, hi, 0) for lo, hi in geometry.padding]
+        seen = _seen(x, window, ȳ.shape[1:-1], pads, geometry.stride, geometry.dilation)
+        wide, over = _precision.accumulator(common), tuple(range(ȳ.ndim - 1))
+        terms = [jnp.sum(part.astype(wide) * ȳ.astype(wide), over) for _, part in seen]
+        return _sharding.laid_out(jnp.stack(terms).reshape(*window, 1, ȳ.shape[-1]), sharding)
     padding = []
     for I, O, K, s, d, (lo, _) in _per_axis(geometry, x.shape[1:-1], ȳ, window):
         padding.append((lo, d * (K - 1) + s * (O - 1) + 1 - I - lo))
@@ -125,6 +157,44 @@ def to_kernel(
 def _per_axis(geometry: Geometry, space: tuple[int, ...], ȳ: jax.Array, window: tuple[int, ...]) -> Iterator[Any]:
     """(I, O, K, s, d, (lo, hi)) of each spatial axis."""
     return zip(space, ȳ.shape[1:-1], window, geometry.stride, geometry.dilation, geometry.padding, strict=True)
+
+
+# --- Depthwise: shifted products ---
+
+
+def _is_depthwise(geometry: Geometry, c_in: int, c_out: int, window: tuple[int, ...]) -> bool:
+    return geometry.groups == c_in == c_out and prod(window) <= TAPS
+
+
+def _seen(
+    x: jax.Array,
+    window: tuple[int, ...],
+    outputs: tuple[int, ...],
+    pads: Sequence[tuple[int, int, int]],
+    stride: tuple[int, ...],
+    dilation: tuple[int, ...],
+) -> Iterator[tuple[tuple[int, ...], jax.Array]]:
+    """For each tap k, the x[s n + d k] that the outputs see through it, x padded."""
+    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
+    for tap in product(*map(range, window)):
+        places = [
+            slice(d * k, d * k + s * (O - 1) + 1, s) for k, O, s, d in zip(tap, outputs, stride, dilation, strict=True)
+        ]
+        yield tap, x[(slice(None), *places)]
+
+
+def _shifted(seen: Iterator[tuple[tuple[int, ...], jax.Array]], kernel: jax.Array) -> jax.Array:
+    """The sum over k of what is seen through it times w[k]."""
+    total: Any = None
+    for tap, part in seen:
+        wide = _precision.accumulator(_precision.promote(part, kernel))
+        w = jnp.expand_dims(kernel[(*tap, 0)], range(part.ndim - 1))
+        term = part.astype(wide) * w.astype(wide)
+        total = term if total is None else total + term
+    return total
+
+
+# --- All others: lax ---
 
 
 def _correlate(

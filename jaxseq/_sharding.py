@@ -52,3 +52,8 @@ def joined(x: jax.Array, w: jax.Array, axis: int = -1) -> NamedSharding | None:
     return sharding and NamedSharding(
         sharding.mesh, PartitionSpec(*sharding.spec[:-1], jax.typeof(w).sharding.spec[axis])
     )
+
+
+def laid_out(x: jax.Array, sharding: NamedSharding | None) -> jax.Array:
+    """x with that sharding, where a mesh is explicit."""
+    return x if sharding is None else jax.sharding.reshard(x, sharding)

@@ -1,17 +1,18 @@
 """Convolution against scipy, against loops over indices, and its geometry against the formula."""
 
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.signal
-from helpers import assert_close, pullback
+from helpers import assert_close, pullback, subjaxprs
 from hypothesis import assume, given, settings, strategies
 
 import jaxseq
-from jaxseq import _geometry
+from jaxseq import _correlation, _geometry
 
 MODES = {"valid": "VALID", "same": 1, "full": 2}  # the window has 3 taps an axis
 
@@ -166,6 +167,20 @@ def test_pullbacks_are_transposes(key):
     x̄, w̄ = vjp(ȳ)
     np.testing.assert_allclose(jnp.vdot(x̄, x), jnp.vdot(ȳ, y), rtol=1e-12)
     np.testing.assert_allclose(jnp.vdot(w̄, w), jnp.vdot(ȳ, y), rtol=1e-12)
+
+
+@pytest.mark.parametrize("taps", [_correlation.TAPS, _correlation.TAPS + 1])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_depthwise_on_both_sides_of_the_limit(taps, transposed, key):
+    """Up to it lax has no part in it, beyond it has; the numbers are those of the twin."""
+    x, w, ȳ = (
+        jax.random.normal(jax.random.fold_in(key, n), s) for n, s in enumerate([(2, 40, 3), (taps, 1, 3), (2, 40, 3)])
+    )
+    name, options = "conv_transpose" if transposed else "conv", {"groups": 3, "padding": "SAME"}
+    ours, twin = (pullback(partial(getattr(module, name), **options)) for module in (jaxseq, jaxseq.reference))
+    primitives = {e.primitive.name for e in subjaxprs(jax.make_jaxpr(ours)((x, w), ȳ).jaxpr)}
+    assert ("conv_general_dilated" in primitives) == (taps > _correlation.TAPS)
+    assert_close(ours((x, w), ȳ), twin((x, w), ȳ), relative=1e-13)
 
 
 @pytest.mark.parametrize("window", [3, (3,), (2, 3), (2, 1, 3)])

@@ -72,9 +72,7 @@ def to_output(geometry: Geometry, precision: Any, x: jax.Array, kernel: jax.Arra
     common = _precision.promote(x, kernel)
     window = kernel.shape[:-2]
     if _is_depthwise(geometry, x.shape[-1], kernel.shape[-1], window):
-        outputs = tuple(
-            map(_geometry.output_size, x.shape[1:-1], window, geometry.stride, geometry.padding, geometry.dilation)
-        )
+        outputs = _geometry.output_sizes(geometry, x.shape[1:-1], window)
         pads = [(lo, hi, 0) for lo, hi in geometry.padding]
         seen = _seen(x, window, outputs, pads, geometry.stride, geometry.dilation)
         return _sharding.laid_out(_shifted(seen, kernel), sharding)
@@ -178,7 +176,8 @@ def _seen(
     x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
     for tap in product(*map(range, window)):
         places = [
-            slice(d * k, d * k + s * (O - 1) + 1, s) for k, O, s, d in zip(tap, outputs, stride, dilation, strict=True)
+            slice(d * k, d * k + s * O, s)  # x[s n + d k], n = 0 .. O - 1
+            for k, O, s, d in zip(tap, outputs, stride, dilation, strict=True)
         ]
         yield tap, x[(slice(None), *places)]
 

@@ -42,6 +42,11 @@ def output_size(size: int, window: int, stride: int, padding: tuple[int, int], d
     return max(0, (size + sum(padding) - extent(window, dilation)) // stride + 1)
 
 
+def output_sizes(geometry: Geometry, space: tuple[int, ...], window: tuple[int, ...]) -> tuple[int, ...]:
+    """O for each spatial axis."""
+    return tuple(map(output_size, space, window, geometry.stride, geometry.padding, geometry.dilation))
+
+
 def resolve(
     space: tuple[int, ...], window: tuple[int, ...], stride: Any, padding: Any, dilation: Any, groups: Any
 ) -> Geometry:

@@ -43,7 +43,7 @@ def conv(
     common = promote(x, kernel)
     pads = [(0, 0, 0)] * len(batch) + [(lo, hi, 0) for lo, hi in geometry.padding] + [(0, 0, 0)]
     padded = lax.pad(x.astype(common), jnp.zeros((), common), pads)
-    outputs = tuple(map(_geometry.output_size, space, window, geometry.stride, geometry.padding, geometry.dilation))
+    outputs = _geometry.output_sizes(geometry, space, window)
 
     y = jnp.zeros((*batch, *outputs, c_out), accumulator(common))
     for tap in product(*map(range, window)):

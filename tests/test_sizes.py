@@ -1,9 +1,13 @@
 """Any number of batch axes, windows of any length, and nothing at all."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import pytest
 from helpers import OPS, arguments, assert_close, bound, cotangents_for, pullback
+
+import jaxseq
 
 # (batch, length)
 CORNERS = {
@@ -52,6 +56,16 @@ def test_convolution_of_an_empty_signal(label, key):
     y, (x̄, w̄, *_) = compare("conv", label, key, length=0)
     assert y.shape[1] == x̄.shape[1] == 0
     assert not w̄.any()
+
+
+def test_an_empty_signal_whose_padding_is_shorter_than_the_window():
+    """No output at all: what a stride beyond one leaves of the padding is none either."""
+    x, w = jnp.ones((2, 0, 3)), jnp.ones((6, 1, 3))
+    for f in (jaxseq.conv, jaxseq.reference.conv):
+        y, (x̄, w̄) = pullback(partial(f, groups=3, stride=2, padding=2))((x, w), jnp.ones((2, 0, 3)))
+        assert y.shape == x̄.shape == (2, 0, 3)
+        assert w̄.shape == w.shape
+        assert not w̄.any()
 
 
 @pytest.mark.parametrize("label", ["strided same", "gaps, dilated causal", "2d grouped, dilated"])

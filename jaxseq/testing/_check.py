@@ -225,7 +225,8 @@ class Session:
         args = _point.as_arrays(args)
         start, results = time.perf_counter(), []
         with self.subject.context():
-            trial = Trial(self.subject, self._point(args, seed), seed, tolerance, asked=self._cast(args, args))
+            asked = self._cast(args, args) if _point.zeros_in(args) else None
+            trial = Trial(self.subject, self._point(args, seed), seed, tolerance, asked)
             for name, check in checks.items():
                 try:
                     results += check(trial)

@@ -30,7 +30,7 @@ class Numbers:
         x, rest: the differentiated and the other leaves of the arguments.
         patterns: the seeds by name, "joint" the first and "zero" the last.
         primals: what a seed looks like; `like`: what a result looks like.
-        asked: the same leaves as the caller gave them, zeros and all.
+        asked: the same leaves as the caller gave them, zeros and all; x itself where there are none.
         notes: what a reader should know besides verdicts.
     """
 

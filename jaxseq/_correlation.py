@@ -39,7 +39,8 @@ three are sums of shifted products, one term a tap:
     w̄[k, c] = sum_{b, n}  x[b, s n + d k - lo, c]  ȳ[b, n, c]
 
 and (2) likewise from ỹ. The compiler makes one pass over the arrays of it, where XLA's convolution on CPU treats
-each group as a convolution of its own: (8, 1024, 256) with 4 taps takes 2, 2 and 6 ms against 90, 90 and 31 ms.
+each group as a convolution of its own: (8, 1024, 256) with 4 taps takes 1.7 ms against 45, with both gradients 6.6
+against 112. The products of (3) are laid down in memory before they are summed, hence 25 MB of temporaries against 9.
 The terms are written out, so there is a limit to their number.
 
 `conv` computes (1) and pulls back by (2) and (3); `conv_transpose` computes (2) and pulls back by (1) and (3).

@@ -38,7 +38,8 @@ def _conv(geometry: Geometry, precision: Any, x: jax.Array, kernel: jax.Array, b
 
 def apply(geometry: Geometry, precision: Any, x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
     """y, in the dtype of x."""
-    y = _correlation.to_output(geometry, precision, x, kernel, _sharding.joined(x, kernel))
+    outputs = _geometry.output_sizes(geometry, x.shape[1:-1], kernel.shape[:-2])
+    y = _correlation.to_output(geometry, precision, x, kernel, outputs, _sharding.joined(x, kernel))
     return _dense.add_bias(y, bias).astype(x.dtype)
 
 

@@ -54,7 +54,7 @@ def _fwd(geometry: Geometry, space: tuple[int, ...], precision: Any, *operands: 
 
 def _bwd(geometry: Geometry, space: tuple[int, ...], precision: Any, operands: Any, ȳ: jax.Array) -> Any:
     x, kernel, bias = operands
-    x̄ = _correlation.to_output(geometry, precision, ȳ, kernel, _sharding.of(x))
+    x̄ = _correlation.to_output(geometry, precision, ȳ, kernel, x.shape[1:-1], _sharding.of(x))
     w̄ = _correlation.to_kernel(geometry, precision, ȳ, x, kernel.shape[:-2], _sharding.of(kernel))
     b̄ = None if bias is None else _dense.pull_bias(ȳ)
     return _precision.cast_like((x̄, w̄, b̄), operands)

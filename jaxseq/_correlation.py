@@ -56,7 +56,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxseq import _geometry, _precision, _sharding
+from jaxseq import _precision, _sharding
 from jaxseq._geometry import Geometry
 
 # The letters of lax's dimension numbers for 0 (unused), 1, 2 and 3 spatial axes.
@@ -68,12 +68,16 @@ TAPS = 32
 # x (N, *I, C_in), kernel (*K, C_in/g, C_out), y (N, *O, C_out)
 
 
-def to_output(geometry: Geometry, precision: Any, x: jax.Array, kernel: jax.Array, sharding: Any) -> jax.Array:
-    """y of (1), laid out over devices as `sharding` says."""
+def to_output(
+    geometry: Geometry, precision: Any, x: jax.Array, kernel: jax.Array, outputs: tuple[int, ...], sharding: Any
+) -> jax.Array:
+    """y of (1), of size `outputs`, laid out over devices as `sharding` says."""
     common = _precision.promote(x, kernel)
     window = kernel.shape[:-2]
+    if x.size == 0:
+        shape = (x.shape[0], *outputs, kernel.shape[-1])
+        return jnp.zeros(shape, _precision.accumulator(common), out_sharding=sharding)
     if _is_depthwise(geometry, x.shape[-1], kernel.shape[-1], window):
-        outputs = _geometry.output_sizes(geometry, x.shape[1:-1], window)
         pads = [(lo, hi, 0) for lo, hi in geometry.padding]
         seen = _seen(x, window, outputs, pads, geometry.stride, geometry.dilation)
         return _sharding.laid_out(_shifted(seen, kernel), sharding)

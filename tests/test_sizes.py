@@ -68,7 +68,9 @@ def test_an_empty_signal_whose_padding_is_shorter_than_the_window():
         assert not w̄.any()
 
 
-@pytest.mark.parametrize("label", ["strided same", "gaps, dilated causal", "2d grouped, dilated"])
+@pytest.mark.parametrize(
+    "label", ["strided same", "gaps, dilated causal", "output padding, grouped", "2d grouped, dilated"]
+)
 def test_transposed_convolution_of_an_empty_signal(label, key):
     y, (x̄, w̄, *_) = compare("conv_transpose", label, key, length=0)
     assert y.shape[1] == x̄.shape[1] == 0

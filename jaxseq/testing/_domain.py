@@ -171,14 +171,19 @@ def sizes(trial: Trial) -> Iterator[Result]:
     for axes in free:
         name = " and ".join(f"axis {axis} of {names[leaf]}" for leaf, axis in sorted(axes))
         points |= {f"with {n} along {name}": {axes: n} for n in (1, 0) if size(axes) > n}
-    if len({size(axes) for axes in free}) < len(free):
-        taken = {n for leaf in leaves for n in np.shape(leaf)}
-        new = (n for n in itertools.count(2) if n not in taken)
-        points["with sizes that are all different"] = {axes: next(new) for axes in free}
+    if apart := _apart([(axes, size(axes)) for axes in free], {n for leaf in leaves for n in np.shape(leaf)}):
+        points["with sizes that are all different"] = apart
     for name, change in points.items():
         changed = _resized(trial, leaves, change)
         if _takes(trial, changed, tree):
             yield from _elsewhere(trial, check, tree.unflatten(changed), name)
+
+
+def _apart(free: list[tuple[Axes, int]], taken: set[int]) -> dict[Axes, int]:
+    """A new size for each axis whose size another has too. The others stay: the work is a product of all sizes."""
+    new = (n for n in itertools.count(2) if n not in taken)
+    sizes = [n for _, n in free]
+    return {axes: next(new) for place, (axes, n) in enumerate(free) if n in sizes[:place]}
 
 
 def _free_axes(trial: Trial, leaves: list[Any], tree: Any) -> list[Axes]:

@@ -244,6 +244,13 @@ def test_a_size_that_is_a_multiple_of_another_is_not_free():
     assert free_sizes(lambda x: x.reshape(2, -1), jnp.ones(6)) == set()
 
 
+def test_only_sizes_that_another_has_too_are_changed():
+    """The work is a product of all sizes: with nine of them new, a small convolution took half an hour."""
+    a, b, c, d = (frozenset({(leaf, 0)}) for leaf in range(4))
+    assert _domain._apart([(a, 3), (b, 4), (c, 3), (d, 3)], {2, 3, 4, 6}) == {c: 5, d: 7}
+    assert _domain._apart([(a, 3), (b, 4)], {3, 4}) == {}
+
+
 def test_equal_sizes_are_pulled_apart():
     """A symmetric matrix hides that it should have been transposed. Where it is none, that is found."""
     f = jax.custom_vjp(jnp.matmul)

@@ -6,10 +6,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo test lint bench clean
+.PHONY: demo filters digits test lint bench clean
 
 demo: $(VENV)/.examples  ## train a character model on the language reference of Python
 	$(BIN)/python examples/char_lm.py $(ARGS)
+
+filters: $(VENV)/.examples  ## classical kernels on a photograph: out/filters.png
+	$(BIN)/python examples/filters.py $(ARGS)
+
+digits: $(VENV)/.examples  ## train a convolutional network on handwritten digits
+	$(BIN)/python examples/digits.py $(ARGS)
 
 test: $(VENV)/.test  ## the whole suite; ARGS="-k truncation" and the like reach pytest
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 $(ARGS)

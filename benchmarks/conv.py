@@ -1,6 +1,6 @@
 """Convolutions: jaxseq's rules, against autodiff of lax, against Flax and against torch.
 
-    python -m benchmarks.conv [--rounds N] [--json FILE] [--quick]
+    python -m benchmarks.conv [--rounds N] [--json FILE] [--picture FILE] [--quick]
 
 The gradient is that of the input, the kernel and the bias, with the output beside it. Ratios say how many times as
 long as `hand`. Every library gets its arrays in its own layout.
@@ -19,6 +19,7 @@ import jaxseq
 from benchmarks import harness
 from benchmarks.harness import Candidate, Problem, with_gradient
 from jaxseq import _geometry
+from jaxseq._init import normal
 
 Function = Callable[..., Any]
 
@@ -104,9 +105,9 @@ def data(shape: Shape) -> tuple[tuple[jax.Array, ...], jax.Array]:
     """(x, kernel, bias) and the cotangent of y, random."""
     keys = jax.random.split(jax.random.key(0), 4)
     shapes = (shape.batch, *shape.space, shape.c_in), shape.kernel, (shape.c_out,)
-    x, kernel, bias = (jax.random.normal(k, s, jnp.float32) for k, s in zip(keys, shapes, strict=False))
+    x, kernel, bias = (normal(k, s, jnp.float32) for k, s in zip(keys, shapes, strict=False))
     y = jax.eval_shape(in_lax(shape), x, kernel, bias)
-    return (x, kernel * kernel[..., 0].size ** -0.5, bias), jax.random.normal(keys[3], y.shape, jnp.float32)
+    return (x, kernel * kernel[..., 0].size ** -0.5, bias), normal(keys[3], y.shape, jnp.float32)
 
 
 def geometry(shape: Shape) -> dict[str, Any]:

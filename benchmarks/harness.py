@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from benchmarks import picture
+
 Row = dict[str, Any]  # what `measure` says of one candidate; of a missing one, its name only
 LINE = "  {:<18}{:>11}{:>10}{:>8}{:>14}{:>11}{:>10}{:>9}"
 COLUMNS = ["median ms", "min ms", "ratio", "quartiles", "compile s", "temp MB", "apart"]
@@ -161,13 +163,15 @@ def main(problems: Callable[[bool], Iterable[Problem]], about: str, peers: Seque
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--rounds", type=int, metavar="N", help="turns of each candidate, at least 2 (default 20)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there as well")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the ratios there as well")
     parser.add_argument("--quick", action="store_true", help="tiny sizes and 3 rounds: whether it runs, not how fast")
     options = parser.parse_args(argv)
     rounds = (3 if options.quick else 20) if options.rounds is None else options.rounds
     if rounds < 2:
         parser.error("--rounds must be at least 2")
-    if options.json and not options.json.absolute().parent.is_dir():
-        parser.error(f"--json: no folder {options.json.parent}")
+    for name, file in (("--json", options.json), ("--picture", options.picture)):
+        if file and not file.absolute().parent.is_dir():
+            parser.error(f"{name}: no folder {file.parent}")
 
     where = {"device": jax.devices()[0].device_kind, "cores": os.cpu_count(), "date": f"{datetime.now(UTC):%Y-%m-%d}"}
     where["versions"] = {name: metadata.version(name) for name in ("jax", *peers) if peer(name)}
@@ -180,3 +184,5 @@ def main(problems: Callable[[bool], Iterable[Problem]], about: str, peers: Seque
         tables.append({"title": problem.title, "baseline": problem.baseline, "rounds": rounds, "rows": rows})
     if options.json:
         options.json.write_text(json.dumps({**where, "tables": tables}, indent=1) + "\n", "utf-8")
+    if options.picture:
+        picture.draw(where, tables, options.picture)

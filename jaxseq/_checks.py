@@ -44,6 +44,13 @@ def array(name: str, value: Any, *, complex_ok: bool = False) -> jax.Array:
     return jnp.asarray(value)
 
 
+def mask(name: str, value: Any) -> jax.Array:
+    """A JAX array of booleans, traced or not, from a JAX or NumPy array."""
+    if not isinstance(value, jax.Array | np.ndarray | np.generic) or value.dtype != bool:
+        bad_type(name, "a boolean array", describe(value))
+    return jnp.asarray(value)
+
+
 def shape(name: str, value: jax.Array, expected: tuple[int, ...], meaning: str, **arrays: Any) -> None:
     if value.shape != expected:
         bad_value(name, f"shape {expected} = {meaning}", str(value.shape), **arrays)

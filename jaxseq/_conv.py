@@ -1,4 +1,4 @@
-"""Convolution, with C the correlation of `_correlation.py`.
+"""Convolution, with C the correlation of `_correlation/`.
 
     y = to_output(x, w) + b
 
@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact, PRNGKeyArray
 
-from jaxseq import _checks, _correlation, _dense, _geometry, _precision, _sharding
+from jaxseq import _checks, _correlation, _dense, _geometry, _init, _precision, _sharding
 from jaxseq._geometry import Geometry
 from jaxseq._op import op
 
@@ -177,7 +177,7 @@ def conv_init(
     check_groups(groups, c_in, c_out)
     dtype = _checks.dtype("dtype", dtype)
     per_in = c_in // groups
-    kernel = jax.random.normal(key, (*taps, per_in, c_out), dtype) * (prod(taps) * per_in) ** -0.5
+    kernel = _init.normal(key, (*taps, per_in, c_out), dtype) * (prod(taps) * per_in) ** -0.5
     return ConvParams(kernel, jnp.zeros((c_out,), dtype))
 
 

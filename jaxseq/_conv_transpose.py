@@ -1,6 +1,6 @@
 """Transposed convolution: the pullback of a convolution to its input, as a function of its own.
 
-Of the trilinear form of `_correlation.py` it is the second contraction, x in the place of ȳ and y in that of x̄,
+Of the trilinear form of `_correlation/` it is the second contraction, x in the place of ȳ and y in that of x̄,
 
     y = to_input(w, x) + b
 

@@ -1,4 +1,4 @@
-"""First weights of a recurrence, the same for every cell.
+"""First weights: those of a recurrence are the same for every cell.
 
 The input map is normal with variance 1 / D; the recurrent map is, for each gate, a random orthogonal matrix, which
 keeps the norm of what it carries through time; biases are zero unless a cell's file says otherwise.
@@ -7,12 +7,18 @@ Source: A. M. Saxe, J. L. McClelland and S. Ganguli, Exact solutions to the nonl
 linear neural networks (2014), section 3.
 """
 
+from math import prod
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxseq import _checks, _precision
+
+
+def normal(key: Any, shape: tuple[int, ...], dtype: Any = float) -> jax.Array:
+    """The numbers of `jax.random.normal`, drawn in one row: XLA takes seconds to compile a draw of four axes."""
+    return jax.random.normal(key, (prod(shape),), dtype).reshape(shape)
 
 
 def maps(key: Any, input_size: Any, hidden_size: Any, gates: int, dtype: Any) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -57,3 +57,9 @@ def joined(x: jax.Array, w: jax.Array, axis: int = -1) -> NamedSharding | None:
 def laid_out(x: jax.Array, sharding: NamedSharding | None) -> jax.Array:
     """x with that sharding, where a mesh is explicit."""
     return x if sharding is None else jax.sharding.reshard(x, sharding)
+
+
+def whole(*arrays: jax.Array, but_batch: bool) -> bool:
+    """Whether no axis is split over an explicit mesh, or none but the first."""
+    specs = [tuple(sharding.spec)[but_batch:] for a in arrays if (sharding := of(a)) is not None]
+    return not any(part is not None for spec in specs for part in spec)

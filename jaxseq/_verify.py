@@ -4,7 +4,6 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ def session(name: str, label: str) -> Callable[..., Report]:
     options = dict(variant.options)
     k = options.pop("truncation", None)
     reverse = options.pop("reverse", False) if k else False
-    op, twin = partial(case.op, **options), partial(case.twin, **options)
+    op, twin = map(variant._replace(options=options).bound, (case.op, case.twin))
     args = variant.arguments(jax.random.key(0))
     if k:
         judged = _truncation.session(op, args, truncation=k, reverse=reverse, reference=twin)

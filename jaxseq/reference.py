@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Inexact
+from jaxtyping import Array, Bool, Float, Inexact
 
 from jaxseq import _geometry
 from jaxseq._gru import GRUParams
@@ -60,6 +60,46 @@ def conv(
     return y.astype(x.dtype)
 
 
+def depthwise_conv(
+    x: Inexact[Array, "*batch_and_space c_in"],
+    kernel: Inexact[Array, "*window 1 c_out"],
+    bias: Inexact[Array, " c_out"] | None = None,
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: str | int | Sequence[tuple[int, int]] = "VALID",
+    dilation: int | Sequence[int] = 1,
+    flip: bool = False,
+    precision: Any = None,
+) -> Inexact[Array, "*batch_and_outputs c_out"]:
+    """The twin of `jaxseq.depthwise_conv`: a convolution for each channel, one after the other."""
+    options: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation, "flip": flip}
+    r = kernel.shape[-1] // x.shape[-1]
+    ys = [
+        conv(x[..., c : c + 1], kernel[..., r * c : r * (c + 1)], **options, precision=precision)
+        for c in range(x.shape[-1])
+    ]
+    y = jnp.concatenate(ys, -1)
+    return y if bias is None else (y + jnp.broadcast_to(bias.astype(y.dtype), y.shape)).astype(x.dtype)
+
+
+def separable_conv(
+    x: Inexact[Array, "*batch_and_space c_in"],
+    depthwise: Inexact[Array, "*window 1 c_middle"],
+    pointwise: Inexact[Array, "*ones c_middle c_out"],
+    bias: Inexact[Array, " c_out"] | None = None,
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: str | int | Sequence[tuple[int, int]] = "VALID",
+    dilation: int | Sequence[int] = 1,
+    flip: bool = False,
+    precision: Any = None,
+) -> Inexact[Array, "*batch_and_outputs c_out"]:
+    """The twin of `jaxseq.separable_conv`: the one after the other."""
+    options: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation, "flip": flip}
+    u = depthwise_conv(x, depthwise, **options, precision=precision)
+    return conv(u, pointwise, bias, precision=precision)
+
+
 def conv_transpose(
     x: Inexact[Array, "*batch_and_space c_in"],
     kernel: Inexact[Array, "*window c_out_per_group c_in"],
@@ -99,6 +139,42 @@ def conv_transpose(
     if bias is not None:
         y = y + jnp.broadcast_to(bias.astype(y.dtype), y.shape)
     return y.astype(x.dtype)
+
+
+def causal_conv(
+    carry: Inexact[Array, "*batch reach c_in"] | None,
+    x: Inexact[Array, "*batch T c_in"],
+    kernel: Inexact[Array, "window c_in_per_group c_out"],
+    bias: Inexact[Array, " c_out"] | None = None,
+    *,
+    dilation: int = 1,
+    groups: int = 1,
+    resets: Bool[Array, "*batch T"] | None = None,
+    precision: Any = None,
+) -> tuple[Inexact[Array, "*batch reach c_in"], Inexact[Array, "*batch T c_out"]]:
+    """The twin of `jaxseq.causal_conv`: for each tap, what is of the same episode as the output, times a matrix."""
+    (K, per_in, c_out), (*batch, T, c_in) = kernel.shape, x.shape
+    reach = (K - 1) * dilation
+    carry = jnp.zeros((*batch, reach, c_in), x.dtype) if carry is None else carry
+    common = promote(carry, x, kernel)
+    z = jnp.concatenate([carry.astype(common), x.astype(common)], -2)
+    # The number of the episode, all of the carry in the first.
+    started = jnp.zeros((*batch, T), bool) if resets is None else resets
+    episode = jnp.cumsum(jnp.concatenate([jnp.zeros((*batch, reach), bool), started], -1), -1)
+
+    def seen_from(now: jax.Array, start: int, stop: int) -> jax.Array:
+        same = episode[..., start:stop] == now
+        return jnp.where(same[..., None], z[..., start:stop, :], 0)
+
+    y = jnp.zeros((*batch, T, c_out), accumulator(common))
+    for k in range(K):
+        seen = seen_from(episode[..., reach:], dilation * k, dilation * k + T).reshape(*batch, T, groups, per_in)
+        weight = kernel[k].astype(common).reshape(per_in, groups, c_out // groups)
+        term = jnp.einsum("...gi,igo->...go", seen, weight, precision=precision, preferred_element_type=y.dtype)
+        y = y + term.reshape(y.shape)
+    if bias is not None:
+        y = y + jnp.broadcast_to(bias.astype(y.dtype), y.shape)
+    return seen_from(episode[..., -1:], T, T + reach).astype(carry.dtype), y.astype(x.dtype)
 
 
 def rnn(

@@ -129,9 +129,10 @@ def written(tmp_path, capsys):
     return run
 
 
-def test_the_first_table(written):
+def test_the_first_table(written, tmp_path):
     pytest.importorskip("flax", reason="needs Flax, to compare with")
-    out, found = written()
+    out, found = written("--picture", str(tmp_path / "lstm.png"))
+    assert (tmp_path / "lstm.png").stat().st_size > 10_000
     header, *lines = [line for line in out.splitlines() if line.startswith(" ")]
     assert re.split(r"\s{2,}", header.strip()) == harness.COLUMNS
     assert {len(line) for line in lines} == {len(header)}  # aligned
@@ -176,6 +177,7 @@ def test_without_flax_its_rows_say_so(written, monkeypatch):
     [
         (["--rounds", "1"], "--rounds must be at least 2"),
         (["--json", "no/such/folder/lstm.json"], "--json: no folder no/such/folder"),
+        (["--picture", "no/such/folder/lstm.png"], "--picture: no folder no/such/folder"),
     ],
 )
 def test_mistakes_on_the_command_line(argv, complaint, capsys):

@@ -41,7 +41,7 @@ def test_no_custom_rule_below_a_twin_and_one_below_an_op(name, label, key):
         return [e for e in subjaxprs(jax.make_jaxpr(f)(*args).jaxpr) if e.primitive.name.startswith("custom_")]
 
     assert not rules(bound(name, label, twin=True))
-    assert [e.primitive.name for e in rules(bound(name, label))] == ["custom_vjp_call"]
+    assert {e.primitive.name for e in rules(bound(name, label))} == {"custom_vjp_call"}
 
 
 @pytest.mark.parametrize(("name", "label"), OPS)

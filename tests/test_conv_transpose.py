@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxseq
+from jaxseq._init import normal
 
 
 def operands(key, x_shape, kernel_shape):
-    return (jax.random.normal(jax.random.fold_in(key, n), shape) for n, shape in enumerate((x_shape, kernel_shape)))
+    return (normal(jax.random.fold_in(key, n), shape) for n, shape in enumerate((x_shape, kernel_shape)))
 
 
 @pytest.mark.parametrize(
@@ -35,7 +36,7 @@ def test_is_the_transpose_of_conv(size, window, channels, options, key):
     c_in, c_out = channels
     u, w = operands(key, (2, *size, c_in), (*window, c_in // options.get("groups", 1), c_out))
     y = jaxseq.conv(u, w, **options)
-    x = jax.random.normal(jax.random.fold_in(key, 7), y.shape)
+    x = normal(jax.random.fold_in(key, 7), y.shape)
     same = options.get("padding") == "SAME"
     smallest = jaxseq.conv_transpose(x, w, **options).shape[1:-1]
     extra = (0,) * len(size) if same else tuple(I - i for I, i in zip(size, smallest, strict=True))

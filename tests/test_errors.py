@@ -10,7 +10,7 @@ import jaxseq
 
 F = jnp.float32
 X, W, B = jnp.ones((2, 9, 4), F), jnp.ones((3, 2, 6), F), jnp.ones(6, F)  # two groups
-WT = jnp.ones((3, 2, 4), F)
+WT, PAST = jnp.ones((3, 2, 4), F), jnp.ones((2, 4, 4), F)
 PARAMS = {
     "rnn": jaxseq.RNNParams(jnp.ones((3, 5), F), jnp.ones((5, 5), F), jnp.ones(5, F)),
     "gru": jaxseq.GRUParams(jnp.ones((3, 15), F), jnp.ones((5, 15), F), jnp.ones(15, F), jnp.ones(15, F)),
@@ -23,6 +23,10 @@ XS = jnp.ones((7, 2, 3), F)
 
 def conv_transpose(x=X, kernel=WT, bias=None, **options):
     return lambda: jaxseq.conv_transpose(x, kernel, bias, **{"groups": 2, **options})
+
+
+def causal_conv(carry=PAST, x=X, kernel=W, bias=B, **options):
+    return lambda: jaxseq.causal_conv(carry, x, kernel, bias, **{"groups": 2, "dilation": 2, **options})
 
 
 def conv(x=X, kernel=W, bias=B, **options):
@@ -165,6 +169,85 @@ MISTAKES = {
         r"`padding`: expected less than the whole output, got \(6, 6\) of 11",
     ),
     "transposed: rank": (conv_transpose(kernel=W[0]), ValueError, r"`kernel`: expected 3, 4 or 5 axes .*, got 2"),
+    # --- causal_conv ---
+    "causal: 2-D kernel": (
+        causal_conv(kernel=W[..., None]),
+        ValueError,
+        r"`kernel`: expected 3 axes \(window, c_in // groups, c_out\), got 4 \(kernel \(3, 2, 6, 1\)\)",
+    ),
+    "causal: integer x": (
+        causal_conv(x=jnp.ones((2, 9, 4), jnp.int32)),
+        TypeError,
+        r"`x`: expected a float or complex array, got int32\[2, 9, 4\]",
+    ),
+    "causal: x without time": (
+        causal_conv(x=X[0, 0]),
+        ValueError,
+        r"`x`: expected at least 2 axes .* got 1 \(x \(4,\), kernel \(3, 2, 6\)\)",
+    ),
+    "causal: channels": (
+        causal_conv(x=X[..., :2]),
+        ValueError,
+        r"`kernel`: expected c_in // groups = 2 // 2 = 1 input channels, got 2 \(x \(2, 9, 2\), kernel",
+    ),
+    "causal: groups": (
+        causal_conv(groups=3),
+        ValueError,
+        r"`groups`: expected a divisor of both c_in and c_out, got 3 for 4 and 6",
+    ),
+    "causal: bias": (causal_conv(bias=B[:5]), ValueError, r"`bias`: expected shape \(6,\) = \(c_out,\), got \(5,\)"),
+    "causal: dilation for each axis": (
+        causal_conv(dilation=(2,)),
+        TypeError,
+        r"`dilation`: expected an integer >= 1, got tuple \(2,\)",
+    ),
+    "causal: zero dilation": (causal_conv(dilation=0), ValueError, r"`dilation`: expected an integer >= 1, got 0"),
+    "causal: precision": (causal_conv(precision=3), ValueError, r"`precision`: expected what jax.lax takes"),
+    "causal: length of carry": (
+        causal_conv(carry=jnp.ones((2, 2, 4), F)),
+        ValueError,
+        r"`carry`: expected shape \(2, 4, 4\) = \(\*batch, \(window - 1\) \* dilation, c_in\), got \(2, 2, 4\) \(x \(2, 9, 4\)",
+    ),
+    "causal: carry that would broadcast": (
+        causal_conv(carry=jnp.ones((1, 4, 4), F)),
+        ValueError,
+        r"`carry`: expected shape \(2, 4, 4\) = .*, got \(1, 4, 4\)",
+    ),
+    "causal: integer carry": (
+        causal_conv(carry=jnp.ones((2, 4, 4), jnp.int32)),
+        TypeError,
+        r"`carry`: expected a float or complex array, got int32\[2, 4, 4\]",
+    ),
+    "causal: complex carry for real x": (
+        causal_conv(carry=jnp.ones((2, 4, 4), jnp.complex64)),
+        TypeError,
+        r"`carry`: expected real or complex as `x` is, float32, got complex64",
+    ),
+    "causal: real kernel for complex x": (
+        causal_conv(x=X.astype(jnp.complex64)),
+        TypeError,
+        r"`kernel`: expected real or complex as `x` is, complex64, got float32",
+    ),
+    "causal: resets as a recurrence has them": (
+        causal_conv(resets=jnp.zeros((9, 2), bool)),
+        ValueError,
+        r"`resets`: expected shape \(2, 9\) = \(\*batch, T\), got \(9, 2\) \(x \(2, 9, 4\)\)",
+    ),
+    "causal: resets of one example": (
+        causal_conv(resets=jnp.zeros(9, bool)),
+        ValueError,
+        r"`resets`: expected shape \(2, 9\) = \(\*batch, T\), got \(9,\)",
+    ),
+    "causal: integer resets": (
+        causal_conv(resets=jnp.zeros((2, 9), jnp.int32)),
+        TypeError,
+        r"`resets`: expected a boolean array, got int32\[2, 9\]",
+    ),
+    "causal: one boolean for resets": (
+        causal_conv(resets=True),
+        TypeError,
+        r"`resets`: expected a boolean array, got bool True",
+    ),
     # --- conv_init ---
     "init of 4 axes": (
         lambda: jaxseq.conv_init(jax.random.key(0), (1, 1, 1, 1), 2, 2),

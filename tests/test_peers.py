@@ -9,6 +9,7 @@ import pytest
 from helpers import arguments, assert_close, cotangents_for, pullback
 
 from jaxseq._cases import CASES
+from jaxseq._init import normal
 
 torch = pytest.importorskip("torch", reason="torch is not installed (extra `peers`)")
 
@@ -96,9 +97,27 @@ def test_convolution_equals_torch(axes, options, theirs, key):
     convolution_equals_torch("conv", f"conv{axes}d", shapes, options, theirs, key)
 
 
+@pytest.mark.parametrize("options", [{}, {"dilation": 3, "groups": 2}, {"groups": 4}], ids=str)
+def test_causal_convolution_equals_torch(options, key):
+    """The carry laid in front of x."""
+    c_out = options.get("groups", 8)
+    shapes = (2, 2 * options.get("dilation", 1), 4), (2, 9, 4), (3, 4 // options.get("groups", 1), c_out), (c_out,)
+    args = tuple(normal(jax.random.fold_in(key, i), s) for i, s in enumerate(shapes))
+    f = partial(CASES["causal_conv"].op, **options)
+    (last, y), vjp = jax.vjp(f, *args)
+    cotangents = cotangents_for(f, args, key)
+    carry, x, w, b = tensors(*args)
+    z = torch.cat([carry, x], 1)
+    out = torch.nn.functional.conv1d(z.movedim(-1, 1), w.permute(2, 1, 0), b, **options).movedim(1, -1)
+    end = z[:, 9:]
+    sum((o * torch.tensor(np.asarray(c))).sum() for o, c in zip((end, out), cotangents, strict=True)).backward()
+    assert_close([last, y], [jnp.asarray(o.detach().numpy()) for o in (end, out)])
+    assert_close(list(vjp(cotangents)), gradients([carry, x, w, b]))
+
+
 def convolution_equals_torch(name, its_name, shapes, options, theirs, key):
     """Both have output or input channels first on the kernel, and space last."""
-    args = tuple(jax.random.normal(jax.random.fold_in(key, i), s) for i, s in enumerate(shapes))
+    args = tuple(normal(jax.random.fold_in(key, i), s) for i, s in enumerate(shapes))
     f = partial(CASES[name].op, **options)
     y, vjp = jax.vjp(f, *args)
     ȳ = cotangents_for(f, args, key)

@@ -54,7 +54,7 @@ def test_batch_axes_are_independent(name, key):
     assert_close((one_last, one_ys), (jax.tree.map(lambda a: a[2, 1], last), ys[:, 2, 1]), relative=1e-13)
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if not name.startswith("conv")])
+@pytest.mark.parametrize("name", [name for name in CASES if "conv" not in name])
 def test_no_carry_is_a_zero_carry(name, key):
     params, carry, xs = arguments(name, "plain", key)
     zero = jax.tree.map(jnp.zeros_like, carry)

@@ -53,7 +53,7 @@ def test_what_fails_is_told_in_full_and_status_one(capsys):
     [
         (
             ["verify", "--op", "lstn"],
-            "--op: expected one of conv, conv_transpose, rnn, rnn_cell, gru, gru_cell, lstm, lstm_cell, got lstn",
+            f"--op: expected one of {', '.join(_cases.CASES)}, got lstn",
         ),
         (["verify", "--level", "deep"], "invalid choice: 'deep'"),
         (["verify", "--json", "no/such/folder/x.json"], "--json: no folder no/such/folder"),

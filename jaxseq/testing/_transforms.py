@@ -18,6 +18,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
+from jaxseq._sharding import together
 from jaxseq.testing import _point
 from jaxseq.testing._compare import largest
 from jaxseq.testing._point import Arrays, wide
@@ -262,7 +263,13 @@ def _sharded(trial: Trial, check: str) -> Iterator[Result]:
         return [a[0] if o else a for o, a in zip(own, x, strict=True)]
 
     def gradient(x: Arrays, rest: Arrays, c: Arrays) -> Arrays:
-        result = derivative("vjp", s.on(rest))(its_own(x), [a[0] for a in c])[1]
+        seed = [a[0] for a in c]
+
+        def as_seeds(x: Arrays) -> Arrays:
+            # An output of what is shared alone is the same on both devices, but not so its seeds.
+            return [together((y, a))[0] for y, a in zip(s.on(rest)(x), seed, strict=True)]
+
+        result = derivative("vjp", as_seeds)(its_own(x), seed)[1]
         return [r[None] if o else r for o, r in zip(own, result, strict=True)]
 
     def value(x: Arrays, rest: Arrays) -> Arrays:

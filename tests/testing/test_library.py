@@ -5,7 +5,7 @@ each op has to pass all checks, and the others the quick ones.
 """
 
 import pytest
-from helpers import GRID
+from helpers import GRID, bound
 
 from jaxseq._cases import CASES
 from jaxseq._verify import session
@@ -39,7 +39,5 @@ def test_every_check_passes_at_twenty_seeds(name, label):
 )
 def test_forward_mode_of_every_twin(name, label, key):
     """The way out that ops point to. A truncated gradient is none of forward mode's."""
-    from functools import partial
-
     variant = CASES[name].variants[label]
-    check_jvp(partial(CASES[name].twin, **variant.options), variant.arguments(key), level="quick").raise_if_failed(True)
+    check_jvp(bound(name, label, twin=True), variant.arguments(key), level="quick").raise_if_failed(True)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from jaxseq.testing import _differences, _domain, _point, _surgery, lifted
+from jaxseq.testing import _differences, _domain, _point, _surgery, check_vjp, lifted
 from jaxseq.testing._check import Session
 from jaxseq.testing._rounding import otherwise_rounded
 from jaxseq.testing._trial import Trial
@@ -260,3 +260,13 @@ def test_equal_sizes_are_pulled_apart():
     report = Session(f, args).report(args, only=("contract", "elements", "sizes"))
     assert {failure.check for failure in report.failures} == {"sizes"}
     assert any("with sizes that are all different, it raises TypeError" in f.message for f in report.failures)
+
+
+# --- Devices ---
+
+
+def test_an_output_of_what_is_shared_alone_needs_no_concession():
+    """It is the same on both devices, though its seeds are not."""
+    report = check_vjp(lambda a, b: (jnp.sin(a), a * b), (jnp.array([1.0, 2.0, 4.0]), jnp.array([1.0, 3.0, -1.0])))
+    report.raise_if_failed(strict=True)
+    assert not report.notes

@@ -1,0 +1,35 @@
+"""A picture of a benchmark's table: for each problem, how many times as long as the baseline each candidate takes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def draw(where: dict[str, Any], tables: Sequence[dict[str, Any]], file: Path) -> None:
+    """Problems down, ratios across on a logarithmic axis; a bar is the quartiles over rounds, a dot the median."""
+    import matplotlib  # noqa: PLC0415
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt  # noqa: PLC0415
+
+    names = list(dict.fromkeys(row["name"] for table in tables for row in table["rows"]))
+    figure, axes = plt.subplots(figsize=(11, 1.5 + 0.3 * len(tables)), layout="constrained")
+    for n, name in enumerate(names):
+        at, ratios = [], []
+        for place, table in enumerate(tables):
+            row = next((row for row in table["rows"] if row["name"] == name), {})
+            if "ratio" in row:
+                at.append(place + 0.12 * (n - (len(names) - 1) / 2))
+                ratios.append((row["ratio"], *row["quartiles"]))
+                axes.plot(ratios[-1][1:], (at[-1],) * 2, color=f"C{n}", linewidth=3, alpha=0.4)
+        axes.plot([ratio for ratio, *_ in ratios], at, "o", color=f"C{n}", markersize=4, label=name)
+    axes.set_xscale("log")
+    axes.margins(y=0.01)
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_yticks(range(len(tables)), [table["title"] for table in tables], fontsize=7)
+    axes.invert_yaxis()
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_xlabel(f"times as long as {tables[0]['baseline']}  ({where['device']}, {where['cores']} cores)")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.04), ncols=len(names), frameon=False)
+    figure.savefig(file, dpi=130)
+    plt.close(figure)

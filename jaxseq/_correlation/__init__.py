@@ -1,0 +1,153 @@
+"""The trilinear form of a convolution, <ȳ, C(x, w)>, the three contractions that read off it, and by which rule.
+
+With batch b, input channel i, output channel o, output position n, input position m and tap k, each
+position and tap standing for one index per spatial axis (the geometry of `_geometry.py`):
+
+    y[b, n, o] = sum_{k, i}  x[b, s n + d k - lo, i]  w[k, i, o]                              (1)
+
+x is zero outside its bounds. (1) is linear in x and in w, so both pullbacks read off the scalar <ȳ, y>.
+
+To the input. Collect the terms of <ȳ, y> that hold x[b, m, i]:
+
+    x̄[b, m, i] = sum_{n, k, o : s n + d k - lo = m}  ȳ[b, n, o]  w[k, i, o]                    (2)
+
+Spread ȳ out by the stride, ỹ[s n] = ȳ[n] and zero in between, and turn the window round,
+k = K - 1 - j. The constraint becomes  s n = m + d j - (d (K - 1) - lo),  so
+
+    x̄[b, m, i] = sum_{j, o}  ỹ[b, m + d j - lo', o]  w[K - 1 - j, i, o],    lo' = d (K - 1) - lo
+
+which is (1) with stride 1, dilation d, left padding lo', on an input dilated by s, with the window
+reversed and the channels exchanged. The right padding hi' is what gives I outputs (the formula for O,
+solved): hi' = I + d (K - 1) - ((O - 1) s + 1) - lo'.
+
+To the kernel. Collect the terms that hold w[k, i, o]:
+
+    w̄[k, i, o] = sum_{b, n}  x[b, d k + s n - lo, i]  ȳ[b, n, o]                               (3)
+
+which is (1) again with k in the role of the output position, n in that of the tap, the batch in that of
+the contracted channel: ȳ is the window, and stride and dilation have changed places. The left padding
+stays lo; hi'' = d (K - 1) + s (O - 1) + 1 - I - lo gives K outputs.
+
+Groups. With g groups, channel i = (γ, i') and o = (γ, o'), γ the group: (1) to (3) hold in each group.
+The kernel is stored w[k, i', (γ, o')]; (2) needs w[k, o', (γ, i')], an exchange of i' and o' within each
+group; (3) contracts x and ȳ group by group.
+
+`conv` computes (1) and pulls back by (2) and (3); `conv_transpose` computes (2) and pulls back by (1) and (3).
+All three come in the accumulator's dtype.
+
+Rules. Each file here computes the three in one way, and `choose` says which way by what is known of the form when it
+is traced. Each of the three was timed alone; their crossovers fall together, so one choice serves all.
+
+    `_shifts`    few channels in each group: sums of shifted products, one term for each tap and pair of channels
+    `_spectrum`  long windows: products of spectra
+    `_product`   windows of one tap: one matrix product
+    `_blocks`    groups: merged to blocks of some width, then one dense convolution for each block         on CPU
+    `_planes`    three axes: the taps of the first written out, each a convolution over the other two      on CPU
+    `_xla`       all others: XLA's convolution, (2) and (3) in the form of (1)
+
+The last but one and the one before it mend what XLA's CPU backend does with such convolutions. Other devices have
+libraries of their own for them, and there they go to `_xla` as well.
+"""
+
+from functools import partial
+from math import prod
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxseq import _precision, _sharding
+from jaxseq._correlation import _blocks, _planes, _product, _shifts, _spectrum, _xla
+from jaxseq._correlation._form import Form
+from jaxseq._geometry import Geometry
+
+# The most terms that are written out, taps x pairs of channels. Depthwise windows in ms, two cores, (4, 1024, 64):
+# taps                 31    48    64    96   128
+# to_output  shifts   0.6   1.6   1.4   3.4    22
+#            spectrum 1.7   3.9   3.5   2.8   2.4
+# to_input   shifts   0.9   1.2   1.7   2.9    20
+#            spectrum 2.4   3.4   2.2   2.5   2.9
+# to_kernel  shifts   1.3   3.3   3.4   3.9   3.6
+#            spectrum 4.1   4.9   2.9   2.7   2.2
+TERMS = 64
+# From how many groups on their vectors of one channel a group pay, where a group has several.
+LANES = 8
+# Taps for each output, in lengths of the transform, from which on the spectrum wins where channels are contracted:
+# at (4, 1024, 64 to 64) with 128 taps 39, 60 and 84 ms, XLA 32, 58 and 65; with 16 to 16 channels 2.9, 2.8 and 3.2,
+# XLA 8.1, 6.0 and 5.9.
+LONG = 192
+# The most taps of the first of three axes that are written out.
+PLANES = 16
+
+
+def choose(form: Form) -> ModuleType:
+    """The rule for a form."""
+    geometry, taps = form.geometry, prod(form.window)
+    pairs = form.near * form.far
+    if taps * pairs <= TERMS and (pairs == 1 or geometry.groups >= LANES):
+        return _shifts
+    if pairs == 1 or taps * prod(form.outputs) >= LONG * prod(_spectrum.padded(form)):
+        return _spectrum
+    if geometry.groups > 1:
+        return _blocks
+    if taps == 1 and not any(map(any, geometry.padding)):
+        return _product
+    if len(form.window) == 3 and form.window[0] <= PLANES:
+        return _planes
+    return _xla
+
+
+# x (N, *I, C_in), kernel (*K, C_in/g, C_out), y (N, *O, C_out)
+
+
+def to_output(
+    geometry: Geometry, precision: Any, x: jax.Array, kernel: jax.Array, outputs: tuple[int, ...], sharding: Any
+) -> jax.Array:
+    """y of (1), of size `outputs`, laid out over devices as `sharding` says."""
+    far = kernel.shape[-1] // geometry.groups
+    form = Form(geometry, precision, x.shape[1:-1], outputs, kernel.shape[:-2], kernel.shape[-2], far)
+    return _contract("to_output", form, x, kernel, (x.shape[0], *outputs, kernel.shape[-1]), sharding)
+
+
+def to_input(
+    geometry: Geometry, precision: Any, kernel: jax.Array, ȳ: jax.Array, space: tuple[int, ...], sharding: Any
+) -> jax.Array:
+    """x̄ of (2), for an input of size `space`."""
+    near, far = kernel.shape[-2], kernel.shape[-1] // geometry.groups
+    form = Form(geometry, precision, space, ȳ.shape[1:-1], kernel.shape[:-2], near, far)
+    return _contract("to_input", form, kernel, ȳ, (ȳ.shape[0], *space, near * geometry.groups), sharding)
+
+
+def to_kernel(
+    geometry: Geometry, precision: Any, x: jax.Array, ȳ: jax.Array, window: tuple[int, ...], sharding: Any
+) -> jax.Array:
+    """w̄ of (3), for a kernel of size `window`."""
+    near, far = x.shape[-1] // geometry.groups, ȳ.shape[-1] // geometry.groups
+    form = Form(geometry, precision, x.shape[1:-1], ȳ.shape[1:-1], window, near, far)
+    return _contract("to_kernel", form, x, ȳ, (*window, near, ȳ.shape[-1]), sharding)
+
+
+def _contract(which: str, form: Form, a: jax.Array, b: jax.Array, shape: tuple[int, ...], sharding: Any) -> jax.Array:
+    """One of the three, of operands a and b, by the rule for the form and the device."""
+    common = _precision.promote(a, b)
+    if a.size == 0 or b.size == 0 or not form.reaches():
+        return jnp.zeros(shape, _precision.accumulator(common), out_sharding=sharding)
+    a, b = a.astype(common), b.astype(common)
+    rule = choose(form)
+    if not _sharding.whole(a, b, but_batch=rule is not _planes):
+        rule = _xla
+    here = partial(_apply, rule, which, form, sharding=sharding)
+    if rule in (_blocks, _planes):
+        return lax.platform_dependent(a, b, cpu=here, default=partial(_apply, _xla, which, form, sharding=sharding))
+    return here(a, b)
+
+
+def _apply(rule: ModuleType, which: str, form: Form, a: jax.Array, b: jax.Array, sharding: Any) -> jax.Array:
+    contraction = getattr(rule, which)
+    if rule in (_blocks, _planes):  # they break the form into smaller ones of the same kind
+        return contraction(
+            lambda smaller, a, b, s: _apply(choose(smaller), which, smaller, a, b, s), form, a, b, sharding
+        )
+    return contraction(form, a, b, sharding)

@@ -1,0 +1,79 @@
+"""Groups: merged to blocks of some width, then one dense convolution for each block.
+
+A block is several groups side by side, its kernel W that of the groups on the diagonal and zero off it: with the
+channels (μ, i') of a block, μ the group within it,
+
+    W[k, (μ, i'), (ν, o')] = w[k, i', (μ, o')]  if μ = ν,  else 0.
+
+Then (1) and (2) are those of W, and w̄ is the diagonal of W̄. This multiplies by zeros, as many times more as there are
+groups in a block, which is faster than narrow products up to a width of about 32 channels; and XLA's CPU backend
+takes 2 to 60 times longer over groups than over the same blocks one by one. In ms, two cores, forward / input / kernel:
+
+                       (4, 56, 56, 64), 3x3, 8 groups    (4, 28, 28, 128), 3x3, 32 groups
+    XLA                10.7 / 11.1 / 617                 13.8 / 12.6 / 1614
+    group by group     5.2 / 4.5 / 13                    9.1 / 9.9 / 7.5
+    blocks of 32       3.1 / 3.1 / 6                     3.2 / 4.1 / 4.3
+
+A NaN or an infinity in one group reaches the others of its block.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxseq._correlation._form import Form
+from jaxseq._correlation._planes import Contraction
+
+# Channels of a block, on the narrower side, and the most blocks that are written out.
+WIDTH = 32
+BLOCKS = 32
+
+
+def to_output(again: Contraction, form: Form, x: jax.Array, kernel: jax.Array, sharding: Any) -> jax.Array:
+    """y of (1)."""
+    m = _merged(form)
+    pairs = zip(_split(form, m, x), _split(form, m, _widened(form, m, kernel)), strict=True)
+    return jnp.concatenate([again(_block(form, m), x_, w_, sharding) for x_, w_ in pairs], -1)
+
+
+def to_input(again: Contraction, form: Form, kernel: jax.Array, ȳ: jax.Array, sharding: Any) -> jax.Array:
+    """x̄ of (2)."""
+    m = _merged(form)
+    pairs = zip(_split(form, m, _widened(form, m, kernel)), _split(form, m, ȳ), strict=True)
+    return jnp.concatenate([again(_block(form, m), w_, ȳ_, sharding) for w_, ȳ_ in pairs], -1)
+
+
+def to_kernel(again: Contraction, form: Form, x: jax.Array, ȳ: jax.Array, sharding: Any) -> jax.Array:
+    """w̄ of (3)."""
+    m, axes = _merged(form), len(form.window)
+    W̄s = []
+    for x_, ȳ_ in zip(_split(form, m, x), _split(form, m, ȳ), strict=True):
+        W̄ = again(_block(form, m), x_, ȳ_, sharding).reshape(*form.window, m, form.near, m, form.far)
+        W̄ = jnp.diagonal(W̄, axis1=axes, axis2=axes + 2)  # (*K, I', O', m)
+        W̄s.append(W̄.swapaxes(-1, -2).reshape(*form.window, form.near, -1))
+    return jnp.concatenate(W̄s, -1)
+
+
+def _merged(form: Form) -> int:
+    """Groups in a block: as many as the width holds, or more where there would be too many blocks."""
+    g = form.geometry.groups
+    fits = max(1, WIDTH // min(form.near, form.far), -(-g // BLOCKS))
+    return max(m for m in range(1, min(fits, g) + 1) if g % m == 0)
+
+
+def _block(form: Form, m: int) -> Form:
+    return form._replace(geometry=form.geometry._replace(groups=1), near=m * form.near, far=m * form.far)
+
+
+def _split(form: Form, m: int, a: jax.Array) -> list[jax.Array]:
+    return jnp.split(a, form.geometry.groups // m, -1)
+
+
+def _widened(form: Form, m: int, kernel: jax.Array) -> jax.Array:
+    """(*K, I', g O') to the kernels W of the blocks side by side, (*K, m I', g O')."""
+    if m == 1:
+        return kernel
+    w = kernel.reshape(*form.window, 1, form.near, -1, m, form.far)
+    W = jnp.where(jnp.eye(m, dtype=bool)[:, None, None, :, None], w, jnp.zeros((), kernel.dtype))
+    return W.reshape(*form.window, m * form.near, -1)

@@ -1,0 +1,42 @@
+"""What is known of a trilinear form when it is traced: its geometry and the sizes of x, w and y."""
+
+from typing import Any, NamedTuple
+
+from jaxseq._geometry import Geometry
+
+
+class Form(NamedTuple):
+    """<ȳ, C(x, w)> with x (N, *I, g I'), w (*K, I', g O'), y (N, *O, g O')."""
+
+    geometry: Geometry
+    precision: Any
+    space: tuple[int, ...]  # I
+    outputs: tuple[int, ...]  # O
+    window: tuple[int, ...]  # K
+    near: int  # I', input channels of a group
+    far: int  # O', output channels of a group
+
+    def input_padding(self) -> list[tuple[int, int]]:
+        """(lo', hi') of (2), on ȳ spread out by the stride."""
+        padding = []
+        for I, O, K, s, d, (lo, _) in self.axes():
+            lo_ = d * (K - 1) - lo
+            padding.append((lo_, I + d * (K - 1) - ((O - 1) * s + 1) - lo_))
+        return padding
+
+    def kernel_padding(self) -> list[tuple[int, int]]:
+        """(lo, hi'') of (3)."""
+        return [(lo, d * (K - 1) + s * (O - 1) + 1 - I - lo) for I, O, K, s, d, (lo, _) in self.axes()]
+
+    def reaches(self) -> bool:
+        """Whether along every axis some tap of some output falls on an input: else all three are exactly zero."""
+        for I, O, K, s, d, (lo, _) in self.axes():
+            first = [max(0, -(-(lo - d * k) // s)) for k in range(K)]  # the first output whose tap k is at 0 or beyond
+            if not any(n < O and s * n + d * k - lo < I for k, n in enumerate(first)):
+                return False
+        return True
+
+    def axes(self) -> Any:
+        """(I, O, K, s, d, (lo, hi)) of each spatial axis."""
+        stride, padding, dilation, _ = self.geometry
+        return zip(self.space, self.outputs, self.window, stride, dilation, padding, strict=True)

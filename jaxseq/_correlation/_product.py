@@ -1,0 +1,39 @@
+"""Windows of one tap: a dense map at each position.
+
+    y[b, n, o] = sum_i  x[b, s n, i]  w[0, i, o]
+
+so that with the inputs that are seen, x[:, ::s], all three are those of `_dense.py`.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxseq import _dense, _sharding
+from jaxseq._correlation._form import Form
+
+
+def to_output(form: Form, x: jax.Array, kernel: jax.Array, sharding: Any) -> jax.Array:
+    """y of (1)."""
+    y = _dense.apply(form.precision, kernel.reshape(form.near, form.far), None, _seen(form, x))
+    return _sharding.laid_out(y, sharding)
+
+
+def to_input(form: Form, kernel: jax.Array, ȳ: jax.Array, sharding: Any) -> jax.Array:
+    """x̄ of (2): zero between the inputs that were seen."""
+    x̄ = _dense.pull_input(form.precision, kernel.reshape(form.near, form.far), ȳ)
+    places = [(0, I - ((O - 1) * s + 1), s - 1) for I, O, _, s, *_ in form.axes()]
+    return _sharding.laid_out(lax.pad(x̄, jnp.zeros((), x̄.dtype), [(0, 0, 0), *places, (0, 0, 0)]), sharding)
+
+
+def to_kernel(form: Form, x: jax.Array, ȳ: jax.Array, sharding: Any) -> jax.Array:
+    """w̄ of (3)."""
+    w̄ = _dense.pull_weight(form.precision, _seen(form, x), ȳ, jnp.zeros((form.near, form.far), x.dtype))
+    return _sharding.laid_out(w̄.reshape(*form.window, *w̄.shape), sharding)
+
+
+def _seen(form: Form, x: jax.Array) -> jax.Array:
+    """x[s n], n = 0 .. O - 1."""
+    return x[(slice(None), *[slice(0, (O - 1) * s + 1, s) for _, O, _, s, *_ in form.axes()])]

@@ -1,0 +1,155 @@
+"""Few channels in each group: sums of shifted products.
+
+With I' inputs and O' outputs in each of g groups, channel i = (γ, i') and o = (γ, o'), take from each group its
+channel i', or o', as one array with g channels. The three contractions are then sums over taps and over i', or o', of
+products of arrays, one number at a time:
+
+    y_o'[b, n, γ] = sum_{k, i'}  x_i'[b, s n + d k - lo, γ]  w[k, i', o'][γ]                   (1)
+    x̄_i'[b, m, γ] = sum_{j, o'}  ỹ_o'[b, m + d j - lo', γ]  w[K - 1 - j, i', o'][γ]            (2)
+    w̄[k, i', o'][γ] = sum_{b, n}  x_i'[b, s n + d k - lo, γ]  ȳ_o'[b, n, γ]                     (3)
+
+Depthwise is I' = O' = 1. The compiler makes one pass over the arrays of (1) and of (2), where XLA's convolution on CPU
+treats each group as a convolution of its own. The terms are written out, so there is a limit to their number.
+
+(3) is a sum over all that x and ȳ hold, K I' O' times over. On CPU the products would be laid down in memory, one array
+for each term, before they are summed. There it goes through ȳ in blocks of rows, as many as let the partial sums
+
+    a[k, i', o'][b, r, γ] += x_i'[b, s (R t + r) + d k - lo, γ]  ȳ_o'[b, R t + r, γ],    block t, row r < R
+
+stay in the cache, and sums these over b and r at the end.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import product
+from math import prod
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxseq import _precision, _sharding
+from jaxseq._correlation._form import Form
+from jaxseq._geometry import extent
+
+# Bytes of partial sums that stay in the cache.
+CACHE = 2**18
+
+
+def to_output(form: Form, x: jax.Array, kernel: jax.Array, sharding: Any) -> jax.Array:
+    """y of (1)."""
+    geometry = form.geometry
+    pads = [(lo, hi, 0) for lo, hi in geometry.padding]
+    seen = [
+        list(_seen(x_, form.window, form.outputs, pads, geometry.stride, geometry.dilation))
+        for x_ in _apart(x, form.near)
+    ]
+    ys = [
+        _sum((part, kernel[(*tap, i, slice(o, None, form.far))]) for i, parts in enumerate(seen) for tap, part in parts)
+        for o in range(form.far)
+    ]
+    return _sharding.laid_out(_together(ys), sharding)
+
+
+def to_input(form: Form, kernel: jax.Array, ȳ: jax.Array, sharding: Any) -> jax.Array:
+    """x̄ of (2)."""
+    geometry = form.geometry
+    pads = [(lo, hi, s - 1) for (lo, hi), s in zip(form.input_padding(), geometry.stride, strict=True)]
+    ones = (1,) * len(form.window)
+    seen = [list(_seen(ȳ_, form.window, form.space, pads, ones, geometry.dilation)) for ȳ_ in _apart(ȳ, form.far)]
+    x̄s = [
+        _sum(
+            (part, kernel[(*(K - 1 - j for K, j in zip(form.window, tap, strict=True)), i, slice(o, None, form.far))])
+            for o, parts in enumerate(seen)
+            for tap, part in parts
+        )
+        for i in range(form.near)
+    ]
+    return _sharding.laid_out(_together(x̄s), sharding)
+
+
+def to_kernel(form: Form, x: jax.Array, ȳ: jax.Array, sharding: Any) -> jax.Array:
+    """w̄ of (3)."""
+    pads = [(0, 0, 0), *((lo, hi, 0) for lo, hi in form.geometry.padding), (0, 0, 0)]
+    x = lax.pad(x, jnp.zeros((), x.dtype), pads)
+
+    def sums(x: jax.Array, ȳ: jax.Array) -> jax.Array:
+        return jnp.stack([_over_positions(term) for term in _terms(form, x, ȳ)])
+
+    w̄ = lax.platform_dependent(x, ȳ, cpu=lambda x, ȳ: _by_blocks(form, x, ȳ), default=sums)
+    w̄ = w̄.reshape(*form.window, form.near, form.far, form.geometry.groups)
+    return _sharding.laid_out(w̄.swapaxes(-1, -2).reshape(*form.window, form.near, -1), sharding)
+
+
+def _by_blocks(form: Form, x: jax.Array, ȳ: jax.Array) -> jax.Array:
+    """The sums of (3), (K I' O', g), through blocks of rows; x is padded."""
+    O, s, span = form.outputs[0], form.geometry.stride[0], extent(form.window[0], form.geometry.dilation[0])
+    terms, row = prod(form.window) * form.near * form.far, ȳ[:, 0].size // form.far * 4
+    rows = min(O, max(1, CACHE // (terms * row)))
+
+    def block(start: Any, rows: int) -> list[jax.Array]:
+        near = lax.dynamic_slice_in_dim(x, start * s, (rows - 1) * s + span, 1)
+        return _terms(form, near, lax.dynamic_slice_in_dim(ȳ, start, rows, 1))
+
+    def add(partial_sums: Sequence[jax.Array], t: jax.Array) -> tuple[list[jax.Array], None]:
+        return [a + term for a, term in zip(partial_sums, block(t * rows, rows), strict=True)], None
+
+    whole, rest = divmod(O, rows)
+    partial_sums, _ = lax.scan(add, block(0, rows), jnp.arange(1, whole))
+    total = jnp.stack([_over_positions(a) for a in partial_sums])
+    return total + jnp.stack([_over_positions(a) for a in block(whole * rows, rest)]) if rest else total
+
+
+def _terms(form: Form, x: jax.Array, ȳ: jax.Array) -> list[jax.Array]:
+    """The products of (3), tap by tap and pair by pair, each of the size of ȳ_o'; x is padded."""
+    geometry, outputs = form.geometry, ȳ.shape[1:-1]
+    wide = _precision.accumulator(ȳ.dtype)
+    nothing = [(0, 0, 0)] * len(outputs)
+    views = [
+        _seen(x_, form.window, outputs, nothing, geometry.stride, geometry.dilation) for x_ in _apart(x, form.near)
+    ]
+    by_tap = zip(*views, strict=True)
+    ȳs = [ȳ_.astype(wide) for ȳ_ in _apart(ȳ, form.far)]
+    return [part.astype(wide) * ȳ_ for parts in by_tap for _, part in parts for ȳ_ in ȳs]
+
+
+def _over_positions(a: jax.Array) -> jax.Array:
+    return jnp.sum(a, range(a.ndim - 1))
+
+
+def _seen(
+    x: jax.Array,
+    window: tuple[int, ...],
+    outputs: tuple[int, ...],
+    pads: Sequence[tuple[int, int, int]],
+    stride: tuple[int, ...],
+    dilation: tuple[int, ...],
+) -> Iterator[tuple[tuple[int, ...], jax.Array]]:
+    """For each tap k, the x[s n + d k] that the outputs see through it, x padded."""
+    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
+    for tap in product(*map(range, window)):
+        places = [
+            slice(d * k, d * k + s * O, s)  # x[s n + d k], n = 0 .. O - 1
+            for k, O, s, d in zip(tap, outputs, stride, dilation, strict=True)
+        ]
+        yield tap, x[(slice(None), *places)]
+
+
+def _sum(pairs: Iterator[tuple[jax.Array, jax.Array]]) -> jax.Array:
+    """The sum of the products of what is seen (N, *O, g) and a weight for each group."""
+    total: Any = None
+    for part, w in pairs:
+        wide = _precision.accumulator(part.dtype)
+        term = part.astype(wide) * jnp.expand_dims(w.astype(wide), range(part.ndim - 1))
+        total = term if total is None else total + term
+    return total
+
+
+def _apart(x: jax.Array, channels: int) -> list[jax.Array]:
+    """(..., g c) as c arrays (..., g), one for each channel of a group."""
+    return [x] if channels == 1 else [x[..., c::channels] for c in range(channels)]
+
+
+def _together(parts: list[jax.Array]) -> jax.Array:
+    """The inverse of `_apart`."""
+    return parts[0] if len(parts) == 1 else jnp.stack(parts, -1).reshape(*parts[0].shape[:-1], -1)

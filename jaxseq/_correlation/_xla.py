@@ -1,0 +1,111 @@
+"""All other forms: XLA's convolution, with (2) and (3) in the form of (1).
+
+Dense convolutions over one and two axes are what XLA does well: of what was tried on CPU (products tap by tap, one
+product of all taps side by side, residues of the stride as channels) nothing was faster at more than a few shapes.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxseq import _precision
+from jaxseq._correlation._form import Form
+
+# The letters of lax's dimension numbers for 0 (unused), 1, 2 and 3 spatial axes.
+_SPACE = ("", "W", "HW", "DHW")
+
+
+def to_output(form: Form, x: jax.Array, kernel: jax.Array, sharding: Any) -> jax.Array:
+    """y of (1)."""
+    return _correlate(
+        x,
+        kernel,
+        stride=form.geometry.stride,
+        padding=form.geometry.padding,
+        dilation=form.geometry.dilation,
+        groups=form.geometry.groups,
+        precision=form.precision,
+        out_sharding=sharding,
+    )
+
+
+def to_input(form: Form, kernel: jax.Array, ȳ: jax.Array, sharding: Any) -> jax.Array:
+    """x̄ of (2)."""
+    g = form.geometry.groups
+    w = jnp.flip(kernel, range(len(form.window)))  # (*K, I', g O')
+    w = w.reshape(*w.shape[:-1], g, -1).swapaxes(-3, -1)  # (*K, O', g, I')
+    w = w.reshape(*w.shape[:-2], -1)  # (*K, O', g I')
+    return _correlate(
+        ȳ,
+        w,
+        spread=form.geometry.stride,
+        padding=form.input_padding(),
+        dilation=form.geometry.dilation,
+        groups=g,
+        precision=form.precision,
+        out_sharding=sharding,
+    )
+
+
+def to_kernel(form: Form, x: jax.Array, ȳ: jax.Array, sharding: Any) -> jax.Array:
+    """w̄ of (3)."""
+    space = _SPACE[len(form.window)]
+    return _correlate(
+        x,
+        ȳ,
+        # The channel of x plays the batch, the batch the contracted channel, and w̄ comes out as (*K, I', O).
+        letters=(f"C{space}N", f"I{space}O", f"{space}NC"),
+        stride=form.geometry.dilation,
+        padding=form.kernel_padding(),
+        dilation=form.geometry.stride,
+        batch_groups=form.geometry.groups,
+        precision=form.precision,
+        out_sharding=sharding,
+    )
+
+
+def _correlate(
+    x: jax.Array,
+    w: jax.Array,
+    *,
+    padding: Sequence[tuple[int, int]],
+    dilation: tuple[int, ...],
+    precision: Any,
+    letters: tuple[str, str, str] | None = None,
+    stride: tuple[int, ...] | None = None,
+    spread: tuple[int, ...] | None = None,
+    groups: int = 1,
+    batch_groups: int = 1,
+    out_sharding: Any = None,
+) -> jax.Array:
+    """The one call of lax: (1) for an input first dilated by `spread`, accumulated in float32 at least."""
+    axes = len(dilation)
+    space = _SPACE[axes]
+    letters = letters or (f"N{space}C", f"{space}IO", f"N{space}C")
+    stride, spread = stride or (1,) * axes, spread or (1,) * axes
+    dims = lax.conv_dimension_numbers(x.shape, w.shape, letters)
+    sizes = [(x.shape[axis] - 1) * p + 1 for axis, p in zip(dims.lhs_spec[2:], spread, strict=True)]
+    if any(-min(pair) > size for pair, size in zip(padding, sizes, strict=True)):
+        # A crop beyond the far edge: some backends of XLA then read wrong elements, lax.pad does not.
+        config = [(0, 0, 0)] * x.ndim
+        for axis, (lo, hi), p in zip(dims.lhs_spec[2:], padding, spread, strict=True):
+            config[axis] = (lo, hi, p - 1)
+        x = lax.pad(x, jnp.zeros((), x.dtype), config)
+        padding, spread = ((0, 0),) * axes, (1,) * axes
+    return lax.conv_general_dilated(
+        x,
+        w,
+        window_strides=stride,
+        padding=padding,
+        lhs_dilation=spread,
+        rhs_dilation=dilation,
+        dimension_numbers=dims,
+        feature_group_count=groups,
+        batch_group_count=batch_groups,
+        precision=precision,
+        preferred_element_type=_precision.accumulator(x.dtype),
+        out_sharding=out_sharding,
+    )

@@ -1,0 +1,125 @@
+"""Depthwise and separable convolution: by name what `conv` does with one group for each channel.
+
+    depthwise    u[b, n, (c, r)] = sum_k  x[b, s n + d k - lo, c]  w[k, (c, r)]
+    separable    y[b, n, o] = sum_{c, r}  u[b, n, (c, r)]  v[(c, r), o]  +  β[o]
+
+r counts the outputs of a channel. Both are made of `conv`, whose rules pull them back: shifted products for u, a
+matrix product for y.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from jaxtyping import Array, Inexact
+
+from jaxseq import _checks
+from jaxseq._conv import conv
+from jaxseq._op import op
+
+
+@op
+def depthwise_conv(
+    x: Inexact[Array, "*batch_and_space c_in"],
+    kernel: Inexact[Array, "*window 1 c_out"],
+    bias: Inexact[Array, " c_out"] | None = None,
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: str | int | Sequence[tuple[int, int]] = "VALID",
+    dilation: int | Sequence[int] = 1,
+    flip: bool = False,
+    precision: Any = None,
+) -> Inexact[Array, "*batch_and_outputs c_out"]:
+    r"""Convolution of each channel with windows of its own: `conv` with `groups=c_in`.
+
+    $$y[b, n, (c, r)] = \sum_k x[b,\; s n + d k - lo,\; c]\; w[k, (c, r)] + \beta[(c, r)]$$
+
+    with $r$ below c_out / c_in, the *multiplier*: output channel $(c, r)$ is number c * multiplier + r.
+
+    Args:
+        x: input `(*batch, *space, c_in)`.
+        kernel: `(*window, 1, c_out)`, c_out a multiple of c_in.
+        bias: `(c_out,)`, or None.
+        stride: as in `conv`.
+        padding: as in `conv`.
+        dilation: as in `conv`.
+        flip: as in `conv`.
+        precision: as in `conv`.
+
+    Returns:
+        `(*batch, *outputs, c_out)` in the dtype of `x`.
+
+    Raises:
+        TypeError, ValueError: as in `conv`.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxseq
+        >>> x = jnp.array([[1.0, 10.0], [2.0, 20.0], [4.0, 40.0]])  # 3 positions, 2 channels
+        >>> kernel = jnp.array([[1.0, 0.0], [1.0, 1.0]])[:, None]  # a sum, and the later one
+        >>> jaxseq.depthwise_conv(x, kernel)
+        Array([[ 3., 20.],
+               [ 6., 40.]], dtype=float32)
+
+    Reference:
+        L. Sifre, Rigid-motion scattering for image classification (2014), section 6.2.
+    """
+    x = _checks.array("x", x, complex_ok=True)
+    if not x.ndim:
+        _checks.bad_value("x", "at least an axis of channels", "none", x=x)
+    options: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation, "flip": flip}
+    return conv(x, kernel, bias, **options, groups=max(1, x.shape[-1]), precision=precision)
+
+
+@op
+def separable_conv(
+    x: Inexact[Array, "*batch_and_space c_in"],
+    depthwise: Inexact[Array, "*window 1 c_middle"],
+    pointwise: Inexact[Array, "*ones c_middle c_out"],
+    bias: Inexact[Array, " c_out"] | None = None,
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: str | int | Sequence[tuple[int, int]] = "VALID",
+    dilation: int | Sequence[int] = 1,
+    flip: bool = False,
+    precision: Any = None,
+) -> Inexact[Array, "*batch_and_outputs c_out"]:
+    r"""A depthwise convolution, then a dense map of the channels at each position.
+
+    $$y[b, n, o] = \sum_{c, r} \Big( \sum_k x[b,\; s n + d k - lo,\; c]\; w[k, (c, r)] \Big)\; v[(c, r), o] + \beta[o]$$
+
+    It is the convolution whose kernel is $\sum_r w[k, (c, r)]\, v[(c, r), o]$, with K c_middle + c_middle c_out weights
+    and products for each output position in place of K c_in c_out.
+
+    Args:
+        x: input `(*batch, *space, c_in)`.
+        depthwise: w, `(*window, 1, c_middle)`, c_middle a multiple of c_in.
+        pointwise: v, `(*ones, c_middle, c_out)` with a window of one tap along each axis.
+        bias: `(c_out,)`, or None.
+        stride: as in `conv`, of the depthwise part, as is what follows.
+        padding: as in `conv`.
+        dilation: as in `conv`.
+        flip: as in `conv`.
+        precision: as in `conv`, of both parts.
+
+    Returns:
+        `(*batch, *outputs, c_out)` in the dtype of `x`.
+
+    Raises:
+        TypeError, ValueError: as in `conv`; a window of `pointwise` that has more than one tap.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxseq
+        >>> w, _ = jaxseq.conv_init(jax.random.key(0), (3, 3), 8, 16, groups=8)
+        >>> v, bias = jaxseq.conv_init(jax.random.key(1), (1, 1), 16, 32)
+        >>> jaxseq.separable_conv(jnp.ones((10, 28, 28, 8)), w, v, bias, padding="SAME").shape
+        (10, 28, 28, 32)
+
+    Reference:
+        F. Chollet, Xception: deep learning with depthwise separable convolutions (2017), section 2.
+    """
+    pointwise = _checks.array("pointwise", pointwise, complex_ok=True)
+    if pointwise.ndim < 3 or any(K != 1 for K in pointwise.shape[:-2]):
+        expected = "a window of one tap along each axis, (*ones, c_middle, c_out)"
+        _checks.bad_value("pointwise", expected, str(pointwise.shape))
+    options: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation, "flip": flip}
+    u = depthwise_conv(x, depthwise, **options, precision=precision)
+    return conv(u, pointwise, bias, precision=precision)

@@ -1,0 +1,214 @@
+"""Each rule for the three contractions, against NumPy; which rule is taken; and what it compiles to."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import assert_close, pullback, subjaxprs
+from jax import lax
+
+import jaxseq
+from jaxseq import _correlation, _geometry
+from jaxseq._correlation import _blocks, _form, _planes, _product, _shifts, _spectrum, _xla
+
+RNG = np.random.default_rng(0)
+
+# rule: (space, window, I', O', options), all sizes different, and everything that a geometry may hold
+FORMS = {
+    _shifts: [
+        ((11,), (4,), 1, 1, {"groups": 3, "padding": ((3, -1),), "dilation": 2, "stride": 2}),
+        ((9, 7), (2, 3), 1, 1, {"groups": 5, "padding": ((-1, 2), (1, 0)), "stride": (1, 2)}),
+        ((10,), (3,), 2, 3, {"groups": 8, "padding": 1, "stride": 3}),
+        ((6, 5, 7), (2, 1, 3), 1, 2, {"groups": 9, "padding": "SAME", "dilation": (2, 1, 1)}),
+    ],
+    _spectrum: [
+        ((23,), (70,), 1, 1, {"groups": 3, "padding": ((69, 0),)}),
+        ((40,), (65,), 1, 1, {"groups": 2, "padding": ((50, 41),), "stride": 3, "dilation": 2}),
+        ((12, 10), (9, 8), 1, 1, {"groups": 3, "padding": ((8, -1), (4, 7)), "stride": (2, 1)}),
+        ((460,), (450,), 2, 3, {"padding": "SAME", "groups": 2}),
+        ((6, 7, 5), (4, 6, 3), 1, 1, {"groups": 2, "padding": "SAME"}),
+    ],
+    _product: [
+        ((7,), (1,), 3, 4, {}),
+        ((8, 5), (1, 1), 3, 4, {"stride": (3, 2), "dilation": 4}),
+    ],
+    _blocks: [
+        ((9,), (4,), 5, 3, {"groups": 2, "padding": ((2, -1),), "stride": 2}),
+        ((7, 6), (3, 2), 4, 2, {"groups": 6, "padding": "SAME", "dilation": (1, 2)}),
+        ((8,), (1,), 4, 3, {"groups": 3}),
+        ((5, 4, 6), (2, 3, 2), 2, 3, {"groups": 7, "padding": "SAME", "stride": (2, 1, 1)}),
+        ((9,), (3,), 20, 40, {"groups": 6}),
+    ],
+    _planes: [
+        ((6, 5, 7), (3, 2, 4), 3, 4, {"padding": ((1, 2), (-1, 3), (2, 1)), "stride": (2, 1, 3)}),
+        ((7, 6, 5), (2, 3, 1), 2, 3, {"padding": "SAME", "dilation": (3, 1, 2)}),
+        ((6, 4, 5), (2, 2, 2), 3, 2, {"padding": ((-2, 1), (0, 0), (1, -1)), "stride": (3, 2, 1)}),
+    ],
+    _xla: [
+        ((11,), (4,), 3, 5, {"padding": ((4, -2),), "stride": 3, "dilation": 2}),
+        ((8, 9), (3, 2), 2, 3, {"padding": ((1, 0), (-2, 3)), "stride": (1, 2), "dilation": (2, 3)}),
+        ((4,), (3,), 2, 3, {"padding": ((-5, 9),)}),
+    ],
+}
+GRID = [
+    pytest.param(rule, *form, id=f"{rule.__name__.split('._')[-1]}-{n}")
+    for rule, forms in FORMS.items()
+    for n, form in enumerate(forms)
+]
+
+
+def trilinear(space, window, near, far, options, dtype=jnp.float64):
+    """(form, x, w, ȳ), random."""
+    options = {"stride": 1, "padding": "VALID", "dilation": 1, "groups": 1, **options}
+    geometry = _geometry.resolve(space, window, *(options[n] for n in ("stride", "padding", "dilation", "groups")))
+    outputs, g = _geometry.output_sizes(geometry, space, window), geometry.groups
+    shapes = (2, *space, near * g), (*window, near, far * g), (2, *outputs, far * g)
+    arrays = (jnp.asarray(RNG.normal(size=s), dtype) for s in shapes)
+    return _form.Form(geometry, None, space, outputs, window, near, far), *arrays
+
+
+def tap_by_tap(form, x, w, ȳ):
+    """(y, x̄, w̄) in NumPy: at each tap, the positions within bounds."""
+    x, w, ȳ = (np.asarray(a).astype(complex if jnp.iscomplexobj(a) else float) for a in (x, w, ȳ))
+    g = form.geometry.groups
+    xg, ȳg = x.reshape(*x.shape[:-1], g, -1), ȳ.reshape(*ȳ.shape[:-1], g, -1)
+    wg = w.reshape(*w.shape[:-1], g, -1)
+    y, x̄, w̄ = np.zeros_like(ȳg), np.zeros_like(xg), np.zeros_like(wg)
+    for tap in np.ndindex(*form.window):
+        seen, by = [], []
+        for k, (I, O, _, s, d, (lo, _)) in zip(tap, form.axes(), strict=True):
+            m = s * np.arange(O) + d * k - lo
+            inside = (m >= 0) & (m < I)
+            seen.append(m[inside])
+            by.append(np.flatnonzero(inside))
+        seen, by = np.ix_(range(len(x)), *seen), np.ix_(range(len(x)), *by)
+        y[by] += np.einsum("...gi,igo->...go", xg[seen], wg[tap])
+        x̄[seen] += np.einsum("...go,igo->...gi", ȳg[by], wg[tap])
+        w̄[tap] = np.einsum("...gi,...go->...igo", xg[seen], ȳg[by]).sum(tuple(range(x.ndim - 1)))
+    return y.reshape(ȳ.shape), x̄.reshape(x.shape), w̄.reshape(w.shape)
+
+
+@pytest.mark.parametrize(("rule", "space", "window", "near", "far", "options"), GRID)
+def test_each_rule_is_the_form(rule, space, window, near, far, options):
+    form, x, w, ȳ = trilinear(space, window, near, far, options)
+    assert _correlation.choose(form) is rule
+    y, x̄, w̄ = tap_by_tap(form, x, w, ȳ)
+    for which, a, b, expected in (("to_output", x, w, y), ("to_input", w, ȳ, x̄), ("to_kernel", x, ȳ, w̄)):
+        actual = jax.jit(partial(_correlation._apply, rule, which, form, sharding=None))(a, b)
+        assert actual.dtype == jnp.float64
+        assert_close(actual, expected, relative=1e-13)
+
+
+@pytest.mark.parametrize(("rule", "space", "window", "near", "far", "options"), GRID)
+def test_half_precision_accumulates_in_full(rule, space, window, near, far, options):
+    form, x, w, ȳ = trilinear(space, window, near, far, options, jnp.bfloat16)
+    y, x̄, w̄ = tap_by_tap(form, x, w, ȳ)
+    for which, a, b, expected in (("to_output", x, w, y), ("to_input", w, ȳ, x̄), ("to_kernel", x, ȳ, w̄)):
+        actual = jax.jit(partial(_correlation._apply, rule, which, form, sharding=None))(a, b)
+        assert actual.dtype == jnp.float32
+        assert_close(actual, expected.astype(np.float32), relative=1e-5)
+
+
+@pytest.mark.parametrize(("rule", "space", "window", "near", "far", "options"), GRID)
+def test_through_the_public_functions_with_complex_numbers(rule, space, window, near, far, options):
+    """Convolution, its transpose and all their pullbacks; nothing is conjugated."""
+    form, x, w, ȳ = trilinear(space, window, near, far, options)
+    x, w, ȳ = lax.complex(x, jnp.flip(x)), lax.complex(w, -jnp.flip(w) / 2), lax.complex(ȳ, jnp.flip(ȳ))
+    y, x̄, w̄ = tap_by_tap(form, x, w, ȳ)
+    assert_close(jax.jit(pullback(partial(jaxseq.conv, **options)))((x, w), ȳ), (y, (x̄, w̄)), relative=1e-12)
+    extra = [(I - (O - 1) * s - _geometry.extent(K, d) + lo + hi) for I, O, K, s, d, (lo, hi) in form.axes()]
+    f = partial(jaxseq.conv_transpose, **{**options, "padding": form.geometry.padding, "output_padding": extra})
+    assert_close(jax.jit(pullback(f))((ȳ, w), x), (x̄, (y, w̄)), relative=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("space", "window", "options"),
+    [
+        ((1, 6), (8, 9), {"padding": ((7, 7), (4, 4)), "dilation": (2, 1)}),  # taps at odd distances only
+        ((6, 7), (2, 3), {"padding": ((-6, 9), (1, 1))}),  # all of it cropped
+        ((3, 4), (2, 2), {"padding": ((2, -3), (0, 0))}),
+    ],
+)
+def test_a_window_that_reaches_no_input_gives_exact_zeros(space, window, options):
+    """Spectra alone would leave their rounding there."""
+    form, x, w, ȳ = trilinear(space, window, 1, 1, {**options, "groups": 3})
+    assert not form.reaches()
+    y, (x̄, w̄) = jax.jit(pullback(partial(jaxseq.conv, groups=3, **options)))((x, w), ȳ)
+    assert not y.any()
+    assert not x̄.any()
+    assert not w̄.any()
+
+
+# --- On both sides of each crossover ---
+
+CROSSOVERS = {
+    "taps of a depthwise window": lambda n: ((20,), (_correlation.TERMS + n,), 1, 1, {"groups": 2, "padding": 60}),
+    "pairs of channels": lambda n: ((20,), (_correlation.TERMS // 4 + n,), 2, 2, {"groups": 8, "padding": 60}),
+    "groups": lambda n: ((9,), (3,), 2, 3, {"groups": _correlation.LANES - 1 + n}),
+    "a long window": lambda n: ((399,), (369 + n,), 2, 3, {"padding": "SAME"}),
+    "one tap": lambda n: ((9,), (1 + n,), 3, 2, {}),
+    "planes": lambda n: ((20, 3, 4), (_correlation.PLANES + n, 2, 1), 3, 2, {}),
+}
+
+
+@pytest.mark.parametrize("name", CROSSOVERS)
+def test_both_sides_of_a_crossover(name):
+    """Another rule, and on both the numbers of the form."""
+    rules = []
+    for n in (0, 1):
+        space, window, near, far, options = CROSSOVERS[name](n)
+        form, x, w, ȳ = trilinear(space, window, near, far, options)
+        rules.append(_correlation.choose(form))
+        y, x̄, w̄ = tap_by_tap(form, x, w, ȳ)
+        assert_close(jax.jit(pullback(partial(jaxseq.conv, **options)))((x, w), ȳ), (y, (x̄, w̄)), relative=1e-12)
+    assert rules[0] is not rules[1]
+
+
+# --- What it compiles to ---
+
+
+def primitives(f, *args):
+    return [e.primitive.name for e in subjaxprs(jax.make_jaxpr(f)(*args).jaxpr)]
+
+
+@pytest.mark.parametrize("rule", [_shifts, _spectrum, _product])
+def test_where_xla_has_no_part(rule):
+    space, window, near, far, options = FORMS[rule][0]
+    _, x, w, ȳ = trilinear(space, window, near, far, options)
+    assert "conv_general_dilated" not in primitives(pullback(partial(jaxseq.conv, **options)), (x, w), ȳ)
+
+
+@pytest.mark.parametrize(("rule", "parts"), [(_blocks, 6), (_planes, 3)])
+@pytest.mark.parametrize("platform", ["cpu", "cuda"])
+def test_what_only_cpus_need_is_left_to_xla_elsewhere(rule, parts, platform):
+    """One convolution for each contraction on a GPU, whose libraries know groups and three axes."""
+    forms = {_blocks: FORMS[_blocks][4], _planes: FORMS[_planes][0]}
+    _, x, w, ȳ = trilinear(*forms[rule], jnp.float32)
+    f = jax.jit(pullback(partial(jaxseq.conv, **forms[rule][-1])))
+    text = jax.export.export(f, platforms=[platform])((x, w), ȳ).mlir_module()
+    assert text.count("stablehlo.convolution") == 3 * (parts if platform == "cpu" else 1)
+
+
+def test_spectra_are_shared_between_forward_and_backward():
+    """X, W and Y once each, and back three times."""
+    _, x, w, ȳ = trilinear(*FORMS[_spectrum][0])
+    compiled = jax.jit(pullback(partial(jaxseq.conv, **FORMS[_spectrum][0][-1]))).lower((x, w), ȳ).compile()
+    assert compiled.as_text().count(" fft(") == 6
+
+
+def test_depthwise_sums_its_kernel_in_little_memory(key):
+    """Not one array for each tap."""
+    x = jax.random.normal(key, (4, 512, 64), jnp.float32)
+    form = trilinear((512,), (16,), 1, 1, {"groups": 64, "padding": ((15, 0),)})[0]
+    f = jax.jit(partial(_correlation._apply, _shifts, "to_kernel", form, sharding=None))
+    assert f.lower(x, x).compile().memory_analysis().temp_size_in_bytes < 4 * x.nbytes
+
+
+def test_an_unmerged_group_keeps_to_itself(key):
+    """A NaN in one block of groups does not reach another."""
+    x, w = jax.random.normal(key, (1, 9, 64)), jax.random.normal(key, (3, 32, 64))
+    y = jaxseq.conv(x.at[..., 0].set(jnp.nan), w, groups=2)
+    assert jnp.isnan(y[..., :32]).all()
+    assert jnp.isfinite(y[..., 32:]).all()

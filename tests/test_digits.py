@@ -1,0 +1,104 @@
+"""`make digits`: what it learns, on what, and what it measures."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxseq
+
+SCRIPT = Path(__file__).parents[1] / "examples" / "digits.py"
+pytest.importorskip("optax", reason="the examples need the extra `examples`: optax, tqdm, scikit-learn")
+pytest.importorskip("tqdm", reason="the examples need the extra `examples`: optax, tqdm, scikit-learn")
+pytest.importorskip("sklearn", reason="the examples need the extra `examples`: optax, tqdm, scikit-learn")
+
+
+@pytest.fixture(scope="module")
+def digits():
+    spec = importlib.util.spec_from_file_location("digits", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module", autouse=True)
+def as_users_have_jax():
+    """Undoes the strict settings of the suite."""
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def test_it_learns(digits, capsys):
+    """Chance is 10 %; with the 500 steps of the default it is 99 %."""
+    assert digits.main(["--steps=80", "--quiet"]) == 0
+    said = capsys.readouterr()
+    sizes = 9 * 32 + 32, 9 * 32 * 32 + 32, 9 * 32 * 64 + 64, 9 * 64 * 64 + 64, 4 * 64 * 10 + 10
+    assert f"1437 digits to train on, 360 held out; {sum(sizes)} parameters" in said.out
+    (difference,) = re.findall(r"float64: largest relative difference (\S+)", said.out)
+    assert 0 < float(difference) < 1e-12
+    ((right, wrong),) = re.findall(r"held out: (\S+)% right, (\d+) of 360 wrong", said.out)
+    assert float(right) == pytest.approx(100 * (1 - int(wrong) / 360), abs=0.01)
+    assert float(right) >= 90
+    assert re.search(r"\d+ s with compilation", said.out)
+    assert said.err == "", "--quiet"
+
+
+def test_a_wrong_gradient_stops_it(digits, monkeypatch, capsys):
+    """The twin's gradient does not reach the bias: the comparison has to see that."""
+    twin = jaxseq.reference.conv
+
+    def without(x, kernel, bias, **options):
+        return twin(x, kernel, jax.lax.stop_gradient(bias), **options)
+
+    monkeypatch.setattr(jaxseq.reference, "conv", without)
+    monkeypatch.setattr(digits, "learn", lambda *_, **__: pytest.fail("it went on"))
+    digits.gradient_difference.clear_cache()  # it may have been traced with the true twin
+    assert digits.main(["--quiet"]) == 1
+    assert re.fullmatch(
+        r"digits\.py: error: the gradient by hand is not that of jax\.grad: \S+\n", capsys.readouterr().err
+    )
+    digits.gradient_difference.clear_cache()
+
+
+def test_what_is_held_out(digits):
+    images, unseen, labels, unseen_labels = digits.digits(0)
+    assert images.shape == (1437, 8, 8, 1)
+    assert unseen.shape == (360, 8, 8, 1)
+    assert images.dtype == jnp.float32
+    assert (float(images.min()), float(images.max())) == (0, 1)
+    # A fifth of each kind, and every digit in one of the parts.
+    of_each = np.bincount(unseen_labels, minlength=10) / np.bincount(np.concatenate([labels, unseen_labels]))
+    np.testing.assert_allclose(of_each, 0.2, atol=0.01)
+    everything = np.sort(np.concatenate([images, unseen]).reshape(1797, 64), axis=0)
+    raw = pytest.importorskip("sklearn.datasets").load_digits().data / 16
+    np.testing.assert_array_equal(everything, np.sort(raw, axis=0))
+    assert (digits.digits(0)[1] == unseen).all()
+    assert not (digits.digits(1)[1] == unseen).all()
+
+
+def test_a_shift_moves_by_one_pixel_at_most_and_comes_in_all_nine(digits, key):
+    point = jnp.zeros((500, 8, 8, 1)).at[:, 3, 4].set(1)
+    moved = digits.shifted(key, point)
+    assert (moved.sum((1, 2, 3)) == 1).all()
+    _, v, u, _ = jnp.nonzero(moved)
+    assert set(zip((v - 3).tolist(), (u - 4).tolist(), strict=True)) == {(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)}
+
+
+def test_a_loss_that_is_not_finite_stops_it(digits, monkeypatch, capsys):
+    monkeypatch.setattr(digits, "gradient_difference", lambda *_: 0.0)
+    monkeypatch.setattr(digits, "train_step", lambda model, state, *_, **__: (model, state, jnp.float32(jnp.nan)))
+    assert digits.main(["--quiet", "--steps=3"]) == 1
+    assert capsys.readouterr().err == "digits.py: error: the loss is nan at step 1\n"
+
+
+@pytest.mark.parametrize("option", ["--steps=0", "--seed=-1", f"--seed={2**31}"])
+def test_a_mistake_ends_with_status_2(digits, option, monkeypatch, capsys):
+    monkeypatch.setattr(digits, "run", lambda *_: pytest.fail("it went on"))
+    with pytest.raises(SystemExit) as stop:
+        digits.main([option])
+    assert stop.value.code == 2
+    assert "expected --steps from 1 on" in capsys.readouterr().err

@@ -36,7 +36,8 @@ group; (3) contracts x and ȳ group by group.
 All three come in the accumulator's dtype.
 
 Rules. Each file here computes the three in one way, and `choose` says which way by what is known of the form when it
-is traced. Each of the three was timed alone; their crossovers fall together, so one choice serves all.
+is traced. Each of the three was timed alone; their crossovers fall together, so one choice serves all. Where they want
+different sizes within a rule (blocks), the rule says so.
 
     `_shifts`    few channels in each group: sums of shifted products, one term for each tap and pair of channels
     `_spectrum`  long windows: products of spectra

@@ -6,13 +6,18 @@ channels (μ, i') of a block, μ the group within it,
     W[k, (μ, i'), (ν, o')] = w[k, i', (μ, o')]  if μ = ν,  else 0.
 
 Then (1) and (2) are those of W, and w̄ is the diagonal of W̄. This multiplies by zeros, as many times more as there are
-groups in a block, which is faster than narrow products up to a width of about 32 channels; and XLA's CPU backend
-takes 2 to 60 times longer over groups than over the same blocks one by one. In ms, two cores, forward / input / kernel:
+groups in a block, which is faster than narrow products up to some width; and XLA's CPU backend takes longer over groups
+than over the same groups one by one. In ms, two cores, (1) / (2) / (3):
 
-                       (4, 56, 56, 64), 3x3, 8 groups    (4, 28, 28, 128), 3x3, 32 groups
-    XLA                10.7 / 11.1 / 617                 13.8 / 12.6 / 1614
-    group by group     5.2 / 4.5 / 13                    9.1 / 9.9 / 7.5
-    blocks of 32       3.1 / 3.1 / 6                     3.2 / 4.1 / 4.3
+                        (4, 56, 56, 64), 3x3    (4, 28, 28, 128), 3x3    (8, 512, 128), 5 taps
+                        8 groups                32 groups                16 groups
+    XLA                 12.5 / 11.1 / 617       11.0 / 11.1 / 1614       2.2 / 2.2 / 50
+    group by group       4.9 /  4.4 / 11.7       9.4 /  6.8 / 5.6        2.0 / 1.8 / 2.0
+    blocks of 16         3.4 /  3.3 / 10.4       2.6 /  2.6 / 5.7        1.3 / 1.4 / 1.9
+    blocks of 32         6.2 /  6.1 / 7.2        3.3 /  3.6 / 3.3        1.5 / 1.5 / 2.3
+
+torch, where it has the machine to itself, takes a third of the time over the first of these, with narrow products
+written for it; no arrangement of XLA's own products was found that does.
 
 A NaN or an infinity in one group reaches the others of its block.
 """
@@ -25,8 +30,8 @@ import jax.numpy as jnp
 from jaxseq._correlation._form import Form
 from jaxseq._correlation._planes import Contraction
 
-# Channels of a block, on the narrower side, and the most blocks that are written out.
-WIDTH = 32
+# Channels of a block on its narrower side, for (1) and (2) and for (3), and the most blocks that are written out.
+WIDTH, KERNEL_WIDTH = 16, 32
 BLOCKS = 32
 
 
@@ -46,7 +51,7 @@ def to_input(again: Contraction, form: Form, kernel: jax.Array, ȳ: jax.Array, s
 
 def to_kernel(again: Contraction, form: Form, x: jax.Array, ȳ: jax.Array, sharding: Any) -> jax.Array:
     """w̄ of (3)."""
-    m, axes = _merged(form), len(form.window)
+    m, axes = _merged(form, KERNEL_WIDTH), len(form.window)
     W̄s = []
     for x_, ȳ_ in zip(_split(form, m, x), _split(form, m, ȳ), strict=True):
         W̄ = again(_block(form, m), x_, ȳ_, sharding).reshape(*form.window, m, form.near, m, form.far)
@@ -55,10 +60,10 @@ def to_kernel(again: Contraction, form: Form, x: jax.Array, ȳ: jax.Array, shard
     return jnp.concatenate(W̄s, -1)
 
 
-def _merged(form: Form) -> int:
+def _merged(form: Form, width: int = WIDTH) -> int:
     """Groups in a block: as many as the width holds, or more where there would be too many blocks."""
     g = form.geometry.groups
-    fits = max(1, WIDTH // min(form.near, form.far), -(-g // BLOCKS))
+    fits = max(1, width // min(form.near, form.far), -(-g // BLOCKS))
     return max(m for m in range(1, min(fits, g) + 1) if g % m == 0)
 
 

@@ -5,7 +5,7 @@ each op has to pass all checks, and the others the quick ones.
 """
 
 import pytest
-from helpers import GRID, bound
+from helpers import GRID, OPS, bound
 
 from jaxseq._cases import CASES
 from jaxseq._verify import session
@@ -34,8 +34,13 @@ def test_every_check_passes_at_twenty_seeds(name, label):
         passes(report(seed), len(_check.FULL), name, label)
 
 
+FIRST = [p.values for p in OPS]
+WHOLE = [p for p in GRID if "truncation" not in CASES[p.values[0]].variants[p.values[1]].options]
+
+
 @pytest.mark.parametrize(
-    ("name", "label"), [p for p in GRID if "truncation" not in CASES[p.values[0]].variants[p.values[1]].options]
+    ("name", "label"),
+    [pytest.param(*p.values, id=p.id, marks=[] if p.values in FIRST else pytest.mark.long) for p in WHOLE],
 )
 def test_forward_mode_of_every_twin(name, label, key):
     """The way out that ops point to. A truncated gradient is none of forward mode's."""

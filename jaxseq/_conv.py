@@ -83,6 +83,10 @@ def conv(
     gives the mathematician's convolution ($w[K - 1 - k]$ in place of $w[k]$). Along each axis the output has
     $\lfloor (I + lo + hi - d (K - 1) - 1) / s \rfloor + 1$ positions.
 
+    How it is computed depends on the sizes. Long windows (depthwise ones beyond 64 taps, dense ones of hundreds) go
+    through spectra, whose rounding is relative to the largest outputs and where a NaN or an infinity reaches all
+    positions of its channel; on CPU narrow groups are computed several together, and it reaches those.
+
     Args:
         x: input `(*batch, *space, c_in)`: any number of batch axes, also none. The last axis is the channels,
             and the `kernel.ndim - 2` axes before it are space.

@@ -137,7 +137,7 @@ def _contract(which: str, form: Form, a: jax.Array, b: jax.Array, shape: tuple[i
         return jnp.zeros(shape, _precision.accumulator(common), out_sharding=sharding)
     a, b = a.astype(common), b.astype(common)
     rule = choose(form)
-    if not _sharding.whole(a, b, but_batch=rule is not _planes):
+    if not _sharding.whole(a, b, but_batch=rule not in (_planes, _spectrum)):  # one folds the batch, one gathers it
         rule = _xla
     here = partial(_apply, rule, which, form, sharding=sharding)
     if rule in (_blocks, _planes):

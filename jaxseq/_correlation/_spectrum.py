@@ -18,6 +18,9 @@ Forward and backward share X, W and Y where they are compiled together. The work
 things differ from the other rules: rounding is relative to the largest outputs and not to each, spectra take memory
 (one complex number for two of the array padded), and a NaN or an infinity reaches all positions of its channel.
 
+The compiler does not split a Fourier transform over devices, not even by its batch: on a mesh of automatic axes it
+gathers the batch first. Under `shard_map` each device transforms its own part; explicit axes go to `_xla`.
+
 J. W. Cooley and J. W. Tukey, An algorithm for the machine calculation of complex Fourier series (1965); T. G. Stockham,
 High-speed convolution and correlation (1966).
 """

@@ -10,6 +10,7 @@ matrix product for y.
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 from jaxtyping import Array, Inexact
 
 from jaxseq import _checks
@@ -49,7 +50,7 @@ def depthwise_conv(
         `(*batch, *outputs, c_out)` in the dtype of `x`.
 
     Raises:
-        TypeError, ValueError: as in `conv`.
+        TypeError, ValueError: as in `conv`; a kernel that is not one of (*window, 1, a multiple of c_in).
 
     Example:
         >>> import jax.numpy as jnp, jaxseq
@@ -62,11 +63,9 @@ def depthwise_conv(
     Reference:
         L. Sifre, Rigid-motion scattering for image classification (2014), section 6.2.
     """
-    x = _checks.array("x", x, complex_ok=True)
-    if not x.ndim:
-        _checks.bad_value("x", "at least an axis of channels", "none", x=x)
+    x, kernel = _by_channel(x, kernel, "kernel")
     options: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation, "flip": flip}
-    return conv(x, kernel, bias, **options, groups=max(1, x.shape[-1]), precision=precision)
+    return conv(x, kernel, bias, **options, groups=x.shape[-1], precision=precision)
 
 
 @op
@@ -104,7 +103,8 @@ def separable_conv(
         `(*batch, *outputs, c_out)` in the dtype of `x`.
 
     Raises:
-        TypeError, ValueError: as in `conv`; a window of `pointwise` that has more than one tap.
+        TypeError, ValueError: as in `depthwise_conv`; a window of `pointwise` that has more than one tap, or channels
+            that are not those of `depthwise`.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxseq
@@ -116,10 +116,25 @@ def separable_conv(
     Reference:
         F. Chollet, Xception: deep learning with depthwise separable convolutions (2017), section 2.
     """
+    x, depthwise = _by_channel(x, depthwise, "depthwise")
     pointwise = _checks.array("pointwise", pointwise, complex_ok=True)
     if pointwise.ndim < 3 or any(K != 1 for K in pointwise.shape[:-2]):
         expected = "a window of one tap along each axis, (*ones, c_middle, c_out)"
         _checks.bad_value("pointwise", expected, str(pointwise.shape))
+    if pointwise.shape[-2] != depthwise.shape[-1]:
+        expected = f"c_middle = {depthwise.shape[-1]} input channels"
+        _checks.bad_value("pointwise", expected, str(pointwise.shape[-2]), depthwise=depthwise, pointwise=pointwise)
     options: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation, "flip": flip}
     u = depthwise_conv(x, depthwise, **options, precision=precision)
     return conv(u, pointwise, bias, precision=precision)
+
+
+def _by_channel(x: Any, kernel: Any, name: str) -> tuple[jax.Array, jax.Array]:
+    """x and a kernel that has windows of its own for each of its channels."""
+    x, kernel = _checks.array("x", x, complex_ok=True), _checks.array(name, kernel, complex_ok=True)
+    if not x.ndim or not x.shape[-1]:
+        _checks.bad_value("x", "at least one channel, on its last axis", str(x.shape))
+    if kernel.ndim < 3 or kernel.shape[-2] != 1 or kernel.shape[-1] % x.shape[-1]:
+        expected = f"(*window, 1, a multiple of c_in = {x.shape[-1]})"
+        _checks.bad_value(name, expected, str(kernel.shape), x=x)
+    return x, kernel

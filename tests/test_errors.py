@@ -169,6 +169,33 @@ MISTAKES = {
         r"`padding`: expected less than the whole output, got \(6, 6\) of 11",
     ),
     "transposed: rank": (conv_transpose(kernel=W[0]), ValueError, r"`kernel`: expected 3, 4 or 5 axes .*, got 2"),
+    # --- depthwise and separable ---
+    "depthwise: more than one channel in": (
+        lambda: jaxseq.depthwise_conv(X, W),
+        ValueError,
+        r"`kernel`: expected \(\*window, 1, a multiple of c_in = 4\), got \(3, 2, 6\)",
+    ),
+    "depthwise: no multiple": (
+        lambda: jaxseq.depthwise_conv(X, W[:, :1]),
+        ValueError,
+        r"`kernel`: expected .* a multiple of c_in = 4\), got \(3, 1, 6\)",
+    ),
+    "depthwise: no channel": (lambda: jaxseq.depthwise_conv(X[..., :0], W), ValueError, r"`x`: expected at least one"),
+    "separable: depthwise part": (
+        lambda: jaxseq.separable_conv(X, W, WT[:1]),
+        ValueError,
+        r"`depthwise`: expected \(\*window, 1, a multiple of c_in = 4\), got \(3, 2, 6\)",
+    ),
+    "separable: pointwise window": (
+        lambda: jaxseq.separable_conv(X, WT[:, :1], WT),
+        ValueError,
+        r"`pointwise`: expected a window of one tap along each axis, .*, got \(3, 2, 4\)",
+    ),
+    "separable: pointwise channels": (
+        lambda: jaxseq.separable_conv(X, WT[:, :1], WT[:1]),
+        ValueError,
+        r"`pointwise`: expected c_middle = 4 input channels, got 2",
+    ),
     # --- causal_conv ---
     "causal: 2-D kernel": (
         causal_conv(kernel=W[..., None]),

@@ -307,15 +307,10 @@ def causal_conv(
     if kernel.ndim != 3:
         _checks.bad_value("kernel", "3 axes (window, c_in // groups, c_out)", str(kernel.ndim), kernel=kernel)
     x, kernel, bias, _ = _conv.operands(x, kernel, bias)
-    (K, per_in, c_out), (*batch, T, c_in) = kernel.shape, x.shape
+    (K, _, c_out), (*batch, T, c_in) = kernel.shape, x.shape
     dilation = _checks.integer("dilation", dilation, at_least=1)
     groups = _checks.integer("groups", groups, at_least=1)
-    _conv.check_groups(groups, c_in, c_out, x=x, kernel=kernel)
-    if c_in != per_in * groups:
-        expected = f"c_in // groups = {c_in} // {groups} = {c_in // groups} input channels"
-        _checks.bad_value("kernel", expected, str(per_in), x=x, kernel=kernel)
-    if bias is not None:
-        _checks.shape("bias", bias, (c_out,), "(c_out,)", kernel=kernel)
+    _conv.check_channels(groups, x, kernel, bias)
     past = (*batch, (K - 1) * dilation, c_in)
     if carry is None:
         carry = jnp.zeros(past, x.dtype, out_sharding=_sharding.of(x))

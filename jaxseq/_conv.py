@@ -121,13 +121,7 @@ def conv(
     """
     x, kernel, bias, axes = operands(x, kernel, bias)
     geometry = _geometry.resolve(x.shape[-axes - 1 : -1], kernel.shape[:axes], stride, padding, dilation, groups)
-    g, (per_in, c_out) = geometry.groups, kernel.shape[axes:]
-    check_groups(g, x.shape[-1], c_out, x=x, kernel=kernel)
-    if x.shape[-1] != per_in * g:
-        expected = f"c_in // groups = {x.shape[-1]} // {g} = {x.shape[-1] // g} input channels"
-        _checks.bad_value("kernel", expected, str(per_in), x=x, kernel=kernel)
-    if bias is not None:
-        _checks.shape("bias", bias, (c_out,), "(c_out,)", kernel=kernel)
+    check_channels(geometry.groups, x, kernel, bias)
     if _checks.boolean("flip", flip):
         kernel = jnp.flip(kernel, range(axes))
     rule = partial(_conv, geometry, _checks.precision(precision))
@@ -185,7 +179,7 @@ def conv_init(
     return ConvParams(kernel, jnp.zeros((c_out,), dtype))
 
 
-# --- What `conv_transpose` asks too ---
+# --- What `conv_transpose` and `causal_conv` ask too ---
 
 
 def operands(x: Any, kernel: Any, bias: Any) -> tuple[jax.Array, jax.Array, jax.Array | None, int]:
@@ -213,6 +207,17 @@ def check_groups(groups: int, c_in: int, c_out: int, **arrays: jax.Array) -> Non
     if c_in % groups or c_out % groups:
         got = f"{groups} for {c_in} and {c_out}"
         _checks.bad_value("groups", "a divisor of both c_in and c_out", got, **arrays)
+
+
+def check_channels(groups: int, x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> None:
+    """Those of x are what a kernel (*window, c_in // groups, c_out) takes, and those of the bias what it gives."""
+    c_in, (per_in, c_out) = x.shape[-1], kernel.shape[-2:]
+    check_groups(groups, c_in, c_out, x=x, kernel=kernel)
+    if c_in != per_in * groups:
+        expected = f"c_in // groups = {c_in} // {groups} = {c_in // groups} input channels"
+        _checks.bad_value("kernel", expected, str(per_in), x=x, kernel=kernel)
+    if bias is not None:
+        _checks.shape("bias", bias, (c_out,), "(c_out,)", kernel=kernel)
 
 
 def over_batch(rule: Callable[..., jax.Array], x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:

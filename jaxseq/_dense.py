@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxseq import _precision, _sharding
+from jaxseq import _precision
 
 
 def apply(precision: Any, w: jax.Array, b: jax.Array | None, x: jax.Array) -> jax.Array:
@@ -36,10 +36,10 @@ def pull_input(precision: Any, w: jax.Array, ȳ: jax.Array) -> jax.Array:
     return _contract(precision, ȳ, w, (ȳ.ndim - 1,), (1,))
 
 
-def pull_weight(precision: Any, x: jax.Array, ȳ: jax.Array, w: jax.Array) -> jax.Array:
-    """w̄ = xᵀ ȳ, summed over all leading axes; of w only the sharding is read."""
+def pull_weight(precision: Any, x: jax.Array, ȳ: jax.Array, sharding: Any) -> jax.Array:
+    """w̄ = xᵀ ȳ, summed over all leading axes and laid out as `sharding` says."""
     leading = tuple(range(x.ndim - 1))
-    return _contract(precision, x, ȳ, leading, leading, out_sharding=_sharding.of(w))
+    return _contract(precision, x, ȳ, leading, leading, out_sharding=sharding)
 
 
 def pull_bias(ȳ: jax.Array) -> jax.Array:

@@ -154,8 +154,8 @@ def _backward(cell: Cell, options: Options, residuals: Any, cotangents: Any) -> 
 
     # (2): one contraction over time and batch for each map, all gates together.
     w̄ = Weights(
-        w_x=_dense.pull_weight(options.precision, xs.astype(product), δu, weights.w_x),
-        w_h=_dense.pull_weight(options.precision, _h(states).astype(product), δr, weights.w_h),
+        w_x=_dense.pull_weight(options.precision, xs.astype(product), δu, _sharding.of(weights.w_x)),
+        w_h=_dense.pull_weight(options.precision, _h(states).astype(product), δr, _sharding.of(weights.w_h)),
         b_x=None if weights.b_x is None else _dense.pull_bias(δu),
         b_h=None if weights.b_h is None else _dense.pull_bias(δr),
     )

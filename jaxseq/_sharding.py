@@ -54,6 +54,11 @@ def joined(x: jax.Array, w: jax.Array, axis: int = -1) -> NamedSharding | None:
     )
 
 
+def tail(sharding: NamedSharding | None, axes: int) -> NamedSharding | None:
+    """That of the last axes alone."""
+    return sharding and NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[-axes:]))
+
+
 def laid_out(x: jax.Array, sharding: NamedSharding | None) -> jax.Array:
     """x with that sharding, where a mesh is explicit."""
     return x if sharding is None else jax.sharding.reshard(x, sharding)

@@ -14,3 +14,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 @pytest.fixture
 def key():
     return jax.random.key(20)
+
+
+@pytest.fixture(scope="module")
+def as_users_have_jax():
+    """Undoes the strict settings."""
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield

@@ -1,5 +1,6 @@
 """What the tests share: the grid of cases, random cotangents, and comparison leaf by leaf."""
 
+import importlib.util
 from functools import cache
 
 import chex
@@ -88,3 +89,11 @@ def subjaxprs(jaxpr):
 def scans(f, *args):
     """The scan equations in the jaxpr of f(*args), outermost first."""
     return [eqn for eqn in subjaxprs(jax.make_jaxpr(f)(*args).jaxpr) if eqn.primitive.name == "scan"]
+
+
+def script(path):
+    """An example as a module."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

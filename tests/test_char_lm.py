@@ -1,7 +1,6 @@
 """`make demo`: what it measures, what it leaves, what it says to mistakes."""
 
 import argparse
-import importlib.util
 import json
 import re
 import subprocess
@@ -13,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import script
 
 import jaxseq
 
@@ -24,20 +24,12 @@ pytest.importorskip("matplotlib", reason="the examples need the extra `examples`
 CYCLE = "0123456789\n"
 TINY = ["--quiet", "--batch=3", "--window=7", "--hidden=16"]
 
+pytestmark = pytest.mark.usefixtures("as_users_have_jax")
+
 
 @pytest.fixture(scope="module")
 def char_lm():
-    spec = importlib.util.spec_from_file_location("char_lm", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module", autouse=True)
-def as_users_have_jax():
-    """Undoes the strict settings of the suite."""
-    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
+    return script(SCRIPT)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """`make digits`: what it learns, on what, and what it measures."""
 
-import importlib.util
 import re
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import script
 
 import jaxseq
 
@@ -16,20 +16,12 @@ pytest.importorskip("optax", reason="the examples need the extra `examples`: opt
 pytest.importorskip("tqdm", reason="the examples need the extra `examples`: optax, tqdm, scikit-learn")
 pytest.importorskip("sklearn", reason="the examples need the extra `examples`: optax, tqdm, scikit-learn")
 
+pytestmark = pytest.mark.usefixtures("as_users_have_jax")
+
 
 @pytest.fixture(scope="module")
 def digits():
-    spec = importlib.util.spec_from_file_location("digits", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module", autouse=True)
-def as_users_have_jax():
-    """Undoes the strict settings of the suite."""
-    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
+    return script(SCRIPT)
 
 
 def test_it_learns(digits, capsys):

@@ -1,34 +1,25 @@
 """`make filters`: kernels that are what their formulas say, sizes, and the picture that is left."""
 
-import importlib.util
 import math
 import re
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import script
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "filters.py"
 pytest.importorskip("matplotlib", reason="the examples need the extra `examples`: matplotlib, scikit-learn")
 pytest.importorskip("sklearn", reason="the examples need the extra `examples`: matplotlib, scikit-learn")
 ndimage = pytest.importorskip("scipy.ndimage")
 
+pytestmark = pytest.mark.usefixtures("as_users_have_jax")
+
 
 @pytest.fixture(scope="module")
 def filters():
-    spec = importlib.util.spec_from_file_location("filters", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module", autouse=True)
-def as_users_have_jax():
-    """Undoes the strict settings of the suite."""
-    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
+    return script(SCRIPT)
 
 
 @pytest.fixture(scope="module")

@@ -89,7 +89,7 @@ def choose(form: Form) -> ModuleType:
     pairs = form.near * form.far
     if taps * pairs <= TERMS and (pairs == 1 or geometry.groups >= LANES):
         return _shifts
-    if pairs == 1 or taps * prod(form.outputs) >= LONG * prod(_spectrum.padded(form)):
+    if pairs == 1 or taps * prod(form.outputs) >= LONG * prod(_spectrum.positions(form)):
         return _spectrum
     if geometry.groups > 1:
         return _blocks

@@ -27,8 +27,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxseq._correlation._form import Form
-from jaxseq._correlation._planes import Contraction
+from jaxseq._correlation._form import Contraction, Form
 
 # Channels of a block on its narrower side, for (1) and (2) and for (3), and the most blocks that are written out.
 WIDTH, KERNEL_WIDTH = 16, 32

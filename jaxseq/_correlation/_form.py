@@ -1,6 +1,11 @@
 """What is known of a trilinear form when it is traced: its geometry and the sizes of x, w and y."""
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
 
 from jaxseq._geometry import Geometry
 
@@ -40,3 +45,13 @@ class Form(NamedTuple):
         """(I, O, K, s, d, (lo, hi)) of each spatial axis."""
         stride, padding, dilation, _ = self.geometry
         return zip(self.space, self.outputs, self.window, stride, dilation, padding, strict=True)
+
+
+# One of the three of a form, of its two operands and the sharding of the result.
+Contraction = Callable[[Form, jax.Array, jax.Array, Any], jax.Array]
+
+
+def padded(a: jax.Array, places: Sequence[tuple[int, int, int]], first: int = 1) -> jax.Array:
+    """Zeros (before, after, between) along the axes from `first` on; negative ones crop."""
+    rest = a.ndim - first - len(places)
+    return lax.pad(a, jnp.zeros((), a.dtype), [*[(0, 0, 0)] * first, *places, *[(0, 0, 0)] * rest])

@@ -7,20 +7,17 @@ over the rest,
     x̄[b, ζ] = sum_{z, κ : s z + d κ - lo = ζ}  Cᵀ(w[κ], ȳ[b, z])                                (2)
     w̄[κ] = the contraction (3) of C with the pairs (b, z) as its batch, of x[b, s z + d κ - lo] and ȳ[b, z]
 
-XLA's CPU backend has fast code for one and two axes; its own three are 4 to 100 times slower than this.
+XLA's CPU backend has fast code for one and two axes; its own three are 3 to 100 times slower than this.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from jaxseq._correlation._form import Form
+from jaxseq._correlation._form import Contraction, Form, padded
 from jaxseq._geometry import Geometry
-
-Contraction = Callable[[Form, jax.Array, jax.Array, Any], jax.Array]
 
 
 def to_output(again: Contraction, form: Form, x: jax.Array, kernel: jax.Array, sharding: Any) -> jax.Array:
@@ -40,8 +37,7 @@ def to_input(again: Contraction, form: Form, kernel: jax.Array, ȳ: jax.Array, s
         planes = again(_rest(form), kernel[κ], _flat(ȳ), sharding)
         planes = planes.reshape(ȳ.shape[0], O, *planes.shape[1:])
         first = d * κ - lo
-        places = (first, I - (first + (O - 1) * s + 1), s - 1)
-        term = lax.pad(planes, jnp.zeros((), planes.dtype), [(0, 0, 0), places, *[(0, 0, 0)] * (planes.ndim - 2)])
+        term = padded(planes, [(first, I - (first + (O - 1) * s + 1), s - 1)])
         total = term if total is None else total + term
     return total
 
@@ -65,7 +61,7 @@ def _rest(form: Form) -> Form:
 def _seen(form: Form, x: jax.Array) -> Iterator[jax.Array]:
     """For each tap κ of the first axis the planes x[b, s z + d κ - lo], (N O_z, ...)."""
     _, O, K, s, d, pads = next(form.axes())
-    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), (*pads, 0), *[(0, 0, 0)] * (x.ndim - 2)])
+    x = padded(x, [(*pads, 0)])
     for κ in range(K):
         yield _flat(x[:, d * κ : d * κ + (O - 1) * s + 1 : s])
 

@@ -8,11 +8,9 @@ so that with the inputs that are seen, x[:, ::s], all three are those of `_dense
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax import lax
 
 from jaxseq import _dense, _sharding
-from jaxseq._correlation._form import Form
+from jaxseq._correlation._form import Form, padded
 
 
 def to_output(form: Form, x: jax.Array, kernel: jax.Array, sharding: Any) -> jax.Array:
@@ -25,12 +23,12 @@ def to_input(form: Form, kernel: jax.Array, ȳ: jax.Array, sharding: Any) -> jax
     """x̄ of (2): zero between the inputs that were seen."""
     x̄ = _dense.pull_input(form.precision, kernel.reshape(form.near, form.far), ȳ)
     places = [(0, I - ((O - 1) * s + 1), s - 1) for I, O, _, s, *_ in form.axes()]
-    return _sharding.laid_out(lax.pad(x̄, jnp.zeros((), x̄.dtype), [(0, 0, 0), *places, (0, 0, 0)]), sharding)
+    return _sharding.laid_out(padded(x̄, places), sharding)
 
 
 def to_kernel(form: Form, x: jax.Array, ȳ: jax.Array, sharding: Any) -> jax.Array:
     """w̄ of (3)."""
-    w̄ = _dense.pull_weight(form.precision, _seen(form, x), ȳ, jnp.zeros((form.near, form.far), x.dtype))
+    w̄ = _dense.pull_weight(form.precision, _seen(form, x), ȳ, _sharding.tail(sharding, 2))
     return _sharding.laid_out(w̄.reshape(*form.window, *w̄.shape), sharding)
 
 

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxseq import _precision, _sharding
-from jaxseq._correlation._form import Form
+from jaxseq._correlation._form import Form, padded
 from jaxseq._geometry import extent
 
 # Bytes of partial sums that stay in the cache.
@@ -39,10 +39,9 @@ CACHE = 2**18
 def to_output(form: Form, x: jax.Array, kernel: jax.Array, sharding: Any) -> jax.Array:
     """y of (1)."""
     geometry = form.geometry
-    pads = [(lo, hi, 0) for lo, hi in geometry.padding]
+    x = padded(x, [(lo, hi, 0) for lo, hi in geometry.padding])
     seen = [
-        list(_seen(x_, form.window, form.outputs, pads, geometry.stride, geometry.dilation))
-        for x_ in _apart(x, form.near)
+        list(_seen(x_, form.window, form.outputs, geometry.stride, geometry.dilation)) for x_ in _apart(x, form.near)
     ]
     ys = [
         _sum((part, kernel[(*tap, i, slice(o, None, form.far))]) for i, parts in enumerate(seen) for tap, part in parts)
@@ -54,9 +53,9 @@ def to_output(form: Form, x: jax.Array, kernel: jax.Array, sharding: Any) -> jax
 def to_input(form: Form, kernel: jax.Array, ȳ: jax.Array, sharding: Any) -> jax.Array:
     """x̄ of (2)."""
     geometry = form.geometry
-    pads = [(lo, hi, s - 1) for (lo, hi), s in zip(form.input_padding(), geometry.stride, strict=True)]
+    ỹ = padded(ȳ, [(lo, hi, s - 1) for (lo, hi), s in zip(form.input_padding(), geometry.stride, strict=True)])
     ones = (1,) * len(form.window)
-    seen = [list(_seen(ȳ_, form.window, form.space, pads, ones, geometry.dilation)) for ȳ_ in _apart(ȳ, form.far)]
+    seen = [list(_seen(ỹ_, form.window, form.space, ones, geometry.dilation)) for ỹ_ in _apart(ỹ, form.far)]
     x̄s = [
         _sum(
             (part, kernel[(*(K - 1 - j for K, j in zip(form.window, tap, strict=True)), i, slice(o, None, form.far))])
@@ -70,8 +69,7 @@ def to_input(form: Form, kernel: jax.Array, ȳ: jax.Array, sharding: Any) -> jax
 
 def to_kernel(form: Form, x: jax.Array, ȳ: jax.Array, sharding: Any) -> jax.Array:
     """w̄ of (3)."""
-    pads = [(0, 0, 0), *((lo, hi, 0) for lo, hi in form.geometry.padding), (0, 0, 0)]
-    x = lax.pad(x, jnp.zeros((), x.dtype), pads)
+    x = padded(x, [(lo, hi, 0) for lo, hi in form.geometry.padding])
 
     def sums(x: jax.Array, ȳ: jax.Array) -> jax.Array:
         return jnp.stack([_over_positions(term) for term in _terms(form, x, ȳ)])
@@ -104,10 +102,7 @@ def _terms(form: Form, x: jax.Array, ȳ: jax.Array) -> list[jax.Array]:
     """The products of (3), tap by tap and pair by pair, each of the size of ȳ_o'; x is padded."""
     geometry, outputs = form.geometry, ȳ.shape[1:-1]
     wide = _precision.accumulator(ȳ.dtype)
-    nothing = [(0, 0, 0)] * len(outputs)
-    views = [
-        _seen(x_, form.window, outputs, nothing, geometry.stride, geometry.dilation) for x_ in _apart(x, form.near)
-    ]
+    views = [_seen(x_, form.window, outputs, geometry.stride, geometry.dilation) for x_ in _apart(x, form.near)]
     by_tap = zip(*views, strict=True)
     ȳs = [ȳ_.astype(wide) for ȳ_ in _apart(ȳ, form.far)]
     return [part.astype(wide) * ȳ_ for parts in by_tap for _, part in parts for ȳ_ in ȳs]
@@ -121,12 +116,10 @@ def _seen(
     x: jax.Array,
     window: tuple[int, ...],
     outputs: tuple[int, ...],
-    pads: Sequence[tuple[int, int, int]],
     stride: tuple[int, ...],
     dilation: tuple[int, ...],
 ) -> Iterator[tuple[tuple[int, ...], jax.Array]]:
-    """For each tap k, the x[s n + d k] that the outputs see through it, x padded."""
-    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
+    """For each tap k, the x[s n + d k] that the outputs see through it; x is padded."""
     for tap in product(*map(range, window)):
         places = [
             slice(d * k, d * k + s * O, s)  # x[s n + d k], n = 0 .. O - 1

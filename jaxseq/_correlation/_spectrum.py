@@ -29,10 +29,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from jaxseq import _precision, _sharding
-from jaxseq._correlation._form import Form
+from jaxseq._correlation._form import Form, padded
 from jaxseq._geometry import extent
 
 
@@ -49,7 +48,7 @@ def to_input(form: Form, kernel: jax.Array, ȳ: jax.Array, sharding: Any) -> jax
     W, Y = _of_w(form, kernel), _of_y(form, ȳ)
     x̄ = _inverse(form, _products(form, "n...go,...igo->n...gi", Y, W), ȳ, first=1)
     places = [(-lo, I + lo - n, 0) for (I, *_, (lo, _)), n in zip(form.axes(), x̄.shape[1:-1], strict=True)]
-    return _sharding.laid_out(lax.pad(x̄, jnp.zeros((), x̄.dtype), [(0, 0, 0), *places, (0, 0, 0)]), sharding)
+    return _sharding.laid_out(padded(x̄, places), sharding)
 
 
 def to_kernel(form: Form, x: jax.Array, ȳ: jax.Array, sharding: Any) -> jax.Array:
@@ -60,14 +59,14 @@ def to_kernel(form: Form, x: jax.Array, ȳ: jax.Array, sharding: Any) -> jax.Arr
     return _sharding.laid_out(w̄, sharding)
 
 
-def padded(form: Form) -> list[int]:
+def positions(form: Form) -> list[int]:
     """P of each axis."""
     return [I + lo + hi for I, *_, (lo, hi) in form.axes()]
 
 
 def _circle(form: Form) -> list[int]:
     """Positions of the circle: P, or a little more where P has large prime factors."""
-    return [_smooth(max(P, extent(K, d))) for P, (_, _, K, _, d, _) in zip(padded(form), form.axes(), strict=True)]
+    return [_smooth(max(P, extent(K, d))) for P, (_, _, K, _, d, _) in zip(positions(form), form.axes(), strict=True)]
 
 
 def _smooth(n: int) -> int:
@@ -80,20 +79,20 @@ def _smooth(n: int) -> int:
 
 
 def _of_x(form: Form, x: jax.Array) -> jax.Array:
-    return _forward(form, x, [(0, 0, 0), *((lo, hi, 0) for lo, hi in form.geometry.padding), (0, 0, 0)], first=1)
+    return _forward(form, x, [(lo, hi, 0) for lo, hi in form.geometry.padding], first=1)
 
 
 def _of_w(form: Form, kernel: jax.Array) -> jax.Array:
-    return _forward(form, kernel, [*((0, 0, d - 1) for d in form.geometry.dilation), (0, 0, 0), (0, 0, 0)], first=0)
+    return _forward(form, kernel, [(0, 0, d - 1) for d in form.geometry.dilation], first=0)
 
 
 def _of_y(form: Form, ȳ: jax.Array) -> jax.Array:
-    return _forward(form, ȳ, [(0, 0, 0), *((0, 0, s - 1) for s in form.geometry.stride), (0, 0, 0)], first=1)
+    return _forward(form, ȳ, [(0, 0, s - 1) for s in form.geometry.stride], first=1)
 
 
-def _forward(form: Form, a: jax.Array, pads: list[tuple[int, int, int]], first: int) -> jax.Array:
+def _forward(form: Form, a: jax.Array, places: list[tuple[int, int, int]], first: int) -> jax.Array:
     """The spectrum over the spatial axes, which begin at `first`."""
-    a = lax.pad(a.astype(_precision.accumulator(a.dtype)), jnp.zeros((), _precision.accumulator(a.dtype)), pads)
+    a = padded(a.astype(_precision.accumulator(a.dtype)), places, first)
     transform = jnp.fft.fftn if jnp.iscomplexobj(a) else jnp.fft.rfftn
     return transform(a, _circle(form), range(first, first + len(form.window)))
 

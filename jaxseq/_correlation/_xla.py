@@ -2,6 +2,8 @@
 
 Dense convolutions over one and two axes are what XLA does well: of what was tried on CPU (products tap by tap, one
 product of all taps side by side, residues of the stride as channels) nothing was faster at more than a few shapes.
+The last, for (3) and windows of whole strides, took 1/1.5 to 1/0.6 times as long over fourteen shapes, less where it did
+not matter.
 """
 
 from collections.abc import Sequence

@@ -7,6 +7,7 @@ square weights hide wrong rules.
 
 from collections.abc import Callable, Mapping
 from functools import partial, wraps
+from math import prod
 from typing import Any, NamedTuple
 
 import jax
@@ -144,6 +145,8 @@ def _recurrence_example(
     time: bool = True,
     bias: bool = True,
     carry: bool = True,
+    masks: tuple[str, ...] = (),
+    batch_first: bool = False,
 ) -> tuple[Any, ...]:
     draw, D, H = _normals(key, dtype), 3, 5
     weights = params(
@@ -153,8 +156,14 @@ def _recurrence_example(
     )
     h, c = draw(*batch, H), draw(*batch, H)
     first = h if state is None else state(h, c)
-    x = draw(*((length,) if time else ()), *batch, D)
-    return weights, first if carry else None, x
+    sizes = (*batch, length) if batch_first else (length, *batch)
+    x = draw(*(sizes if time else batch), D)
+    # Sequences of all lengths, none among them; resets anywhere but where the only way into the carry would be closed.
+    drawn = {
+        "lengths": jax.random.permutation(key, jnp.arange(prod(batch)) * (length + 3) % (length + 1)).reshape(batch),
+        "resets": jax.random.bernoulli(jax.random.fold_in(key, 1), 0.2, sizes),
+    }
+    return weights, first if carry else None, x, *(drawn[name] for name in masks)
 
 
 def _conv_variants(transposed: bool) -> dict[str, Variant]:
@@ -232,12 +241,24 @@ def _causal_variants() -> dict[str, Variant]:
 
 def _time_variants(example: Callable[..., tuple], **options: Any) -> dict[str, Variant]:
     """The time options, for a sequence op."""
+
+    def variant(*masks: str, **more: Any) -> Variant:
+        batch_first = more.get("time_axis", 0) == 1
+        return Variant(partial(example, masks=masks, batch_first=batch_first), {**options, **more}, masks)
+
     return {
         "plain": Variant(example, options),
         "no bias, zero carry": Variant(partial(example, bias=False, carry=False), options),
-        "reverse": Variant(example, {**options, "reverse": True}),
-        "truncation": Variant(example, {**options, "truncation": 3}),
-        "truncation, reverse": Variant(example, {**options, "truncation": 2, "reverse": True, "unroll": 2}),
+        "reverse": variant(reverse=True),
+        "truncation": variant(truncation=3),
+        "truncation, reverse": variant(truncation=2, reverse=True, unroll=2),
+        "windows that reach back": variant(truncation=(2, 5)),
+        "resets, truncation, reverse": variant("resets", truncation=3, reverse=True),
+        "checkpoint, windows that reach back": variant(truncation=(2, 3), checkpoint=4, reverse=True),
+        "lengths": variant("lengths"),
+        "lengths, resets, reverse": variant("lengths", "resets", reverse=True),
+        "resets, checkpoint": variant("resets", checkpoint=3),
+        "batch first, lengths, checkpoint": variant("lengths", time_axis=1, checkpoint="auto"),
     }
 
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 
 
 def describe(value: Any) -> str:
@@ -75,6 +76,49 @@ def integer(name: str, value: Any, *, at_least: int | None = None) -> int:
     if at_least is not None and number < at_least:
         bad_value(name, expected, str(number))
     return number
+
+
+def axis(name: str, value: Any, axes: int, **arrays: Any) -> int:
+    """One of the first `axes` axes of an array that has one more, counted from either end of it."""
+    number = integer(name, value)
+    place = number + axes + 1 if number < 0 else number
+    if not 0 <= place < axes:
+        bad_value(name, f"an axis before the last, the features, from {-axes - 1} to {axes - 1}", str(number), **arrays)
+    return place
+
+
+def truncation(value: Any) -> tuple[int, int] | None:
+    """(k1, k2) of `truncation=k` or `truncation=(k1, k2)`."""
+    if value is None:
+        return None
+    if not isinstance(value, tuple | list):
+        k = integer("truncation", value, at_least=1)
+        return k, k
+    if len(value) != 2:
+        bad_value("truncation", "an integer or a pair (k1, k2)", describe(value))
+    k1, k2 = (integer(f"truncation[{i}]", k, at_least=1) for i, k in enumerate(value))
+    if k2 < k1:
+        bad_value("truncation", "(k1, k2) with k2 >= k1", describe(value))
+    return k1, k2
+
+
+def checkpoint(value: Any) -> int | str | None:
+    """None, "auto", or after how many steps."""
+    if isinstance(value, str):
+        return choice("checkpoint", value, ("auto",))
+    return None if value is None else integer("checkpoint", value, at_least=1)
+
+
+def lengths(name: str, value: Any, batch: tuple[int, ...], steps: int) -> jax.Array:
+    """An array of integers (*batch,) from 0 to `steps`; what is traced is taken at its word."""
+    if not isinstance(value, jax.Array | np.ndarray | np.generic) or not jnp.issubdtype(value.dtype, jnp.integer):
+        bad_type(name, "an array of integers", describe(value))
+    shape(name, jnp.asarray(value), batch, "*batch")
+    if not isinstance(value, Tracer) and value.size:
+        low, high = int(np.asarray(value).min()), int(np.asarray(value).max())
+        if low < 0 or high > steps:
+            bad_value(name, f"lengths from 0 to {steps}, the steps of `xs`", f"{low} to {high}")
+    return jnp.asarray(value)
 
 
 def boolean(name: str, value: Any) -> bool:

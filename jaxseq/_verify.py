@@ -23,16 +23,28 @@ def session(name: str, label: str) -> Callable[..., Report]:
     k = options.pop("truncation", None)
     reverse = options.pop("reverse", False) if k else False
     op, twin = map(variant._replace(options=options).bound, (case.op, case.twin))
-    args = variant.arguments(jax.random.key(0))
+    arguments = variant.arguments
+    if k and variant.arrays:  # marks along time, which belong to the sequence
+        op, twin = map(_of_sequence, (op, twin))
+        arguments = lambda key: _as_sequence(*variant.arguments(key))  # noqa: E731
+    args = arguments(jax.random.key(0))
     if k:
         judged = _truncation.session(op, args, truncation=k, reverse=reverse, reference=twin)
     else:
         judged = _check.Session(op, args, reference=twin)
 
     def report(seed: int = 0, level: str = "full") -> Report:
-        return judged.report(variant.arguments(jax.random.key(seed)), seed=seed, level=level)
+        return judged.report(arguments(jax.random.key(seed)), seed=seed, level=level)
 
     return report
+
+
+def _of_sequence(f: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda params, carry, sequence, **options: f(params, carry, *sequence, **options)
+
+
+def _as_sequence(params: Any, carry: Any, *sequence: Any) -> tuple[Any, Any, tuple[Any, ...]]:
+    return params, carry, sequence
 
 
 def main(op: str | None, level: str, file: Path | None) -> int:

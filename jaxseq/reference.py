@@ -6,13 +6,14 @@ It is the oracle of the tests, and the way for what a reverse rule can't do: `ja
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import product
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Inexact
+from jaxtyping import Array, Bool, Float, Inexact, Int
 
 from jaxseq import _geometry
 from jaxseq._gru import GRUParams
@@ -183,18 +184,24 @@ def rnn(
     xs: Float[Array, "T *batch D"],
     *,
     activation: str = "tanh",
+    lengths: Int[Array, "*batch"] | None = None,
+    resets: Bool[Array, "T *batch"] | None = None,
     reverse: bool = False,
-    truncation: int | None = None,
+    truncation: int | tuple[int, int] | None = None,
+    checkpoint: int | str | None = None,
+    time_axis: int = 0,
     unroll: int = 1,
     precision: Any = None,
 ) -> tuple[Float[Array, "*batch H"], Float[Array, "T *batch H"]]:
     """The twin of `jaxseq.rnn`."""
-    carry = _zeros(params, xs[0]) if carry is None else carry
+    carry = _zeros(params, _first(xs, time_axis)) if carry is None else carry
 
     def step(h: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         return rnn_cell(params, h, x, activation=activation, precision=precision)
 
-    return _through_time(step, carry, xs, reverse=reverse, truncation=truncation, unroll=unroll)
+    return _through_time(
+        step, carry, xs, lengths, resets, reverse=reverse, truncation=truncation, time_axis=time_axis, unroll=unroll
+    )
 
 
 def rnn_cell(
@@ -217,18 +224,24 @@ def gru(
     carry: Float[Array, "*batch H"] | None,
     xs: Float[Array, "T *batch D"],
     *,
+    lengths: Int[Array, "*batch"] | None = None,
+    resets: Bool[Array, "T *batch"] | None = None,
     reverse: bool = False,
-    truncation: int | None = None,
+    truncation: int | tuple[int, int] | None = None,
+    checkpoint: int | str | None = None,
+    time_axis: int = 0,
     unroll: int = 1,
     precision: Any = None,
 ) -> tuple[Float[Array, "*batch H"], Float[Array, "T *batch H"]]:
     """The twin of `jaxseq.gru`."""
-    carry = _zeros(params, xs[0]) if carry is None else carry
+    carry = _zeros(params, _first(xs, time_axis)) if carry is None else carry
 
     def step(h: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         return gru_cell(params, h, x, precision=precision)
 
-    return _through_time(step, carry, xs, reverse=reverse, truncation=truncation, unroll=unroll)
+    return _through_time(
+        step, carry, xs, lengths, resets, reverse=reverse, truncation=truncation, time_axis=time_axis, unroll=unroll
+    )
 
 
 def gru_cell(
@@ -253,18 +266,28 @@ def lstm(
     carry: LSTMState | None,
     xs: Float[Array, "T *batch D"],
     *,
+    lengths: Int[Array, "*batch"] | None = None,
+    resets: Bool[Array, "T *batch"] | None = None,
     reverse: bool = False,
-    truncation: int | None = None,
+    truncation: int | tuple[int, int] | None = None,
+    checkpoint: int | str | None = None,
+    time_axis: int = 0,
     unroll: int = 1,
     precision: Any = None,
 ) -> tuple[LSTMState, Float[Array, "T *batch H"]]:
     """The twin of `jaxseq.lstm`."""
-    carry = LSTMState(_zeros(params, xs[0]), _zeros(params, xs[0])) if carry is None else carry
+    carry = (
+        LSTMState(_zeros(params, _first(xs, time_axis)), _zeros(params, _first(xs, time_axis)))
+        if carry is None
+        else carry
+    )
 
     def step(state: LSTMState, x: jax.Array) -> tuple[LSTMState, jax.Array]:
         return lstm_cell(params, state, x, precision=precision)
 
-    return _through_time(step, carry, xs, reverse=reverse, truncation=truncation, unroll=unroll)
+    return _through_time(
+        step, carry, xs, lengths, resets, reverse=reverse, truncation=truncation, time_axis=time_axis, unroll=unroll
+    )
 
 
 def lstm_cell(
@@ -292,25 +315,81 @@ def _zeros(params: Any, x: jax.Array) -> jax.Array:
     return jnp.zeros((*x.shape[:-1], params.w_h.shape[0]), x.dtype)
 
 
+def _first(xs: jax.Array, time_axis: int) -> jax.Array:
+    """(*B, D), shapes only: there may be no step."""
+    return jnp.sum(xs, time_axis)
+
+
 def _through_time(
     step: Callable[[Any, jax.Array], tuple[Any, jax.Array]],
     carry: Any,
     xs: jax.Array,
+    lengths: jax.Array | None,
+    resets: jax.Array | None,
     *,
     reverse: bool,
-    truncation: int | None,
+    truncation: int | tuple[int, int] | None,
+    time_axis: int,
     unroll: int,
 ) -> tuple[Any, jax.Array]:
-    """Reads xs step by step; a truncated gradient stops at every `truncation`-th step of reading but the first."""
+    """Reads xs step by step, j = 0 .. T - 1 in the order of reading. `checkpoint` has no meaning here: it says what is
+    kept, not what is computed.
+    """
+    time_axis = time_axis % xs.ndim
+    xs = jnp.moveaxis(xs, time_axis, 0)
+    T, batch = xs.shape[0], xs.shape[1:-1]
+    live = reset = last = None
+    t = order = jnp.broadcast_to(jnp.arange(T).reshape(T, *(1 for _ in batch)), (T, *batch))
+    if lengths is not None:
+        live = t < lengths[None]
+    if resets is not None:
+        reset = jnp.moveaxis(resets, time_axis, 0)
+        reset = reset if live is None else reset & live
     if reverse:
-        xs = jnp.flip(xs, 0)
+        if reset is not None:  # into a step goes the boundary above it, and out of the last one that below it
+            last = jnp.any(reset[:1], 0)
+            reset = jnp.concatenate([reset[1:], jnp.zeros_like(reset[:1])])
+        # Which step is read as the j-th: padding comes last, either way.
+        order = T - 1 - t if lengths is None else jnp.where(t < lengths[None], lengths[None] - 1 - t, t)
+        xs = jnp.take_along_axis(xs, _like(order, xs), 0)
+        reset = reset if reset is None else jnp.take_along_axis(reset, order, 0)
 
-    def body(state: Any, at: tuple[jax.Array, jax.Array]) -> tuple[Any, jax.Array]:
-        t, x = at
-        if truncation is not None:
-            cut = (t > 0) & (t % truncation == 0)
-            state = jax.tree.map(lambda a: jnp.where(cut, lax.stop_gradient(a), a), state)
-        return step(state, x)
+    def where(mask: jax.Array | None, yes: Any, no: Any) -> Any:
+        return no if mask is None else jax.tree.map(lambda a, b: jnp.where(_like(mask, a), a, b), yes, no)
 
-    carry, ys = lax.scan(body, carry, (jnp.arange(xs.shape[0]), xs), unroll=unroll)
-    return carry, jnp.flip(ys, 0) if reverse else ys
+    def run(state: Any, first: int, stop: int, every: int | None) -> tuple[Any, tuple[Any, jax.Array]]:
+        """Steps first .. stop - 1 from `state`: the last state, and every state and output."""
+
+        def body(state: Any, at: Any) -> Any:
+            j, x, dead, reset = at
+            if every is not None:
+                cut = (j > 0) & (j % every == 0)
+                state = jax.tree.map(lambda a: jnp.where(cut, lax.stop_gradient(a), a), state)
+            new, y = step(where(reset, zeros(state), state), where(dead, zeros(x), x))
+            state = where(dead, state, new)
+            return state, (state, where(dead, zeros(y), y))
+
+        known = (xs, None if live is None else ~live, reset)
+        at = (jnp.arange(first, stop), *(a if a is None else a[first:stop] for a in known))
+        return lax.scan(body, state, at, unroll=unroll)
+
+    zeros = partial(jax.tree.map, jnp.zeros_like)
+    k1, k2 = truncation if isinstance(truncation, tuple) else (truncation or T + 1, truncation or T + 1)
+    end, (states, ys) = run(carry, 0, T, k1 if k1 == k2 <= T else None)
+    if k1 < k2 and k1 < T:
+        # Every window is run again, from k2 - k1 steps before it on.
+        parts = []
+        for window in range(0, T, k1):
+            first = max(0, window - (k2 - k1))
+            state = jax.tree.map(lambda a, i=first: lax.stop_gradient(a[i - 1]), states) if first else carry
+            end, (_, part) = run(state, first, min(window + k1, T), None)
+            parts.append(part[window - first :])
+        ys = jnp.concatenate(parts)
+    if reverse:
+        ys = jnp.take_along_axis(ys, _like(order, ys), 0)
+    return where(last, zeros(end), end), jnp.moveaxis(ys, 0, time_axis)
+
+
+def _like(mask: jax.Array, a: jax.Array) -> jax.Array:
+    """The mask with axes of one for those of a that it lacks."""
+    return jnp.expand_dims(mask, range(mask.ndim, a.ndim))

@@ -2,22 +2,35 @@
 
 import jax
 import pytest
-from helpers import SEQUENCES, arguments, assert_close, bound, scans
+from helpers import SEQUENCES, arguments, assert_close, bound, cotangents_for, pullback, scans
 
+from jaxseq import _time
 from jaxseq._cases import CASES
 
 K = 3  # the window; T = 8 makes windows of 3, 3 and 2
 
 
 @pytest.mark.parametrize("name", SEQUENCES)
-def test_values_do_not_change(name, key):
+@pytest.mark.parametrize("truncation", [K, (K, 5)])
+def test_values_do_not_change(name, truncation, key):
     args = arguments(name, "plain", key, length=8)
     f = CASES[name].op
-    assert_close(f(*args, truncation=K), f(*args), relative=1e-15)
+    assert_close(f(*args, truncation=truncation), f(*args), relative=1e-15)
 
 
 @pytest.mark.parametrize(
-    ("truncation", "sweeps"), [(None, [12]), (12, [12]), (4, [4]), (5, [2, 5]), (1, [1]), (7, [5, 7])]
+    ("truncation", "sweeps"),
+    [
+        (None, [12]),
+        (12, [12]),
+        (4, [4]),
+        (5, [2, 5]),
+        (1, [1]),
+        (7, [5, 7]),
+        ((4, 8), [4, 4]),  # what another window sent back is swept in as many steps again
+        ((4, 9), [4, 4, 4]),
+        ((5, 5), [2, 5]),
+    ],
 )
 @pytest.mark.parametrize("reverse", [False, True])
 def test_the_backward_sweep_runs_its_windows_side_by_side(truncation, sweeps, reverse, key):
@@ -25,13 +38,55 @@ def test_the_backward_sweep_runs_its_windows_side_by_side(truncation, sweeps, re
     args = arguments("lstm", "plain", key, length=12)
     outputs = bound("lstm", "plain")(*args)
     f = lambda args, ȳ: jax.vjp(lambda *a: CASES["lstm"].op(*a, truncation=truncation, reverse=reverse), *args)[1](ȳ)  # noqa: E731
-    forward, *backward = scans(f, args, outputs)
-    assert forward.params["length"] == 12
+    products = lambda scan: sum(e.primitive.name == "dot_general" for e in scan.params["jaxpr"].jaxpr.eqns)  # noqa: E731
+    forward, *others = scans(f, args, outputs)
+    assert (forward.params["length"], products(forward)) == (12, 2)
+    backward = [e for e in others if products(e) == 1]
     assert [e.params["length"] for e in backward] == sweeps
+    # Else there are the cell's replay, which has no product, and the loop over stages, which contracts as any does.
+    assert {products(e) for e in others} <= {0, 1, 3}
     for sweep in backward:
-        products = [e for e in sweep.params["jaxpr"].jaxpr.eqns if e.primitive.name == "dot_general"]
-        assert len(products) == 1
         # The carry is the state's cotangent: no weight-shaped sum is dragged through time.
-        body = sweep.params["jaxpr"].jaxpr.outvars
-        carried = [v.aval for v, o in zip(body, sweep.outvars, strict=True) if v.aval.shape == o.aval.shape]
-        assert [a.shape[-2:] for a in carried] == [(2, 5), (2, 5)]
+        carried = [v.aval.shape[-2:] for v in sweep.outvars[: sweep.params["num_carry"]]]
+        assert carried == [(2, 5), (2, 5)]
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(
+    ("truncation", "checkpoint", "chunks"),
+    [
+        ((3, 4), None, 1),  # a stage of one step
+        ((3, 7), None, 3),
+        ((3, 7), 2, 1),
+        ((4, 12), 2, 1),  # as far back as there are windows
+        ((5, 50), None, 1),
+        ((1, 3), 7, 1),
+        ((3, 3), 7, 1),  # groups of two windows
+        ((3, 3), None, 3),
+    ],
+)
+def test_any_windows_in_any_pieces(truncation, checkpoint, chunks, reverse, key, monkeypatch):
+    """Stages that end within a window, or go on beyond the first one; windows in groups; chunks of unequal length."""
+    if chunks > 1:
+        monkeypatch.setattr(_time, "FEWEST_ROWS", 1)
+        monkeypatch.setattr(_time, "PARTS", chunks)
+    name = "lstm" if checkpoint is None else "gru"
+    args = arguments(name, "plain", key, length=13)
+    cotangents = cotangents_for(bound(name, "plain"), args, jax.random.fold_in(key, 1))
+
+    def run(f, **more):
+        return pullback(lambda *a: f(*a, truncation=truncation, reverse=reverse, **more))(args, cotangents)
+
+    actual = jax.jit(lambda: run(CASES[name].op, checkpoint=checkpoint))()
+    assert_close(actual, expected(name, truncation, reverse, run))
+
+
+TWINS = {}
+
+
+def expected(name, truncation, reverse, run):
+    """Of the twin, once for all pieces."""
+    at = name, truncation, reverse
+    if at not in TWINS:
+        TWINS[at] = jax.jit(lambda: run(CASES[name].twin))()
+    return TWINS[at]

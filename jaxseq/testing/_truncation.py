@@ -5,12 +5,13 @@ function in which the state at the start of each window but the first is frozen 
 
     g(params, carry, xs) = y of window 0 from carry, y of window w from s*_w,     s*_w the state of f at w k, a constant
 
+where for truncation = (k1, k2) a window of k1 steps is read from k2 - k1 steps before it on, with s* the state there;
 and differences of g are as good a judge as any, as is what JAX derives of g. Of f itself only values go into g.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +33,7 @@ def check_truncation(
     f: Sequences,
     args: Sequence[Any],
     *,
-    truncation: int,
+    truncation: int | tuple[int, int],
     reverse: bool = False,
     reference: Sequences | None = None,
     argnums: int | Sequence[int] | None = None,
@@ -44,15 +45,16 @@ def check_truncation(
     """Whether a truncated gradient through time is right: all of `check_vjp`, and that nothing crosses a window.
 
     f is called as `f(params, carry, xs, truncation=k)` and returns `(carry, ys)`, time on the first axis of every leaf
-    of `xs` and `ys`; with `truncation=None` it has to give the same values and the full gradient. The gradient with
-    `truncation=k` is held against differences, and against the derivative by JAX, of f with the state at t = k, 2k, ...
-    frozen. Besides: a loss on one window says exactly nothing to the others; k at least as long as time gives the
-    full gradient, a smaller one another.
+    of `xs` (marks of resets may be one) and `ys`; with `truncation=None` it has to give the same values and the full
+    gradient. The gradient with `truncation=k` is held against differences, and against the derivative by JAX, of f with
+    the state at t = k, 2k, ... frozen. Besides: a loss on one window says exactly nothing to the others; k at least as
+    long as time gives the full gradient, a smaller one another.
 
     Args:
         f: the function; bind other options with `functools.partial`.
         args: `(params, carry, xs)`; `carry` may be None if f takes that.
-        truncation: k, the steps of a window.
+        truncation: k, the steps of a window; or (k1, k2), windows of k1 steps whose gradient reaches back k2 steps from
+            their end.
         reverse: whether f reads from the last step to the first; it is then passed `reverse=True`.
         reference: a function like f, with `truncation` and `reverse` as f has them, that JAX differentiates.
         argnums: as in `check_vjp`.
@@ -89,17 +91,20 @@ def session(
     f: Sequences, args: Any, *, truncation: Any, reverse: Any = False, reference: Any = None, argnums: Any = None
 ) -> Session:
     """f with a truncated gradient, to be judged by what is frozen."""
-    k = _checks.integer("truncation", truncation, at_least=1)
+    pair = _checks.truncation(truncation)
+    k1, k2 = pair if pair else (_checks.integer("truncation", truncation),) * 2
+    k = k1 if k1 == k2 else (k1, k2)
     options = {"reverse": True} if _checks.boolean("reverse", reverse) else {}
     steps = _steps(f, _point.as_arrays(args))
     full = _surgery.plain(partial(reference or f, truncation=None, **options))
+    windows = _windows(steps, k1, k2, bool(options))
     return Session(
         partial(f, truncation=k, **options),
         args,
         reference=reference and partial(reference, truncation=k, **options),
-        judge=partial(frozen, full, k, bool(options)),
+        judge=partial(frozen, full, windows, bool(options)),
         argnums=argnums,
-        more={"truncation": partial(edges, f=partial(f, **options), steps=steps, k=k, reverse=bool(options))},
+        more={"truncation": partial(edges, f=partial(f, **options), steps=steps, k=k, windows=windows)},
     )
 
 
@@ -115,41 +120,58 @@ def _steps(f: Any, args: tuple[Any, ...]) -> int:
     return lengths.pop()
 
 
-def frozen(f: Sequences, k: int, reverse: bool, args: tuple[Any, ...]) -> Sequences:
-    """g: f with the state at the start of each window but the first fixed, as it is at args."""
+class Window(NamedTuple):
+    """Where a window lies in storage: the steps whose outputs are its own, and those that its gradient sees."""
+
+    own: slice
+    seen: slice
+    before: slice  # what is read before `seen`
+
+
+def frozen(f: Sequences, windows: list[Window], reverse: bool, args: tuple[Any, ...]) -> Sequences:
+    """g: f with the state where each window's gradient ends fixed, as it is at args."""
     params, carry, xs = args
-    windows = _windows(jax.tree.leaves(xs)[0].shape[0], k, reverse)
-    starts = [carry]
-    for window in windows[:-1]:
-        starts.append(f(params, starts[-1], _at(xs, window))[0])
+    starts = [f(params, carry, _at(xs, w.before))[0] if _length(w.before) else carry for w in windows]
 
     def g(params: Any, carry: Any, xs: Any) -> tuple[Any, Any]:
         pieces, last = [], carry
-        for n, window in enumerate(windows):
-            last, ys = f(params, starts[n] if n else carry, _at(xs, window))
-            pieces.append(ys)
+        for n, w in enumerate(windows):
+            last, ys = f(params, starts[n] if _length(w.before) else carry, _at(xs, w.seen))
+            own = _length(w.own)
+            pieces.append(_at(ys, slice(own) if reverse else slice(_length(w.seen) - own, None)))
         in_storage = pieces[::-1] if reverse else pieces
         return last, jax.tree.map(lambda *parts: jnp.concatenate(parts), *in_storage)
 
     return g
 
 
-def _windows(steps: int, k: int, reverse: bool) -> list[slice]:
-    """Where the windows lie in storage, in reading order; one that is empty where there are no steps."""
-    cuts = [(start, min(start + k, steps)) for start in range(0, max(steps, 1), k)]
-    return [slice(steps - stop, steps - start) if reverse else slice(start, stop) for start, stop in cuts]
+def _windows(steps: int, k1: int, k2: int, reverse: bool) -> list[Window]:
+    """All windows in reading order; one that is empty where there are no steps."""
+
+    def read(start: int, stop: int) -> slice:
+        return slice(steps - stop, steps - start) if reverse else slice(start, stop)
+
+    windows = []
+    for start in range(0, max(steps, 1), k1):
+        first, stop = max(0, start - (k2 - k1)), min(start + k1, steps)
+        windows.append(Window(read(start, stop), read(first, stop), read(0, first)))
+    return windows
+
+
+def _length(window: slice) -> int:
+    return window.stop - window.start
 
 
 def _at(xs: Any, window: slice) -> Any:
     return jax.tree.map(lambda a: a[window], xs)
 
 
-def edges(trial: Trial, f: Sequences, steps: int, k: int, reverse: bool) -> Iterator[Result]:
+def edges(trial: Trial, f: Sequences, steps: int, k: Any, windows: list[Window]) -> Iterator[Result]:
     """Nothing crosses the edge of a window; a window as long as time is the full gradient, a shorter one is not."""
-    yield from _nothing_crosses(trial, steps, k, reverse)
+    yield from _nothing_crosses(trial, windows)
     s, check, seed = trial.subject, "truncation", trial.patterns["joint"]
 
-    def gradient(k: int | None) -> list[np.ndarray]:
+    def gradient(k: Any) -> list[np.ndarray]:
         F = partial(f, truncation=k)
         run = s.program(f"truncation={k}", lambda x, rest, c: derivative("vjp", s.flat(F, rest))(x, c)[1])
         return wide(run(trial.x, trial.rest, seed))
@@ -157,7 +179,7 @@ def edges(trial: Trial, f: Sequences, steps: int, k: int, reverse: bool) -> Iter
     full = gradient(None)
     message = "a window as long as the sequence does not give the full gradient"
     yield from trial.agree(check, gradient(max(steps, 1)), full, message)
-    if k >= steps:
+    if len(windows) == 1:
         return
     # What the truth says the two differ in, the rule has to differ in.
     hand, true = trial.by_hand["joint"], (trial.true or trial.by_hand)["joint"]
@@ -173,23 +195,18 @@ def edges(trial: Trial, f: Sequences, steps: int, k: int, reverse: bool) -> Iter
         yield Result(check, None, Verdict.INCONCLUSIVE, note)
 
 
-def _nothing_crosses(trial: Trial, steps: int, k: int, reverse: bool) -> Iterator[Result]:
-    """A cotangent on the steps of one window: exactly zero in the carry, but for the first, and in other windows."""
+def _nothing_crosses(trial: Trial, windows: list[Window]) -> Iterator[Result]:
+    """A cotangent on the steps of one window: exactly zero in the carry, unless it sees that, and in all it doesn't."""
     s, check = trial.subject, "truncation"
     outputs = s.outs.join(trial.patterns["joint"], [None] * s.outs.chosen.count(False))
-    for n, window in enumerate(_windows(steps, k, reverse)):
+    for n, window in enumerate(windows):
         carry, ys = outputs
-
-        def only(a: Any, window: slice = window) -> Any:
-            kept = np.zeros_like(a)
-            kept[window] = a[window]
-            return kept
-
-        seed = s.outs.split((jax.tree.map(np.zeros_like, carry), jax.tree.map(only, ys)))[0]
+        own = jax.tree.map(partial(_only, window.own), ys)
+        seed = s.outs.split((jax.tree.map(np.zeros_like, carry), own))[0]
         result = wide(s.by_hand(trial.x, trial.rest, seed)[1])
         for leaf, group, a in zip(trial.leaves, s.ins.groups, result, strict=True):
-            outside = a - only(a) if group == 2 else a
-            if group == 0 or (group == 1 and n == 0):
+            outside = a - _only(window.seen, a) if group == 2 else a
+            if group == 0 or (group == 1 and not _length(window.before)):
                 continue
             if largest(outside):
                 message = f"a loss on window {n} of reading alone says something to {leaf} outside of that window"
@@ -197,3 +214,10 @@ def _nothing_crosses(trial: Trial, steps: int, k: int, reverse: bool) -> Iterato
                 yield Result(check, leaf, Verdict.FAIL, failure=failure)
             else:
                 yield Result(check, leaf, Verdict.PASS)
+
+
+def _only(window: slice, a: Any) -> Any:
+    """Those steps of a, and zero elsewhere."""
+    kept = np.zeros_like(a)
+    kept[window] = a[window]
+    return kept

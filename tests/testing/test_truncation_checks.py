@@ -10,7 +10,7 @@ from helpers import assert_close
 from jax import lax
 
 from jaxseq.testing import Verdict, check_truncation, check_vjp
-from jaxseq.testing._truncation import frozen
+from jaxseq.testing._truncation import _windows, frozen
 
 
 def elman(params, carry, xs, *, truncation=None, reverse=False, leak=0, wrong=None):
@@ -95,7 +95,7 @@ def test_where_truncation_changes_nothing_the_check_has_no_power(args):
 def test_the_frozen_function_has_the_truncated_gradient(reverse, args):
     """Both orders, by JAX alone: what is frozen has the value of f, and the gradient of f with stops."""
     f = partial(elman, reverse=reverse)
-    g = frozen(f, 3, reverse, args)
+    g = frozen(f, _windows(7, 3, 3, reverse), reverse, args)
     assert_close(g(*args), f(*args), relative=1e-14)
     loss = lambda f: lambda *args: sum(jnp.sum(jnp.sin(leaf)) for leaf in f(*args))  # noqa: E731
     gradient = lambda f: jax.grad(loss(f), (0, 1, 2))  # noqa: E731

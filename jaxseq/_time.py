@@ -1,0 +1,152 @@
+"""How time is read: its direction, what stands still, what is reset, where gradients stop, and what is kept.
+
+Steps are counted in two ways. In storage order t = 0 .. T - 1 they lie in arrays; in reading order they are taken, the
+same, or with `reverse` the opposite one. Two masks say what happens on the way into a step, and both are false in
+padding, so that nothing in it counts:
+
+    live_t   t < length: else the state stands still and y_t = 0
+    stop_t   the boundary that is crossed into step t is a reset: the state is zero, and no gradient crosses
+
+`resets[t]` is the boundary between t - 1 and t. Read forwards it is crossed into step t; read backwards into step
+t - 1, and the one at 0 is crossed last, by the carry that is returned.
+
+Truncation (k1, k2): windows of k1 steps in reading order. What the losses of a window say of the state reaches back
+k2 - k1 steps before it; truncation = k is (k, k).
+
+Backward goes through time in pieces:
+
+    blocks    W = T // k windows of k = k1 steps side by side, and the T mod k steps that are left; all of T is one
+    groups    of windows that are swept side by side: all of them, or with `checkpoint` as many as it allows
+    chunks    of c steps in every window of a group: their states known at once, one contraction to the weights
+
+Only the state at the beginning of each chunk is sure to be kept.
+"""
+
+from math import isqrt
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# Rows of a contraction, steps x batch, from which on it is as fast as a longer one, those below which it is slow, and
+# into how many parts a window is cut for it at least, since its temporaries are about twelve arrays (c, B, H).
+ROWS, FEWEST_ROWS, PARTS = 1024, 128, 8
+
+
+class Options(NamedTuple):
+    """How time is read. Static and hashable."""
+
+    reverse: bool = False
+    truncation: tuple[int, int] | None = None
+    checkpoint: int | str | None = None
+    axis: int = 0  # where time is in xs, ys and the masks
+    unroll: int = 1
+    precision: Any = None
+
+
+class Block(NamedTuple):
+    """W windows of k steps from step `first` in storage order on, swept `group` at a time in chunks of c steps."""
+
+    first: int
+    windows: int
+    steps: int
+    group: int
+    chunk: int
+
+    @property
+    def chunks(self) -> int:
+        """Of each window; the last in reading order may be shorter."""
+        return -(-self.steps // self.chunk)
+
+
+def blocks(options: Options, steps: int, rows: int, *, whole: bool) -> list[Block]:
+    """The blocks of T steps, in reading order; `whole` asks for a single chunk where nothing has to be recomputed."""
+    k, _ = window(options, steps)
+    count, rest = divmod(steps, k)
+    main = _block(options, rest if options.reverse else 0, count, k, steps, rows, whole)
+    return [main] + (
+        [_block(options, 0 if options.reverse else steps - rest, 1, rest, steps, rows, whole)] if rest else []
+    )
+
+
+def _block(options: Options, first: int, windows: int, k: int, steps: int, rows: int, whole: bool) -> Block:
+    if options.checkpoint is not None:
+        n = isqrt(steps - 1) + 1 if isinstance(options.checkpoint, str) else options.checkpoint
+        group = max(g for g in range(1, windows + 1) if windows % g == 0 and g <= max(1, n // k))
+        longest = min(n, k)
+    elif whole:
+        group, longest = windows, k
+    else:
+        rows *= windows
+        group, longest = windows, max(-(-FEWEST_ROWS // rows), min(-(-ROWS // rows), -(-k // PARTS)))
+    longest = min(longest, k)
+    return Block(first, windows, k, group, -(-k // -(-k // longest)))  # of about equal length
+
+
+def window(options: Options, steps: int) -> tuple[int, int]:
+    """(k, k2): the steps of a window, at most T, and how far back from its end gradients reach."""
+    if options.truncation is None or options.truncation[0] >= steps:
+        return max(1, steps), max(1, steps)
+    return options.truncation
+
+
+def chunk_of_step(options: Options, parts: list[Block]) -> np.ndarray:
+    """(T,) in storage order: the number, in reading order, of the chunk that each step lies in."""
+    numbers, offset = [], 0
+    for block in parts:
+        w, j = np.divmod(np.arange(block.windows * block.steps), block.steps)
+        numbers.append(offset + w * block.chunks + j // block.chunk)
+        offset += block.windows * block.chunks
+    read = np.concatenate(numbers)
+    return read[::-1] if options.reverse else read
+
+
+def masks(
+    options: Options, steps: int, lengths: jax.Array | None, resets: jax.Array | None
+) -> tuple[jax.Array | None, jax.Array | None, jax.Array | None]:
+    """(live, stop, last): the two masks laid out as xs, and (*B,) whether the carry that is returned is reset."""
+    live, last = None, None
+    axis = options.axis
+    if lengths is not None:
+        live = _clock(steps, lengths, axis) < jnp.expand_dims(lengths, axis)
+    if resets is None:
+        return live, None, None
+    stop = resets if live is None else resets & live
+    if options.reverse:
+        at = lambda a, lo, hi: jax.lax.slice_in_dim(a, lo, hi, axis=axis)  # noqa: E731
+        if steps:
+            last = jnp.squeeze(at(stop, 0, 1), axis)
+        stop = jnp.concatenate([at(stop, min(1, steps), steps), jnp.zeros_like(at(stop, 0, min(1, steps)))], axis)
+    return live, stop, last
+
+
+def turned(a: jax.Array, lengths: jax.Array, axis: int) -> jax.Array:
+    """Each sequence read backwards within its own length, the padding within itself: its own inverse."""
+    steps = a.shape[axis]
+    place = (jnp.expand_dims(lengths, axis) - 1 - _clock(steps, lengths, axis)) % steps
+    return jnp.take_along_axis(a, place.reshape(place.shape + (1,) * (a.ndim - place.ndim)), axis)
+
+
+def _clock(steps: int, lengths: jax.Array, axis: int) -> jax.Array:
+    """t, along that axis of an array of one axis more than `lengths`."""
+    return jnp.arange(steps, dtype=lengths.dtype).reshape((1,) * axis + (-1,) + (1,) * (lengths.ndim - axis))
+
+
+def chosen(mask: jax.Array | None, yes: Any, no: Any) -> Any:
+    """Leaf by leaf `yes` where the mask (*B,) holds, else `no`; no mask holds everywhere."""
+    if mask is None:
+        return yes
+    return jax.tree.map(lambda a, b: jnp.where(over(mask, a), a, b), yes, no)
+
+
+def zeroed(mask: jax.Array | None, tree: Any) -> Any:
+    """Leaf by leaf zero where the mask (*B,) holds; no mask holds nowhere."""
+    if mask is None:
+        return tree
+    return jax.tree.map(lambda a: jnp.where(over(mask, a), jnp.zeros((), a.dtype), a), tree)
+
+
+def over(mask: jax.Array, a: jax.Array) -> jax.Array:
+    """The mask with axes of one for those of a that it lacks."""
+    return jnp.expand_dims(mask, range(mask.ndim, a.ndim))

@@ -224,7 +224,11 @@ def _plain(cell: Cell, options: Options, inputs: Inputs) -> tuple[State, jax.Arr
             return s, (end, jnp.concatenate([ys, more])[before:])
 
         _, (ends, ys) = lax.scan(one, carry, (jnp.arange(count) * k1 > before, windows))
-        s = jax.tree.map(lambda a: a[-1], ends)
+        last = _time.last_window(options._replace(axis=0), k1, None if inputs.live is None else known[1])
+        if last is None:
+            s = jax.tree.map(lambda a: a[-1], ends)
+        else:
+            s = jax.tree.map(lambda a: jnp.take_along_axis(a, _time.over(last[None], a), 0)[0], ends)
         ys = ys.reshape(count * k1, *ys.shape[2:])[:steps]
     return s, jnp.moveaxis(jnp.flip(ys, 0) if options.reverse else ys, 0, options.axis)
 
@@ -251,13 +255,22 @@ def _sweep(cell: Cell, options: Options, inputs: Inputs, kept: Kept, cotangents:
     view, *rest_view = _views(options, [main, *rest], inputs, kept, ȳs)
     stage = partial(_stage, cell, options, weights)
 
+    k1, k2 = _time.window(options, xs.shape[options.axis])
+    last = _time.last_window(options, k1, inputs.live)
     entering, x̄_rest = nothing, []  # `entering`: the end of the main block's last window, in the next stage
     for block, its_view in zip(rest, rest_view, strict=True):
-        s̄, w̄, x̄ = stage(block, its_view, jax.tree.map(lambda a: a[None], s̄), w̄, _blank(its_view))
-        s̄, entering, x̄_rest = nothing, jax.tree.map(lambda a: a[0], s̄), [x̄]
+        at_end = jax.tree.map(lambda a: a[None], s̄ if last is None else _time.chosen(last == main.windows, s̄, nothing))
+        s̄s, w̄, x̄ = stage(block, its_view, at_end, w̄, _blank(its_view))
+        entering, x̄_rest = jax.tree.map(lambda a: a[0], s̄s), [x̄]
 
     # Stage 0.
-    s̄s = _pushed(options, jax.tree.map(lambda a: jnp.broadcast_to(a, (main.windows, *a.shape)), nothing), s̄)
+    if last is None:
+        s̄s = jax.tree.map(lambda a: jnp.broadcast_to(a, (main.windows, *a.shape)), nothing)
+        s̄s = _pushed(options, s̄s, nothing if rest else s̄)
+    else:
+        number = jnp.arange(main.windows)[:: -1 if options.reverse else 1]
+        ends = jnp.expand_dims(number, range(1, last.ndim + 1)) == last[None]
+        s̄s = jax.tree.map(lambda a: jnp.where(_time.over(ends, a[None]), a[None], jnp.zeros((), a.dtype)), s̄)
     s̄s, w̄, x̄ = stage(main, view, s̄s, w̄, _blank(view))
     c̄arry = _first(options, s̄s)
 
@@ -267,7 +280,6 @@ def _sweep(cell: Cell, options: Options, inputs: Inputs, kept: Kept, cotangents:
         return s̄s, nothing, jax.tree.map(jnp.add, c̄arry, _first(options, s̄s)), w̄, x̄
 
     # Stages 1, 2, ...: whole windows, and part of one. From the first window s̄ goes to the carry.
-    k1, k2 = _time.window(options, xs.shape[options.axis])
     further, part = min(k2 // k1 - 1, main.windows), k2 % k1
     if further and (main.windows > 1 or rest):
         s̄s, entering, c̄arry, w̄, x̄ = lax.fori_loop(0, further, another, (s̄s, entering, c̄arry, w̄, x̄))

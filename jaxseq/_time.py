@@ -91,6 +91,16 @@ def window(options: Options, steps: int) -> tuple[int, int]:
     return options.truncation
 
 
+def last_window(options: Options, k: int, live: jax.Array | None) -> jax.Array | None:
+    """(*B,) the number, in reading order, of the window in which each sequence ends; None for the last one.
+
+    There what the loss says to the carry that is returned has its place, however much padding follows.
+    """
+    if live is None:
+        return None
+    return jnp.maximum(jnp.sum(live, options.axis) - 1, 0) // k
+
+
 def chunk_of_step(options: Options, parts: list[Block]) -> np.ndarray:
     """(T,) in storage order: the number, in reading order, of the chunk that each step lies in."""
     numbers, offset = [], 0

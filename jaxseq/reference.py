@@ -363,8 +363,9 @@ def _through_time(
         def body(state: Any, at: Any) -> Any:
             j, x, dead, reset = at
             if every is not None:
-                cut = (j > 0) & (j % every == 0)
-                state = jax.tree.map(lambda a: jnp.where(cut, lax.stop_gradient(a), a), state)
+                cut = jnp.broadcast_to((j > 0) & (j % every == 0), batch)
+                cut = cut if dead is None else cut & ~dead
+                state = where(cut, lax.stop_gradient(state), state)
             new, y = step(where(reset, zeros(state), state), where(dead, zeros(x), x))
             state = where(dead, state, new)
             return state, (state, where(dead, zeros(y), y))
@@ -378,11 +379,12 @@ def _through_time(
     end, (states, ys) = run(carry, 0, T, k1 if k1 == k2 <= T else None)
     if k1 < k2 and k1 < T:
         # Every window is run again, from k2 - k1 steps before it on.
-        parts = []
+        parts, end = [], carry
         for window in range(0, T, k1):
             first = max(0, window - (k2 - k1))
             state = jax.tree.map(lambda a, i=first: lax.stop_gradient(a[i - 1]), states) if first else carry
-            end, (_, part) = run(state, first, min(window + k1, T), None)
+            last_state, (_, part) = run(state, first, min(window + k1, T), None)
+            end = last_state if live is None else where(live[window], last_state, end)
             parts.append(part[window - first :])
         ys = jnp.concatenate(parts)
     if reverse:

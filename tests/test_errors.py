@@ -405,6 +405,52 @@ MISTAKES = {
     # --- recurrences: options ---
     "zero truncation": (lstm(truncation=0), ValueError, r"`truncation`: expected an integer >= 1, got 0"),
     "float truncation": (lstm(truncation=2.5), TypeError, r"`truncation`: expected an integer >= 1, got float 2\.5"),
+    "truncation shorter than its windows": (
+        lstm(truncation=(4, 3)),
+        ValueError,
+        r"`truncation`: expected \(k1, k2\) with k2 >= k1, got tuple \(4, 3\)",
+    ),
+    "truncation of three": (lstm(truncation=(1, 2, 3)), ValueError, r"`truncation`: expected an integer or a pair"),
+    "zero in a pair": (lstm(truncation=(0, 3)), ValueError, r"`truncation\[0\]`: expected an integer >= 1, got 0"),
+    "zero checkpoint": (lstm(checkpoint=0), ValueError, r"`checkpoint`: expected an integer >= 1, got 0"),
+    "checkpoint by another word": (
+        lstm(checkpoint="all"),
+        ValueError,
+        r"`checkpoint`: expected one of 'auto', got str",
+    ),
+    "time among the features": (
+        lstm(time_axis=2),
+        ValueError,
+        r"`time_axis`: expected an axis before the last.* got 2",
+    ),
+    "time as the last axis": (
+        lstm(time_axis=-1),
+        ValueError,
+        r"`time_axis`: .* from -3 to 1, got -1 \(xs \(7, 2, 3\)\)",
+    ),
+    "lengths of another batch": (
+        lstm(lengths=jnp.array([1, 2, 3])),
+        ValueError,
+        r"`lengths`: expected shape \(2,\) = \*batch, got \(3,\)",
+    ),
+    "lengths beyond the steps": (
+        lstm(lengths=jnp.array([1, 8])),
+        ValueError,
+        r"`lengths`: expected lengths from 0 to 7, the steps of `xs`, got 1 to 8",
+    ),
+    "negative lengths": (lstm(lengths=np.array([-1, 7])), ValueError, r"`lengths`: .* got -1 to 7"),
+    "lengths of floats": (lstm(lengths=jnp.ones(2)), TypeError, r"`lengths`: expected an array of integers, got float"),
+    "lengths as a list": (lstm(lengths=[1, 2]), TypeError, r"`lengths`: expected an array of integers, got list"),
+    "resets of integers": (
+        lstm(resets=jnp.ones((7, 2), int)),
+        TypeError,
+        r"`resets`: expected a boolean array, got int",
+    ),
+    "resets time first, xs batch first": (
+        lstm(xs=jnp.ones((2, 7, 3), F), time_axis=1, resets=jnp.ones((7, 2), bool)),
+        ValueError,
+        r"`resets`: expected shape \(2, 7\)",
+    ),
     "reverse as a word": (lstm(reverse="yes"), TypeError, r"`reverse`: expected True or False, .* got str 'yes'"),
     "zero unroll": (lstm(unroll=0), ValueError, r"`unroll`: expected an integer >= 1, got 0"),
     "unknown activation": (

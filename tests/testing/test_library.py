@@ -1,7 +1,8 @@
 """Every op and variant of this library passes every check, and nothing is INCONCLUSIVE.
 
 All checks of all variants at many points take minutes, and are for CI's second stage. Before that, the first variant of
-each op has to pass all checks, and the others the quick ones.
+each op has to pass all checks, and the others the quick ones; of the recurrences, whose options are the one engine's,
+those of one.
 """
 
 import pytest
@@ -20,7 +21,15 @@ def passes(report, checks, name, label):
     assert len(ran) == checks + ("truncation" in CASES[name].variants[label].options)
 
 
-@pytest.mark.parametrize(("name", "label"), GRID)
+FIRST = [p.values for p in OPS]
+ONE_ENGINE = [p.values for p in GRID if p.values[0] in ("rnn", "gru") and p.values not in FIRST]
+
+
+def marked(grid, later):
+    return [pytest.param(*p.values, id=p.id, marks=[pytest.mark.long] if p.values in later else []) for p in grid]
+
+
+@pytest.mark.parametrize(("name", "label"), marked(GRID, ONE_ENGINE))
 def test_every_check_passes(name, label):
     level = "full" if label == next(iter(CASES[name].variants)) else "quick"
     passes(session(name, label)(level=level), len(_check.FULL if level == "full" else _check.QUICK), name, label)
@@ -34,14 +43,10 @@ def test_every_check_passes_at_twenty_seeds(name, label):
         passes(report(seed), len(_check.FULL), name, label)
 
 
-FIRST = [p.values for p in OPS]
 WHOLE = [p for p in GRID if "truncation" not in CASES[p.values[0]].variants[p.values[1]].options]
 
 
-@pytest.mark.parametrize(
-    ("name", "label"),
-    [pytest.param(*p.values, id=p.id, marks=[] if p.values in FIRST else pytest.mark.long) for p in WHOLE],
-)
+@pytest.mark.parametrize(("name", "label"), marked(WHOLE, [p.values for p in WHOLE if p.values not in FIRST]))
 def test_forward_mode_of_every_twin(name, label, key):
     """The way out that ops point to. A truncated gradient is none of forward mode's."""
     variant = CASES[name].variants[label]

@@ -1,0 +1,296 @@
+"""What the options of time mean: each by its contract, and every pair of them against the twin."""
+
+from functools import partial
+from itertools import combinations, product
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import arguments, assert_close, bound, cotangents_for, normals, pullback
+
+import jaxseq
+from jaxseq import _time
+from jaxseq._cases import CASES
+
+T, B = 7, 4
+LENGTHS = np.array([3, 0, 7, 4])
+RESETS = np.zeros((T, B), bool)
+RESETS[[2, 3, 5, 0, 6, 4], [0, 0, 0, 2, 2, 3]] = (
+    True  # (2, 0): two in a row; (0, 2): at the first step; (5, 0): in padding
+)
+
+
+def gradients(f, args, key):
+    """f and its gradient at random cotangents."""
+    return jax.jit(pullback(f))(args, cotangents_for(f, args, key))
+
+
+# --- lengths ---
+
+READINGS = [{}, {"reverse": True}, {"truncation": 2}, {"truncation": (2, 3), "reverse": True}, {"checkpoint": 2}]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("rnn", {}), ("gru", {"reverse": True}), *(("lstm", options) for options in READINGS)],
+    ids=str,
+)
+def test_nothing_in_the_padding_counts(name, options, key):
+    """NaN there changes no value and no gradient, and resets there do not either."""
+    params, carry, xs = arguments(name, "plain", key, batch=(B,), length=T)
+    padding = jnp.arange(T)[:, None] >= LENGTHS[None]
+    f = jax.jit(pullback(lambda p, c, x, r: CASES[name].op(p, c, x, lengths=jnp.asarray(LENGTHS), resets=r, **options)))
+    ends = normals(key, jax.eval_shape(lambda: CASES[name].op(params, carry, xs)))
+    clean = jnp.where(padding[..., None], 0, xs), jnp.asarray(RESETS & ~padding)
+    dirty = jnp.where(padding[..., None], jnp.nan, xs), jnp.asarray(RESETS | padding)
+    # What the loss says to the padding of ys does not count either.
+    spoilt = ends[0], jnp.where(padding[..., None], jnp.nan, ends[1])
+    expected, actual = f((params, carry, *clean), ends), f((params, carry, *dirty), spoilt)
+    assert_close(actual, expected, relative=0)
+    ys, x̄s = expected[0][1], expected[1][2]
+    assert not ys[padding].any()
+    assert not x̄s[padding].any()
+    assert ys[~padding].all()
+
+
+@pytest.mark.parametrize("options", READINGS, ids=str)
+def test_each_sequence_is_as_it_is_alone(options, key):
+    """Cut to its own length, without padding: values and gradients, the windows of a truncated one among them."""
+    params, carry, xs = arguments("lstm", "plain", key, batch=(B,), length=T)
+    op = partial(CASES["lstm"].op, **options)
+    cotangents = normals(key, jax.eval_shape(op, params, carry, xs))
+
+    def one_by_one(params, carry, xs):
+        ends, ys = [], []
+        for b, n in enumerate(LENGTHS):
+            end, y = op(params, jax.tree.map(lambda a, b=b: a[b], carry), xs[:n, b])
+            ends.append(end)
+            ys.append(jnp.pad(y, [(0, T - n), (0, 0)]))
+        return jax.tree.map(lambda *a: jnp.stack(a), *ends), jnp.stack(ys, 1)
+
+    together = partial(op, lengths=jnp.asarray(LENGTHS))
+    actual, expected = (jax.jit(pullback(f))((params, carry, xs), cotangents) for f in (together, one_by_one))
+    assert_close(actual, expected)
+
+
+# --- resets ---
+
+
+@pytest.mark.parametrize(("name", "reverse"), [("rnn", True), ("gru", False), ("lstm", False), ("lstm", True)])
+def test_a_reset_splits_the_sequence(name, reverse, key):
+    """At t: the parts before and from t on, each by itself, the one read later from zero."""
+    params, carry, xs = arguments(name, "plain", key, length=T)
+    op = partial(CASES[name].op, reverse=reverse)
+    for t in (0, 3, T - 1):
+
+        def split(params, carry, xs, t=t):
+            zero = jax.tree.map(jnp.zeros_like, carry)
+            early, late = xs[:t], xs[t:]
+            if reverse:
+                _, late = op(params, carry, late)
+                end, early = op(params, zero, early)
+            else:
+                _, early = op(params, carry, early)
+                end, late = op(params, zero, late)
+            return end, jnp.concatenate([early, late])
+
+        marked = partial(op, resets=jnp.broadcast_to(jnp.arange(T)[:, None] == t, (T, 2)))
+        actual, expected = (gradients(f, (params, carry, xs), key) for f in (marked, split))
+        assert_close(actual, expected)
+        if t == 0 and not reverse:
+            assert not any(leaf.any() for leaf in jax.tree.leaves(actual[1][1]))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_no_gradient_crosses_a_reset(reverse, key):
+    """A loss behind the boundary says exactly nothing to what is before it."""
+    params, carry, xs = arguments("lstm", "plain", key, length=T)
+    resets = jnp.broadcast_to(jnp.arange(T)[:, None] == 4, (T, 2))
+    before, behind = (slice(4, T), slice(0, 4)) if reverse else (slice(0, 4), slice(4, T))
+    loss = lambda carry, xs: CASES["lstm"].op(params, carry, xs, resets=resets, reverse=reverse)[1][behind].sum()  # noqa: E731
+    c̄arry, x̄s = jax.grad(loss, (0, 1))(carry, xs)
+    assert not x̄s[before].any()
+    assert not any(leaf.any() for leaf in jax.tree.leaves(c̄arry))
+    assert x̄s[behind].all()
+
+
+@pytest.mark.parametrize("name", ["gru", "lstm"])
+def test_chunks_with_resets_equal_the_whole(name, key):
+    """The carry handed on, resets at the edge of a chunk and in it."""
+    args = (*arguments(name, "plain", key, length=T), jnp.asarray(RESETS[:, :2]))
+    op = CASES[name].op
+
+    def chunked(params, carry, xs, resets):
+        parts = []
+        for lo, hi in ((0, 2), (2, 2), (2, 6), (6, 7)):
+            carry, ys = op(params, carry, xs[lo:hi], resets=resets[lo:hi])
+            parts.append(ys)
+        return carry, jnp.concatenate(parts)
+
+    whole = lambda params, carry, xs, resets: op(params, carry, xs, resets=resets)  # noqa: E731
+    assert_close(*(gradients(f, args, key) for f in (chunked, whole)))
+
+
+# --- checkpoint and time_axis ---
+
+
+@pytest.mark.parametrize(("name", "steps"), [("rnn", 1), ("gru", 5), ("lstm", 2), ("lstm", 20), ("lstm", "auto")])
+def test_a_checkpoint_changes_nothing(name, steps, key):
+    args = arguments(name, "plain", key, length=T)
+    checkpointed = partial(CASES[name].op, checkpoint=steps)
+    assert_close(gradients(checkpointed, args, key), gradients(bound(name, "plain"), args, key), relative=1e-13)
+
+
+@pytest.mark.parametrize(("steps", "kept"), [(1, 12), (3, 4), (5, 3), (12, 1), (20, 1), ("auto", 3)])
+def test_what_a_checkpoint_keeps(steps, kept, key):
+    """Besides the arguments and ys, the state at the beginning of each segment: T = 12, and ceil(sqrt(12)) = 4."""
+    args = arguments("lstm", "plain", key, length=12)
+    _, vjp = jax.vjp(partial(CASES["lstm"].op, checkpoint=steps), *args)
+    bytes_kept = sum(leaf.nbytes for leaf in jax.tree.leaves(vjp))
+    given = sum(leaf.nbytes for leaf in jax.tree.leaves(args))
+    assert bytes_kept == given + (12 + 2 * kept) * 2 * 5 * 8
+
+
+def promised():
+    """The table of docs/time.md: (op, T, checkpoint, units)."""
+    text = (Path(__file__).parents[1] / "docs" / "time.md").read_text("utf-8")
+    rows = [
+        [cell.strip(" `") for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| `")
+    ]
+    for name, steps, *units in (row for row in rows if row[0] in CASES):
+        for checkpoint, unit in zip((None, 8, 32, 128, "auto"), units[:5], strict=True):
+            yield name, int(steps), checkpoint, float(unit)
+
+
+@pytest.mark.parametrize(("name", "steps", "checkpoint", "units"), [p for p in promised() if p[1] == 1024])
+def test_temporary_bytes_are_what_the_docs_say(name, steps, checkpoint, units):
+    batch, hidden = 16, 64
+    args = (
+        getattr(jaxseq, f"{name}_init")(jax.random.key(0), hidden, hidden),
+        None,
+        jnp.ones((steps, batch, hidden), "f4"),
+    )
+    f = partial(CASES[name].op, checkpoint=checkpoint)
+    cotangents = jax.eval_shape(f, *args)
+    program = jax.jit(pullback(f)).lower(args, cotangents).compile()
+    found = program.memory_analysis().temp_size_in_bytes / (steps * batch * hidden * 4)
+    assert found <= 1.1 * units + 0.02
+
+
+@pytest.mark.parametrize("axis", [1, 2, -3, -2])
+def test_time_at_another_axis(axis, key):
+    params, carry, xs = arguments("lstm", "plain", key, batch=(2, 3), length=T)
+    place = axis % xs.ndim
+    op = CASES["lstm"].op
+    moved = lambda params, carry, xs: op(params, carry, xs, time_axis=axis)  # noqa: E731
+
+    def by_hand(params, carry, xs):
+        end, ys = op(params, carry, jnp.moveaxis(xs, place, 0))
+        return end, jnp.moveaxis(ys, 0, place)
+
+    args = params, carry, jnp.moveaxis(xs, 0, place)
+    assert_close(gradients(moved, args, key), gradients(by_hand, args, key), relative=1e-13)
+
+
+def test_no_transpose_of_a_batch_major_input(key):
+    """All of xs is never copied into another order: steps are taken where they lie."""
+    params, carry, xs = arguments("gru", "plain", key, batch=(6,), length=T)
+    f = lambda p, c, x: CASES["gru"].op(p, c, x, time_axis=1)  # noqa: E731
+    text = str(jax.make_jaxpr(f)(params, carry, jnp.moveaxis(xs, 0, 1)))
+    assert f"f64[6,{T},3] = " not in text
+    assert f"f64[{T},6,3] = " not in text
+
+
+# --- Together ---
+
+OPTIONS = {
+    "lengths": (None, LENGTHS),
+    "resets": (None, RESETS),
+    "reverse": (False, True),
+    "truncation": (None, 3, (2, 5)),
+    "checkpoint": (None, 2, "auto"),
+    "time_axis": (0, 1),
+    "unroll": (1, 2),
+    "precision": (None, "highest"),
+}
+
+
+def levels(row):
+    return {((i, a), (j, b)) for (i, a), (j, b) in combinations(enumerate(row), 2)}
+
+
+def covering():
+    """Few rows of levels in which each pair of options is seen at each pair of levels: the greediest, one by one."""
+    rows = list(product(*(range(len(values)) for values in OPTIONS.values())))
+    left, chosen = set().union(*map(levels, rows)), []
+    while left:
+        row = max(rows, key=lambda row: len(levels(row) & left))
+        chosen.append(row)
+        left -= levels(row)
+    return chosen
+
+
+ROWS = covering()
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: "".join(map(str, row)))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("rnn", marks=pytest.mark.long),
+        pytest.param("gru", marks=pytest.mark.long),
+        "lstm",
+    ],
+)
+def test_every_pair_of_options_against_the_twin(name, row, key, monkeypatch):
+    """In three chunks where nothing is recomputed."""
+    monkeypatch.setattr(_time, "FEWEST_ROWS", 1)
+    monkeypatch.setattr(_time, "PARTS", 3)
+    options = {name: values[level] for (name, values), level in zip(OPTIONS.items(), row, strict=True)}
+    params, carry, xs = arguments(name, "plain", key, batch=(B,), length=T)
+    axis, resets = options["time_axis"], options["resets"]
+    if options["lengths"] is not None:
+        options["lengths"] = jnp.asarray(options["lengths"])
+    if resets is not None:
+        options["resets"] = jnp.moveaxis(jnp.asarray(resets), 0, axis)
+    args = params, carry, jnp.moveaxis(xs, 0, axis)
+    both = [gradients(lambda *a, f=f: f(*a, **options), args, key) for f in (CASES[name].op, CASES[name].twin)]
+    assert_close(*both)
+
+
+def test_few_rows_hold_every_pair():
+    assert len(ROWS) <= 16
+    pairs = sum(len(a) * len(b) for a, b in combinations(OPTIONS.values(), 2))
+    assert len(set().union(*map(levels, ROWS))) == pairs
+
+
+@pytest.mark.parametrize("options", [{"reverse": True}, {"truncation": (2, 3)}, {"checkpoint": "auto"}], ids=str)
+def test_nothing_at_all(options, key):
+    """No step, no sequence, or none but empty ones."""
+    for sizes in ({"length": 0}, {"batch": (0,)}, {"batch": (3,)}):
+        params, carry, xs = arguments("lstm", "plain", key, **sizes)
+        lengths = jnp.zeros(xs.shape[1], int)
+        resets = jnp.ones(xs.shape[:-1], bool)
+        f = lambda p, c, x, o=options, n=lengths, r=resets: CASES["lstm"].op(p, c, x, lengths=n, resets=r, **o)  # noqa: E731
+        (end, ys), (w̄, c̄arry, x̄s) = gradients(f, (params, carry, xs), key)
+        assert_close(end, carry)
+        assert not ys.any()
+        assert not x̄s.any()
+        assert not any(leaf.any() for leaf in jax.tree.leaves(w̄))
+        assert all(leaf.all() for leaf in jax.tree.leaves(c̄arry))
+
+
+def test_second_order_of_options_together(key):
+    """Hessian-vector products, through what is read again and what is cut."""
+    params, carry, xs = arguments("lstm", "plain", key, batch=(2,), length=5)
+    options = {"lengths": jnp.array([5, 3]), "resets": jnp.asarray(RESETS[:5, :2]), "truncation": (2, 3)}
+
+    def hvp(f):
+        value = lambda args: sum(jnp.sin(leaf).sum() for leaf in jax.tree.leaves(f(*args, **options)))  # noqa: E731
+        direction = normals(key, (params, carry, xs))
+        return jax.jit(jax.grad(lambda args: inner(jax.grad(value)(args), direction)))((params, carry, xs))
+
+    inner = lambda a, b: sum(jnp.vdot(x, y) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True))  # noqa: E731
+    assert_close(hvp(CASES["lstm"].op), hvp(CASES["lstm"].twin), relative=1e-9)

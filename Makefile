@@ -26,7 +26,7 @@ lint: $(VENV)/.dev  ## style and types
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: $(VENV)/.bench  ## the tables of the README, side by side in one process
-	$(BIN)/python -m benchmarks.lstm $(ARGS)
+	$(BIN)/python -m benchmarks.recurrence $(ARGS)
 	$(BIN)/python -m benchmarks.conv $(ARGS)
 
 # One stamp for each extra of pyproject.toml.

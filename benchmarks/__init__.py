@@ -1,1 +1,1 @@
-"""Measurements side by side: `python -m benchmarks.lstm`, from the root of the repository."""
+"""Measurements side by side: `python -m benchmarks.recurrence`, from the root of the repository."""

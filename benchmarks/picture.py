@@ -17,9 +17,10 @@ def draw(where: dict[str, Any], tables: Sequence[dict[str, Any]], file: Path) ->
     for n, name in enumerate(names):
         at, ratios = [], []
         for place, table in enumerate(tables):
-            row = next((row for row in table["rows"] if row["name"] == name), {})
+            rows = [row["name"] for row in table["rows"]]
+            row = table["rows"][rows.index(name)] if name in rows else {}
             if "ratio" in row:
-                at.append(place + 0.12 * (n - (len(names) - 1) / 2))
+                at.append(place + 0.12 * (rows.index(name) - (len(rows) - 1) / 2))
                 ratios.append((row["ratio"], *row["quartiles"]))
                 axes.plot(ratios[-1][1:], (at[-1],) * 2, color=f"C{n}", linewidth=3, alpha=0.4)
         axes.plot([ratio for ratio, *_ in ratios], at, "o", color=f"C{n}", markersize=4, label=name)
@@ -30,6 +31,6 @@ def draw(where: dict[str, Any], tables: Sequence[dict[str, Any]], file: Path) ->
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)
     axes.set_xlabel(f"times as long as {tables[0]['baseline']}  ({where['device']}, {where['cores']} cores)")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.04), ncols=len(names), frameon=False)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(len(names), 4), frameon=False)
     figure.savefig(file, dpi=130)
     plt.close(figure)

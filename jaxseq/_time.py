@@ -27,11 +27,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 # Rows of a contraction, steps x batch, from which on it is as fast as a longer one, those below which it is slow, and
 # into how many parts a window is cut for it at least, since its temporaries are about twelve arrays (c, B, H).
-ROWS, FEWEST_ROWS, PARTS = 1024, 128, 8
+ROWS, FEWEST_ROWS, PARTS = 1024, 128, 16
 
 
 class Options(NamedTuple):
@@ -101,15 +100,17 @@ def last_window(options: Options, k: int, live: jax.Array | None) -> jax.Array |
     return jnp.maximum(jnp.sum(live, options.axis) - 1, 0) // k
 
 
-def chunk_of_step(options: Options, parts: list[Block]) -> np.ndarray:
+def chunk_of_step(options: Options, parts: list[Block], steps: int) -> jax.Array:
     """(T,) in storage order: the number, in reading order, of the chunk that each step lies in."""
-    numbers, offset = [], 0
+    t = jnp.arange(steps)
+    if options.reverse:
+        t = steps - 1 - t
+    number, before, chunks = jnp.zeros_like(t), 0, 0
     for block in parts:
-        w, j = np.divmod(np.arange(block.windows * block.steps), block.steps)
-        numbers.append(offset + w * block.chunks + j // block.chunk)
-        offset += block.windows * block.chunks
-    read = np.concatenate(numbers)
-    return read[::-1] if options.reverse else read
+        w, j = jnp.divmod(t - before, block.steps)
+        number = jnp.where(t >= before, chunks + w * block.chunks + j // block.chunk, number)
+        before, chunks = before + block.windows * block.steps, chunks + block.windows * block.chunks
+    return number
 
 
 def masks(

@@ -9,10 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import conv, harness, lstm
+from benchmarks import conv, harness, recurrence
 from benchmarks.harness import Candidate, Problem, measure
 
+pytestmark = pytest.mark.usefixtures("as_users_have_jax")
+
 X = np.linspace(-1, 2, 12, dtype=np.float32).reshape(3, 4)
+TINY = recurrence.TINY
 FIGURES = {"name", "median_s", "min_s", "ratio", "quartiles", "compile_s", "temp_bytes", "apart"}
 
 
@@ -118,34 +121,76 @@ def test_a_ratio_is_taken_within_each_round(monkeypatch):
 
 
 @pytest.fixture
-def written(tmp_path, capsys):
-    """Runs the first benchmark at tiny sizes: what it printed and what it wrote."""
+def written(tmp_path, capsys, monkeypatch):
+    """Runs two problems of the first benchmark at a tiny size: what it printed and what it wrote."""
+
+    def problems(quick):
+        assert quick
+        yield recurrence.truncated(TINY, 2)
+        yield recurrence.checkpointed(TINY)
 
     def run(*argv):
-        path = tmp_path / "lstm.json"
-        lstm.main(["--quick", "--rounds", "2", "--json", str(path), *argv])
+        path = tmp_path / "recurrence.json"
+        recurrence.main(["--quick", "--rounds", "2", "--json", str(path), *argv])
         return capsys.readouterr().out, json.loads(path.read_text("utf-8"))
 
+    monkeypatch.setattr(recurrence, "problems", problems)
     return run
 
 
 def test_the_first_table(written, tmp_path):
     pytest.importorskip("flax", reason="needs Flax, to compare with")
-    out, found = written("--picture", str(tmp_path / "lstm.png"))
-    assert (tmp_path / "lstm.png").stat().st_size > 10_000
+    out, found = written("--picture", str(tmp_path / "recurrence.png"))
+    assert (tmp_path / "recurrence.png").stat().st_size > 10_000
     header, *lines = [line for line in out.splitlines() if line.startswith(" ")]
     assert re.split(r"\s{2,}", header.strip()) == harness.COLUMNS
     assert {len(line) for line in lines} == {len(header)}  # aligned
-    assert [line.split()[0] for line in lines] == ["hand", "twin", "flax"] * 2 + ["hand", "twin"]
+    names = [re.split(r"\s{2,}", line.strip())[0] for line in lines]
+    assert names == ["hand", "stop_gradient", "hand", "hand, checkpoint", "flax"]
 
     assert found["versions"]["jax"] == jax.__version__
     assert set(found) == {"device", "cores", "date", "versions", "tables"}  # neither host nor path
-    assert [table["baseline"] for table in found["tables"]] == ["hand"] * 3
+    assert [table["baseline"] for table in found["tables"]] == ["hand"] * 2
     for table in found["tables"]:
         assert table["title"] in out
         assert table["rounds"] == 2
         assert all(set(row) == FIGURES for row in table["rows"])
         assert all(row["apart"] < 1e-5 for row in table["rows"])
+
+
+def names_of_equal(problem):
+    """Its candidates, which give the same."""
+    rows = measure(problem, 2)
+    assert all(row["apart"] < 1e-5 for row in rows)
+    return [row["name"] for row in rows]
+
+
+@pytest.mark.parametrize("kind", recurrence.KINDS)
+def test_every_library_computes_the_same_recurrence(kind):
+    for library in recurrence.LIBRARIES:
+        pytest.importorskip(library, reason=f"needs {library}, to compare with")
+    forward, gradient = recurrence.plain(kind, TINY)
+    haiku = ["haiku"] if kind == "lstm" else []
+    names = ["hand", "twin", "flax", "equinox", *haiku, "keras", "torch"]
+    assert names_of_equal(forward) == names_of_equal(gradient) == names
+
+
+@pytest.mark.parametrize("kind", recurrence.KINDS)
+def test_nothing_that_is_compared_is_zero(kind):
+    """Else a wrong conversion could pass."""
+    _, problem = recurrence.plain(kind, TINY)
+    hand = problem.candidates[0]
+    assert all(np.any(a) for a in jax.tree.leaves(hand.common(jax.jit(hand.run)(*hand.args))))
+
+
+def test_features_of_recurrence_are_held_against_what_one_would_write():
+    pytest.importorskip("flax", reason="needs Flax, to compare with")
+    lengths, against_whole = recurrence.with_lengths(TINY)
+    assert names_of_equal(lengths) == ["hand", "flax"]
+    assert names_of_equal(against_whole) == ["hand", "hand, whole"]
+    resets, _ = recurrence.with_resets(TINY)
+    assert names_of_equal(resets) == ["hand", "where in a scan"]
+    assert names_of_equal(recurrence.batch_major(TINY)) == ["hand", "hand, swapped"]
 
 
 @pytest.mark.parametrize("name", ["depthwise 1-D, dilated", "groups of 8, 2-D", "transposed 3-D"])
@@ -154,34 +199,33 @@ def test_every_library_computes_the_same_convolution(name, monkeypatch):
     pytest.importorskip("flax", reason="needs Flax, to compare with")
     assert len({shape.name for shape in conv.SHAPES}) == len(conv.SHAPES) >= 16
     monkeypatch.setattr(conv, "SHAPES", [shape for shape in conv.SHAPES if shape.name == name])
-    with jax.numpy_rank_promotion("allow"):  # as Flax adds its bias
-        found = list(conv.problems(quick=True))
-        assert [problem.title.partition(", ")[0] for problem in found] == ["forward", "forward + gradient"]
-        for problem in found:
-            rows = measure(problem, 2)
-            assert [row["name"] for row in rows] == ["hand", "lax", "flax", "torch"]
-            assert all(row["apart"] < 1e-5 for row in rows)
+    found = list(conv.problems(quick=True))
+    assert [problem.title.partition(", ")[0] for problem in found] == ["forward", "forward + gradient"]
+    for problem in found:
+        rows = measure(problem, 2)
+        assert [row["name"] for row in rows] == ["hand", "lax", "flax", "torch"]
+        assert all(row["apart"] < 1e-5 for row in rows)
 
 
 def test_without_flax_its_rows_say_so(written, monkeypatch):
     monkeypatch.setitem(sys.modules, "flax", None)
     monkeypatch.setitem(sys.modules, "flax.linen", None)
     out, found = written()
-    assert out.count("not installed") == 2
-    assert list(found["versions"]) == ["jax"]
-    assert found["tables"][0]["rows"][-1] == {"name": "flax"}
+    assert out.count("not installed") == 1
+    assert "flax" not in found["versions"]
+    assert found["tables"][1]["rows"][-1] == {"name": "flax"}
 
 
 @pytest.mark.parametrize(
     ("argv", "complaint"),
     [
         (["--rounds", "1"], "--rounds must be at least 2"),
-        (["--json", "no/such/folder/lstm.json"], "--json: no folder no/such/folder"),
-        (["--picture", "no/such/folder/lstm.png"], "--picture: no folder no/such/folder"),
+        (["--json", "no/such/folder/recurrence.json"], "--json: no folder no/such/folder"),
+        (["--picture", "no/such/folder/recurrence.png"], "--picture: no folder no/such/folder"),
     ],
 )
 def test_mistakes_on_the_command_line(argv, complaint, capsys):
     with pytest.raises(SystemExit) as caught:
-        lstm.main([*argv, "--quick"])
+        recurrence.main([*argv, "--quick"])
     assert caught.value.code == 2
     assert complaint in capsys.readouterr().err.replace("\\", "/")

@@ -118,7 +118,7 @@ def lengths(name: str, value: Any, batch: tuple[int, ...], steps: int) -> jax.Ar
         low, high = int(np.asarray(value).min()), int(np.asarray(value).max())
         if low < 0 or high > steps:
             bad_value(name, f"lengths from 0 to {steps}, the steps of `xs`", f"{low} to {high}")
-    return jnp.asarray(value)
+    return jnp.asarray(value, jnp.int32)
 
 
 def boolean(name: str, value: Any) -> bool:

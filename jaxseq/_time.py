@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 # Rows of a contraction, steps x batch, from which on it is as fast as a longer one, those below which it is slow, and
 # into how many parts a window is cut for it at least, since its temporaries are about twelve arrays (c, B, H).
@@ -64,9 +65,9 @@ def blocks(options: Options, steps: int, rows: int, *, whole: bool) -> list[Bloc
     k, _ = window(options, steps)
     count, rest = divmod(steps, k)
     main = _block(options, rest if options.reverse else 0, count, k, steps, rows, whole)
-    return [main] + (
-        [_block(options, 0 if options.reverse else steps - rest, 1, rest, steps, rows, whole)] if rest else []
-    )
+    if not rest:
+        return [main]
+    return [main, _block(options, 0 if options.reverse else steps - rest, 1, rest, steps, rows, whole)]
 
 
 def _block(options: Options, first: int, windows: int, k: int, steps: int, rows: int, whole: bool) -> Block:
@@ -125,7 +126,7 @@ def masks(
         return live, None, None
     stop = resets if live is None else resets & live
     if options.reverse:
-        at = lambda a, lo, hi: jax.lax.slice_in_dim(a, lo, hi, axis=axis)  # noqa: E731
+        at = lambda a, lo, hi: lax.slice_in_dim(a, lo, hi, axis=axis)  # noqa: E731
         if steps:
             last = jnp.squeeze(at(stop, 0, 1), axis)
         stop = jnp.concatenate([at(stop, min(1, steps), steps), jnp.zeros_like(at(stop, 0, min(1, steps)))], axis)
@@ -161,3 +162,61 @@ def zeroed(mask: jax.Array | None, tree: Any) -> Any:
 def over(mask: jax.Array, a: jax.Array) -> jax.Array:
     """The mask with axes of one for those of a that it lacks."""
     return jnp.expand_dims(mask, range(mask.ndim, a.ndim))
+
+
+def seen(live: jax.Array | None, a: jax.Array) -> jax.Array:
+    """a where live, else zero."""
+    return a if live is None else jnp.where(over(live, a), a, jnp.zeros((), a.dtype))
+
+
+# --- Windows and chunks, and the axes of time ---
+
+
+def in_two(a: jax.Array, axis: int, windows: int) -> jax.Array:
+    """Time W k as (W, k). One window stays as it is: over axes of one XLA may copy whole arrays."""
+    if windows == 1:
+        return a
+    return a.reshape(*a.shape[:axis], windows, a.shape[axis] // windows, *a.shape[axis + 1 :])
+
+
+def in_one(a: jax.Array, axis: int, windows: int) -> jax.Array:
+    """The inverse of `in_two`."""
+    return a if windows == 1 else a.reshape(*a.shape[:axis], a.shape[axis] * a.shape[axis + 1], *a.shape[axis + 2 :])
+
+
+def take(a: jax.Array, axis: int, block: Block, w: Any, t: Any, length: int) -> jax.Array:
+    """(..., W, k, ...) to (length, group, ...): those steps of the group of windows from w on, time first."""
+    if block.windows == 1:
+        return jnp.moveaxis(lax.dynamic_slice_in_dim(a, t, length, axis), axis, 0)[:, None]
+    starts, sizes = [0] * a.ndim, list(a.shape)
+    starts[axis : axis + 2], sizes[axis : axis + 2] = [w, t], [block.group, length]
+    return jnp.moveaxis(lax.dynamic_slice(a, starts, sizes), (axis + 1, axis), (0, 1))
+
+
+def put(a: jax.Array, piece: jax.Array, axis: int, block: Block, w: Any, t: Any) -> jax.Array:
+    """The inverse of `take`: a with those steps of those windows."""
+    if block.windows == 1:
+        return lax.dynamic_update_slice_in_dim(a, jnp.moveaxis(piece[:, 0], 0, axis), t, axis)
+    starts = [0] * a.ndim
+    starts[axis : axis + 2] = [w, t]
+    return lax.dynamic_update_slice(a, jnp.moveaxis(piece, (0, 1), (axis + 1, axis)), starts)
+
+
+def after(options: Options, first: jax.Array, a: jax.Array) -> jax.Array:
+    """Of each step what `a` holds for the one read before it, and of the one read first, `first`."""
+    parts = [a[1:], first[None]] if options.reverse else [first[None], a[:-1]]
+    return jnp.concatenate(parts)
+
+
+def pushed(options: Options, s̄: Any, last: Any) -> Any:
+    """(W, *B, H): to the end of each window what was at the beginning of the one read after it; to the last, `last`."""
+
+    def push(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jnp.concatenate([b[None], a[:-1]] if options.reverse else [a[1:], b[None]])
+
+    return jax.tree.map(push, s̄, last)
+
+
+def first(options: Options, s̄: Any) -> Any:
+    """That of the window which is read first."""
+    return jax.tree.map(lambda a: a[-1 if options.reverse else 0], s̄)

@@ -1,0 +1,250 @@
+"""The backward sweep: (1) chunk by chunk, windows side by side, and (2) for each chunk."""
+
+from collections.abc import Callable
+from functools import partial
+from math import prod
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxseq import _dense, _precision, _sharding, _time
+from jaxseq._recurrence._cell import Cell, Inputs, State, Weights, add_to_h, distinct, dtypes, h_of, sides, with_h
+from jaxseq._recurrence._forward import Kept, advance, with_y
+from jaxseq._time import Block, Options
+
+
+def parts_of(options: Options, inputs: Inputs) -> list[Block]:
+    shape = inputs.xs.shape
+    rows = prod((*shape[: options.axis], *shape[options.axis + 1 : -1]))
+    return _time.blocks(options, shape[options.axis], max(1, rows), whole=not _sharding.undivided())
+
+
+def sweep(cell: Cell, options: Options, inputs: Inputs, kept: Kept, cotangents: Any) -> Any:
+    """The cotangents of weights, carry and xs."""
+    weights, carry, xs, *_ = inputs
+    _, acc = dtypes(weights, carry, xs)
+    s̄, ȳs = cotangents
+    s̄ = _precision.cast(s̄, acc)
+    nothing = jax.tree.map(jnp.zeros_like, s̄)
+    w̄ = _sharding.zeros_like(_precision.cast(weights, acc))
+    main, *rest = parts_of(options, inputs)
+    view, *rest_view = _views(options, [main, *rest], inputs, kept, ȳs)
+    stage = partial(_stage, cell, options, weights)
+
+    k1, k2 = _time.window(options, xs.shape[options.axis])
+    last = _time.last_window(options, k1, inputs.live)
+    entering, x̄_rest = nothing, []  # `entering`: the end of the main block's last window, in the next stage
+    for block, its_view in zip(rest, rest_view, strict=True):
+        at_end = jax.tree.map(lambda a: a[None], s̄ if last is None else _time.chosen(last == main.windows, s̄, nothing))
+        s̄s, w̄, x̄ = stage(block, its_view, at_end, w̄, _blank(its_view))
+        entering, x̄_rest = jax.tree.map(lambda a: a[0], s̄s), [x̄]
+
+    # Stage 0.
+    if last is None:
+        s̄s = jax.tree.map(lambda a: jnp.broadcast_to(a, (main.windows, *a.shape)), nothing)
+        s̄s = _time.pushed(options, s̄s, nothing if rest else s̄)
+    else:
+        number = jnp.arange(main.windows)[:: -1 if options.reverse else 1]
+        ends = jnp.expand_dims(number, range(1, last.ndim + 1)) == last[None]
+        s̄s = jax.tree.map(lambda a: jnp.where(_time.over(ends, a[None]), a[None], jnp.zeros((), a.dtype)), s̄)
+    s̄s, w̄, x̄ = stage(main, view, s̄s, w̄, _blank(view))
+    c̄arry = _time.first(options, s̄s)
+
+    def another(_: Any, state: Any) -> Any:
+        s̄s, entering, c̄arry, w̄, x̄ = state
+        s̄s, w̄, x̄ = stage(main, view, _time.pushed(options, s̄s, entering), w̄, x̄, losses=False)
+        return s̄s, nothing, jax.tree.map(jnp.add, c̄arry, _time.first(options, s̄s)), w̄, x̄
+
+    # Stages 1, 2, ...: whole windows, and part of one. From the first window s̄ goes to the carry.
+    further, part = min(k2 // k1 - 1, main.windows), k2 % k1
+    if further and (main.windows > 1 or rest):
+        s̄s, entering, c̄arry, w̄, x̄ = lax.fori_loop(0, further, another, (s̄s, entering, c̄arry, w̄, x̄))
+    if part and (main.windows > 1 or rest):
+        _, w̄, x̄ = stage(main, view, _time.pushed(options, s̄s, entering), w̄, x̄, losses=False, cut=k1 - part)
+
+    x̄ = _time.in_one(x̄, options.axis, main.windows)
+    if rest:
+        x̄ = jnp.concatenate([*x̄_rest, x̄] if options.reverse else [x̄, *x̄_rest], options.axis)
+    return _precision.cast_like((w̄, c̄arry, x̄), (weights, carry, xs))
+
+
+class _View(NamedTuple):
+    """What is known of a block of W windows of k steps, time (W, k) at its axis; of W = 1 it is (k,) alone."""
+
+    xs: jax.Array
+    live: jax.Array | None
+    stop: jax.Array | None
+    ȳs: jax.Array
+    ys: jax.Array
+    starts: State  # (W, chunks, *B, H)
+    states: State | None
+    saved: Any
+
+
+def _views(options: Options, parts: list[Block], inputs: Inputs, kept: Kept, ȳs: jax.Array) -> list[_View]:
+    views, offset = [], 0
+    for block in parts:
+        count = block.windows * block.chunks
+
+        def of(tree: Any, axis: int, first: int, length: int, windows: int = block.windows) -> Any:
+            piece = partial(lax.slice_in_dim, start_index=first, limit_index=first + length, axis=axis)
+            return jax.tree.map(lambda a: _time.in_two(piece(a), axis, windows), tree)
+
+        starts = of(kept.starts, 0, offset, count)
+        if options.reverse and block.windows > 1:
+            starts = jax.tree.map(lambda a: jnp.flip(a, 0), starts)
+        steps = block.first, block.windows * block.steps
+        xs, live, stop, ȳ, y = of((inputs.xs, inputs.live, inputs.stop, ȳs, kept.ys), options.axis, *steps)
+        states, saved = of((kept.states, kept.saved), 0, *steps)
+        views.append(_View(xs, live, stop, ȳ, y, starts, states, saved))
+        offset += count
+    return views
+
+
+def _blank(view: _View) -> jax.Array:
+    """Zeros for x̄ in the accumulator's dtype."""
+    return _sharding.zeros_like(view.xs.astype(_precision.accumulator(view.xs.dtype)))
+
+
+def _stage(
+    cell: Cell,
+    options: Options,
+    weights: Weights,
+    block: Block,
+    view: _View,
+    s̄: State,
+    w̄: Weights,
+    x̄: jax.Array,
+    losses: bool = True,
+    cut: int = 0,
+) -> tuple[State, Weights, jax.Array]:
+    """All windows of a block, from their ends to their step `cut`, in reading order.
+
+    s̄ (W, *B, H) is the cotangent at the end of each window, and comes back as that at its beginning. ȳ counts in the
+    first stage only, `losses`; the others add to what x̄ holds.
+    """
+    c, last = block.chunk, block.steps - (block.chunks - 1) * block.chunk
+
+    def chunk(w: Any, i: Any, length: int, state: Any) -> Any:
+        """The i-th of each window of the group from w on, in reading order."""
+        s̄, w̄, x̄ = state
+        t = block.steps - i * c - length if options.reverse else i * c
+        take = partial(_time.take, block=block, w=w, t=t, length=length)
+        x, live, stop, ȳ, y = jax.tree.map(lambda a: take(a, options.axis), tuple(view[:5]))
+        pick = lambda tree, t: jax.tree.map(lambda a: _time.take(a, 0, block, w, t, 1)[0], tree)  # noqa: E731
+        start = pick(view.starts, i)
+        if options.checkpoint is None:
+            saved_at = lambda j: with_y(pick(view.saved, t + j[0]), j[1])  # noqa: E731
+            if view.states is None:
+                states = _replayed(cell, options, start, y, live, stop, saved_at)
+            else:
+                states = jax.tree.map(lambda a: take(a, 0), view.states)
+            known = jnp.arange(length), y
+        else:
+            states, known = _recomputed(cell, options, weights, start, x, live, stop)
+            saved_at = lambda saved: saved  # noqa: E731
+        stops_at = (block.steps - 1 - cut if options.reverse else cut) - t if cut else None
+        s̄, δu, δr = _cotangents(
+            cell, options, weights, s̄, ȳ if losses else None, live, stop, states, known, saved_at, stops_at
+        )
+        x, product = _time.seen(live, x), δu.dtype
+        found = Weights(
+            w_x=_dense.pull_weight(options.precision, x.astype(product), δu, _sharding.of(weights.w_x)),
+            w_h=_dense.pull_weight(options.precision, h_of(states).astype(product), δr, _sharding.of(weights.w_h)),
+            b_x=None if weights.b_x is None else _dense.pull_bias(δu),
+            b_h=None if weights.b_h is None else _dense.pull_bias(δr),
+        )
+        piece = _dense.pull_input(options.precision, weights.w_x, δu)
+        piece = piece if losses else piece + take(x̄, options.axis)
+        return s̄, jax.tree.map(jnp.add, w̄, found), _time.put(x̄, piece.astype(x̄.dtype), options.axis, block, w, t)
+
+    def group(w: Any, state: Any) -> Any:
+        """Chunk after chunk from the last one on, which may be shorter than the others."""
+        first, count = cut // c, block.chunks
+        if last < c or count == 1:
+            count -= 1
+            state = chunk(w, count, last, state)
+        if count > first:
+            state = lax.fori_loop(first, count, lambda i, state: chunk(w, count - 1 + first - i, c, state), state)
+        return state
+
+    if block.group == block.windows:
+        return group(0, (s̄, w̄, x̄))
+
+    def one_group(g: Any, state: Any) -> Any:
+        s̄, w̄, x̄ = state
+        w = g * block.group
+        here = jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, w, block.group, 0), s̄)
+        here, w̄, x̄ = group(w, (here, w̄, x̄))
+        return jax.tree.map(lambda a, b: lax.dynamic_update_slice_in_dim(a, b, w, 0), s̄, here), w̄, x̄
+
+    return lax.fori_loop(0, block.windows // block.group, one_group, (s̄, w̄, x̄))
+
+
+def _recomputed(cell: Cell, options: Options, weights: Weights, start: State, x: Any, live: Any, stop: Any) -> Any:
+    """(ŝ, saved) of every step of a chunk, by the forward sweep."""
+
+    def step(s: State, at: Any) -> Any:
+        s, (_, ŝ, saved) = advance(cell, options.precision, weights, s, *at)
+        return s, (ŝ, saved)
+
+    return lax.scan(step, start, (x, live, stop), reverse=options.reverse, unroll=options.unroll)[1]
+
+
+def _replayed(cell: Cell, options: Options, start: State, y: Any, live: Any, stop: Any, saved_at: Any) -> State:
+    """ŝ of every step of a chunk: h is y of the step before, all else the cell makes again."""
+    h = _time.after(options, h_of(start), y)
+    if live is not None:  # before the first live step, when reading backwards
+        h = _time.chosen(_time.after(options, jnp.zeros_like(live[0]), live), h, jnp.broadcast_to(h_of(start), h.shape))
+    h = _time.zeroed(stop, h)
+    if cell.replay is None:
+        return jax.tree.unflatten(jax.tree.structure(start), [h])
+    replay = cell.replay
+
+    def step(s: State, at: Any) -> tuple[State, State]:
+        j, h, live, stop = at
+        ŝ = with_h(_time.zeroed(stop, s), h)
+        return _time.chosen(live, replay(saved_at(j), ŝ), s), ŝ
+
+    at = (jnp.arange(h.shape[0]), y), h, live, stop
+    return lax.scan(step, start, at, reverse=options.reverse, unroll=options.unroll)[1]
+
+
+def _cotangents(
+    cell: Cell,
+    options: Options,
+    weights: Weights,
+    s̄: State,
+    ȳ: jax.Array | None,
+    live: jax.Array | None,
+    stop: jax.Array | None,
+    states: State,
+    known: Any,
+    saved_at: Callable[[Any], Any],
+    stops_at: Any,
+) -> tuple[State, jax.Array, jax.Array]:
+    """Equation (1') over a chunk: (s̄ at its beginning, δu, δr). `saved_at` makes of each of `known` what was saved."""
+    acc = h_of(s̄).dtype
+    product = _precision.promote(weights.w_x, weights.w_h, *jax.tree.leaves(states))
+    # Transposed once, and kept so: XLA's CPU backend takes 1.2 times as long over a transposed operand in every step.
+    w_hT = lax.optimization_barrier(weights.w_h.T)
+
+    def step(s̄: State, at: Any) -> tuple[State, Any]:
+        j, known, ȳ, live, stop, ŝ = at
+        into = s̄ if ȳ is None else add_to_h(s̄, ȳ.astype(acc))
+        if live is not None:
+            into = _time.zeroed(~live, into)
+        saved, ŝ = _precision.cast((saved_at(known), ŝ), acc)
+        δ, s̃ = cell.pullback(saved, ŝ, into)
+        δ = distinct(δ).astype(product)
+        out = add_to_h(s̃, _dense.apply(options.precision, w_hT, None, sides(cell, δ)[1]))
+        out = _time.chosen(live, _time.zeroed(stop, out), s̄)
+        if stops_at is not None:
+            out = jax.tree.map(lambda a: jnp.where(j == stops_at, jnp.zeros((), a.dtype), a), out)
+        return out, δ
+
+    at = jnp.arange(h_of(states).shape[0]), known, ȳ, live, stop, states
+    s̄, δ = lax.scan(step, s̄, at, reverse=not options.reverse, unroll=options.unroll)
+    return s̄, *sides(cell, δ)

@@ -1,0 +1,125 @@
+"""The forward sweep: what it computes, what it keeps, and its plain form, which second order differentiates."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxseq import _dense, _precision, _time
+from jaxseq._recurrence._cell import Cell, Inputs, State, Weights, can_replay, dtypes, h_of, join
+from jaxseq._time import Block, Options
+
+
+class Kept(NamedTuple):
+    """What the forward sweep leaves for the backward one; time first, but for ys."""
+
+    ys: jax.Array
+    starts: State  # (N, *B, H): the state before each chunk, in reading order
+    states: State | None  # ŝ of every step, where it can't be made again
+    saved: Any  # of every step, for the pullback; None with `checkpoint`
+
+
+class AsY(NamedTuple):
+    """Stands in what was saved where h itself was: y holds it."""
+
+
+def with_y(saved: Any, y: jax.Array) -> Any:
+    """What was saved, y where `_H` stands."""
+    return jax.tree.map(lambda a: y if isinstance(a, AsY) else a, saved, is_leaf=lambda a: isinstance(a, AsY))
+
+
+def advance(
+    cell: Cell, precision: Any, weights: Weights, s_prev: State, x: Any, live: Any, stop: Any, share: bool = False
+) -> Any:
+    """(s, (y, ŝ, saved)) of one step, x (*B, D); with `share` what y holds is not saved."""
+    product, acc = dtypes(weights, s_prev, x)
+    ŝ = _time.zeroed(stop, s_prev)
+    u = _dense.apply(precision, weights.w_x, weights.b_x, _time.seen(live, x).astype(product))
+    r = _dense.apply(precision, weights.w_h, weights.b_h, h_of(ŝ).astype(product))
+    s, saved = cell.step(join(cell, u, r), _precision.cast(ŝ, acc))
+    if share:
+        saved = jax.tree.map(lambda a: AsY() if a is h_of(s) else a, saved)
+    s = _precision.cast_like(s, ŝ)
+    y = _time.seen(live, h_of(s).astype(x.dtype))
+    return _time.chosen(live, s, s_prev), (y, ŝ, _precision.cast(saved, product))
+
+
+def run(cell: Cell, options: Options, inputs: Inputs, parts: list[Block] | None) -> tuple[Any, Kept | None]:
+    """((s_T, ys), what is kept of it for a backward sweep through `parts`)."""
+    weights, carry, xs, *masks = inputs
+    steps = xs.shape[options.axis]
+    number = None if parts is None else _time.chunk_of_step(options, parts, steps)
+    chunks = 0 if parts is None else sum(part.windows * part.chunks for part in parts)
+    every = parts is not None and options.checkpoint is None
+    again = can_replay(cell, inputs)
+
+    def step(state: Any, at: Any) -> Any:
+        s_prev, ends = state
+        t, n, *known = at
+        if options.axis:
+            known = jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, t, options.axis, False), (xs, *masks))
+        s, (y, ŝ, saved) = advance(cell, options.precision, weights, s_prev, *known, share=again)
+        if chunks > 1:  # overwritten until the chunk ends
+            ends = jax.tree.map(lambda a, b: lax.dynamic_update_index_in_dim(a, b, n, 0), ends, s)
+        return (s, ends), (y, None if again or not every else ŝ, saved if every else None)
+
+    ends = jax.tree.map(lambda a: jnp.broadcast_to(a[None], (chunks, *a.shape)), carry) if chunks > 1 else None
+    clock = jnp.arange(steps) if options.axis else None
+    at = (clock, number, *((None,) * 3 if options.axis else (xs, *masks)))
+    (s, ends), (ys, states, saved) = lax.scan(
+        step, (carry, ends), at, length=steps, reverse=options.reverse, unroll=options.unroll
+    )
+    ys = jnp.moveaxis(ys, 0, options.axis)
+    if parts is None:
+        return (s, ys), None
+    first = jax.tree.map(lambda a: a[None], carry)
+    starts = first if ends is None else jax.tree.map(lambda a, b: jnp.concatenate([a, b[:-1]]), first, ends)
+    return (s, ys), Kept(ys, starts, states, saved)
+
+
+def plain(cell: Cell, options: Options, inputs: Inputs) -> tuple[State, jax.Array]:
+    """(s_T, ys) by one scan, or under truncation by one for each window, from k2 - k1 steps before it on: its losses
+    see no further back. This is what second order differentiates.
+    """
+    weights, carry, *known = inputs
+    steps = inputs.xs.shape[options.axis]
+    known = jax.tree.map(lambda a: jnp.moveaxis(a, options.axis, 0), known)
+    if options.reverse:
+        known = jax.tree.map(lambda a: jnp.flip(a, 0), known)
+    k1, k2 = _time.window(options, steps)
+
+    def read(s: State, known: Any) -> tuple[State, jax.Array]:
+        def step(s: State, at: Any) -> tuple[State, jax.Array]:
+            s, (y, *_) = advance(cell, options.precision, weights, s, *at)
+            return s, y
+
+        return lax.scan(step, s, known)
+
+    if k1 == steps:
+        s, ys = read(carry, known)
+    else:
+        # Dead steps before and behind make all windows alike: the carry stands still in them.
+        before, count = k2 - k1, -(-steps // k1)
+        pad = lambda a: jnp.pad(a, [(before, count * k1 - steps)] + [(0, 0)] * (a.ndim - 1))  # noqa: E731
+        spans = jnp.arange(count)[:, None] * k1 + jnp.arange(k2)[None]
+        if known[1] is None:
+            known[1] = jnp.ones(jax.tree.leaves(known)[0].shape[:-1], bool)
+        windows = jax.tree.map(lambda a: pad(a)[spans], known)
+
+        def one(s: State, at: Any) -> tuple[State, Any]:
+            is_cut, known = at
+            s = jax.tree.map(lambda a: jnp.where(is_cut, lax.stop_gradient(a), a), s)
+            early, late = (jax.tree.map(lambda a, p=p: a[p], known) for p in (slice(k1), slice(k1, None)))
+            s, ys = read(s, early)
+            end, more = read(s, late)
+            return s, (end, jnp.concatenate([ys, more])[before:])
+
+        _, (ends, ys) = lax.scan(one, carry, (jnp.arange(count) * k1 > before, windows))
+        last = _time.last_window(options._replace(axis=0), k1, None if inputs.live is None else known[1])
+        if last is None:
+            s = jax.tree.map(lambda a: a[-1], ends)
+        else:
+            s = jax.tree.map(lambda a: jnp.take_along_axis(a, _time.over(last[None], a), 0)[0], ends)
+        ys = ys.reshape(count * k1, *ys.shape[2:])[:steps]
+    return s, jnp.moveaxis(jnp.flip(ys, 0) if options.reverse else ys, 0, options.axis)

@@ -1,0 +1,64 @@
+"""The custom rule. Second order is JAX's own, of the plain forward sweep."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxseq._recurrence._backward import parts_of, sweep
+from jaxseq._recurrence._cell import Cell, Inputs, State, Weights
+from jaxseq._recurrence._forward import Kept, plain, run
+from jaxseq._time import Options
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def recurrence(cell: Cell, options: Options, inputs: Inputs) -> Any:
+    return run(cell, options, inputs, None)[0]
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _forward(cell: Cell, options: Options, inputs: Inputs) -> tuple[Any, Kept]:
+    out, kept = run(cell, options, inputs, parts_of(options, inputs))
+    assert kept is not None
+    return out, kept
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _backward(cell: Cell, options: Options, inputs: Inputs, kept: Kept, cotangents: Any) -> Any:
+    return sweep(cell, options, inputs, kept, cotangents)
+
+
+@_forward.defjvp
+def _forward_jvp(cell: Cell, options: Options, primals: Any, tangents: Any) -> Any:
+    """What was kept is no one's business but the backward sweep's, whose derivative does not ask for it."""
+    (inputs,), (directions,) = primals, tangents
+    out, kept = _forward(cell, options, inputs)
+    _, moved = jax.jvp(partial(_of_floats, cell, options, inputs), inputs[:3], directions[:3])
+    return (out, kept), (moved, jax.tree.map(jnp.zeros_like, kept))
+
+
+@_backward.defjvp
+def _backward_jvp(cell: Cell, options: Options, primals: Any, tangents: Any) -> Any:
+    (inputs, _, cotangents), (directions, _, turned) = primals, tangents
+    plain = partial(_of_floats, cell, options, inputs)
+    pull = lambda floats, cotangents: jax.vjp(plain, *floats)[1](cotangents)  # noqa: E731
+    return jax.jvp(pull, (inputs[:3], cotangents), (directions[:3], turned))
+
+
+def _of_floats(cell: Cell, options: Options, inputs: Inputs, weights: Weights, carry: State, xs: jax.Array) -> Any:
+    """`plain` of what can be differentiated; the masks are those of `inputs`."""
+    return plain(cell, options, inputs._replace(weights=weights, carry=carry, xs=xs))
+
+
+def _recurrence_fwd(cell: Cell, options: Options, inputs: Inputs) -> Any:
+    out, kept = _forward(cell, options, inputs)
+    return out, (inputs, kept)
+
+
+def _recurrence_bwd(cell: Cell, options: Options, residuals: Any, cotangents: Any) -> tuple[Inputs]:
+    w̄, c̄arry, x̄s = _backward(cell, options, *residuals, cotangents)
+    return (Inputs(w̄, c̄arry, x̄s, None, None),)
+
+
+recurrence.defvjp(_recurrence_fwd, _recurrence_bwd)

@@ -29,9 +29,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-# Rows of a contraction, steps x batch, from which on it is as fast as a longer one, those below which it is slow, and
-# into how many parts a window is cut for it at least, since its temporaries are about twelve arrays (c, B, H).
-ROWS, FEWEST_ROWS, PARTS = 1024, 128, 16
+# A chunk holds about twelve arrays (c, B, H) of its own, so that it takes a sixteenth of a window at most, and no more
+# rows, steps x batch, than make its contraction as fast as a longer one; but neither fewer than below which that is
+# slow, nor so few steps that its own overhead counts.
+PARTS, ROWS, FEWEST_ROWS, FEWEST_STEPS = 16, 1024, 128, 16
 
 
 class Options(NamedTuple):
@@ -79,7 +80,8 @@ def _block(options: Options, first: int, windows: int, k: int, steps: int, rows:
         group, longest = windows, k
     else:
         rows *= windows
-        group, longest = windows, max(-(-FEWEST_ROWS // rows), min(-(-ROWS // rows), -(-k // PARTS)))
+        fewest = max(FEWEST_STEPS, -(-FEWEST_ROWS // rows))
+        group, longest = windows, max(fewest, min(-(-ROWS // rows), -(-k // PARTS)))
     longest = min(longest, k)
     return Block(first, windows, k, group, -(-k // -(-k // longest)))  # of about equal length
 

@@ -247,6 +247,7 @@ ROWS = covering()
 def test_every_pair_of_options_against_the_twin(name, row, key, monkeypatch):
     """In three chunks where nothing is recomputed."""
     monkeypatch.setattr(_time, "FEWEST_ROWS", 1)
+    monkeypatch.setattr(_time, "FEWEST_STEPS", 1)
     monkeypatch.setattr(_time, "PARTS", 3)
     options = {name: values[level] for (name, values), level in zip(OPTIONS.items(), row, strict=True)}
     params, carry, xs = arguments(name, "plain", key, batch=(B,), length=T)

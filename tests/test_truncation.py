@@ -69,6 +69,7 @@ def test_any_windows_in_any_pieces(truncation, checkpoint, chunks, reverse, key,
     """Stages that end within a window, or go on beyond the first one; windows in groups; chunks of unequal length."""
     if chunks > 1:
         monkeypatch.setattr(_time, "FEWEST_ROWS", 1)
+        monkeypatch.setattr(_time, "FEWEST_STEPS", 1)
         monkeypatch.setattr(_time, "PARTS", chunks)
     name = "lstm" if checkpoint is None else "gru"
     args = arguments(name, "plain", key, length=13)

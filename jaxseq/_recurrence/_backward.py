@@ -11,14 +11,17 @@ from jax import lax
 
 from jaxseq import _dense, _precision, _sharding, _time
 from jaxseq._recurrence._cell import Cell, Inputs, State, Weights, add_to_h, distinct, dtypes, h_of, sides, with_h
-from jaxseq._recurrence._forward import Kept, advance, with_y
+from jaxseq._recurrence._forward import Kept, Plan, advance, with_y
 from jaxseq._time import Block, Options
 
 
-def parts_of(options: Options, inputs: Inputs) -> list[Block]:
-    shape = inputs.xs.shape
-    rows = prod((*shape[: options.axis], *shape[options.axis + 1 : -1]))
-    return _time.blocks(options, shape[options.axis], max(1, rows), whole=not _sharding.undivided())
+def plan_of(cell: Cell, options: Options, inputs: Inputs) -> Plan:
+    """How backward will go: what of the states is kept for it, and in which pieces."""
+    carry, shape = jax.tree.leaves(inputs.carry), inputs.xs.shape
+    steps, rows = shape[options.axis], prod((*shape[: options.axis], *shape[options.axis + 1 : -1]))
+    blocks = _time.blocks(options, steps, max(1, rows), whole=not _sharding.undivided())
+    exact = len({*dtypes(inputs.weights, inputs.carry, inputs.xs), inputs.xs.dtype, *(a.dtype for a in carry)}) == 1
+    return Plan(blocks, exact, exact and (len(carry) == 1 or cell.replay is not None))
 
 
 def sweep(cell: Cell, options: Options, inputs: Inputs, kept: Kept, cotangents: Any) -> Any:
@@ -29,7 +32,7 @@ def sweep(cell: Cell, options: Options, inputs: Inputs, kept: Kept, cotangents: 
     s̄ = _precision.cast(s̄, acc)
     nothing = jax.tree.map(jnp.zeros_like, s̄)
     w̄ = _sharding.zeros_like(_precision.cast(weights, acc))
-    main, *rest = parts_of(options, inputs)
+    main, *rest = plan_of(cell, options, inputs).blocks
     view, *rest_view = _views(options, [main, *rest], inputs, kept, ȳs)
     stage = partial(_stage, cell, options, weights)
 

@@ -104,11 +104,3 @@ def dtypes(weights: Weights, carry: State, xs: jax.Array) -> tuple[Any, Any]:
     """
     product = _precision.promote(weights.w_x, weights.w_h, *jax.tree.leaves(carry), xs)
     return product, _precision.accumulator(product)
-
-
-def can_replay(cell: Cell, inputs: Inputs) -> bool:
-    """Whether ŝ can be made again exactly: no dtype rounds what another holds."""
-    leaves = jax.tree.leaves(inputs.carry)
-    product, acc = dtypes(inputs.weights, inputs.carry, inputs.xs)
-    alike = {product, acc, inputs.xs.dtype, *(leaf.dtype for leaf in leaves)}
-    return len(alike) == 1 and (len(leaves) == 1 or cell.replay is not None)

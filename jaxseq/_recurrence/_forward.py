@@ -7,8 +7,16 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxseq import _dense, _precision, _time
-from jaxseq._recurrence._cell import Cell, Inputs, State, Weights, can_replay, dtypes, h_of, join
+from jaxseq._recurrence._cell import Cell, Inputs, State, Weights, dtypes, h_of, join
 from jaxseq._time import Block, Options
+
+
+class Plan(NamedTuple):
+    """How backward will go through time, and what it wants to be kept."""
+
+    blocks: list[Block]
+    share: bool  # y is h, not rounded: h need not be saved
+    replay: bool  # the states ŝ are made again
 
 
 class Kept(NamedTuple):
@@ -16,7 +24,7 @@ class Kept(NamedTuple):
 
     ys: jax.Array
     starts: State  # (N, *B, H): the state before each chunk, in reading order
-    states: State | None  # ŝ of every step, where it can't be made again
+    states: State | None  # ŝ of every step, where it isn't made again
     saved: Any  # of every step, for the pullback; None with `checkpoint`
 
 
@@ -45,33 +53,33 @@ def advance(
     return _time.chosen(live, s, s_prev), (y, ŝ, _precision.cast(saved, product))
 
 
-def run(cell: Cell, options: Options, inputs: Inputs, parts: list[Block] | None) -> tuple[Any, Kept | None]:
-    """((s_T, ys), what is kept of it for a backward sweep through `parts`)."""
+def run(cell: Cell, options: Options, inputs: Inputs, plan: Plan | None) -> tuple[Any, Kept | None]:
+    """((s_T, ys), what is kept of it for a backward sweep by `plan`)."""
     weights, carry, xs, *masks = inputs
     steps = xs.shape[options.axis]
-    number = None if parts is None else _time.chunk_of_step(options, parts, steps)
-    chunks = 0 if parts is None else sum(part.windows * part.chunks for part in parts)
-    every = parts is not None and options.checkpoint is None
-    again = can_replay(cell, inputs)
+    parts = plan.blocks if plan else []
+    chunks = sum(part.windows * part.chunks for part in parts)
+    share, every = plan is not None and plan.share, plan is not None and options.checkpoint is None
 
     def step(state: Any, at: Any) -> Any:
         s_prev, ends = state
         t, n, *known = at
         if options.axis:
             known = jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, t, options.axis, False), (xs, *masks))
-        s, (y, ŝ, saved) = advance(cell, options.precision, weights, s_prev, *known, share=again)
+        s, (y, ŝ, saved) = advance(cell, options.precision, weights, s_prev, *known, share=share)
         if chunks > 1:  # overwritten until the chunk ends
             ends = jax.tree.map(lambda a, b: lax.dynamic_update_index_in_dim(a, b, n, 0), ends, s)
-        return (s, ends), (y, None if again or not every else ŝ, saved if every else None)
+        return (s, ends), (y, ŝ if every and plan and not plan.replay else None, saved if every else None)
 
     ends = jax.tree.map(lambda a: jnp.broadcast_to(a[None], (chunks, *a.shape)), carry) if chunks > 1 else None
+    number = _time.chunk_of_step(options, parts, steps) if chunks > 1 else None
     clock = jnp.arange(steps) if options.axis else None
     at = (clock, number, *((None,) * 3 if options.axis else (xs, *masks)))
     (s, ends), (ys, states, saved) = lax.scan(
         step, (carry, ends), at, length=steps, reverse=options.reverse, unroll=options.unroll
     )
     ys = jnp.moveaxis(ys, 0, options.axis)
-    if parts is None:
+    if plan is None:
         return (s, ys), None
     first = jax.tree.map(lambda a: a[None], carry)
     starts = first if ends is None else jax.tree.map(lambda a, b: jnp.concatenate([a, b[:-1]]), first, ends)

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxseq._recurrence._backward import parts_of, sweep
+from jaxseq._recurrence._backward import plan_of, sweep
 from jaxseq._recurrence._cell import Cell, Inputs, State, Weights
 from jaxseq._recurrence._forward import Kept, plain, run
 from jaxseq._time import Options
@@ -19,7 +19,7 @@ def recurrence(cell: Cell, options: Options, inputs: Inputs) -> Any:
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _forward(cell: Cell, options: Options, inputs: Inputs) -> tuple[Any, Kept]:
-    out, kept = run(cell, options, inputs, parts_of(options, inputs))
+    out, kept = run(cell, options, inputs, plan_of(cell, options, inputs))
     assert kept is not None
     return out, kept
 

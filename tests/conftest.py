@@ -1,5 +1,13 @@
 """Strict settings: float64 where it is asked for, no silent promotion of dtypes or ranks, two devices."""
 
+import os
+import sys
+
+# The suite compiles some thousand programs and runs each once: LLVM's optimisation would not pay. The long tests, which
+# run theirs again and again, have it, as users do. (Workers inherit what the first process has set.)
+if "long" not in sys.argv and "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+
 import jax
 import pytest
 

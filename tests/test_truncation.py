@@ -51,18 +51,18 @@ def test_the_backward_sweep_runs_its_windows_side_by_side(truncation, sweeps, re
         assert carried == [(2, 5), (2, 5)]
 
 
-@pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize(
-    ("truncation", "checkpoint", "chunks"),
+    ("truncation", "checkpoint", "chunks", "reverse"),
     [
-        ((3, 4), None, 1),  # a stage of one step
-        ((3, 7), None, 3),
-        ((3, 7), 2, 1),
-        ((4, 12), 2, 1),  # as far back as there are windows
-        ((5, 50), None, 1),
-        ((1, 3), 7, 1),
-        ((3, 3), 7, 1),  # groups of two windows
-        ((3, 3), None, 3),
+        ((3, 4), None, 1, True),  # a stage of one step
+        ((3, 7), None, 3, False),
+        ((3, 7), None, 3, True),
+        ((3, 7), 2, 1, True),
+        ((4, 12), 2, 1, False),  # as far back as there are windows
+        ((5, 50), None, 1, True),
+        ((1, 3), 7, 1, False),
+        ((3, 3), 7, 1, True),  # groups of two windows
+        ((3, 3), None, 3, False),
     ],
 )
 def test_any_windows_in_any_pieces(truncation, checkpoint, chunks, reverse, key, monkeypatch):

@@ -1,4 +1,23 @@
-"""The backward sweep: (1) chunk by chunk, windows side by side, and (2) for each chunk."""
+"""The backward sweep: (1) chunk by chunk, windows side by side, and (2) for each chunk.
+
+How long a chunk is. LSTM, backward alone, in ms on two cores (XLA's CPU backend, jax 0.10.2, float32): chunks of c
+steps whose kept gates are read where they lie, the state made again; and all of time in one contraction, over T and B
+as they stand and as one axis. In brackets temporaries, in arrays (T, B, H), besides the four that are kept:
+
+    (B, T, D, H)          c = 8        c = 16       c = 32       c = 64       all, two axes   all, one axis
+    (32, 128, 128, 128)   19.4 (0.8)   18.5 (1.2)   17.6 (2.1)   18.0 (3.8)   21.7 (9)        20.0 (4)
+    (16, 512, 64, 64)     15.3 (0.2)   15.5 (0.3)   13.5 (0.5)   12.2 (1.0)   16.2 (9)        13.6 (4)
+    (1, 1024, 64, 64)      4.4 (1.0)    3.6 (1.1)    3.3 (1.2)    3.0 (1.3)    3.0 (5)         2.9 (5)
+    (128, 64, 32, 32)      4.8 (1.0)    4.5 (1.9)    4.5 (3.6)    4.2 (5.1)    4.7 (9)         3.9 (4)
+    (64, 128, 256, 256)    116 (0.8)    111 (1.2)    114 (2.1)    118 (3.8)    144 (9)         118 (4)
+    (8, 2048, 64, 64)     34.4 (0.1)   34.6 (0.1)   35.2 (0.1)   27.1 (0.3)   43.2 (9)        30.1 (4)
+
+Chunks that the loop hands on as slices took 1.1 to 1.3 times as long as chunks read in place. c kept rather than made
+again: no faster, one array more. A product for each gate, in (1) or in (2): 1.0 to 1.3 times as long; gates stacked on
+an axis of their own: 1.2 to 2.5. [x, h] in one contraction, or transposed first: within 5 %. Barriers between the
+pullback, its gates and its products: nothing. Of the time at the first shape 9 ms are the sweep, 10 the contractions;
+XLA's product of one step, (32, 512) by (512, 128), reaches 80 of 180 GFLOP/s, and what is left to win is there.
+"""
 
 from collections.abc import Callable
 from functools import partial

@@ -1,4 +1,21 @@
-"""The forward sweep: what it computes, what it keeps, and its plain form, which second order differentiates."""
+"""The forward sweep: what it computes, what it keeps, and its plain form, which second order differentiates.
+
+How a step is fed. LSTM, forward, all gates kept, in ms on two cores (XLA's CPU backend, jax 0.10.2, float32); the first
+column is what stands below:
+
+    (B, T, D, H)          x W_x + h W_h   [x, h] W   x W_x by chunks   one tanh of (B, 4H), [x, h] W
+    (32, 128, 128, 128)            13.9       14.6              13.2       14.4
+    (16, 512, 64, 64)              10.2       10.1              11.0        8.1
+    (1, 1024, 64, 64)               3.4        2.9               3.1        2.8
+    (64, 128, 256, 256)            60.1       63.7              76.5       65.9
+    (8, 2048, 64, 64)              21.1       20.1              22.6       17.4
+
+The input projection in one product for all of time took 0.9 to 2.2 times as long, and 4 arrays (T, B, H) of memory.
+One tanh for all gates wants σ(a) = (1 + tanh(a / 2)) / 2, which is zero below a = -17 where σ is not: the gradient of
+a saturated gate would be lost, for at most a tenth of the time of forward and gradient. With nothing kept, all but the
+second were slower than the first by up to a factor of two. Unrolling by 2 or 4 changed nothing but the time to compile.
+Two halves of the batch side by side, for two cores: 1.16 times faster at the first shape, slower at the others.
+"""
 
 from typing import Any, NamedTuple
 

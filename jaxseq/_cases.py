@@ -53,7 +53,10 @@ def _by_position(f: Callable[..., Any], names: tuple[str, ...]) -> Callable[...,
     @wraps(f)
     def call(*args: Any, **options: Any) -> Any:
         first = len(args) - len(names)
-        return f(*args[:first], **dict(zip(names, args[first:], strict=True)), **options)
+        arrays = dict(zip(names, args[first:], strict=True))
+        if "lengths" in arrays:  # who tries other sizes leaves integers as they are
+            arrays["lengths"] = jnp.minimum(arrays["lengths"], args[2].shape[options.get("time_axis", 0)])
+        return f(*args[:first], **arrays, **options)
 
     return call
 

@@ -161,10 +161,12 @@ def _recurrence_example(
     first = h if state is None else state(h, c)
     sizes = (*batch, length) if batch_first else (length, *batch)
     x = draw(*(sizes if time else batch), D)
-    # Sequences of all lengths, none among them; resets anywhere but where the only way into the carry would be closed.
+    # Sequences of many lengths, none among them; resets anywhere but at the first step, where they would close the only
+    # way into a carry or out of one.
+    marks = jax.random.bernoulli(jax.random.fold_in(key, 1), 0.2, sizes)
     drawn = {
         "lengths": jax.random.permutation(key, jnp.arange(prod(batch)) * (length + 3) % (length + 1)).reshape(batch),
-        "resets": jax.random.bernoulli(jax.random.fold_in(key, 1), 0.2, sizes),
+        "resets": marks & (jax.lax.broadcasted_iota(int, sizes, len(batch) if batch_first else 0) > 0),
     }
     return weights, first if carry else None, x, *(drawn[name] for name in masks)
 

@@ -43,7 +43,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Inexact
 
-from jaxseq import _checks, _conv, _correlation, _dense, _precision, _sharding
+from jaxseq import _checks, _conv, _correlation, _dense, _precision, _sharding, _time
 from jaxseq._geometry import Geometry
 from jaxseq._op import op
 
@@ -124,7 +124,7 @@ def _handed_on(carry: jax.Array, x: jax.Array, resets: jax.Array | None) -> jax.
     rows, age = _joined(carry, x)[..., x.shape[-2] :, :], _age(resets, reach=carry.shape[-2])
     if age is not None:
         ago = jnp.arange(rows.shape[-2], dtype=age.dtype)[::-1]
-        rows = _chosen(jnp.expand_dims(ago, range(age.ndim - 1)) <= age[..., -1:], rows)
+        rows = _time.seen(jnp.expand_dims(ago, range(age.ndim - 1)) <= age[..., -1:], rows)
     return rows.astype(carry.dtype)
 
 
@@ -145,11 +145,6 @@ def _age(resets: jax.Array | None, *, reach: int) -> jax.Array | None:
     return t - lax.cummax(jnp.where(resets, t, -reach), axis=resets.ndim - 1)
 
 
-def _chosen(mask: jax.Array, rows: jax.Array) -> jax.Array:
-    """Those of rows (*B, T, C) for which the mask (*B, T) holds, zero in place of the others."""
-    return jnp.where(mask[..., None], rows, 0)
-
-
 # --- The masked form (4), in a loop over taps: one program for all windows, and the memory of one tap ---
 
 
@@ -161,7 +156,7 @@ def _masked_output(options: Options, z: jax.Array, kernel: jax.Array, age: jax.A
 
     def step(y: jax.Array, at: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         start, w = at
-        s = _chosen(P - start <= age, lax.dynamic_slice_in_dim(z, start, T, time))
+        s = _time.seen(P - start <= age, lax.dynamic_slice_in_dim(z, start, T, time))
         return y + form("z,w->y", s, w, sharding), None
 
     y = _zeros((*age.shape, kernel.shape[-1]), z, kernel, sharding)
@@ -180,8 +175,8 @@ def _masked_pullback(
     def step(z̄: jax.Array, at: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         start, w = at
         seen = P - start <= age
-        s = _chosen(seen, lax.dynamic_slice_in_dim(z, start, T, time))
-        rows = lax.dynamic_slice_in_dim(z̄, start, T, time) + _chosen(seen, form("y,w->z", ȳ, w, sharding))
+        s = _time.seen(seen, lax.dynamic_slice_in_dim(z, start, T, time))
+        rows = lax.dynamic_slice_in_dim(z̄, start, T, time) + _time.seen(seen, form("y,w->z", ȳ, w, sharding))
         return lax.dynamic_update_slice_in_dim(z̄, rows, start, time), form("z,y->w", s, ȳ, _sharding.of(w))
 
     z̄, w̄ = _over_taps(step, _zeros(z.shape, z, kernel, sharding), options, taps)

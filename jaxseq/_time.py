@@ -129,9 +129,9 @@ def masks(
     stop = resets if live is None else resets & live
     if options.reverse:
         at = lambda a, lo, hi: lax.slice_in_dim(a, lo, hi, axis=axis)  # noqa: E731
-        if steps:
-            last = jnp.squeeze(at(stop, 0, 1), axis)
-        stop = jnp.concatenate([at(stop, min(1, steps), steps), jnp.zeros_like(at(stop, 0, min(1, steps)))], axis)
+        below = at(stop, 0, 1)
+        last = jnp.squeeze(below, axis)
+        stop = jnp.concatenate([at(stop, 1, steps), jnp.zeros_like(below)], axis)
     return live, stop, last
 
 
@@ -156,19 +156,17 @@ def chosen(mask: jax.Array | None, yes: Any, no: Any) -> Any:
 
 def zeroed(mask: jax.Array | None, tree: Any) -> Any:
     """Leaf by leaf zero where the mask (*B,) holds; no mask holds nowhere."""
-    if mask is None:
-        return tree
-    return jax.tree.map(lambda a: jnp.where(over(mask, a), jnp.zeros((), a.dtype), a), tree)
+    return tree if mask is None else chosen(mask, jax.tree.map(jnp.zeros_like, tree), tree)
+
+
+def seen(live: jax.Array | None, tree: Any) -> Any:
+    """Leaf by leaf zero where not live."""
+    return tree if live is None else chosen(live, tree, jax.tree.map(jnp.zeros_like, tree))
 
 
 def over(mask: jax.Array, a: jax.Array) -> jax.Array:
     """The mask with axes of one for those of a that it lacks."""
     return jnp.expand_dims(mask, range(mask.ndim, a.ndim))
-
-
-def seen(live: jax.Array | None, a: jax.Array) -> jax.Array:
-    """a where live, else zero."""
-    return a if live is None else jnp.where(over(live, a), a, jnp.zeros((), a.dtype))
 
 
 # --- Windows and chunks, and the axes of time ---

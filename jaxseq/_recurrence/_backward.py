@@ -168,10 +168,11 @@ def _stage(
             states, known = _recomputed(cell, options, weights, start, x, live, stop)
             saved_at = lambda saved: saved  # noqa: E731
         stops_at = (block.steps - 1 - cut if options.reverse else cut) - t if cut else None
+        product, _ = dtypes(weights, states, x)
         s̄, δu, δr = _cotangents(
-            cell, options, weights, s̄, ȳ if losses else None, live, stop, states, known, saved_at, stops_at
+            cell, options, weights, product, s̄, ȳ if losses else None, live, stop, states, known, saved_at, stops_at
         )
-        x, product = _time.seen(live, x), δu.dtype
+        x = _time.seen(live, x)
         found = Weights(
             w_x=_dense.pull_weight(options.precision, x.astype(product), δu, _sharding.of(weights.w_x)),
             w_h=_dense.pull_weight(options.precision, h_of(states).astype(product), δr, _sharding.of(weights.w_h)),
@@ -238,6 +239,7 @@ def _cotangents(
     cell: Cell,
     options: Options,
     weights: Weights,
+    product: Any,
     s̄: State,
     ȳ: jax.Array | None,
     live: jax.Array | None,
@@ -247,17 +249,16 @@ def _cotangents(
     saved_at: Callable[[Any], Any],
     stops_at: Any,
 ) -> tuple[State, jax.Array, jax.Array]:
-    """Equation (1') over a chunk: (s̄ at its beginning, δu, δr). `saved_at` makes of each of `known` what was saved."""
+    """Equation (1') over a chunk: (s̄ at its beginning, δu, δr), δ in the dtype of products. `saved_at` makes of each of
+    `known` what was saved.
+    """
     acc = h_of(s̄).dtype
-    product = _precision.promote(weights.w_x, weights.w_h, *jax.tree.leaves(states))
     # Transposed once, and kept so: XLA's CPU backend takes 1.2 times as long over a transposed operand in every step.
     w_hT = lax.optimization_barrier(weights.w_h.T)
 
     def step(s̄: State, at: Any) -> tuple[State, Any]:
         j, known, ȳ, live, stop, ŝ = at
-        into = s̄ if ȳ is None else add_to_h(s̄, ȳ.astype(acc))
-        if live is not None:
-            into = _time.zeroed(~live, into)
+        into = _time.seen(live, s̄ if ȳ is None else add_to_h(s̄, ȳ.astype(acc)))
         saved, ŝ = _precision.cast((saved_at(known), ŝ), acc)
         δ, s̃ = cell.pullback(saved, ŝ, into)
         δ = distinct(δ).astype(product)

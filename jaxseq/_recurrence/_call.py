@@ -42,7 +42,7 @@ def sequence(
         precision=_checks.precision(precision),
     )
     steps, batch = xs.shape[axis], (*xs.shape[:axis], *xs.shape[axis + 1 : -1])
-    weights, carry, xs = _operands(cell, params, carry, "xs", xs, axis, batch)
+    weights, carry = _operands(cell, params, carry, "xs", xs, axis, batch)
     if lengths is not None:
         lengths = _checks.lengths("lengths", lengths, batch, steps)
     if resets is not None:
@@ -87,7 +87,7 @@ def one_step(cell: Cell, params: Any, carry: State | None, x: Any, *, precision:
     if x.ndim < 1:
         _checks.bad_value("x", "at least 1 axis (*batch, features)", "a scalar")
     options = Options(precision=_checks.precision(precision))
-    weights, carry, x = _operands(cell, params, carry, "x", x, None, x.shape[:-1])
+    weights, carry = _operands(cell, params, carry, "x", x, None, x.shape[:-1])
     inputs = _sharding.together(Inputs(weights, carry, x[None], None, None))
     out: tuple[State, jax.Array] = recurrence(cell, options, inputs)
     return out[0], out[1][0]
@@ -95,8 +95,8 @@ def one_step(cell: Cell, params: Any, carry: State | None, x: Any, *, precision:
 
 def _operands(
     cell: Cell, params: Any, carry: State | None, name: str, x: jax.Array, axis: int | None, batch: tuple[int, ...]
-) -> tuple[Weights, State, jax.Array]:
-    """The linear maps, the first state and x (*batch, D), with time at `axis` if any, checked against each other."""
+) -> tuple[Weights, State]:
+    """The linear maps and the first state, checked against each other and x (*batch, D), with time at `axis` if any."""
     _checks.container("params", params, cell.params)
     w_x, w_h = _checks.array("params.w_x", params.w_x), _checks.array("params.w_h", params.w_h)
     gates = len(cell.gates)
@@ -127,4 +127,4 @@ def _operands(
         leaves = [_checks.array(f"carry{f}", part) for f, part in zip(fields, parts, strict=True)]
         for field, leaf in zip(fields, leaves, strict=True):
             _checks.shape(f"carry{field}", leaf, (*batch, hidden), "(*batch, H)", **{name: x, "w_h": w_h})
-    return weights, leaves[0] if cell.state is None else cell.state(*leaves), x
+    return weights, leaves[0] if cell.state is None else cell.state(*leaves)

@@ -50,7 +50,7 @@ class AsY(NamedTuple):
 
 
 def with_y(saved: Any, y: jax.Array) -> Any:
-    """What was saved, y where `_H` stands."""
+    """What was saved, y where `AsY` stands."""
     return jax.tree.map(lambda a: y if isinstance(a, AsY) else a, saved, is_leaf=lambda a: isinstance(a, AsY))
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import GRID, OPS, arguments, bound, pullback, subjaxprs
+from helpers import GRID, OPS, SEQUENCES, arguments, assert_close, bound, pullback, subjaxprs
 
 from jaxseq._cases import CASES
 
@@ -52,6 +52,20 @@ def test_a_wide_bias_does_not_widen_the_products(name, label, key):
     assert products or "depthwise" in label  # where there is nothing to sum over channels
     for product in products:
         assert [v.aval.dtype for v in (*product.invars, *product.outvars)] == [jnp.bfloat16, jnp.bfloat16, jnp.float32]
+
+
+@pytest.mark.parametrize("name", SEQUENCES)
+def test_wide_inputs_widen_the_backward_sweep(name, key):
+    """Narrow weights between wide inputs are no more than numbers: their dtype rounds nothing but their gradient."""
+    params, carry, _ = arguments(name, "plain", key, dtype=jnp.bfloat16)
+    xs = arguments(name, "plain", key, dtype=jnp.float32)[2]
+    wide = jax.tree.map(lambda a: a.astype(jnp.float32), params)
+    f = bound(name, "plain")
+    narrow, full = (
+        pullback(f)((p, carry, xs), jax.tree.map(jnp.ones_like, f(p, carry, xs)))[1] for p in (params, wide)
+    )
+    assert_close(narrow[2], full[2], relative=1e-5)
+    chex.assert_trees_all_equal(narrow[0], jax.tree.map(lambda a: a.astype(jnp.bfloat16), full[0]))
 
 
 def test_products_of_bfloat16_accumulate_in_float32():

@@ -80,14 +80,21 @@ def test_lstm_step_by_hand():
     np.testing.assert_array_equal(y, h)
 
 
-@pytest.mark.parametrize(("name", "arrays", "leaves"), [("rnn", 1, 1), ("gru", 5, 1), ("lstm", 5, 2)])
-def test_what_forward_keeps_for_backward(name, arrays, leaves, key):
-    """Besides the arguments, in units of one (T, B, H) array: ys and what the cell saved; and one first state."""
-    args = arguments(name, "plain", key, length=11, dtype=jnp.float32)
-    _, vjp = jax.vjp(bound(name, "plain"), *args)
+# ys, what the cell saved, and one first state; of a small GRU the gates are made again.
+KEPT = [("rnn", 5, {}, 1, 1), ("gru", 5, {}, 1, 1), ("gru", 65, {}, 5, 1), ("gru", 65, {"checkpoint": 11}, 1, 1)]
+KEPT += [("lstm", 5, {}, 5, 2), ("lstm", 5, {"checkpoint": 11}, 1, 2)]
+
+
+@pytest.mark.parametrize(("name", "hidden", "options", "arrays", "leaves"), KEPT)
+def test_what_forward_keeps_for_backward(name, hidden, options, arrays, leaves, key):
+    """Besides the arguments, in units of one (T, B, H) array."""
+    (_, _, xs), init = arguments(name, "plain", key, length=11, dtype=jnp.float32), getattr(jaxseq, f"{name}_init")
+    h = jnp.ones((2, hidden), jnp.float32)
+    args = init(key, xs.shape[-1], hidden, dtype=jnp.float32), jaxseq.LSTMState(h, h) if name == "lstm" else h, xs
+    _, vjp = jax.vjp(partial(CASES[name].op, **options), *args)
     kept = sum(leaf.nbytes for leaf in jax.tree.leaves(vjp))
     given = sum(leaf.nbytes for leaf in jax.tree.leaves(args))
-    assert kept == given + (arrays * 11 + leaves) * 2 * 5 * 4
+    assert kept == given + (arrays * 11 + leaves) * 2 * hidden * 4
 
 
 def test_unroll_and_precision_reach_the_compiler(key):

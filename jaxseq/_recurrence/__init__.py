@@ -47,8 +47,9 @@ and the δ of all stages add up in (2). truncation = k is stage 0 alone; the ful
 What is kept. The forward sweep keeps of every step what the cell wants for φ*, and of the state ŝ only what
 it is at the beginning of each chunk of steps: its leaf h is y of the step before, and the others the cell can
 `replay` from what it has kept, pointwise. A chunk of the backward sweep makes its ŝ again, runs (1), contracts
-(2), and what it needed is gone. With `checkpoint` nothing is kept but the states at the beginning of chunks, and
-a chunk runs the forward sweep again.
+(2), and what it needed is gone. With `checkpoint`, and where it costs no time, nothing is kept but the states at
+the beginning of chunks: h being known, u and r of a whole chunk are one product each, and φ is run over them
+again. (Where y is rounded, h isn't known, and a chunk runs the forward sweep again.)
 
 On several devices that the compiler may divide a batch over, each contraction (2) is a sum over devices. There a
 chunk is a whole window, unless `checkpoint` asks for shorter ones, and no loop has a collective in it.

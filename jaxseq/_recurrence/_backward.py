@@ -15,7 +15,21 @@ as they stand and as one axis. In brackets temporaries, in arrays (T, B, H), bes
 Chunks that the loop hands on as slices took 1.1 to 1.3 times as long as chunks read in place. c kept rather than made
 again: no faster, one array more. A product for each gate, in (1) or in (2): 1.0 to 1.3 times as long; gates stacked on
 an axis of their own: 1.2 to 2.5. [x, h] in one contraction, or transposed first: within 5 %. Barriers between the
-pullback, its gates and its products: nothing. Of the time at the first shape 9 ms are the sweep, 10 the contractions;
+pullback, its gates and its products: nothing.
+
+What is kept. h is known from ys, so that the gates of a chunk can be made again with one product for each map and no
+loop but that of c. Forward and backward, as multiples of the time with gates kept, and in brackets both temporaries:
+
+    (B, T, D, H)          GRU                LSTM
+    (32, 128, 128, 128)   1.10 (6.0, 2.4)    1.11 (5.4, 2.8)
+    (16, 512, 64, 64)     1.00 (5.0, 1.2)    1.05 (4.7, 1.3)
+    (1, 1024, 64, 64)     0.97 (7.1, 3.4)    1.08 (6.4, 3.8)
+    (128, 64, 32, 32)     0.98 (8.6, 4.6)    1.06 (6.4, 5.2)
+    (64, 128, 256, 256)   1.15 (6.0, 2.4)    1.19 (5.4, 2.8)
+    (8, 2048, 64, 64)     0.99 (5.0, 1.1)    1.05 (4.6, 1.3)
+
+Whence `SMALL`, for a state of h alone; with `checkpoint` it is always done, and is 1.1 to 1.3 times as fast as the
+forward sweep again. Of the time at the first shape 9 ms are the sweep, 10 the contractions;
 XLA's product of one step, (32, 512) by (512, 128), reaches 80 of 180 GFLOP/s, and what is left to win is there.
 """
 
@@ -29,18 +43,23 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxseq import _dense, _precision, _sharding, _time
-from jaxseq._recurrence._cell import Cell, Inputs, State, Weights, add_to_h, distinct, dtypes, h_of, sides, with_h
-from jaxseq._recurrence._forward import Kept, Plan, advance, with_y
+from jaxseq._recurrence._cell import Cell, Inputs, State, Weights, add_to_h, distinct, dtypes, h_of, join, sides, with_h
+from jaxseq._recurrence._forward import Kept, Plan, advance, saves_h_alone, with_y
 from jaxseq._time import Block, Options
+
+# The hidden size up to which the gates of a state of h alone are made again as fast as they are kept.
+SMALL = 64
 
 
 def plan_of(cell: Cell, options: Options, inputs: Inputs) -> Plan:
-    """How backward will go: what of the states is kept for it, and in which pieces."""
-    carry, shape = jax.tree.leaves(inputs.carry), inputs.xs.shape
-    steps, rows = shape[options.axis], prod((*shape[: options.axis], *shape[options.axis + 1 : -1]))
-    blocks = _time.blocks(options, steps, max(1, rows), whole=not _sharding.undivided())
-    exact = len({*dtypes(inputs.weights, inputs.carry, inputs.xs), inputs.xs.dtype, *(a.dtype for a in carry)}) == 1
-    return Plan(blocks, exact, exact and (len(carry) == 1 or cell.replay is not None))
+    """How backward will go: in which pieces, and what is kept for it."""
+    weights, carry, xs, *_ = inputs
+    leaves, (*batch, hidden) = jax.tree.leaves(carry), h_of(carry).shape
+    blocks = _time.blocks(options, xs.shape[options.axis], max(1, prod(batch)), whole=not _sharding.undivided())
+    exact = len({*dtypes(weights, carry, xs), xs.dtype, *(a.dtype for a in leaves)}) == 1
+    cheap = exact and len(leaves) == 1 and hidden <= SMALL
+    saved = (options.checkpoint is None and not cheap) or (exact and saves_h_alone(cell, options, inputs))
+    return Plan(blocks, exact, saved, saved and not (exact and (len(leaves) == 1 or cell.replay is not None)))
 
 
 def sweep(cell: Cell, options: Options, inputs: Inputs, kept: Kept, cotangents: Any) -> Any:
@@ -51,9 +70,10 @@ def sweep(cell: Cell, options: Options, inputs: Inputs, kept: Kept, cotangents: 
     s̄ = _precision.cast(s̄, acc)
     nothing = jax.tree.map(jnp.zeros_like, s̄)
     w̄ = _sharding.zeros_like(_precision.cast(weights, acc))
-    main, *rest = plan_of(cell, options, inputs).blocks
+    plan = plan_of(cell, options, inputs)
+    main, *rest = plan.blocks
     view, *rest_view = _views(options, [main, *rest], inputs, kept, ȳs)
-    stage = partial(_stage, cell, options, weights)
+    stage = partial(_stage, cell, options, plan, weights)
 
     k1, k2 = _time.window(options, xs.shape[options.axis])
     last = _time.last_window(options, k1, inputs.live)
@@ -133,6 +153,7 @@ def _blank(view: _View) -> jax.Array:
 def _stage(
     cell: Cell,
     options: Options,
+    plan: Plan,
     weights: Weights,
     block: Block,
     view: _View,
@@ -157,15 +178,16 @@ def _stage(
         x, live, stop, ȳ, y = jax.tree.map(lambda a: take(a, options.axis), tuple(view[:5]))
         pick = lambda tree, t: jax.tree.map(lambda a: _time.take(a, 0, block, w, t, 1)[0], tree)  # noqa: E731
         start = pick(view.starts, i)
-        if options.checkpoint is None:
+        if plan.saved:
             saved_at = lambda j: with_y(pick(view.saved, t + j[0]), j[1])  # noqa: E731
-            if view.states is None:
-                states = _replayed(cell, options, start, y, live, stop, saved_at)
-            else:
+            if plan.states:
                 states = jax.tree.map(lambda a: take(a, 0), view.states)
+            else:
+                states = _replayed(cell, options, start, y, live, stop, saved_at)
             known = jnp.arange(length), y
         else:
-            states, known = _recomputed(cell, options, weights, start, x, live, stop)
+            again = _in_bulk if plan.exact else _step_by_step
+            states, known = again(cell, options, weights, start, x, y, live, stop)
             saved_at = lambda saved: saved  # noqa: E731
         stops_at = (block.steps - 1 - cut if options.reverse else cut) - t if cut else None
         product, _ = dtypes(weights, states, x)
@@ -206,7 +228,9 @@ def _stage(
     return lax.fori_loop(0, block.windows // block.group, one_group, (s̄, w̄, x̄))
 
 
-def _recomputed(cell: Cell, options: Options, weights: Weights, start: State, x: Any, live: Any, stop: Any) -> Any:
+def _step_by_step(
+    cell: Cell, options: Options, weights: Weights, start: State, x: Any, _: Any, live: Any, stop: Any
+) -> tuple[State, Any]:
     """(ŝ, saved) of every step of a chunk, by the forward sweep."""
 
     def step(s: State, at: Any) -> Any:
@@ -216,14 +240,33 @@ def _recomputed(cell: Cell, options: Options, weights: Weights, start: State, x:
     return lax.scan(step, start, (x, live, stop), reverse=options.reverse, unroll=options.unroll)[1]
 
 
+def _in_bulk(
+    cell: Cell, options: Options, weights: Weights, start: State, x: Any, y: Any, live: Any, stop: Any
+) -> tuple[State, Any]:
+    """(ŝ, saved) of every step of a chunk. h is known, so that both maps are one product each: no step waits for the
+    one before it but by the other leaves of the state, pointwise.
+    """
+    h = _h_before(options, start, y, live, stop)
+    u = _dense.apply(options.precision, weights.w_x, weights.b_x, _time.seen(live, x))
+    r = _dense.apply(options.precision, weights.w_h, weights.b_h, h)
+    if len(jax.tree.leaves(start)) == 1:
+        ŝ = with_h(start, h)
+        return ŝ, cell.step(join(cell, u, r), ŝ)[1]
+
+    def step(s: State, at: Any) -> Any:
+        u, r, h, live, stop = at
+        ŝ = with_h(_time.zeroed(stop, s), h)
+        into, saved = cell.step(join(cell, u, r), ŝ)
+        return _time.chosen(live, into, s), (ŝ, saved)
+
+    return lax.scan(step, start, (u, r, h, live, stop), reverse=options.reverse, unroll=options.unroll)[1]
+
+
 def _replayed(cell: Cell, options: Options, start: State, y: Any, live: Any, stop: Any, saved_at: Any) -> State:
-    """ŝ of every step of a chunk: h is y of the step before, all else the cell makes again."""
-    h = _time.after(options, h_of(start), y)
-    if live is not None:  # before the first live step, when reading backwards
-        h = _time.chosen(_time.after(options, jnp.zeros_like(live[0]), live), h, jnp.broadcast_to(h_of(start), h.shape))
-    h = _time.zeroed(stop, h)
+    """ŝ of every step of a chunk: h is known, all else the cell makes again of what it has saved."""
+    h = _h_before(options, start, y, live, stop)
     if cell.replay is None:
-        return jax.tree.unflatten(jax.tree.structure(start), [h])
+        return with_h(start, h)
     replay = cell.replay
 
     def step(s: State, at: Any) -> tuple[State, State]:
@@ -233,6 +276,14 @@ def _replayed(cell: Cell, options: Options, start: State, y: Any, live: Any, sto
 
     at = (jnp.arange(h.shape[0]), y), h, live, stop
     return lax.scan(step, start, at, reverse=options.reverse, unroll=options.unroll)[1]
+
+
+def _h_before(options: Options, start: State, y: Any, live: Any, stop: Any) -> jax.Array:
+    """The leaf h of ŝ of every step of a chunk: y of the step before."""
+    h = _time.after(options, h_of(start), y)
+    if live is not None:  # before the first live step, when reading backwards
+        h = _time.chosen(_time.after(options, jnp.zeros_like(live[0]), live), h, jnp.broadcast_to(h_of(start), h.shape))
+    return _time.zeroed(stop, h)
 
 
 def _cotangents(

@@ -32,8 +32,9 @@ class Plan(NamedTuple):
     """How backward will go through time, and what it wants to be kept."""
 
     blocks: list[Block]
-    share: bool  # y is h, not rounded: h need not be saved
-    replay: bool  # the states ŝ are made again
+    exact: bool  # y is h, not rounded: h need not be saved
+    saved: bool  # keep of every step what the cell saves for its pullback; else it is made again
+    states: bool  # keep ŝ of every step; else it is made again
 
 
 class Kept(NamedTuple):
@@ -42,7 +43,7 @@ class Kept(NamedTuple):
     ys: jax.Array
     starts: State  # (N, *B, H): the state before each chunk, in reading order
     states: State | None  # ŝ of every step, where it isn't made again
-    saved: Any  # of every step, for the pullback; None with `checkpoint`
+    saved: Any  # of every step, for the pullback, where it isn't made again
 
 
 class AsY(NamedTuple):
@@ -70,13 +71,22 @@ def advance(
     return _time.chosen(live, s, s_prev), (y, ŝ, _precision.cast(saved, product))
 
 
+def saves_h_alone(cell: Cell, options: Options, inputs: Inputs) -> bool:
+    """Whether y holds all that the cell saves."""
+
+    def saved(inputs: Inputs) -> Any:
+        x = inputs.xs.sum(options.axis)
+        return advance(cell, options.precision, inputs.weights, inputs.carry, x, None, None, share=True)[1][2]
+
+    return not jax.tree.leaves(jax.eval_shape(saved, inputs))
+
+
 def run(cell: Cell, options: Options, inputs: Inputs, plan: Plan | None) -> tuple[Any, Kept | None]:
     """((s_T, ys), what is kept of it for a backward sweep by `plan`)."""
     weights, carry, xs, *masks = inputs
     steps = xs.shape[options.axis]
-    parts = plan.blocks if plan else []
+    parts, share, saving, tracking = plan or Plan([], False, False, False)
     chunks = sum(part.windows * part.chunks for part in parts)
-    share, every = plan is not None and plan.share, plan is not None and options.checkpoint is None
 
     def step(state: Any, at: Any) -> Any:
         s_prev, ends = state
@@ -86,7 +96,7 @@ def run(cell: Cell, options: Options, inputs: Inputs, plan: Plan | None) -> tupl
         s, (y, ŝ, saved) = advance(cell, options.precision, weights, s_prev, *known, share=share)
         if chunks > 1:  # overwritten until the chunk ends
             ends = jax.tree.map(lambda a, b: lax.dynamic_update_index_in_dim(a, b, n, 0), ends, s)
-        return (s, ends), (y, ŝ if every and plan and not plan.replay else None, saved if every else None)
+        return (s, ends), (y, ŝ if tracking else None, saved if saving else None)
 
     ends = jax.tree.map(lambda a: jnp.broadcast_to(a[None], (chunks, *a.shape)), carry) if chunks > 1 else None
     number = _time.chunk_of_step(options, parts, steps) if chunks > 1 else None

@@ -11,6 +11,7 @@ from jaxseq._gru import GRUParams, gru, gru_cell, gru_init
 from jaxseq._lstm import LSTMParams, LSTMState, lstm, lstm_cell, lstm_init
 from jaxseq._rnn import RNNParams, rnn, rnn_cell, rnn_init
 from jaxseq._separable import depthwise_conv, separable_conv
+from jaxseq._time import Time
 
 __version__ = "0.1.0"
 
@@ -20,6 +21,7 @@ __all__ = [
     "LSTMParams",
     "LSTMState",
     "RNNParams",
+    "Time",
     "causal_conv",
     "conv",
     "conv_init",

@@ -78,12 +78,13 @@ def integer(name: str, value: Any, *, at_least: int | None = None) -> int:
     return number
 
 
-def axis(name: str, value: Any, axes: int, **arrays: Any) -> int:
-    """One of the first `axes` axes of an array that has one more, counted from either end of it."""
+def axis(name: str, value: Any, axes: int, features: int, **arrays: Any) -> int:
+    """One of the first `axes` axes of an array that has `features` more, counted from either end of it."""
     number = integer(name, value)
-    place = number + axes + 1 if number < 0 else number
+    place = number + axes + features if number < 0 else number
     if not 0 <= place < axes:
-        bad_value(name, f"an axis before the last, the features, from {-axes - 1} to {axes - 1}", str(number), **arrays)
+        last = "the last, the features" if features == 1 else f"the last {features}, space and channels"
+        bad_value(name, f"an axis before {last}, from {-axes - features} to {axes - 1}", str(number), **arrays)
     return place
 
 

@@ -19,14 +19,15 @@ Pullback, with σ' = σ (1 - σ), tanh' = 1 - tanh², and (r, z, n, m) kept:
 Source: K. Cho et al., Learning phrase representations using RNN encoder-decoder (2014), section 2.3.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxseq import _init, _recurrence
 from jaxseq._op import op
+from jaxseq._time import Time
 
 
 class GRUParams(NamedTuple):
@@ -55,7 +56,7 @@ def _pullback(saved: Any, h_prev: jax.Array, h̄: jax.Array) -> tuple[_recurrenc
     return (δr, δz, (δn, δm)), h̄ * z
 
 
-_GRU = _recurrence.Cell(gates="rzn", apart="n", step=_step, pullback=_pullback, params=GRUParams)
+_GRU = _recurrence.Cell(name="gru", gates="rzn", apart="n", step=_step, pullback=_pullback, params=GRUParams)
 
 
 @op
@@ -63,15 +64,7 @@ def gru(
     params: GRUParams,
     carry: Float[Array, "*batch H"] | None,
     xs: Float[Array, "T *batch D"],
-    *,
-    lengths: Int[Array, "*batch"] | None = None,
-    resets: Bool[Array, "T *batch"] | None = None,
-    reverse: bool = False,
-    truncation: int | tuple[int, int] | None = None,
-    checkpoint: int | str | None = None,
-    time_axis: int = 0,
-    unroll: int = 1,
-    precision: Any = None,
+    **time: Unpack[Time],
 ) -> tuple[Float[Array, "*batch H"], Float[Array, "T *batch H"]]:
     r"""Gated recurrent unit over a sequence, with a hand-derived gradient.
 
@@ -88,20 +81,8 @@ def gru(
         params: `GRUParams(w_x (D, 3H), w_h (H, 3H), b_x, b_h)`, gates in the order r, z, n; each bias `(3H,)` or None.
         carry: the first state `(*batch, H)`, or None, which starts at zero.
         xs: the sequence `(T, *batch, D)`: time first, then any number of batch axes, also none.
-        lengths: of each sequence, `(*batch,)` integers from 0 to T. From there on `ys` is zero and the carry stands
-            still, and what stands in the padding, NaN included, changes no value and no gradient.
-        resets: `(T, *batch)` booleans: `resets[t]` is a boundary between t - 1 and t (`done[t - 1]`). The state is zero
-            on crossing it, in either direction, and no gradient crosses.
-        reverse: read each sequence from its last step to its first; `ys[t]` stays beside `xs[t]`, and the returned
-            carry is the one after step 0.
-        truncation: k, stop the gradient of the state every k steps of reading (truncated backpropagation through time);
-            or (k1, k2), what each window of k1 steps says reaches back k2 steps from its end. Values do not change.
-            The backward sweep runs its windows side by side.
-        checkpoint: keep for backward the state every so many steps only, and compute the rest again; `"auto"` is about
-            sqrt(T). None keeps what makes backward fastest.
-        time_axis: where time is in `xs`, `resets` and `ys`: 1 for `(batch, T, D)`.
-        unroll: steps of the loop that are compiled together, as in `jax.lax.scan`.
-        precision: of the matrix products, as in `jax.lax.dot_general`.
+        **time: how time is read, `jaxseq.Time`: `lengths`, `resets`, `reverse`, `truncation`, `checkpoint`,
+            `time_axis`, `unroll`, `precision`.
 
     Returns:
         `(carry, ys)`: the last state `(*batch, H)` in the dtype of the first, and every state `(T, *batch, H)` in the
@@ -126,14 +107,7 @@ def gru(
         params,
         carry,
         xs,
-        lengths=lengths,
-        resets=resets,
-        reverse=reverse,
-        truncation=truncation,
-        checkpoint=checkpoint,
-        time_axis=time_axis,
-        unroll=unroll,
-        precision=precision,
+        **time,
     )
 
 

@@ -17,14 +17,15 @@ Source: S. Hochreiter and J. Schmidhuber, Long short-term memory (1997); the for
 J. Schmidhuber and F. Cummins, Learning to forget (2000).
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxseq import _init, _recurrence
 from jaxseq._op import op
+from jaxseq._time import Time
 
 
 class LSTMParams(NamedTuple):
@@ -68,7 +69,7 @@ def _replay(saved: Any, s_prev: LSTMState) -> LSTMState:
 
 
 _LSTM = _recurrence.Cell(
-    gates="ifgo", step=_step, pullback=_pullback, replay=_replay, params=LSTMParams, state=LSTMState
+    name="lstm", gates="ifgo", step=_step, pullback=_pullback, replay=_replay, params=LSTMParams, state=LSTMState
 )
 
 
@@ -77,15 +78,7 @@ def lstm(
     params: LSTMParams,
     carry: LSTMState | None,
     xs: Float[Array, "T *batch D"],
-    *,
-    lengths: Int[Array, "*batch"] | None = None,
-    resets: Bool[Array, "T *batch"] | None = None,
-    reverse: bool = False,
-    truncation: int | tuple[int, int] | None = None,
-    checkpoint: int | str | None = None,
-    time_axis: int = 0,
-    unroll: int = 1,
-    precision: Any = None,
+    **time: Unpack[Time],
 ) -> tuple[LSTMState, Float[Array, "T *batch H"]]:
     r"""Long short-term memory over a sequence, with a hand-derived gradient.
 
@@ -101,20 +94,8 @@ def lstm(
         params: `LSTMParams(w_x (D, 4H), w_h (H, 4H), b (4H,) or None)`, gates in the order i, f, g, o.
         carry: the first state `LSTMState(h, c)`, each `(*batch, H)`, or None, which starts at zero.
         xs: the sequence `(T, *batch, D)`: time first, then any number of batch axes, also none.
-        lengths: of each sequence, `(*batch,)` integers from 0 to T. From there on `ys` is zero and the carry stands
-            still, and what stands in the padding, NaN included, changes no value and no gradient.
-        resets: `(T, *batch)` booleans: `resets[t]` is a boundary between t - 1 and t (`done[t - 1]`). The state is zero
-            on crossing it, in either direction, and no gradient crosses.
-        reverse: read each sequence from its last step to its first; `ys[t]` stays beside `xs[t]`, and the returned
-            carry is the one after step 0.
-        truncation: k, stop the gradient of the state every k steps of reading (truncated backpropagation through time);
-            or (k1, k2), what each window of k1 steps says reaches back k2 steps from its end. Values do not change.
-            The backward sweep runs its windows side by side.
-        checkpoint: keep for backward the state every so many steps only, and compute the rest again; `"auto"` is about
-            sqrt(T). None keeps what makes backward fastest.
-        time_axis: where time is in `xs`, `resets` and `ys`: 1 for `(batch, T, D)`.
-        unroll: steps of the loop that are compiled together, as in `jax.lax.scan`.
-        precision: of the matrix products, as in `jax.lax.dot_general`.
+        **time: how time is read, `jaxseq.Time`: `lengths`, `resets`, `reverse`, `truncation`, `checkpoint`,
+            `time_axis`, `unroll`, `precision`.
 
     Returns:
         `(carry, ys)`: the last state in the dtypes of the first, and h of every step `(T, *batch, H)` in the dtype of
@@ -140,14 +121,7 @@ def lstm(
         params,
         carry,
         xs,
-        lengths=lengths,
-        resets=resets,
-        reverse=reverse,
-        truncation=truncation,
-        checkpoint=checkpoint,
-        time_axis=time_axis,
-        unroll=unroll,
-        precision=precision,
+        **time,
     )
 
 

@@ -37,12 +37,12 @@ def of(x: jax.Array) -> NamedSharding | None:
     return sharding if AxisType.Explicit in sharding.mesh.axis_types else None
 
 
-def zeros(shape: tuple[int, ...], x: jax.Array, axis: int | None) -> jax.Array:
-    """Zeros (*batch, H) whose batch axes lie where those of x (*batch, D) do, which may have one more, at `axis`."""
+def zeros(shape: tuple[int, ...], x: jax.Array, axis: int | None, features: int) -> jax.Array:
+    """Zeros (*batch, *features) whose batch axes lie where those of x do, which may have one more, at `axis`."""
     sharding = of(x)
     if sharding is not None:
-        batch = [part for i, part in enumerate(sharding.spec[:-1]) if i != axis]
-        sharding = NamedSharding(sharding.mesh, PartitionSpec(*batch, None))
+        batch = [part for i, part in enumerate(sharding.spec[:-features]) if i != axis]
+        sharding = NamedSharding(sharding.mesh, PartitionSpec(*batch, *(None,) * features))
     return jnp.zeros(shape, x.dtype, out_sharding=sharding)
 
 

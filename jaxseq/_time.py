@@ -23,11 +23,12 @@ Only the state at the beginning of each chunk is sure to be kept.
 """
 
 from math import isqrt
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Bool, Int
 
 # A chunk holds about twelve arrays (c, B, H) of its own, so that it takes a sixteenth of a window at most, and no more
 # rows, steps x batch, than make its contraction as fast as a longer one; but neither fewer than below which that is
@@ -35,8 +36,51 @@ from jax import lax
 PARTS, ROWS, FEWEST_ROWS, FEWEST_STEPS = 16, 1024, 128, 16
 
 
+class Time(TypedDict, total=False):
+    """How every recurrence reads time: its keyword-only options, any of them with any other.
+
+    Attributes:
+        lengths: of each sequence, `(*batch,)` integers from 0 to T. From there on `ys` is zero and the carry stands
+            still, and what stands in the padding, NaN included, changes no value and no gradient.
+        resets: `(T, *batch)` booleans: `resets[t]` is a boundary between t - 1 and t (`done[t - 1]`). The state is zero
+            on crossing it, in either direction, and no gradient crosses.
+        reverse: read each sequence from its last step to its first; `ys[t]` stays beside `xs[t]`, and the returned
+            carry is the one after step 0.
+        truncation: k, stop the gradient of the state every k steps of reading (truncated backpropagation through time);
+            or (k1, k2), what each window of k1 steps says reaches back k2 steps from its end. Values do not change.
+            The backward sweep runs its windows side by side.
+        checkpoint: keep for backward the state every so many steps only, and compute the rest again; `"auto"` is about
+            sqrt(T). None keeps what makes backward fastest.
+        time_axis: where time is in `xs`, `resets` and `ys`: 1 for `(batch, T, D)`.
+        unroll: steps of the loop that are compiled together, as in `jax.lax.scan`.
+        precision: of the matrix products, as in `jax.lax.dot_general`.
+    """
+
+    lengths: Int[Array, "*batch"] | None
+    resets: Bool[Array, "T *batch"] | None
+    reverse: bool
+    truncation: int | tuple[int, int] | None
+    checkpoint: int | str | None
+    time_axis: int
+    unroll: int
+    precision: Any
+
+
+class Given(NamedTuple):
+    """`Time`, and what holds where an option is not given: `Given(**time)`."""
+
+    lengths: Any = None
+    resets: Any = None
+    reverse: Any = False
+    truncation: Any = None
+    checkpoint: Any = None
+    time_axis: Any = 0
+    unroll: Any = 1
+    precision: Any = None
+
+
 class Options(NamedTuple):
-    """How time is read. Static and hashable."""
+    """`Time`, checked, without its arrays. Static and hashable."""
 
     reverse: bool = False
     truncation: tuple[int, int] | None = None

@@ -8,18 +8,19 @@ It is the oracle of the tests, and the way for what a reverse rule can't do: `ja
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import product
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Inexact, Int
+from jaxtyping import Array, Bool, Float, Inexact
 
 from jaxseq import _geometry
 from jaxseq._gru import GRUParams
 from jaxseq._lstm import LSTMParams, LSTMState
 from jaxseq._precision import accumulator, cast_like, promote
 from jaxseq._rnn import RNNParams
+from jaxseq._time import Given, Time
 
 
 def conv(
@@ -184,24 +185,10 @@ def rnn(
     xs: Float[Array, "T *batch D"],
     *,
     activation: str = "tanh",
-    lengths: Int[Array, "*batch"] | None = None,
-    resets: Bool[Array, "T *batch"] | None = None,
-    reverse: bool = False,
-    truncation: int | tuple[int, int] | None = None,
-    checkpoint: int | str | None = None,
-    time_axis: int = 0,
-    unroll: int = 1,
-    precision: Any = None,
+    **time: Unpack[Time],
 ) -> tuple[Float[Array, "*batch H"], Float[Array, "T *batch H"]]:
     """The twin of `jaxseq.rnn`."""
-    carry = _zeros(params, _first(xs, time_axis)) if carry is None else carry
-
-    def step(h: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return rnn_cell(params, h, x, activation=activation, precision=precision)
-
-    return _through_time(
-        step, carry, xs, lengths, resets, reverse=reverse, truncation=truncation, time_axis=time_axis, unroll=unroll
-    )
+    return _through_time(partial(rnn_cell, params, activation=activation), carry, xs, **time)
 
 
 def rnn_cell(
@@ -223,25 +210,10 @@ def gru(
     params: GRUParams,
     carry: Float[Array, "*batch H"] | None,
     xs: Float[Array, "T *batch D"],
-    *,
-    lengths: Int[Array, "*batch"] | None = None,
-    resets: Bool[Array, "T *batch"] | None = None,
-    reverse: bool = False,
-    truncation: int | tuple[int, int] | None = None,
-    checkpoint: int | str | None = None,
-    time_axis: int = 0,
-    unroll: int = 1,
-    precision: Any = None,
+    **time: Unpack[Time],
 ) -> tuple[Float[Array, "*batch H"], Float[Array, "T *batch H"]]:
     """The twin of `jaxseq.gru`."""
-    carry = _zeros(params, _first(xs, time_axis)) if carry is None else carry
-
-    def step(h: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return gru_cell(params, h, x, precision=precision)
-
-    return _through_time(
-        step, carry, xs, lengths, resets, reverse=reverse, truncation=truncation, time_axis=time_axis, unroll=unroll
-    )
+    return _through_time(partial(gru_cell, params), carry, xs, **time)
 
 
 def gru_cell(
@@ -265,29 +237,10 @@ def lstm(
     params: LSTMParams,
     carry: LSTMState | None,
     xs: Float[Array, "T *batch D"],
-    *,
-    lengths: Int[Array, "*batch"] | None = None,
-    resets: Bool[Array, "T *batch"] | None = None,
-    reverse: bool = False,
-    truncation: int | tuple[int, int] | None = None,
-    checkpoint: int | str | None = None,
-    time_axis: int = 0,
-    unroll: int = 1,
-    precision: Any = None,
+    **time: Unpack[Time],
 ) -> tuple[LSTMState, Float[Array, "T *batch H"]]:
     """The twin of `jaxseq.lstm`."""
-    carry = (
-        LSTMState(_zeros(params, _first(xs, time_axis)), _zeros(params, _first(xs, time_axis)))
-        if carry is None
-        else carry
-    )
-
-    def step(state: LSTMState, x: jax.Array) -> tuple[LSTMState, jax.Array]:
-        return lstm_cell(params, state, x, precision=precision)
-
-    return _through_time(
-        step, carry, xs, lengths, resets, reverse=reverse, truncation=truncation, time_axis=time_axis, unroll=unroll
-    )
+    return _through_time(partial(lstm_cell, params), carry, xs, **time)
 
 
 def lstm_cell(
@@ -315,27 +268,16 @@ def _zeros(params: Any, x: jax.Array) -> jax.Array:
     return jnp.zeros((*x.shape[:-1], params.w_h.shape[0]), x.dtype)
 
 
-def _first(xs: jax.Array, time_axis: int) -> jax.Array:
-    """(*B, D), shapes only: there may be no step."""
-    return jnp.sum(xs, time_axis)
-
-
 def _through_time(
-    step: Callable[[Any, jax.Array], tuple[Any, jax.Array]],
-    carry: Any,
-    xs: jax.Array,
-    lengths: jax.Array | None,
-    resets: jax.Array | None,
-    *,
-    reverse: bool,
-    truncation: int | tuple[int, int] | None,
-    time_axis: int,
-    unroll: int,
+    cell: Callable[..., tuple[Any, jax.Array]], carry: Any, xs: jax.Array, **time: Unpack[Time]
 ) -> tuple[Any, jax.Array]:
     """Reads xs step by step, j = 0 .. T - 1 in the order of reading. `checkpoint` has no meaning here: it says what is
     kept, not what is computed.
     """
-    time_axis = time_axis % xs.ndim
+    lengths, resets, reverse, truncation, _, time_axis, unroll, precision = Given(**time)
+    step, time_axis = partial(cell, precision=precision), time_axis % xs.ndim
+    if carry is None:  # shapes only: there may be no step
+        carry = jax.tree.map(jnp.zeros_like, jax.eval_shape(cell, None, jnp.sum(xs, time_axis))[0])
     xs = jnp.moveaxis(xs, time_axis, 0)
     T, batch = xs.shape[0], xs.shape[1:-1]
     live = reset = last = None

@@ -51,8 +51,15 @@ def test_docstring_says_what_a_user_needs(name):
     helper = name in ("jaxseq.testing.cotangents", "jaxseq.testing.lifted")  # what the repro of a failure calls
     for section in ("Args:", "Returns:", "Example:", *(() if helper else ("Raises:", "Reference:"))):
         assert f"\n{section}\n" in text, f"{name} lacks {section}"
-    for argument in inspect.signature(FUNCTIONS[name]).parameters:
-        assert f"\n    {argument}: " in text, f"{name} does not describe `{argument}`"
+    for argument in inspect.signature(inspect.unwrap(FUNCTIONS[name])).parameters.values():
+        stars = "**" if argument.kind is argument.VAR_KEYWORD else ""
+        assert f"\n    {stars}{argument.name}: " in text, f"{name} does not describe `{argument.name}`"
+
+
+def test_the_options_of_time_are_said_once():
+    text = inspect.getdoc(jaxseq.Time)
+    for option in inspect.signature(jaxseq.lstm).parameters:
+        assert option in ("params", "carry", "xs") or f"\n    {option}: " in text, option
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -355,7 +355,7 @@ MISTAKES = {
     "features": (
         lstm(xs=XS[..., :2]),
         ValueError,
-        r"`xs`: expected 3 features on the last axis, the rows of `params\.w_x`, got 2 \(xs \(7, 2, 2\), w_x \(3, 20\)\)",
+        r"`xs`: expected 3 features on the last axis, as `params\.w_x` takes them, got 2 \(xs \(7, 2, 2\), w_x \(3, 20\)\)",
     ),
     "features of a cell": (
         lambda: jaxseq.gru_cell(PARAMS["gru"], H, XS[0, :, :2]),

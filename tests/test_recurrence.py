@@ -81,7 +81,7 @@ def test_lstm_step_by_hand():
 
 
 # ys, what the cell saved, and one first state; of a small GRU the gates are made again.
-KEPT = [("rnn", 5, {}, 1, 1), ("gru", 5, {}, 1, 1), ("gru", 65, {}, 5, 1), ("gru", 65, {"checkpoint": 11}, 1, 1)]
+KEPT = [("rnn", 5, {}, 1, 1), ("gru", 5, {}, 1, 1), ("gru", 130, {}, 5, 1), ("gru", 130, {"checkpoint": 11}, 1, 1)]
 KEPT += [("lstm", 5, {}, 5, 2), ("lstm", 5, {"checkpoint": 11}, 1, 2)]
 
 

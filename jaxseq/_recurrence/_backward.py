@@ -45,21 +45,27 @@ from jax import lax
 from jaxseq import _dense, _precision, _sharding, _time
 from jaxseq._recurrence._cell import Cell, Inputs, State, Weights, add_to_h, distinct, dtypes, h_of, join, sides, with_h
 from jaxseq._recurrence._forward import Kept, Plan, advance, saves_h_alone, with_y
+from jaxseq._recurrence._phi import phi
 from jaxseq._time import Block, Options
+from jaxseq.maps import Dense
 
-# The hidden size up to which the gates of a state of h alone are made again as fast as they are kept.
-SMALL = 64
+# Up to how many multiplications a pre-activation, D + H of a matrix, the gates of a state of h alone are made again as
+# fast as they are kept.
+SMALL = 128
 
 
 def plan_of(cell: Cell, options: Options, inputs: Inputs) -> Plan:
     """How backward will go: in which pieces, and what is kept for it."""
     weights, carry, xs, *_ = inputs
-    leaves, (*batch, hidden) = jax.tree.leaves(carry), h_of(carry).shape
-    blocks = _time.blocks(options, xs.shape[options.axis], max(1, prod(batch)), whole=not _sharding.undivided())
+    leaves, rows = jax.tree.leaves(carry), max(1, prod(h_of(carry).shape[:-1]))
+    blocks = _time.blocks(options, xs.shape[options.axis], rows, whole=not _sharding.undivided())
     exact = len({*dtypes(weights, carry, xs), xs.dtype, *(a.dtype for a in leaves)}) == 1
-    cheap = exact and len(leaves) == 1 and hidden <= SMALL
+    width = max(1, len(cell.gates) * leaves[0].shape[-1])
+    products = sum(w.size for w in (weights.w_x, weights.w_h, weights.w_q) if w is not None) / width
+    cheap = exact and len(leaves) == 1 and products <= SMALL
+    replays = cell.pullback is None or cell.replay is not None
     saved = (options.checkpoint is None and not cheap) or (exact and saves_h_alone(cell, options, inputs))
-    return Plan(blocks, exact, saved, saved and not (exact and (len(leaves) == 1 or cell.replay is not None)))
+    return Plan(blocks, exact, saved, saved and not (exact and (len(leaves) == 1 or replays)))
 
 
 def sweep(cell: Cell, options: Options, inputs: Inputs, kept: Kept, cotangents: Any) -> Any:
@@ -183,7 +189,7 @@ def _stage(
             if plan.states:
                 states = jax.tree.map(lambda a: take(a, 0), view.states)
             else:
-                states = _replayed(cell, options, start, y, live, stop, saved_at)
+                states = _replayed(cell, options, weights, start, y, live, stop, saved_at)
             known = jnp.arange(length), y
         else:
             again = _in_bulk if plan.exact else _step_by_step
@@ -191,17 +197,19 @@ def _stage(
             saved_at = lambda saved: saved  # noqa: E731
         stops_at = (block.steps - 1 - cut if options.reverse else cut) - t if cut else None
         product, _ = dtypes(weights, states, x)
-        s̄, δu, δr = _cotangents(
+        s̄, δu, δr, p̄, inner = _cotangents(
             cell, options, weights, product, s̄, ȳ if losses else None, live, stop, states, known, saved_at, stops_at
         )
         x = _time.seen(live, x)
         found = Weights(
-            w_x=_dense.pull_weight(options.precision, x.astype(product), δu, _sharding.of(weights.w_x)),
-            w_h=_dense.pull_weight(options.precision, h_of(states).astype(product), δr, _sharding.of(weights.w_h)),
+            w_x=cell.input.pull_weight(options.precision, x.astype(product), δu, weights.w_x),
+            w_h=cell.recurrent.pull_weight(options.precision, h_of(states).astype(product), δr, weights.w_h),
             b_x=None if weights.b_x is None else _dense.pull_bias(δu),
             b_h=None if weights.b_h is None else _dense.pull_bias(δr),
+            w_q=None if weights.w_q is None else Dense().pull_weight(options.precision, inner[0], inner[1], weights.w_q),
+            own=jax.tree.map(lambda p̄, p: jnp.sum(p̄, range(p̄.ndim - p.ndim)), p̄, weights.own),
         )
-        piece = _dense.pull_input(options.precision, weights.w_x, δu)
+        piece = cell.input.pull_input(options.precision, weights.w_x, δu, cell.input.space_of(weights.w_x, x))
         piece = piece if losses else piece + take(x̄, options.axis)
         return s̄, jax.tree.map(jnp.add, w̄, found), _time.put(x̄, piece.astype(x̄.dtype), options.axis, block, w, t)
 
@@ -247,27 +255,31 @@ def _in_bulk(
     one before it but by the other leaves of the state, pointwise.
     """
     h = _h_before(options, start, y, live, stop)
-    u = _dense.apply(options.precision, weights.w_x, weights.b_x, _time.seen(live, x))
-    r = _dense.apply(options.precision, weights.w_h, weights.b_h, h)
+    u = cell.input.apply(options.precision, weights.w_x, weights.b_x, _time.seen(live, x))
+    r = cell.recurrent.apply(options.precision, weights.w_h, weights.b_h, h)
+    φ = phi(cell, options.precision, weights, x.dtype).step
     if len(jax.tree.leaves(start)) == 1:
         ŝ = with_h(start, h)
-        return ŝ, cell.step(join(cell, u, r), ŝ)[1]
+        return ŝ, φ(join(cell, u, r), ŝ)[1]
 
     def step(s: State, at: Any) -> Any:
         u, r, h, live, stop = at
         ŝ = with_h(_time.zeroed(stop, s), h)
-        into, saved = cell.step(join(cell, u, r), ŝ)
+        into, saved = φ(join(cell, u, r), ŝ)
         return _time.chosen(live, into, s), (ŝ, saved)
 
     return lax.scan(step, start, (u, r, h, live, stop), reverse=options.reverse, unroll=options.unroll)[1]
 
 
-def _replayed(cell: Cell, options: Options, start: State, y: Any, live: Any, stop: Any, saved_at: Any) -> State:
+def _replayed(
+    cell: Cell, options: Options, weights: Weights, start: State, y: Any, live: Any, stop: Any, saved_at: Any
+) -> State:
     """ŝ of every step of a chunk: h is known, all else the cell makes again of what it has saved."""
     h = _h_before(options, start, y, live, stop)
-    if cell.replay is None:
+    if len(jax.tree.leaves(start)) == 1:
         return with_h(start, h)
-    replay = cell.replay
+    replay = phi(cell, options.precision, weights, y.dtype).replay
+    assert replay is not None
 
     def step(s: State, at: Any) -> tuple[State, State]:
         j, h, live, stop = at
@@ -299,26 +311,29 @@ def _cotangents(
     known: Any,
     saved_at: Callable[[Any], Any],
     stops_at: Any,
-) -> tuple[State, jax.Array, jax.Array]:
-    """Equation (1') over a chunk: (s̄ at its beginning, δu, δr), δ in the dtype of products. `saved_at` makes of each of
-    `known` what was saved.
+) -> tuple[State, jax.Array, jax.Array, Any, Any]:
+    """Equation (1') over a chunk: (s̄ at its beginning, δu, δr), these in the dtype of products, then of each step p̄ and
+    (q, v̄). `saved_at` makes of each of `known` what was saved.
     """
     acc = h_of(s̄).dtype
-    # Transposed once, and kept so: XLA's CPU backend takes 1.2 times as long over a transposed operand in every step.
-    w_hT = lax.optimization_barrier(weights.w_h.T)
+    dimensions = cell.recurrent.dimensions(weights.w_h)
+    to_h = cell.recurrent.pull_in_a_loop(
+        options.precision, weights.w_h, h_of(s̄).shape[h_of(s̄).ndim - 1 - dimensions : -1]
+    )
+    φ = phi(cell, options.precision, weights, product)
 
     def step(s̄: State, at: Any) -> tuple[State, Any]:
         j, known, ȳ, live, stop, ŝ = at
         into = _time.seen(live, s̄ if ȳ is None else add_to_h(s̄, ȳ.astype(acc)))
         saved, ŝ = _precision.cast((saved_at(known), ŝ), acc)
-        δ, s̃ = cell.pullback(saved, ŝ, into)
+        δ, s̃, p̄, inner = φ.pullback(saved, ŝ, into)
         δ = distinct(δ).astype(product)
-        out = add_to_h(s̃, _dense.apply(options.precision, w_hT, None, sides(cell, δ)[1]))
+        out = add_to_h(s̃, to_h(sides(cell, δ)[1]))
         out = _time.chosen(live, _time.zeroed(stop, out), s̄)
         if stops_at is not None:
             out = jax.tree.map(lambda a: jnp.where(j == stops_at, jnp.zeros((), a.dtype), a), out)
-        return out, δ
+        return out, (δ, p̄, _precision.cast(inner, product))
 
     at = jnp.arange(h_of(states).shape[0]), known, ȳ, live, stop, states
-    s̄, δ = lax.scan(step, s̄, at, reverse=not options.reverse, unroll=options.unroll)
-    return s̄, *sides(cell, δ)
+    s̄, (δ, p̄, inner) = lax.scan(step, s̄, at, reverse=not options.reverse, unroll=options.unroll)
+    return s̄, *sides(cell, δ), p̄, inner

@@ -2,54 +2,46 @@
 
 from functools import partial
 from math import prod
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
 
 from jaxseq import _checks, _sharding, _time
-from jaxseq._recurrence._cell import Cell, Inputs, State, Weights
-from jaxseq._recurrence._rule import recurrence
-from jaxseq._time import Options
+from jaxseq._recurrence._cell import MAPS, Cell, Inputs, State, Weights, h_of
+from jaxseq._recurrence._inspect import inspect
+from jaxseq._recurrence._rule import rule
+from jaxseq._time import Given, Options, Time
 
 
-def sequence(
-    cell: Cell,
-    params: Any,
-    carry: State | None,
-    xs: Any,
-    *,
-    lengths: Any = None,
-    resets: Any = None,
-    reverse: Any = False,
-    truncation: Any = None,
-    checkpoint: Any = None,
-    time_axis: Any = 0,
-    unroll: Any = 1,
-    precision: Any = None,
-) -> tuple[State, jax.Array]:
+def sequence(cell: Cell, params: Any, carry: State | None, xs: Any, **time: Unpack[Time]) -> tuple[State, jax.Array]:
     """A checked run over xs, whose axis `time_axis` is time."""
-    xs = _checks.array("xs", xs)
-    if xs.ndim < 2:
-        _checks.bad_value("xs", "at least 2 axes (time, *batch, features)", str(xs.ndim), xs=xs)
-    axis = _checks.axis("time_axis", time_axis, xs.ndim - 1, xs=xs)
+    given = Given(**time)
+    weights = _weights(cell, params)
+    xs, features = _checks.array("xs", xs), 1 + cell.input.dimensions(weights.w_x)
+    if xs.ndim < 1 + features:
+        words = "(time, *batch, features)" if features == 1 else "(time, *batch, *space, channels)"
+        _checks.bad_value("xs", f"at least {1 + features} axes {words}", str(xs.ndim), xs=xs)
     options = Options(
-        reverse=_checks.boolean("reverse", reverse),
-        truncation=_checks.truncation(truncation),
-        checkpoint=_checks.checkpoint(checkpoint),
-        axis=axis,
-        unroll=_checks.integer("unroll", unroll, at_least=1),
-        precision=_checks.precision(precision),
+        reverse=_checks.boolean("reverse", given.reverse),
+        truncation=_checks.truncation(given.truncation),
+        checkpoint=_checks.checkpoint(given.checkpoint),
+        axis=_checks.axis("time_axis", given.time_axis, xs.ndim - features, features, xs=xs),
+        unroll=_checks.integer("unroll", given.unroll, at_least=1),
+        precision=_checks.precision(given.precision),
     )
-    steps, batch = xs.shape[axis], (*xs.shape[:axis], *xs.shape[axis + 1 : -1])
-    weights, carry = _operands(cell, params, carry, "xs", xs, axis, batch)
+    axis, sizes = options.axis, xs.shape[:-features]
+    steps, batch = sizes[axis], (*sizes[:axis], *sizes[axis + 1 :])
+    carry = _carry(cell, weights, carry, "xs", xs, axis, batch)
+    inspect(cell, options.precision, weights, carry, xs, len(batch))
+    lengths, resets = given.lengths, given.resets
     if lengths is not None:
         lengths = _checks.lengths("lengths", lengths, batch, steps)
     if resets is not None:
         resets = _checks.mask("resets", resets)
-        _checks.shape("resets", resets, xs.shape[:-1], "that of xs without features", xs=xs)
+        _checks.shape("resets", resets, sizes, "that of xs without features", xs=xs)
     if steps == 0:
-        return carry, jnp.zeros((*xs.shape[:-1], weights.w_h.shape[0]), xs.dtype)
+        return carry, jnp.zeros((*sizes, *h_of(carry).shape[len(batch) :]), xs.dtype)
     live, stop, last = _time.masks(options, steps, lengths, resets)
     # Windows are counted from where each sequence is begun to be read.
     turned = lambda tree: tree  # noqa: E731
@@ -57,74 +49,110 @@ def sequence(
         options = options._replace(reverse=False)
         turned = partial(jax.tree.map, partial(_time.turned, lengths=lengths, axis=axis))
     inputs = _sharding.together(Inputs(weights, carry, *turned((xs, live, stop))))
-    run = _of_one if prod(batch) == 1 else recurrence
+    run = partial(_of_one, len(batch)) if prod(batch) == 1 else rule
     result: tuple[State, jax.Array] = run(cell, options, inputs)
     return _time.zeroed(last, result[0]), turned(result[1])
 
 
-def _of_one(cell: Cell, options: Options, inputs: Inputs) -> tuple[State, jax.Array]:
-    """A batch of one as none: over axes of one XLA's CPU backend copies whole arrays, and takes up to 1.5 times as
-    long. Where it may lie on several devices it stays.
+def _of_one(axes: int, cell: Cell, options: Options, inputs: Inputs) -> tuple[State, jax.Array]:
+    """A batch of one as none, its `axes` gone: over axes of one XLA's CPU backend copies whole arrays, and takes up to
+    1.5 times as long. Where it may lie on several devices it stays.
     """
     weights, carry, xs, *masks = inputs
     if not _sharding.undivided():
-        return recurrence(cell, options, inputs)
+        return rule(cell, options, inputs)
     steps = xs.shape[options.axis]
     one = Inputs(
         weights,
-        jax.tree.map(lambda a: a.reshape(a.shape[-1]), carry),
-        xs.reshape(steps, xs.shape[-1]),
+        jax.tree.map(lambda a: a.reshape(a.shape[axes:]), carry),
+        xs.reshape(steps, *xs.shape[axes + 1 :]),
         *(a if a is None else a.reshape(steps) for a in masks),
     )
-    result: tuple[State, jax.Array] = recurrence(cell, options._replace(axis=0), one)
+    result: tuple[State, jax.Array] = rule(cell, options._replace(axis=0), one)
     out, ys = result
-    return jax.tree.map(lambda a, like: a.reshape(like.shape), out, carry), ys.reshape(*xs.shape[:-1], ys.shape[-1])
+    out = jax.tree.map(lambda a, like: a.reshape(like.shape), out, carry)
+    return out, ys.reshape(*xs.shape[: axes + 1], *ys.shape[1:])
 
 
 def one_step(cell: Cell, params: Any, carry: State | None, x: Any, *, precision: Any) -> tuple[State, jax.Array]:
-    """A checked sequence of one step, for x (*B, D): the body of somebody's own loop."""
-    x = _checks.array("x", x)
-    if x.ndim < 1:
-        _checks.bad_value("x", "at least 1 axis (*batch, features)", "a scalar")
+    """A checked sequence of one step, for x (*B, *features): the body of somebody's own loop."""
+    weights = _weights(cell, params)
+    x, features = _checks.array("x", x), 1 + cell.input.dimensions(weights.w_x)
+    if x.ndim < features:
+        if features == 1:
+            _checks.bad_value("x", "at least 1 axis (*batch, features)", "a scalar")
+        _checks.bad_value("x", f"at least {features} axes (*batch, *space, channels)", str(x.ndim), x=x)
     options = Options(precision=_checks.precision(precision))
-    weights, carry = _operands(cell, params, carry, "x", x, None, x.shape[:-1])
+    batch = x.shape[:-features]
+    carry = _carry(cell, weights, carry, "x", x, None, batch)
+    inspect(cell, options.precision, weights, carry, x, len(batch))
     inputs = _sharding.together(Inputs(weights, carry, x[None], None, None))
-    out: tuple[State, jax.Array] = recurrence(cell, options, inputs)
+    out: tuple[State, jax.Array] = rule(cell, options, inputs)
     return out[0], out[1][0]
 
 
-def _operands(
-    cell: Cell, params: Any, carry: State | None, name: str, x: jax.Array, axis: int | None, batch: tuple[int, ...]
-) -> tuple[Weights, State]:
-    """The linear maps and the first state, checked against each other and x (*batch, D), with time at `axis` if any."""
+def _weights(cell: Cell, params: Any) -> Weights:
+    """The linear maps and what else the cell has, checked against each other."""
     _checks.container("params", params, cell.params)
-    w_x, w_h = _checks.array("params.w_x", params.w_x), _checks.array("params.w_h", params.w_h)
-    gates = len(cell.gates)
-    if w_h.ndim != 2 or w_h.shape[1] != gates * w_h.shape[0]:
-        expected = f"shape (H, {gates} H), one block of H columns for each gate {', '.join(cell.gates)}"
+    given = params._asdict()
+    w_x, w_h = (_checks.array(f"params.{f}", given[f]) for f in ("w_x", "w_h"))
+    w_q = _checks.array("params.w_q", given["w_q"]) if "w_q" in given else None
+    gates, recurrent_gates = len(cell.gates), cell.recurrent_gates
+    into = "H" if w_q is None else "P"
+
+    sizes = cell.recurrent.channels(w_h, recurrent_gates)
+    if sizes is None or (w_q is None and sizes[0] != sizes[1]):
+        names = ", ".join(cell.gates[:recurrent_gates])
+        expected = (
+            f"shape {cell.recurrent.shape(into, recurrent_gates, 'H')}, one block of H columns for each gate {names}"
+        )
         _checks.bad_value("params.w_h", expected, str(w_h.shape))
-    hidden, width = w_h.shape
-    if w_x.ndim != 2 or w_x.shape[1] != width:
-        _checks.bad_value("params.w_x", f"shape (D, {width}) to go with `params.w_h`", str(w_x.shape), w_h=w_h)
-    if x.shape[-1] != w_x.shape[0]:
-        expected = f"{w_x.shape[0]} features on the last axis, the rows of `params.w_x`"
-        _checks.bad_value(name, expected, str(x.shape[-1]), **{name: x, "w_x": w_x})
-    biases = {
-        f: None if b is None else _checks.array(f"params.{f}", b) for f, b in params._asdict().items() if f[0] == "b"
-    }
+    P, H = sizes
+    if w_q is not None and (w_q.ndim != 2 or w_q.shape[1] != (H if cell.alone else P)):
+        _checks.bad_value("params.w_q", f"shape (Q, {P}) to go with `params.w_h`", str(w_q.shape), w_h=w_h)
+    found = cell.input.channels(w_x, gates)
+    if found is None or found[1] != H:
+        expected = f"shape {cell.input.shape('D', gates, H)} to go with `params.w_h`"
+        _checks.bad_value("params.w_x", expected, str(w_x.shape), w_h=w_h)
+    biases = {f: None if given[f] is None else _checks.array(f"params.{f}", given[f]) for f in given if f in MAPS[3:]}
     for field, bias in biases.items():
         if bias is not None:
-            _checks.shape(f"params.{field}", bias, (width,), f"({gates} H,)", w_h=w_h)
-    weights = Weights(w_x, w_h, biases.get("b", biases.get("b_x")), biases.get("b_h"))
+            served = recurrent_gates if field == "b_h" else gates
+            _checks.shape(f"params.{field}", bias, (served * H,), f"({served} H,)", w_h=w_h)
+    own = None
+    if cell.own:
+        own = {f: jax.tree.map(partial(_checks.array, f"params.{f}"), given[f]) for f in cell.own}
+        own = params._replace(**{f: own.get(f) for f in given})
+    return Weights(w_x, w_h, biases.get("b", biases.get("b_x")), biases.get("b_h"), w_q, own)
 
-    fields = ("",) if cell.state is None else tuple(f".{f}" for f in cell.state._fields)
+
+def _carry(
+    cell: Cell, weights: Weights, carry: State | None, name: str, x: jax.Array, axis: int | None, batch: tuple[int, ...]
+) -> State:
+    """The first state, checked against x (*batch, *features), with time at `axis` if any."""
+    D, H = cell.input.channels(weights.w_x, len(cell.gates)) or (0, 0)
+    P, _ = cell.recurrent.channels(weights.w_h, cell.recurrent_gates) or (0, 0)
+    if x.shape[-1] != D:
+        expected = f"{D} features on the last axis, as `params.w_x` takes them"
+        _checks.bad_value(name, expected, str(x.shape[-1]), **{name: x, "w_x": weights.w_x})
+    space = cell.input.space(weights.w_x, cell.input.space_of(weights.w_x, x))
+    if len(space) != cell.recurrent.dimensions(weights.w_h):
+        _checks.bad_value(
+            "params.w_h", f"a kernel with {len(space)} axes of space, as `params.w_x` has", str(weights.w_h.shape)
+        )
+    if cell.recurrent.space(weights.w_h, space) != space:
+        _checks.bad_value(f"{cell.name}.recurrent", f"a map that keeps the space {space}", str(cell.recurrent))
+
+    fields = ("",) if cell.state is None else tuple(f".{f}" for f in cell.state._fields)  # type: ignore[attr-defined]
+    shapes = [(*batch, *space, P), *[(*batch, *space, H)] * (len(fields) - 1)]
+    meaning = "(*batch, *space, H)" if space else "(*batch, H)"
     if carry is None:
-        leaves = [_sharding.zeros((*batch, hidden), x, axis) for _ in fields]
+        leaves = [_sharding.zeros(shape, x, axis, 1 + len(space)) for shape in shapes]
     else:
         if cell.state is not None:
             _checks.container("carry", carry, cell.state)
         parts = (carry,) if cell.state is None else carry
-        leaves = [_checks.array(f"carry{f}", part) for f, part in zip(fields, parts, strict=True)]
-        for field, leaf in zip(fields, leaves, strict=True):
-            _checks.shape(f"carry{field}", leaf, (*batch, hidden), "(*batch, H)", **{name: x, "w_h": w_h})
-    return weights, leaves[0] if cell.state is None else cell.state(*leaves)
+        leaves = [_checks.array(f"carry{field}", part) for field, part in zip(fields, parts, strict=True)]
+        for field, leaf, shape in zip(fields, leaves, shapes, strict=True):
+            _checks.shape(f"carry{field}", leaf, shape, meaning, **{name: x, "w_h": weights.w_h})
+    return leaves[0] if cell.state is None else cell.state(*leaves)

@@ -7,43 +7,77 @@ import jax
 import jax.numpy as jnp
 
 from jaxseq import _precision
+from jaxseq.maps import Dense, Map
 
 State = Any  # an array h, or a NamedTuple of arrays whose first is h
 Gates = tuple[Any, ...]  # one entry a gate, each an array (*B, H) or a pair of them
+
+# The fields of parameters that are maps or their biases; all others are the cell's own.
+MAPS = ("w_x", "w_h", "w_q", "b", "b_x", "b_h")
 
 
 class Cell(NamedTuple):
     """The equations of one step: no matrix, no time.
 
-    The pre-activations `a` hold one entry for each gate: the sum u + r, or for a gate named in `apart`, where
-    the two do not enter as a sum, the pair (u, r). Their cotangent δ has the same structure.
+    The pre-activations `a` hold one entry for each gate: the sum u + r of what the input map and the recurrent map
+    give, or for a gate named in `apart`, where the two do not enter as a sum, the pair (u, r). Everything has any
+    number of batch axes, also none, before its features.
+
+    Three things may be added to the arguments of `step`, in this order:
+
+        p    if `params` has fields besides those of the maps (peepholes, gains): the parameters, their maps left out
+        L    if `params` has the field w_q, one more product inside of the step: L(q) is q w_q
+
+    A hand-derived `pullback` gets what `step` has saved, and the same things, L.T(v̄) for v̄ w_qᵀ. It returns the
+    cotangents (δ, s̄_prev), δ laid out as a; then p̄ of each example, if there is p, with the batch axes first; then
+    the pair (q, v̄), if there is L. Without one JAX differentiates the step, and nothing else.
 
     Attributes:
+        name: of the cell, in errors and profiles.
         gates: one letter a gate, in the order in which the weights hold them.
-        apart: those gates that get u and r apart.
-        step: `(a, s_prev) -> (s, saved)`; `saved` is what the pullback wants to know, any pytree.
-        pullback: `(saved, s_prev, s̄) -> (δ, s̄_prev)`.
-        replay: `(saved, s_prev) -> s`, as `step` made it; None where the state is h alone.
-        params: the NamedTuple of the parameters: w_x, w_h, and either b or b_x and b_h.
+        step: `(a, s_prev) -> s`, or, where there is a pullback, `-> (s, saved)`: what that wants to know, any pytree.
+        params: the NamedTuple of the parameters: w_x, w_h, either b or b_x and b_h, and what else there is.
         state: the NamedTuple of the state, h first; None where the state is the array h.
+        apart: those gates that get u and r apart.
+        alone: those that get u alone, the last ones: the recurrent map has no part in them.
+        input: the map from x to u.
+        recurrent: the map from h to r.
+        pullback: `(saved, s_prev, s̄) -> (δ, s̄_prev)`, or None.
+        replay: `(saved, s_prev) -> s`, as `step` made it: for a state of more than h, with a pullback.
     """
 
+    name: str
     gates: str
-    step: Callable[[Gates, State], tuple[State, Any]]
-    pullback: Callable[[Any, State, State], tuple[Gates, State]]
+    step: Callable[..., Any]
     params: type
     state: type | None = None
     apart: str = ""
-    replay: Callable[[Any, State], State] | None = None
+    alone: str = ""
+    input: Map = Dense()
+    recurrent: Map = Dense()
+    pullback: Callable[..., Any] | None = None
+    replay: Callable[..., State] | None = None
+
+    @property
+    def recurrent_gates(self) -> int:
+        """How many gates the recurrent map serves."""
+        return len(self.gates) - len(self.alone)
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """The fields of parameters that go to the step."""
+        return tuple(f for f in self.params._fields if f not in MAPS)  # type: ignore[attr-defined]
 
 
 class Weights(NamedTuple):
-    """The two linear maps: w_x (D, G H), w_h (H, G H), and their biases (G H,) or None."""
+    """The linear maps, their biases (G H,) or None, and what belongs to the cell: its `params` without the maps."""
 
     w_x: jax.Array
     w_h: jax.Array
     b_x: jax.Array | None
     b_h: jax.Array | None
+    w_q: jax.Array | None = None
+    own: Any = None
 
 
 class Inputs(NamedTuple):
@@ -59,8 +93,12 @@ class Inputs(NamedTuple):
 def join(cell: Cell, u: jax.Array, r: jax.Array) -> Gates:
     """u, r (*B, G H) as the pre-activations of the gates."""
     # One sum before the split: XLA's CPU backend takes 1.25 times as long over a sum for each gate (B=64, H=256).
-    us, rs, sums = (jnp.split(a, len(cell.gates), -1) for a in (u, r, u + r))
-    return tuple((us[g], rs[g]) if gate in cell.apart else sums[g] for g, gate in enumerate(cell.gates))
+    us, sums, rs = jnp.split(u, len(cell.gates), -1), [], []
+    if cell.recurrent_gates:
+        served = u[..., : r.shape[-1]] if cell.alone else u
+        sums, rs = (jnp.split(a, cell.recurrent_gates, -1) for a in (served + r, r))
+    entries = enumerate(cell.gates)
+    return tuple((us[g], rs[g]) if e in cell.apart else us[g] if e in cell.alone else sums[g] for g, e in entries)
 
 
 def h_of(state: State) -> jax.Array:
@@ -89,18 +127,18 @@ def sides(cell: Cell, δ: jax.Array) -> tuple[jax.Array, jax.Array]:
     One array leaves the loop, not these two: two concatenations of the same gates took XLA's CPU backend 67 us a step
     in place of 39 for the GRU at B = 128, H = 32, and 70 in place of 64 at B = 32, H = 128.
     """
-    if not cell.apart:
+    if not cell.apart and not cell.alone:
         return δ, δ
     count = len(cell.gates)
     gates = jnp.split(δ, count + len(cell.apart), -1)
     beyond = iter(gates[count:])
     r_side = [next(beyond) if gate in cell.apart else gates[g] for g, gate in enumerate(cell.gates)]
-    return jnp.concatenate(gates[:count], -1), jnp.concatenate(r_side, -1)
+    return jnp.concatenate(gates[:count], -1), jnp.concatenate(r_side[: cell.recurrent_gates], -1)
 
 
 def dtypes(weights: Weights, carry: State, xs: jax.Array) -> tuple[Any, Any]:
     """Products multiply in, and gates are kept in, the widest dtype of what is multiplied; a bias is only added. And
     the dtype in which they accumulate.
     """
-    product = _precision.promote(weights.w_x, weights.w_h, *jax.tree.leaves(carry), xs)
+    product = _precision.promote(*jax.tree.leaves((weights.w_x, weights.w_h, weights.w_q, carry)), xs)
     return product, _precision.accumulator(product)

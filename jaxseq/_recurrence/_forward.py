@@ -23,8 +23,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxseq import _dense, _precision, _time
+from jaxseq import _precision, _time
 from jaxseq._recurrence._cell import Cell, Inputs, State, Weights, dtypes, h_of, join
+from jaxseq._recurrence._phi import phi
 from jaxseq._time import Block, Options
 
 
@@ -58,12 +59,12 @@ def with_y(saved: Any, y: jax.Array) -> Any:
 def advance(
     cell: Cell, precision: Any, weights: Weights, s_prev: State, x: Any, live: Any, stop: Any, share: bool = False
 ) -> Any:
-    """(s, (y, ŝ, saved)) of one step, x (*B, D); with `share` what y holds is not saved."""
+    """(s, (y, ŝ, saved)) of one step, x (*B, *features); with `share` what y holds is not saved."""
     product, acc = dtypes(weights, s_prev, x)
     ŝ = _time.zeroed(stop, s_prev)
-    u = _dense.apply(precision, weights.w_x, weights.b_x, _time.seen(live, x).astype(product))
-    r = _dense.apply(precision, weights.w_h, weights.b_h, h_of(ŝ).astype(product))
-    s, saved = cell.step(join(cell, u, r), _precision.cast(ŝ, acc))
+    u = cell.input.apply(precision, weights.w_x, weights.b_x, _time.seen(live, x).astype(product))
+    r = cell.recurrent.apply(precision, weights.w_h, weights.b_h, h_of(ŝ).astype(product))
+    s, saved = phi(cell, precision, weights, product).step(join(cell, u, r), _precision.cast(ŝ, acc))
     if share:
         saved = jax.tree.map(lambda a: AsY() if a is h_of(s) else a, saved)
     s = _precision.cast_like(s, ŝ)

@@ -13,7 +13,7 @@ from jaxseq._time import Options
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def recurrence(cell: Cell, options: Options, inputs: Inputs) -> Any:
+def rule(cell: Cell, options: Options, inputs: Inputs) -> Any:
     return run(cell, options, inputs, None)[0]
 
 
@@ -61,4 +61,4 @@ def _recurrence_bwd(cell: Cell, options: Options, residuals: Any, cotangents: An
     return (Inputs(w̄, c̄arry, x̄s, None, None),)
 
 
-recurrence.defvjp(_recurrence_fwd, _recurrence_bwd)
+rule.defvjp(_recurrence_fwd, _recurrence_bwd)

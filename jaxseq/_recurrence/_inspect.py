@@ -1,0 +1,65 @@
+"""Whether a cell does what its engine takes for granted: shapes, dtypes and structures, found by tracing alone."""
+
+from functools import lru_cache
+from typing import Any
+
+import jax
+
+from jaxseq import _checks, _precision
+from jaxseq._recurrence._cell import Cell, State, Weights, dtypes, h_of, join
+from jaxseq._recurrence._phi import phi
+
+
+def inspect(cell: Cell, precision: Any, weights: Weights, carry: State, x: jax.Array, axes: int) -> None:
+    """Raises, naming the cell and the part, where a step or a pullback is not what `Cell` says; `axes` of batch."""
+    product, acc = dtypes(weights, carry, x)
+    state = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[axes:], acc), carry)
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), weights)
+    _inspect(cell, precision, shapes, state, product)
+
+
+@lru_cache(256)
+def _inspect(cell: Cell, precision: Any, weights: Weights, state: State, product: Any) -> None:
+    acc = _precision.accumulator(product)
+    features = h_of(state).shape
+    sizes = cell.input.channels(weights.w_x, len(cell.gates))
+    assert sizes is not None
+    u, r = (
+        jax.ShapeDtypeStruct((*features[:-1], count * sizes[1]), acc)
+        for count in (len(cell.gates), cell.recurrent_gates)
+    )
+    a = jax.eval_shape(lambda u, r: join(cell, u, r), u, r)
+
+    def found(part: str, f: Any, *args: Any) -> Any:
+        try:
+            return jax.eval_shape(f, *args)
+        except Exception as error:
+            error.add_note(f"jaxseq: this came from `{part}` of the cell {cell.name!r}.")
+            raise
+
+    step = lambda weights, a, s: phi(cell, precision, weights, product).step(a, s)  # noqa: E731
+    out = found("step", step, weights, a, state)
+    if not isinstance(out, tuple) or len(out) != 2:
+        _checks.bad_type(f"{cell.name}.step", "a pair (state, saved), since there is a pullback", _told(out))
+    _same(cell, "step", "a state like the one before it", out[0], state)
+
+    def pull(weights: Weights, saved: Any, s_prev: State, s̄: State) -> Any:
+        return phi(cell, precision, weights, product).pullback(saved, s_prev, s̄)
+
+    δ, s̃, p̄, _ = found("pullback", pull, weights, out[1], state, state)
+    _same(cell, "pullback", "δ like the pre-activations", δ, a)
+    _same(cell, "pullback", "s̄_prev like the state", s̃, state)
+    if weights.own is not None:
+        _same(cell, "pullback", "p̄ like the parameters of the cell's own", p̄, _precision.cast(weights.own, acc))
+
+
+def _same(cell: Cell, part: str, expected: str, actual: Any, like: Any) -> None:
+    """Structure, shapes and dtypes."""
+    tell = lambda tree: [(a.shape, a.dtype) for a in jax.tree.leaves(tree)]  # noqa: E731
+    if jax.tree.structure(actual) != jax.tree.structure(like) or tell(actual) != tell(like):
+        _checks.bad_value(f"{cell.name}.{part}", f"{expected}, {_told(like)}", _told(actual))
+
+
+def _told(tree: Any) -> str:
+    words = jax.tree.map(lambda a: f"{a.dtype}{list(a.shape)}", tree)
+    return str(words).replace("'", "")

@@ -1,0 +1,100 @@
+"""φ and its pullback, with what belongs to a cell bound: by hand where the cell brings one, else JAX's of its step.
+
+JAX's pullback of a step saves the pre-activations alone and runs the step again. With an inner product v = q W_q the
+cotangent of v is that of a zero added to it, so that W̄_q = sum_t q_tᵀ v̄_t is one contraction like the others.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxseq import _checks, _precision
+from jaxseq._recurrence._cell import Cell, Gates, State, Weights, h_of
+from jaxseq.maps import Dense
+
+
+class Inner(NamedTuple):
+    """The product inside of a step, L(q) = q w_q, and its pullback L.T(v̄) = v̄ w_qᵀ."""
+
+    precision: Any
+    dtype: Any  # of what is multiplied
+    w_q: jax.Array
+
+    def __call__(self, q: jax.Array) -> jax.Array:
+        return Dense().product(self.precision, self.w_q, q.astype(self.dtype))
+
+    def T(self, v̄: jax.Array) -> jax.Array:
+        return Dense().pull_input(self.precision, self.w_q, v̄.astype(self.dtype), ())
+
+
+class Phi(NamedTuple):
+    """φ as both sweeps call it; p̄ is None without parameters of the cell's own, (q, v̄) without an inner product."""
+
+    step: Callable[[Gates, State], tuple[State, Any]]
+    pullback: Callable[[Any, State, State], tuple[Gates, State, Any, Any]]
+    replay: Callable[[Any, State], State] | None
+
+
+def phi(cell: Cell, precision: Any, weights: Weights, product: Any) -> Phi:
+    """φ of these weights, products in that dtype."""
+    own = () if weights.own is None else (_precision.cast(weights.own, _precision.accumulator(product)),)
+    inner = () if weights.w_q is None else (Inner(precision, product, weights.w_q),)
+    cell = with_pullback(cell, 1 + cell.recurrent.dimensions(weights.w_h))
+    pull, replay = cell.pullback, cell.replay
+    assert pull is not None
+
+    def pullback(saved: Any, s_prev: State, s̄: State) -> Any:
+        δ, s̃, *rest = pull(saved, s_prev, s̄, *own, *inner)
+        return δ, s̃, rest[0] if own else None, rest[-1] if inner else None
+
+    return Phi(
+        lambda a, s_prev: cell.step(a, s_prev, *own, *inner),
+        pullback,
+        None if replay is None else lambda saved, s_prev: replay(saved, s_prev, *own, *inner),
+    )
+
+
+@lru_cache(256)
+def with_pullback(cell: Cell, features: int) -> Cell:
+    """The cell, whose states have so many axes of features, with JAX's pullback if it brings none."""
+    if cell.pullback is not None:
+        return cell
+
+    def step(a: Gates, s_prev: State, *more: Any) -> tuple[State, Gates]:
+        return cell.step(a, s_prev, *more), a
+
+    def pullback(a: Gates, s_prev: State, s̄: State, *more: Any) -> Any:
+        p, inner = more[: bool(cell.own)], more[bool(cell.own) :]
+
+        def one(a: Gates, s_prev: State, s̄: State) -> Any:
+            if not inner:
+                return jax.vjp(cell.step, a, s_prev, *p)[1](s̄)
+            v = jax.eval_shape(lambda *args: inner[0](_inner(cell, inner[0], *args)[1]), a, s_prev, *p)
+            f = lambda *args: _inner(cell, inner[0], *args[:-1], zero=args[-1])  # noqa: E731
+            _, pull, q = jax.vjp(f, a, s_prev, *p, jnp.zeros(v.shape, v.dtype), has_aux=True)
+            *found, v̄ = pull(s̄)
+            return *found, (q, v̄)
+
+        if p:  # p̄ of each example: their sum in every step would be a collective in every step
+            for _ in range(h_of(s_prev).ndim - features):
+                one = jax.vmap(one)
+        return one(a, s_prev, s̄)
+
+    return cell._replace(step=step, pullback=pullback, replay=cell.step)
+
+
+def _inner(cell: Cell, inner: Inner, *args: Any, zero: Any = 0) -> tuple[State, jax.Array]:
+    """(s, q) of a step, `zero` added to v."""
+    seen = []
+
+    def L(q: jax.Array) -> jax.Array:
+        seen.append(q)
+        return inner(q) + zero
+
+    s = cell.step(*args, L)
+    if len(seen) != 1:
+        _checks.bad_value(f"{cell.name}.step", "one call of L, the product with `params.w_q`", f"{len(seen)}")
+    return s, seen[0]

@@ -1,0 +1,234 @@
+"""The linear maps that a recurrence goes through, y = L(w, x), each with its two pullbacks.
+
+    to the input     x̄ = Lᵀ(w, ȳ)
+    to the weight    w̄ = ȳ ⊗ x
+
+x has any leading axes N, then its features: channels last, and before them space where a map has any. y has H channels
+for each of G gates, gate after gate, and a bias (G H,) is added to them.
+
+    Dense       y[N, (g i)]    = sum_d    x[N, d] w[d, (g i)]                    w (D, G H)
+    Diagonal    y[N, (g i)]    =          x[N, i] w[g, i]                        w (G, H),  D = H
+    Blocks      y[N, (g n i)]  = sum_d    x[N, (n d)] w[n, d, g, i]              w (n, D / n, G, H / n)
+    Conv        y[N, p, (g i)] = sum_k,d  x[N, s p + δ k - lo, d] w[k, d, (g i)]  w (*window, D, G H)
+
+Of the two without a file of their own,
+
+    Diagonal    x̄[N, i]     = sum_g    ȳ[N, (g i)] w[g, i]         w̄[g, i]       = sum_N  x[N, i] ȳ[N, (g i)]
+    Blocks      x̄[N, (n d)] = sum_g,i  ȳ[N, (g n i)] w[n, d, g, i]  w̄[n, d, g, i] = sum_N  x[N, (n d)] ȳ[N, (g n i)]
+
+Products leave in the accumulator's dtype. They are `jaxseq.Cell`'s `input` and `recurrent`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxseq import _correlation, _dense, _geometry, _precision, _sharding
+
+__all__ = ["Blocks", "Conv", "Dense", "Diagonal", "Map"]
+
+Space = tuple[int, ...]
+
+
+class Map(ABC):
+    """What every map can do. Static and hashable: weights are handed in."""
+
+    @abstractmethod
+    def product(self, precision: Any, w: jax.Array, x: jax.Array) -> jax.Array:
+        """L(w, x)."""
+
+    @abstractmethod
+    def pull_input(self, precision: Any, w: jax.Array, ȳ: jax.Array, space: Space) -> jax.Array:
+        """Lᵀ(w, ȳ), for an x of that space."""
+
+    @abstractmethod
+    def pull_weight(self, precision: Any, x: jax.Array, ȳ: jax.Array, w: jax.Array) -> jax.Array:
+        """ȳ ⊗ x, summed over all leading axes, laid out as w."""
+
+    @abstractmethod
+    def shape(self, inputs: Any, gates: int, outputs: Any) -> str:
+        """Of a weight from so many channels to so many for each gate, in words."""
+
+    @abstractmethod
+    def channels(self, w: jax.Array, gates: int) -> tuple[int, int] | None:
+        """(D, H); None where w is no weight of this map for so many gates."""
+
+    def apply(self, precision: Any, w: jax.Array, b: jax.Array | None, x: jax.Array) -> jax.Array:
+        """L(w, x) + b."""
+        return _dense.add_bias(self.product(precision, w, x), b)
+
+    def pull_in_a_loop(self, precision: Any, w: jax.Array, space: Space) -> Callable[[jax.Array], jax.Array]:
+        """`pull_input` as a function of ȳ: what it asks of w alone is done before the loop."""
+        return lambda ȳ: self.pull_input(precision, w, ȳ, space)
+
+    def dimensions(self, w: jax.Array) -> int:
+        """How many axes of space x and y have."""
+        return 0
+
+    def space(self, w: jax.Array, space: Space) -> Space:
+        """That of y, for one of x."""
+        return space
+
+    def space_of(self, w: jax.Array, x: jax.Array) -> Space:
+        """That of x."""
+        return x.shape[x.ndim - 1 - self.dimensions(w) : -1]
+
+
+@dataclass(frozen=True)
+class Dense(Map):
+    """A matrix w (D, G H)."""
+
+    def product(self, precision: Any, w: jax.Array, x: jax.Array) -> jax.Array:
+        return _dense.apply(precision, w, None, x)
+
+    def pull_input(self, precision: Any, w: jax.Array, ȳ: jax.Array, space: Space) -> jax.Array:
+        return _dense.pull_input(precision, w, ȳ)
+
+    def pull_weight(self, precision: Any, x: jax.Array, ȳ: jax.Array, w: jax.Array) -> jax.Array:
+        return _dense.pull_weight(precision, x, ȳ, _sharding.of(w))
+
+    def pull_in_a_loop(self, precision: Any, w: jax.Array, space: Space) -> Callable[[jax.Array], jax.Array]:
+        # Transposed once, and kept so: XLA's CPU backend takes 1.2 times as long over a transposed operand every step.
+        wT = lax.optimization_barrier(w.T)
+        return lambda ȳ: _dense.apply(precision, wT, None, ȳ)
+
+    def shape(self, inputs: Any, gates: int, outputs: Any) -> str:
+        return f"({inputs}, {_times(gates, outputs)})"
+
+    def channels(self, w: jax.Array, gates: int) -> tuple[int, int] | None:
+        return None if w.ndim != 2 or w.shape[1] % gates else (w.shape[0], w.shape[1] // gates)
+
+
+@dataclass(frozen=True)
+class Diagonal(Map):
+    """Each channel for itself: w (G, H)."""
+
+    def product(self, precision: Any, w: jax.Array, x: jax.Array) -> jax.Array:
+        y = _wide(x, w)[..., None, :] * _over(_wide(w, x), x.ndim - 1)
+        return y.reshape(*x.shape[:-1], w.size)
+
+    def pull_input(self, precision: Any, w: jax.Array, ȳ: jax.Array, space: Space) -> jax.Array:
+        ȳ = ȳ.reshape(*ȳ.shape[:-1], *w.shape)
+        return jnp.sum(_wide(ȳ, w) * _over(_wide(w, ȳ), ȳ.ndim - 2), -2)
+
+    def pull_weight(self, precision: Any, x: jax.Array, ȳ: jax.Array, w: jax.Array) -> jax.Array:
+        ȳ = ȳ.reshape(*ȳ.shape[:-1], *w.shape)
+        return jnp.sum(_wide(x, ȳ)[..., None, :] * _wide(ȳ, x), range(x.ndim - 1))
+
+    def shape(self, inputs: Any, gates: int, outputs: Any) -> str:
+        return f"({gates}, {outputs})"
+
+    def channels(self, w: jax.Array, gates: int) -> tuple[int, int] | None:
+        return None if w.ndim != 2 or w.shape[0] != gates else (w.shape[1], w.shape[1])
+
+
+@dataclass(frozen=True)
+class Blocks(Map):
+    """n matrices along the diagonal, heads that do not see each other: w (n, D / n, G, H / n)."""
+
+    def product(self, precision: Any, w: jax.Array, x: jax.Array) -> jax.Array:
+        x = x.reshape(*x.shape[:-1], *w.shape[:2])
+        y = _einsum("...nd,ndgi->...gni", x, w, precision)
+        return y.reshape(*y.shape[:-3], -1)
+
+    def pull_input(self, precision: Any, w: jax.Array, ȳ: jax.Array, space: Space) -> jax.Array:
+        n, _, g, i = w.shape
+        x̄ = _einsum("...gni,ndgi->...nd", ȳ.reshape(*ȳ.shape[:-1], g, n, i), w, precision)
+        return x̄.reshape(*x̄.shape[:-2], -1)
+
+    def pull_weight(self, precision: Any, x: jax.Array, ȳ: jax.Array, w: jax.Array) -> jax.Array:
+        n, d, g, i = w.shape
+        rows = prod(x.shape[:-1])
+        return _einsum("Nnd,Ngni->ndgi", x.reshape(rows, n, d), ȳ.reshape(rows, g, n, i), precision)
+
+    def shape(self, inputs: Any, gates: int, outputs: Any) -> str:
+        return f"(n, {inputs} / n, {gates}, {outputs} / n)"
+
+    def channels(self, w: jax.Array, gates: int) -> tuple[int, int] | None:
+        return None if w.ndim != 4 or w.shape[2] != gates else (w.shape[0] * w.shape[1], w.shape[0] * w.shape[3])
+
+
+@dataclass(frozen=True)
+class Conv(Map):
+    """A convolution over 1, 2 or 3 axes of space: w (*window, D, G H). Its options are those of `jaxseq.conv`."""
+
+    stride: int | tuple[int, ...] = 1
+    padding: str | int | tuple[tuple[int, int], ...] = "SAME"
+    dilation: int | tuple[int, ...] = 1
+
+    def product(self, precision: Any, w: jax.Array, x: jax.Array) -> jax.Array:
+        axes = w.ndim - 2
+        geometry, outputs = self._geometry(w, x.shape[-axes - 1 : -1])
+        rows = _flat(x, axes)
+        y = _correlation.to_output(geometry, precision, rows, w, outputs, _sharding.joined(rows, w))
+        return y.reshape(*x.shape[: -axes - 1], *y.shape[1:])
+
+    def pull_input(self, precision: Any, w: jax.Array, ȳ: jax.Array, space: Space) -> jax.Array:
+        axes = w.ndim - 2
+        geometry, _ = self._geometry(w, space)
+        rows = _flat(ȳ, axes)
+        x̄ = _correlation.to_input(geometry, precision, w, rows, space, _sharding.joined(rows, w, -2))
+        return x̄.reshape(*ȳ.shape[: -axes - 1], *x̄.shape[1:])
+
+    def pull_weight(self, precision: Any, x: jax.Array, ȳ: jax.Array, w: jax.Array) -> jax.Array:
+        axes = w.ndim - 2
+        geometry, _ = self._geometry(w, x.shape[-axes - 1 : -1])
+        x, ȳ = _flat(x, axes), _flat(ȳ, axes)
+        return _correlation.to_kernel(geometry, precision, x, ȳ, w.shape[:axes], _sharding.of(w))
+
+    def shape(self, inputs: Any, gates: int, outputs: Any) -> str:
+        return f"(*window, {inputs}, {_times(gates, outputs)})"
+
+    def channels(self, w: jax.Array, gates: int) -> tuple[int, int] | None:
+        return (
+            None if not 3 <= w.ndim <= 5 or w.shape[-1] % gates or not w.size else (w.shape[-2], w.shape[-1] // gates)
+        )
+
+    def dimensions(self, w: jax.Array) -> int:
+        return w.ndim - 2
+
+    def space(self, w: jax.Array, space: Space) -> Space:
+        return self._geometry(w, space)[1]
+
+    def _geometry(self, w: jax.Array, space: Space) -> tuple[_geometry.Geometry, Space]:
+        window = w.shape[:-2]
+        geometry = _geometry.resolve(space, window, self.stride, self.padding, self.dilation, 1)
+        return geometry, _geometry.output_sizes(geometry, space, window)
+
+
+def _flat(x: jax.Array, axes: int) -> jax.Array:
+    """All leading axes as one."""
+    return x.reshape(prod(x.shape[: -axes - 1]), *x.shape[-axes - 1 :])
+
+
+def _einsum(equation: str, a: jax.Array, b: jax.Array, precision: Any) -> jax.Array:
+    common = _precision.promote(a, b)
+    return jnp.einsum(
+        equation,
+        a.astype(common),
+        b.astype(common),
+        precision=precision,
+        preferred_element_type=_precision.accumulator(common),
+    )
+
+
+def _wide(a: jax.Array, b: jax.Array) -> jax.Array:
+    """a in the dtype in which its product with b accumulates."""
+    return a.astype(_precision.accumulator(_precision.promote(a, b)))
+
+
+def _over(a: jax.Array, axes: int) -> jax.Array:
+    """a, with so many axes of one before its own."""
+    return jnp.expand_dims(a, range(axes))
+
+
+def _times(gates: int, channels: Any) -> str:
+    if isinstance(channels, int):
+        return str(gates * channels)
+    return channels if gates == 1 else f"{gates} {channels}"

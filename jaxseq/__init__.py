@@ -3,12 +3,23 @@
 A sequence layer is a pointwise cell between two linear maps, carried through time.
 """
 
-from jaxseq import reference, testing
+from jaxseq import cells, maps, reference, testing
+from jaxseq._any_cell import recurrence, recurrence_cell
 from jaxseq._causal_conv import causal_conv
 from jaxseq._conv import ConvParams, conv, conv_init
+from jaxseq._conv_recurrence import (
+    conv_gru,
+    conv_gru_cell,
+    conv_gru_init,
+    conv_lstm,
+    conv_lstm_cell,
+    conv_lstm_init,
+)
 from jaxseq._conv_transpose import conv_transpose
 from jaxseq._gru import GRUParams, gru, gru_cell, gru_init
+from jaxseq._layers import bidirectional, stack
 from jaxseq._lstm import LSTMParams, LSTMState, lstm, lstm_cell, lstm_init
+from jaxseq._recurrence import Cell
 from jaxseq._rnn import RNNParams, rnn, rnn_cell, rnn_init
 from jaxseq._separable import depthwise_conv, separable_conv
 from jaxseq._time import Time
@@ -16,15 +27,24 @@ from jaxseq._time import Time
 __version__ = "0.1.0"
 
 __all__ = [
+    "Cell",
     "ConvParams",
     "GRUParams",
     "LSTMParams",
     "LSTMState",
     "RNNParams",
     "Time",
+    "bidirectional",
     "causal_conv",
+    "cells",
     "conv",
+    "conv_gru",
+    "conv_gru_cell",
+    "conv_gru_init",
     "conv_init",
+    "conv_lstm",
+    "conv_lstm_cell",
+    "conv_lstm_init",
     "conv_transpose",
     "depthwise_conv",
     "gru",
@@ -33,10 +53,14 @@ __all__ = [
     "lstm",
     "lstm_cell",
     "lstm_init",
+    "maps",
+    "recurrence",
+    "recurrence_cell",
     "reference",
     "rnn",
     "rnn_cell",
     "rnn_init",
     "separable_conv",
+    "stack",
     "testing",
 ]

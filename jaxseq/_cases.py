@@ -13,13 +13,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxseq import reference
+from jaxseq import cells, maps, reference
+from jaxseq._any_cell import recurrence, recurrence_cell
 from jaxseq._causal_conv import causal_conv
 from jaxseq._conv import conv
+from jaxseq._conv_recurrence import conv_gru, conv_gru_cell, conv_lstm, conv_lstm_cell
 from jaxseq._conv_transpose import conv_transpose
 from jaxseq._gru import GRUParams, gru, gru_cell
 from jaxseq._init import normal
+from jaxseq._layers import bidirectional, stack
 from jaxseq._lstm import LSTMParams, LSTMState, lstm, lstm_cell
+from jaxseq._recurrence import Cell
 from jaxseq._rnn import RNNParams, rnn, rnn_cell
 from jaxseq._separable import depthwise_conv, separable_conv
 
@@ -31,12 +35,16 @@ class Variant(NamedTuple):
         example: `(key, *, dtype, batch, length) -> args`: random arguments with the given batch axes, and `length`
             time steps or positions along the first spatial axis where the op has any.
         options: the keyword-only options.
+        first: what stands before the arguments and is no array.
+        first_of_twin: the same for the twin, where it is not the same.
         arrays: the names of those keyword-only options that are arrays, and last among the arguments.
     """
 
     example: Callable[..., tuple[Any, ...]]
     options: Mapping[str, Any]
     arrays: tuple[str, ...] = ()
+    first: tuple[Any, ...] = ()
+    first_of_twin: tuple[Any, ...] | None = None
 
     def arguments(self, key: Any, *, dtype: Any = jnp.float32, batch: tuple[int, ...] = (2,), length: int = 7) -> tuple:
         """Random arguments for the op and its twin."""
@@ -44,7 +52,9 @@ class Variant(NamedTuple):
 
     def bound(self, f: Callable[..., Any]) -> Callable[..., Any]:
         """The op or its twin under these options, a function of the arguments alone."""
-        return partial(_by_position(f, self.arrays) if self.arrays else f, **self.options)
+        of_twin = self.first_of_twin is not None and f.__module__ == reference.__name__
+        first = self.first_of_twin if of_twin else self.first
+        return partial(_by_position(f, self.arrays) if self.arrays else f, *(first or ()), **self.options)
 
 
 def _by_position(f: Callable[..., Any], names: tuple[str, ...]) -> Callable[..., Any]:
@@ -55,7 +65,7 @@ def _by_position(f: Callable[..., Any], names: tuple[str, ...]) -> Callable[...,
         first = len(args) - len(names)
         arrays = dict(zip(names, args[first:], strict=True))
         if "lengths" in arrays:  # who tries other sizes leaves integers as they are
-            arrays["lengths"] = jnp.minimum(arrays["lengths"], args[2].shape[options.get("time_axis", 0)])
+            arrays["lengths"] = jnp.minimum(arrays["lengths"], args[first - 1].shape[options.get("time_axis", 0)])
         return f(*args[:first], **arrays, **options)
 
     return call
@@ -71,7 +81,7 @@ class Case(NamedTuple):
 
 def _normals(key: Any, dtype: Any) -> Callable[..., jax.Array]:
     """Draws normal arrays of moderate size, each from a key of its own: `draw(*shape)`."""
-    keys = iter(jax.random.split(key, 8))  # no op takes more
+    keys = iter(jax.random.split(key, 16))  # no op takes more
     return lambda *shape: (normal(next(keys), shape) * 0.5).astype(dtype)
 
 
@@ -142,25 +152,27 @@ def _recurrence_example(
     batch: tuple[int, ...],
     length: int,
     params: type,
-    gates: int,
-    biases: int = 1,
+    gates: int = 1,
     state: type | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    features: tuple[int, ...] = (3,),
+    states: tuple[tuple[int, ...], ...] | None = None,
     time: bool = True,
     bias: bool = True,
     carry: bool = True,
     masks: tuple[str, ...] = (),
     batch_first: bool = False,
 ) -> tuple[Any, ...]:
-    draw, D, H = _normals(key, dtype), 3, 5
-    weights = params(
-        draw(D, gates * H),
-        draw(H, gates * H),
-        *(draw(gates * H) if bias else None for _ in range(biases)),
-    )
-    h, c = draw(*batch, H), draw(*batch, H)
-    first = h if state is None else state(h, c)
+    """Of D = 3 and H = 5, unless `shapes` says so of parameters, `features` of x and `states` of the carry."""
+    D, H = 3, 5
+    draw, width = _normals(key, dtype), gates * H
+    sizes_of = {"w_x": (D, width), "w_h": (H, width), "b": (width,), "b_x": (width,), "b_h": (width,), **(shapes or {})}
+    fields: Any = params._fields  # type: ignore[attr-defined]
+    weights = params(*(draw(*sizes_of[f]) if bias or f[:1] != "b" else None for f in fields))
+    count = 1 if state is None else len(state._fields)  # type: ignore[attr-defined]
+    leaves = [draw(*batch, *shape) for shape in states or ((H,),) * count]
     sizes = (*batch, length) if batch_first else (length, *batch)
-    x = draw(*(sizes if time else batch), D)
+    x = draw(*(sizes if time else batch), *features)
     # Sequences of many lengths, none among them; resets anywhere but at the first step, where they would close the only
     # way into a carry or out of one.
     marks = jax.random.bernoulli(jax.random.fold_in(key, 1), 0.2, sizes)
@@ -168,6 +180,7 @@ def _recurrence_example(
         "lengths": jax.random.permutation(key, jnp.arange(prod(batch)) * (length + 3) % (length + 1)).reshape(batch),
         "resets": marks & (jax.lax.broadcasted_iota(int, sizes, len(batch) if batch_first else 0) > 0),
     }
+    first = leaves[0] if state is None else state(*leaves)
     return weights, first if carry else None, x, *(drawn[name] for name in masks)
 
 
@@ -273,9 +286,171 @@ def _step_variants(example: Callable[..., tuple], **options: Any) -> dict[str, V
     return {"plain": Variant(step, options), "no bias": Variant(partial(step, bias=False), options)}
 
 
+def _layers_example(
+    key: Any, *, dtype: Any, batch: tuple[int, ...], length: int, layers: tuple[Any, ...], masks: tuple[str, ...] = ()
+) -> tuple[Any, ...]:
+    """Several layers of D = 3 at the bottom, `layers` the examples of them, nested as they are put together."""
+
+    def of(layers: Any, key: Any) -> tuple[Any, Any]:
+        keys = jax.random.split(key, len(layers))
+        found = [
+            of(layer, k) if isinstance(layer, tuple) else layer(k, dtype=dtype, batch=batch, length=length)
+            for layer, k in zip(layers, keys, strict=True)
+        ]
+        return [p for p, *_ in found], [carry for _, carry, *_ in found]
+
+    _, _, x, *drawn = _RNN(key, dtype=dtype, batch=batch, length=length, masks=masks)
+    return *of(layers, key), x, *drawn
+
+
+_KEY = jax.random.key(0)
 _RNN = partial(_recurrence_example, params=RNNParams, gates=1)
-_GRU = partial(_recurrence_example, params=GRUParams, gates=3, biases=2)
+_GRU = partial(_recurrence_example, params=GRUParams, gates=3)
 _LSTM = partial(_recurrence_example, params=LSTMParams, gates=4, state=LSTMState)
+
+
+def _kernels(gates: int, *window: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of a convolutional recurrence of 2 channels, then 3, its windows not the same."""
+    return {
+        "w_x": (*window, 2, 3 * gates),
+        "w_h": (*(k + 1 for k in window), 3, 3 * gates),
+        **dict.fromkeys(("b", "b_x", "b_h"), (3 * gates,)),
+    }
+
+
+def _conv_recurrence_variants(params: type, gates: int, state: type | None, *, time: bool) -> dict[str, Variant]:
+    """Over 1 to 3 axes, and under options of time."""
+
+    def variant(
+        window: tuple[int, ...],
+        space: tuple[int, ...],
+        outputs: tuple[int, ...],
+        *masks: str,
+        bias: bool = True,
+        carry: bool = True,
+        **options: Any,
+    ) -> Variant:
+        example = partial(
+            _recurrence_example,
+            params=params,
+            state=state,
+            shapes=_kernels(gates, *window),
+            features=(*space, 2),
+            states=((*outputs, 3),) * (1 if state is None else 2),
+            time=time,
+            bias=bias,
+            carry=carry,
+            masks=masks,
+            batch_first=options.get("time_axis", 0) == 1,
+        )
+        return Variant(example, options, masks)
+
+    found = {
+        "1d": variant((2,), (6,), (6,)),
+        "2d strided": variant((3, 2), (5, 4), (3, 4), stride=(2, 1), bias=False),
+    }
+    if not time:
+        return found
+    return found | {
+        "3d": variant((2, 1, 2), (3, 2, 4), (2, 2, 1), padding="VALID", dilation=(1, 1, 3), carry=False),
+        "1d truncation, reverse": variant((2,), (6,), (6,), truncation=3, reverse=True),
+        "1d lengths, resets, checkpoint": variant((3,), (4,), (4,), "lengths", "resets", checkpoint=3, time_axis=1),
+    }
+
+
+class _LeakyParams(NamedTuple):
+    """A cell of the user's own: `_leaky`."""
+
+    w_x: Any
+    w_h: Any
+    b: Any
+    rate: Any
+    gain: Any
+
+
+def _leaky_step(a: Any, h: Any, p: _LeakyParams) -> Any:
+    rate, gain = jnp.expand_dims(jax.nn.sigmoid(p.rate), range(h.ndim - 1)), p.gain
+    return (1 - rate) * h + rate * jnp.tanh(gain * a[0])
+
+
+class _TwiceParams(NamedTuple):
+    """A cell of the user's own with an inner product and a second leaf: `_twice`."""
+
+    w_x: Any
+    w_h: Any
+    b_x: Any
+    b_h: Any
+    w_q: Any
+    rate: Any
+
+
+class _TwiceState(NamedTuple):
+    h: Any
+    s: Any
+
+
+def _twice_step(a: Any, state: _TwiceState, p: _TwiceParams, L: Any) -> _TwiceState:
+    (u, r), v = a
+    s = jnp.expand_dims(p.rate, range(v.ndim - 1)) * state.s + jnp.tanh(u * r)
+    return _TwiceState(jnp.sin(L(s * v)) + state.h, s)
+
+
+_LEAKY = Cell("leaky", gates="h", step=_leaky_step, params=_LeakyParams)
+_TWICE = Cell("twice", gates="gv", apart="g", alone="v", step=_twice_step, params=_TwiceParams, state=_TwiceState)
+
+
+def _cell_variants(*, time: bool) -> dict[str, Variant]:
+    """Every cell of `jaxseq.cells` that has no function of its own, and two of the user's own, one option of time each
+    and all of them in turn.
+    """
+    lstm, H = {"gates": 4, "state": LSTMState}, (5,)
+    norm = dict.fromkeys(("gain_x", "gain_h", "shift", "shift_x", "shift_h"))
+    known: dict[str, tuple[Cell, dict[str, Any]]] = {
+        "leaky": (_LEAKY, {"shapes": {"rate": H, "gain": ()}}),
+        "twice": (
+            _TWICE,
+            {"gates": 2, "state": _TwiceState, "states": ((4,), H)}
+            | {"shapes": {"w_h": (4, 5), "b_h": H, "w_q": (5, 4), "rate": H}},
+        ),
+        "peephole_lstm": (cells.peephole_lstm, {**lstm, "shapes": dict.fromkeys(("p_i", "p_f", "p_o"), H)}),
+        "projected_lstm": (
+            cells.projected_lstm,
+            {**lstm, "shapes": {"w_h": (4, 20), "w_q": (5, 4)}, "states": ((4,), H)},
+        ),
+        "layer_norm_lstm": (
+            cells.layer_norm_lstm,
+            {**lstm, "shapes": dict.fromkeys(norm, (20,)) | {"gain_c": H, "shift_c": H}},
+        ),
+        "layer_norm_gru": (cells.layer_norm_gru, {"gates": 3, "shapes": dict.fromkeys(norm, (15,))}),
+        "classic_gru": (cells.classic_gru, {"gates": 3, "shapes": {"w_h": (5, 10), "w_q": (5, 5)}}),
+        "mgu": (cells.mgu, {"gates": 2}),
+        "indrnn": (cells.indrnn, {"shapes": {"w_h": (1, 5)}}),
+        "slstm": (
+            cells.slstm,
+            {"gates": 4, "state": cells.SLSTMState, "states": ((6,),) * 4}
+            | {"shapes": {"w_x": (3, 24), "w_h": (2, 3, 4, 3), "b": (24,)}},
+        ),
+        "lstm from a convolution": (
+            cells.lstm._replace(name="lstm from a convolution", input=maps.Conv(), recurrent=maps.Conv()),
+            {**lstm, "shapes": _kernels(4, 2), "features": (4, 2), "states": ((4, 3),) * 2},
+        ),
+    }
+    options: list[tuple[tuple[str, ...], dict[str, Any]]] = [
+        (("resets",), {"truncation": 3, "reverse": True}),
+        (("lengths",), {"checkpoint": 3}),
+        ((), {"truncation": (2, 3)}),
+        (("lengths", "resets"), {"reverse": True}),
+    ]
+    found = {}
+    for i, (name, (cell, sizes)) in enumerate(known.items()):
+        example = partial(_recurrence_example, params=cell.params, time=time, **sizes)
+        found[name] = Variant(example, {}, first=(cell,))
+        if time:
+            masks, more = options[i % len(options)]
+            label = ", ".join([*masks, *more])
+            found[f"{name}, {label}"] = Variant(partial(example, masks=masks), more, masks, (cell,))
+    return found
+
 
 CASES: dict[str, Case] = {
     "conv": Case(conv, reference.conv, _conv_variants(transposed=False)),
@@ -295,4 +470,52 @@ CASES: dict[str, Case] = {
     "gru_cell": Case(gru_cell, reference.gru_cell, _step_variants(_GRU)),
     "lstm": Case(lstm, reference.lstm, _time_variants(_LSTM)),
     "lstm_cell": Case(lstm_cell, reference.lstm_cell, _step_variants(_LSTM)),
+    "conv_gru": Case(conv_gru, reference.conv_gru, _conv_recurrence_variants(GRUParams, 3, None, time=True)),
+    "conv_gru_cell": Case(
+        conv_gru_cell, reference.conv_gru_cell, _conv_recurrence_variants(GRUParams, 3, None, time=False)
+    ),
+    "conv_lstm": Case(conv_lstm, reference.conv_lstm, _conv_recurrence_variants(LSTMParams, 4, LSTMState, time=True)),
+    "conv_lstm_cell": Case(
+        conv_lstm_cell, reference.conv_lstm_cell, _conv_recurrence_variants(LSTMParams, 4, LSTMState, time=False)
+    ),
+    "bidirectional": Case(
+        bidirectional,
+        reference.bidirectional,
+        {
+            "lstm": Variant(partial(_layers_example, layers=(_LSTM, _LSTM)), {}, (), (lstm,), (reference.lstm,)),
+            "rnn and gru, lengths, truncation": Variant(
+                partial(_layers_example, layers=(_RNN, _GRU), masks=("lengths",)),
+                {"truncation": 3},
+                ("lengths",),
+                ((rnn, gru),),
+                ((reference.rnn, reference.gru),),
+            ),
+        },
+    ),
+    "stack": Case(
+        stack,
+        reference.stack,
+        {
+            "gru": Variant(
+                partial(_layers_example, layers=(_GRU, partial(_GRU, shapes={"w_x": (5, 15)}))),
+                {"residual": True},
+                (),
+                (gru,),
+                (reference.gru,),
+            ),
+            "bidirectional lstm, dropout, resets": Variant(
+                partial(
+                    _layers_example,
+                    layers=((_LSTM, _LSTM), (partial(_LSTM, shapes={"w_x": (10, 20)}),) * 2),
+                    masks=("resets",),
+                ),
+                {"dropout": 0.2, "key": _KEY},
+                ("resets",),
+                (partial(bidirectional, lstm),),
+                (partial(reference.bidirectional, reference.lstm),),
+            ),
+        },
+    ),
+    "recurrence": Case(recurrence, reference.recurrence, _cell_variants(time=True)),
+    "recurrence_cell": Case(recurrence_cell, reference.recurrence_cell, _cell_variants(time=False)),
 }

@@ -122,6 +122,15 @@ def lengths(name: str, value: Any, batch: tuple[int, ...], steps: int) -> jax.Ar
     return jnp.asarray(value, jnp.int32)
 
 
+def rate(name: str, value: Any) -> float:
+    """A probability below one, known when the function is traced."""
+    if isinstance(value, bool | np.bool_ | jax.Array) or not isinstance(value, int | float | np.number):
+        bad_type(name, "a number from 0 to 1, known when the function is traced", describe(value))
+    if not 0 <= value < 1:
+        bad_value(name, "at least 0 and less than 1", str(value))
+    return float(value)
+
+
 def boolean(name: str, value: Any) -> bool:
     if not isinstance(value, bool | np.bool_):
         bad_type(name, "True or False, known when the function is traced", describe(value))

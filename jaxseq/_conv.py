@@ -174,9 +174,7 @@ def conv_init(
     groups = _checks.integer("groups", groups, at_least=1)
     check_groups(groups, c_in, c_out)
     dtype = _checks.dtype("dtype", dtype)
-    per_in = c_in // groups
-    kernel = _init.normal(key, (*taps, per_in, c_out), dtype) * (prod(taps) * per_in) ** -0.5
-    return ConvParams(kernel, jnp.zeros((c_out,), dtype))
+    return ConvParams(_init.kernel(key, taps, c_in // groups, c_out, dtype), jnp.zeros((c_out,), dtype))
 
 
 # --- What `conv_transpose` and `causal_conv` ask too ---

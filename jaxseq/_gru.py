@@ -39,14 +39,14 @@ class GRUParams(NamedTuple):
     b_h: Float[Array, " 3*H"] | None
 
 
-def _step(a: _recurrence.Gates, h_prev: jax.Array) -> tuple[jax.Array, Any]:
+def step(a: _recurrence.Gates, h_prev: jax.Array) -> tuple[jax.Array, Any]:
     a_r, a_z, (u_n, m) = a
     r, z = jax.nn.sigmoid(a_r), jax.nn.sigmoid(a_z)
     n = jnp.tanh(u_n + r * m)
     return (1 - z) * n + z * h_prev, (r, z, n, m)
 
 
-def _pullback(saved: Any, h_prev: jax.Array, h̄: jax.Array) -> tuple[_recurrence.Gates, jax.Array]:
+def pullback(saved: Any, h_prev: jax.Array, h̄: jax.Array) -> tuple[_recurrence.Gates, jax.Array]:
     r, z, n, m = saved
     n̄, z̄ = h̄ * (1 - z), h̄ * (h_prev - n)
     δn = n̄ * (1 - n * n)
@@ -56,7 +56,7 @@ def _pullback(saved: Any, h_prev: jax.Array, h̄: jax.Array) -> tuple[_recurrenc
     return (δr, δz, (δn, δm)), h̄ * z
 
 
-_GRU = _recurrence.Cell(name="gru", gates="rzn", apart="n", step=_step, pullback=_pullback, params=GRUParams)
+CELL = _recurrence.Cell(name="gru", gates="rzn", apart="n", step=step, pullback=pullback, params=GRUParams)
 
 
 @op
@@ -103,7 +103,7 @@ def gru(
         K. Cho et al., Learning phrase representations using RNN encoder-decoder (2014), section 2.3.
     """
     return _recurrence.sequence(
-        _GRU,
+        CELL,
         params,
         carry,
         xs,
@@ -144,7 +144,7 @@ def gru_cell(
     Reference:
         K. Cho et al., Learning phrase representations using RNN encoder-decoder (2014), section 2.3.
     """
-    return _recurrence.one_step(_GRU, params, carry, x, precision=precision)
+    return _recurrence.one_step(CELL, params, carry, x, precision=precision)
 
 
 def gru_init(key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: Any = jnp.float32) -> GRUParams:

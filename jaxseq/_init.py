@@ -1,4 +1,4 @@
-"""First weights: those of a recurrence are the same for every cell.
+"""First weights.
 
 The input map is normal with variance 1 / D; the recurrent map is, for each gate, a random orthogonal matrix, which
 keeps the norm of what it carries through time; biases are zero unless a cell's file says otherwise.
@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxseq import _checks, _precision
+from jaxseq import _checks, _geometry, _precision
 
 
 def normal(key: Any, shape: tuple[int, ...], dtype: Any = float) -> jax.Array:
@@ -21,15 +21,52 @@ def normal(key: Any, shape: tuple[int, ...], dtype: Any = float) -> jax.Array:
     return jax.random.normal(key, (prod(shape),), dtype).reshape(shape)
 
 
+def sizes(input_size: Any, hidden_size: Any, dtype: Any) -> tuple[int, int, Any]:
+    """(D, H, dtype), checked."""
+    return (
+        _checks.integer("input_size", input_size, at_least=1),
+        _checks.integer("hidden_size", hidden_size, at_least=1),
+        _checks.dtype("dtype", dtype),
+    )
+
+
+def matrix(key: Any, rows: int, columns: int, dtype: Any) -> jax.Array:
+    """(rows, columns), normal with variance 1 / rows; drawn in float32 at least."""
+    return (jax.random.normal(key, (rows, columns), _precision.accumulator(dtype)) * rows**-0.5).astype(dtype)
+
+
+def orthogonal(key: Any, size: int, gates: int, dtype: Any) -> jax.Array:
+    """(H, gates H), a random orthogonal matrix for each gate; made in float32 at least: there is no QR in bfloat16."""
+    draw = jax.nn.initializers.orthogonal()
+    blocks = [draw(k, (size, size), _precision.accumulator(dtype)) for k in jax.random.split(key, gates)]
+    return jnp.concatenate(blocks, -1).astype(dtype)
+
+
 def maps(key: Any, input_size: Any, hidden_size: Any, gates: int, dtype: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
     """w_x (D, gates H), w_h (H, gates H) and a zero bias (gates H,)."""
-    rows = _checks.integer("input_size", input_size, at_least=1)
-    hidden = _checks.integer("hidden_size", hidden_size, at_least=1)
-    dtype = _checks.dtype("dtype", dtype)
-    # Drawn and orthogonalised in float32 at least: there is no QR in bfloat16.
-    wide = _precision.accumulator(dtype)
+    rows, hidden, dtype = sizes(input_size, hidden_size, dtype)
     key_x, key_h = jax.random.split(key)
-    w_x = jax.random.normal(key_x, (rows, gates * hidden), wide) * rows**-0.5
-    orthogonal = jax.nn.initializers.orthogonal()
-    w_h = jnp.concatenate([orthogonal(k, (hidden, hidden), wide) for k in jax.random.split(key_h, gates)], -1)
-    return w_x.astype(dtype), w_h.astype(dtype), jnp.zeros((gates * hidden,), dtype)
+    w_x, w_h = matrix(key_x, rows, gates * hidden, dtype), orthogonal(key_h, hidden, gates, dtype)
+    return w_x, w_h, jnp.zeros((gates * hidden,), dtype)
+
+
+def kernels(
+    key: Any, window: Any, c_in: Any, c_out: Any, gates: int, dtype: Any
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """w_x (*window, C, gates F), w_h (*window, F, gates F), normal with variance 1 / fan_in, and a zero bias."""
+    axes = len(window) if isinstance(window, tuple | list) else 1
+    if not 1 <= axes <= 3:
+        _checks.bad_value("window", "1 to 3 spatial axes", f"{axes}")
+    taps = _geometry.per_axis("window", window, axes)
+    near, far = _checks.integer("c_in", c_in, at_least=1), _checks.integer("c_out", c_out, at_least=1)
+    dtype = _checks.dtype("dtype", dtype)
+    w_x, w_h = (
+        kernel(k, taps, channels, gates * far, dtype)
+        for k, channels in zip(jax.random.split(key), (near, far), strict=True)
+    )
+    return w_x, w_h, jnp.zeros(gates * far, dtype)
+
+
+def kernel(key: Any, taps: tuple[int, ...], near: int, far: int, dtype: Any) -> jax.Array:
+    """(*taps, near, far), normal with variance 1 / fan_in."""
+    return normal(key, (*taps, near, far), dtype) * (prod(taps) * near) ** -0.5

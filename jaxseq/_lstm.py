@@ -43,14 +43,14 @@ class LSTMState(NamedTuple):
     c: Float[Array, "*batch H"]
 
 
-def _step(a: _recurrence.Gates, s_prev: LSTMState) -> tuple[LSTMState, Any]:
+def step(a: _recurrence.Gates, s_prev: LSTMState) -> tuple[LSTMState, Any]:
     a_i, a_f, a_g, a_o = a
     i, f, g, o = jax.nn.sigmoid(a_i), jax.nn.sigmoid(a_f), jnp.tanh(a_g), jax.nn.sigmoid(a_o)
     c = f * s_prev.c + i * g
     return LSTMState(o * jnp.tanh(c), c), (i, f, g, o)
 
 
-def _pullback(saved: Any, s_prev: LSTMState, s̄: LSTMState) -> tuple[_recurrence.Gates, LSTMState]:
+def pullback(saved: Any, s_prev: LSTMState, s̄: LSTMState) -> tuple[_recurrence.Gates, LSTMState]:
     i, f, g, o = saved
     tanh_c = jnp.tanh(f * s_prev.c + i * g)
     ō = s̄.h * tanh_c
@@ -62,14 +62,14 @@ def _pullback(saved: Any, s_prev: LSTMState, s̄: LSTMState) -> tuple[_recurrenc
     return (δi, δf, δg, δo), LSTMState(jnp.zeros_like(s̄.h), c̄ * f)
 
 
-def _replay(saved: Any, s_prev: LSTMState) -> LSTMState:
+def replay(saved: Any, s_prev: LSTMState) -> LSTMState:
     i, f, g, o = saved
     c = f * s_prev.c + i * g
     return LSTMState(o * jnp.tanh(c), c)
 
 
-_LSTM = _recurrence.Cell(
-    name="lstm", gates="ifgo", step=_step, pullback=_pullback, replay=_replay, params=LSTMParams, state=LSTMState
+CELL = _recurrence.Cell(
+    name="lstm", gates="ifgo", step=step, pullback=pullback, replay=replay, params=LSTMParams, state=LSTMState
 )
 
 
@@ -117,7 +117,7 @@ def lstm(
         Learning to forget (2000).
     """
     return _recurrence.sequence(
-        _LSTM,
+        CELL,
         params,
         carry,
         xs,
@@ -155,7 +155,7 @@ def lstm_cell(
         S. Hochreiter and J. Schmidhuber, Long short-term memory (1997); F. A. Gers, J. Schmidhuber and F. Cummins,
         Learning to forget (2000).
     """
-    return _recurrence.one_step(_LSTM, params, carry, x, precision=precision)
+    return _recurrence.one_step(CELL, params, carry, x, precision=precision)
 
 
 def lstm_init(key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: Any = jnp.float32) -> LSTMParams:

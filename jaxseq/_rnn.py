@@ -41,14 +41,14 @@ def _cell(activation: Any, derivative: Any) -> _recurrence.Cell:
     return _recurrence.Cell(name="rnn", gates="h", step=step, pullback=pullback, params=RNNParams)
 
 
-_CELLS = {
+CELLS = {
     "tanh": _cell(jnp.tanh, lambda h: 1 - h * h),
     "relu": _cell(lambda a: jnp.maximum(a, 0), lambda h: (h > 0).astype(h.dtype)),
 }
 
 
 def _named(activation: str) -> _recurrence.Cell:
-    return _CELLS[_checks.choice("activation", activation, tuple(_CELLS))]
+    return CELLS[_checks.choice("activation", activation, tuple(CELLS))]
 
 
 @op

@@ -165,21 +165,21 @@ class Conv(Map):
     def product(self, precision: Any, w: jax.Array, x: jax.Array) -> jax.Array:
         axes = w.ndim - 2
         geometry, outputs = self._geometry(w, x.shape[-axes - 1 : -1])
-        rows = _flat(x, axes)
+        rows = _rows(x, axes)
         y = _correlation.to_output(geometry, precision, rows, w, outputs, _sharding.joined(rows, w))
-        return y.reshape(*x.shape[: -axes - 1], *y.shape[1:])
+        return _unrolled(y, x.shape[: -axes - 1])
 
     def pull_input(self, precision: Any, w: jax.Array, ȳ: jax.Array, space: Space) -> jax.Array:
         axes = w.ndim - 2
         geometry, _ = self._geometry(w, space)
-        rows = _flat(ȳ, axes)
+        rows = _rows(ȳ, axes)
         x̄ = _correlation.to_input(geometry, precision, w, rows, space, _sharding.joined(rows, w, -2))
-        return x̄.reshape(*ȳ.shape[: -axes - 1], *x̄.shape[1:])
+        return _unrolled(x̄, ȳ.shape[: -axes - 1])
 
     def pull_weight(self, precision: Any, x: jax.Array, ȳ: jax.Array, w: jax.Array) -> jax.Array:
         axes = w.ndim - 2
         geometry, _ = self._geometry(w, x.shape[-axes - 1 : -1])
-        x, ȳ = _flat(x, axes), _flat(ȳ, axes)
+        x, ȳ = _rows(x, axes), _rows(ȳ, axes)
         return _correlation.to_kernel(geometry, precision, x, ȳ, w.shape[:axes], _sharding.of(w))
 
     def shape(self, inputs: Any, gates: int, outputs: Any) -> str:
@@ -202,9 +202,22 @@ class Conv(Map):
         return geometry, _geometry.output_sizes(geometry, space, window)
 
 
-def _flat(x: jax.Array, axes: int) -> jax.Array:
-    """All leading axes as one."""
-    return x.reshape(prod(x.shape[: -axes - 1]), *x.shape[-axes - 1 :])
+def _rows(x: jax.Array, axes: int) -> jax.Array:
+    """All leading axes as one. Time comes before the batch; where that may be divided over devices it goes first, for
+    axes can be made one over devices only if those behind the first are whole.
+    """
+    leading = x.ndim - axes - 1
+    if leading > 1 and not _sharding.undivided():
+        x = x.transpose(*reversed(range(leading)), *range(leading, x.ndim))
+    return x.reshape(prod(x.shape[:leading]), *x.shape[leading:])
+
+
+def _unrolled(y: jax.Array, leading: tuple[int, ...]) -> jax.Array:
+    """The inverse."""
+    if len(leading) > 1 and not _sharding.undivided():
+        y = y.reshape(*leading[::-1], *y.shape[1:])
+        return y.transpose(*reversed(range(len(leading))), *range(len(leading), y.ndim))
+    return y.reshape(*leading, *y.shape[1:])
 
 
 def _einsum(equation: str, a: jax.Array, b: jax.Array, precision: Any) -> jax.Array:

@@ -18,8 +18,11 @@ def its_cotangent(a):
     return jax.ShapeDtypeStruct(a.shape, a.dtype if jnp.issubdtype(a.dtype, jnp.inexact) else jax.dtypes.float0)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=lambda d: d.__name__)
-@pytest.mark.parametrize(("name", "label"), GRID)
+@pytest.mark.parametrize(
+    ("name", "label", "dtype"),
+    [pytest.param(*p.values, jnp.bfloat16, id=f"{p.id}-bfloat16") for p in GRID]
+    + [pytest.param(*p.values, jnp.float32, id=f"{p.id}-float32") for p in OPS],
+)
 def test_dtype_is_kept(name, label, dtype, key):
     """Values, gradients, and gradients of gradients, traced only: no number is needed."""
     args = arguments(name, label, key, dtype=dtype)
@@ -35,11 +38,13 @@ def test_dtype_is_kept(name, label, dtype, key):
     chex.assert_trees_all_equal_shapes_and_dtypes(jax.eval_shape(second, args, outputs)[0], gradients)
 
 
-@pytest.mark.parametrize(("name", "label"), [p for p in OPS if "cell" not in p.id])
+@pytest.mark.parametrize(
+    ("name", "label"), [p for p in OPS if "cell" not in p.id and p.id not in ("bidirectional", "stack")]
+)
 def test_a_wide_bias_does_not_widen_the_products(name, label, key):
     """It is added to what has accumulated, so that fast units for narrow products stay in use."""
     args = arguments(name, label, key, dtype=jnp.bfloat16)
-    if "conv" in name:
+    if not hasattr(args[0], "_asdict"):
         args = (*args[:-1], args[-1].astype(jnp.float32))
     else:
         biases = {f: b.astype(jnp.float32) for f, b in args[0]._asdict().items() if f.startswith("b")}

@@ -1,5 +1,6 @@
-"""Values and gradients against torch, whose recurrences nobody here wrote. Needs the extra `peers`."""
+"""Values and gradients against libraries that nobody here wrote. Needs the extra `peers`."""
 
+from contextlib import ExitStack
 from functools import partial
 
 import jax
@@ -8,6 +9,8 @@ import numpy as np
 import pytest
 from helpers import arguments, assert_close, cotangents_for, pullback
 
+import jaxseq
+from jaxseq import cells
 from jaxseq._cases import CASES
 from jaxseq._init import normal
 
@@ -127,3 +130,122 @@ def convolution_equals_torch(name, its_name, shapes, options, theirs, key):
     (out * torch.tensor(np.asarray(ȳ))).sum().backward()
     assert_close(y, jnp.asarray(out.detach().numpy()))
     assert_close(list(vjp(ȳ)), gradients([x, w, b]))
+
+
+def loosely():
+    """As other libraries want JAX to be."""
+    stack = ExitStack()
+    stack.enter_context(jax.numpy_dtype_promotion("standard"))
+    stack.enter_context(jax.numpy_rank_promotion("allow"))
+    return stack
+
+
+def test_projected_lstm_equals_torch(key):
+    f = partial(jaxseq.recurrence, cells.projected_lstm)
+    params, carry, xs = args = arguments("recurrence", "projected_lstm", key)
+    cotangents = cotangents_for(f, args, jax.random.fold_in(key, 1))
+    (last, ys), (p̄, c̄, x̄s) = jax.jit(pullback(f))(args, cotangents)
+
+    layer = torch.nn.LSTM(3, 5, proj_size=4).double()
+    w_x, w_h, b, w_q = params
+    weights = {
+        "weight_ih_l0": w_x.T,
+        "weight_hh_l0": w_h.T,
+        "bias_ih_l0": b,
+        "bias_hh_l0": 0 * b,
+        "weight_hr_l0": w_q.T,
+    }
+    layer.load_state_dict({k: torch.tensor(np.asarray(v)) for k, v in weights.items()})
+    x, h, c = tensors(xs, *carry)
+    out, end = layer(x, (h[None], c[None]))
+    seeds = [torch.tensor(np.asarray(s)) for s in jax.tree.leaves(cotangents)]
+    ((out * seeds[-1]).sum() + sum((e[0] * s).sum() for e, s in zip(end, seeds[:-1], strict=True))).backward()
+    assert_close([ys, *last], [jnp.asarray(a.detach().numpy()) for a in (out, end[0][0], end[1][0])])
+    assert_close([x̄s, *c̄], gradients([x, h, c]))
+    found = gradients([layer.weight_ih_l0, layer.weight_hh_l0, layer.bias_ih_l0, layer.weight_hr_l0])
+    assert_close(p̄, cells.ProjectedLSTMParams(found[0].T, found[1].T, found[2], found[3].T))
+
+
+def test_minimal_gated_unit_equals_flax(key):
+    nn = pytest.importorskip("flax.linen")
+    f = partial(jaxseq.recurrence, cells.mgu)
+    args = arguments("recurrence", "mgu", key)
+    args = (args[0]._replace(b_h=args[0].b_h.at[:5].set(0)), *args[1:])  # there is no second bias of f
+    cotangents = cotangents_for(f, args, jax.random.fold_in(key, 1))
+
+    def theirs(params, carry, xs):
+        w_x, w_h, b_x, b_h = (jnp.split(a, 2, -1) for a in params)
+        maps = {"if": (w_x[0], b_x[0]), "in": (w_x[1], b_x[1]), "hf": (w_h[0], None), "hn": (w_h[1], b_h[1])}
+        weights = {k: {"kernel": w} | ({} if b is None else {"bias": b}) for k, (w, b) in maps.items()}
+        model = nn.RNN(nn.MGUCell(5, reset_gate=True), time_major=True, return_carry=True)
+        return model.apply({"params": {"cell": weights}}, xs, initial_carry=carry)
+
+    with loosely():
+        expected = pullback(theirs)(args, cotangents)
+    assert_close(no_bias_of_f(pullback(f)(args, cotangents)), no_bias_of_f(expected))
+
+
+def no_bias_of_f(result):
+    """Without the gradient of the bias that Flax lacks."""
+    out, (params, *others) = result
+    return out, (params._replace(b_h=params.b_h[5:]), *others)
+
+
+def test_classic_gru_equals_haiku(key):
+    hk = pytest.importorskip("haiku")
+    f = partial(jaxseq.recurrence, cells.classic_gru)
+    args = arguments("recurrence", "classic_gru", key)
+    cotangents = cotangents_for(f, args, jax.random.fold_in(key, 1))
+    unroll = hk.without_apply_rng(hk.transform(lambda xs, h: hk.dynamic_unroll(hk.GRU(5), xs, h))).apply
+
+    def theirs(params, carry, xs):
+        """Gates z, r, a, and z is what is taken of the new: 1 - z of ours, so that its weights change sign."""
+
+        def turned(a):
+            r, z, *n = jnp.split(a, a.shape[-1] // 5, -1)
+            return jnp.concatenate([-z, r, *n], -1)
+
+        w_h = jnp.concatenate([params.w_h, params.w_q], -1)
+        weights = {"w_i": turned(params.w_x), "w_h": turned(w_h), "b": turned(params.b)}
+        return unroll({"gru": weights}, xs, carry)[::-1]
+
+    with loosely():
+        expected = pullback(theirs)(args, cotangents)
+    assert_close(pullback(f)(args, cotangents), expected)
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+@pytest.mark.parametrize("options", [{"padding": "SAME"}, {"padding": "VALID", "stride": 2}], ids=str)
+def test_conv_lstm_equals_keras(axes, options, key, monkeypatch):
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    keras = pytest.importorskip("keras")
+    space, window = (6, 5, 4)[:axes], (3, 2, 2)[:axes]
+    draw = lambda i, *shape: normal(jax.random.fold_in(key, i), shape) * 0.4  # noqa: E731
+    params = jaxseq.LSTMParams(draw(1, *window, 2, 12), draw(2, *window, 3, 12), draw(3, 12))
+    xs = draw(4, 4, 2, *space, 2)
+    f = partial(jaxseq.conv_lstm, **options)
+    like = jax.eval_shape(f, params, None, xs)
+    carry = jaxseq.LSTMState(*(draw(i, *leaf.shape) for i, leaf in enumerate(like[0], 5)))
+    args = params, carry, xs
+    cotangents = cotangents_for(f, args, jax.random.fold_in(key, 9))
+    with loosely():
+        layer = getattr(keras.layers, f"ConvLSTM{axes}D")(
+            3,
+            window,
+            strides=options.get("stride", 1),
+            padding=options["padding"].lower(),
+            return_sequences=True,
+            return_state=True,
+            dtype="float64",
+        )
+        layer.build((2, 4, *space, 2))
+        others = [variable.value for variable in layer.non_trainable_variables]
+
+        def theirs(params, carry, xs):
+            weights = [params.w_x, params.w_h, params.b]
+            first = jnp.swapaxes(xs, 0, 1)
+            (ys, *last), _ = layer.stateless_call(weights, others, first, initial_state=list(carry))
+            return jaxseq.LSTMState(*last), jnp.swapaxes(ys, 0, 1)
+
+        expected = jax.jit(pullback(theirs))(args, cotangents)
+    assert_close(jax.jit(pullback(f))(args, cotangents), expected, relative=1e-5)  # Keras's cell rounds to float32

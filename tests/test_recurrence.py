@@ -6,11 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import SEQUENCES, arguments, assert_close, bound, compiled, cotangents_for, pullback, scans
+from helpers import OPS, SEQUENCES, arguments, assert_close, bound, compiled, cotangents_for, pullback, scans
 from jax import lax
 
 import jaxseq
 from jaxseq._cases import CASES
+
+NO_RECURRENCE = ("conv", "conv_transpose", "causal_conv", "depthwise_conv", "separable_conv")
 
 
 @pytest.mark.parametrize("name", SEQUENCES)
@@ -54,14 +56,12 @@ def test_batch_axes_are_independent(name, key):
     assert_close((one_last, one_ys), (jax.tree.map(lambda a: a[2, 1], last), ys[:, 2, 1]), relative=1e-13)
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if "conv" not in name])
-def test_no_carry_is_a_zero_carry(name, key):
-    params, carry, xs = arguments(name, "plain", key)
+@pytest.mark.parametrize(("name", "label"), [p for p in OPS if p.id not in NO_RECURRENCE])
+def test_no_carry_is_a_zero_carry(name, label, key):
+    f, (params, carry, xs) = bound(name, label), arguments(name, label, key)
     zero = jax.tree.map(jnp.zeros_like, carry)
-    cotangents = cotangents_for(bound(name, "plain"), (params, carry, xs), jax.random.fold_in(key, 1))
-    actual, expected = (
-        pullback(lambda p, x, c=c: CASES[name].op(p, c, x))((params, xs), cotangents) for c in (None, zero)
-    )
+    cotangents = cotangents_for(f, (params, carry, xs), jax.random.fold_in(key, 1))
+    actual, expected = (pullback(lambda p, x, c=c: f(p, c, x))((params, xs), cotangents) for c in (None, zero))
     assert_close(actual, expected, relative=1e-14)
 
 

@@ -200,13 +200,15 @@ def _stage(
         s̄, δu, δr, p̄, inner = _cotangents(
             cell, options, weights, product, s̄, ȳ if losses else None, live, stop, states, known, saved_at, stops_at
         )
-        x = _time.seen(live, x)
+        x, w̄_q = _time.seen(live, x), None
+        if weights.w_q is not None:
+            w̄_q = Dense().pull_weight(options.precision, inner[0], inner[1], weights.w_q)
         found = Weights(
             w_x=cell.input.pull_weight(options.precision, x.astype(product), δu, weights.w_x),
             w_h=cell.recurrent.pull_weight(options.precision, h_of(states).astype(product), δr, weights.w_h),
             b_x=None if weights.b_x is None else _dense.pull_bias(δu),
             b_h=None if weights.b_h is None else _dense.pull_bias(δr),
-            w_q=None if weights.w_q is None else Dense().pull_weight(options.precision, inner[0], inner[1], weights.w_q),
+            w_q=w̄_q,
             own=jax.tree.map(lambda p̄, p: jnp.sum(p̄, range(p̄.ndim - p.ndim)), p̄, weights.own),
         )
         piece = cell.input.pull_input(options.precision, weights.w_x, δu, cell.input.space_of(weights.w_x, x))

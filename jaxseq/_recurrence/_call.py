@@ -107,9 +107,9 @@ def _weights(cell: Cell, params: Any) -> Weights:
             f"shape {cell.recurrent.shape(into, recurrent_gates, 'H')}, one block of H columns for each gate {names}"
         )
         _checks.bad_value("params.w_h", expected, str(w_h.shape))
-    P, H = sizes
-    if w_q is not None and (w_q.ndim != 2 or w_q.shape[1] != (H if cell.alone else P)):
-        _checks.bad_value("params.w_q", f"shape (Q, {P}) to go with `params.w_h`", str(w_q.shape), w_h=w_h)
+    _, H = sizes
+    if w_q is not None and w_q.ndim != 2:
+        _checks.bad_value("params.w_q", "2 axes (Q, V): the product inside of the step", str(w_q.shape))
     found = cell.input.channels(w_x, gates)
     if found is None or found[1] != H:
         expected = f"shape {cell.input.shape('D', gates, H)} to go with `params.w_h`"

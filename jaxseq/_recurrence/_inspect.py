@@ -50,7 +50,8 @@ def _inspect(cell: Cell, precision: Any, weights: Weights, state: State, product
     _same(cell, "pullback", "δ like the pre-activations", δ, a)
     _same(cell, "pullback", "s̄_prev like the state", s̃, state)
     if weights.own is not None:
-        _same(cell, "pullback", "p̄ like the parameters of the cell's own", p̄, _precision.cast(weights.own, acc))
+        own = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, acc), weights.own)
+        _same(cell, "pullback", "p̄ of one example like the cell's own parameters", p̄, own)
 
 
 def _same(cell: Cell, part: str, expected: str, actual: Any, like: Any) -> None:

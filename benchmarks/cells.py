@@ -1,0 +1,182 @@
+"""Every cell of `jaxseq.cells`, and a user's own, against the same cell in a plain scan that JAX differentiates; and
+convolutional recurrence, against Keras and Haiku as well.
+
+    python -m benchmarks.cells [--rounds N] [--json FILE] [--picture FILE] [--quick]
+
+The gradient is that of all parameters, the first state and the input, with the outputs beside it.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxseq
+from benchmarks import harness
+from benchmarks.harness import Candidate, Problem, with_gradient
+from benchmarks.recurrence import Size, like
+from benchmarks.recurrent_peers import Library, reordered, same, swapped
+from jaxseq import Cell, LSTMParams, LSTMState, cells, reference
+from jaxseq._init import normal
+
+SIZES = (Size(32, 128, 64, 64), Size(4, 1024, 64, 64), Size(16, 64, 256, 256))
+TINY = Size(2, 5, 3, 4)
+
+
+class LeakyParams(NamedTuple):
+    """A cell of the user's own, with a rate for each unit."""
+
+    w_x: Any
+    w_h: Any
+    b: Any
+    rate: Any
+
+
+def leaky_step(a: Any, h: jax.Array, p: LeakyParams) -> jax.Array:
+    """Without a pullback of its own."""
+    rate = jax.nn.sigmoid(p.rate)
+    return (1 - rate) * h + rate * jnp.tanh(a[0])
+
+
+LEAKY = Cell("leaky", gates="h", step=leaky_step, params=LeakyParams)
+
+
+def leaky_init(key: Any, D: int, H: int) -> LeakyParams:
+    return LeakyParams(*jaxseq.rnn_init(key, D, H), jnp.zeros(H))
+
+
+def projected_init(key: Any, D: int, H: int) -> Any:
+    """Half as many outputs as units."""
+    return cells.projected_lstm_init(key, D, H, H // 2)
+
+
+CELLS = {
+    "leaky, JAX's pullback": (LEAKY, leaky_init),
+    "peephole_lstm": (cells.peephole_lstm, cells.peephole_lstm_init),
+    "projected_lstm": (cells.projected_lstm, projected_init),
+    "layer_norm_lstm": (cells.layer_norm_lstm, cells.layer_norm_lstm_init),
+    "layer_norm_gru": (cells.layer_norm_gru, cells.layer_norm_gru_init),
+    "classic_gru": (cells.classic_gru, cells.classic_gru_init),
+    "mgu": (cells.mgu, cells.mgu_init),
+    "indrnn": (cells.indrnn, partial(cells.indrnn_init, steps=100)),
+    "slstm": (cells.slstm, partial(cells.slstm_init, heads=4)),
+}
+
+
+def problems(quick: bool) -> Iterator[Problem]:
+    for name, (cell, init) in CELLS.items():
+        for size in (TINY,) if quick else SIZES:
+            yield any_cell(name, cell, init, size)
+    small = (((6,), (3,)), ((5, 4), (3, 2)), ((4, 3, 4), (2, 2, 2)))
+    large = (((512,), (5,)), ((32, 32), (3, 3)), ((12, 12, 12), (3, 3, 3)))
+    for space, window in small if quick else large:
+        T, B, C, F = (3, 2, 2, 3) if quick else (10, 4, 8, 16)
+        yield convolutional(T, B, C, F, space, window)
+
+
+def any_cell(name: str, cell: Cell, init: Any, size: Size) -> Problem:
+    """The engine's rule, and JAX's of a scan of the same step."""
+    B, T, D, H = size
+    params, xs = init(jax.random.key(0), D, H), normal(jax.random.key(1), (T, B, D), jnp.float32)
+    run, twin = (partial(f, cell) for f in (jaxseq.recurrence, reference.recurrence))
+    carry = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(run, params, None, xs)[0])
+    cotangents = like(jax.random.key(2), jax.eval_shape(run, params, carry, xs))
+    found = [
+        Candidate(label, with_gradient(f), (cotangents, params, carry, xs))
+        for label, f in (("hand", run), ("jax", twin))
+    ]
+    return Problem(f"{name}, {size}", "hand", found, tolerance=1e-3)
+
+
+def convolutional(T: int, B: int, C: int, F: int, space: tuple[int, ...], window: tuple[int, ...]) -> Problem:
+    """ConvLSTM of as many axes."""
+    params = jaxseq.conv_lstm_init(jax.random.key(0), window, C, F)
+    xs = normal(jax.random.key(1), (T, B, *space, C), jnp.float32)
+    zeros = jnp.zeros((B, *space, F))
+    carry = LSTMState(zeros, zeros)
+    cotangents = like(jax.random.key(2), jax.eval_shape(jaxseq.conv_lstm, params, carry, xs))
+    libraries = {
+        "hand": Library(jaxseq.conv_lstm),
+        "jax": Library(reference.conv_lstm),
+        "keras": in_keras(params, xs),
+        "haiku": in_haiku(params, xs),
+    }
+    found = []
+    for name, library in libraries.items():
+        if library is None:
+            found.append(Candidate(name, None))
+            continue
+        args = library.params[0](params), library.carry[0](carry), library.xs[0](xs)
+        seeds = library.carry[0](cotangents[0]), library.xs[0](cotangents[1])
+
+        def common(result: Any, library: Library = library) -> Any:
+            (end, ys), (p̄, c̄, x̄s) = result
+            ends = library.carry[1](end), library.carry[1](c̄)
+            return ends, library.xs[1](ys), library.params[1](p̄), library.xs[1](x̄s)
+
+        found.append(Candidate(name, with_gradient(library.run), (seeds, *args), common))
+    sizes = "x".join(map(str, space))
+    return Problem(f"conv_lstm, B={B} T={T} {sizes}x{C} to {F}, window {window}", "hand", found, tolerance=1e-3)
+
+
+def in_keras(params: LSTMParams, xs: jax.Array) -> Library | None:
+    """Batch first, gates in our order."""
+    keras = harness.peer("keras")
+    if keras is None:
+        return None
+    window, filters = params.w_h.shape[:-2], params.w_h.shape[-2]
+    kind = getattr(keras.layers, f"ConvLSTM{len(window)}D")
+    layer = kind(filters, window, padding="same", return_sequences=True, return_state=True)
+    layer.build((xs.shape[1], xs.shape[0], *xs.shape[2:]))
+    others = [variable.value for variable in layer.non_trainable_variables]
+
+    def run(weights: Any, carry: Any, xs: jax.Array) -> tuple[Any, jax.Array]:
+        (ys, *carry), _ = layer.stateless_call(weights, others, xs, initial_state=carry)
+        return carry, ys
+
+    return Library(run, (list, lambda ws: LSTMParams(*ws)), (list, LSTMState._make), (swapped, swapped))
+
+
+def in_haiku(params: LSTMParams, xs: jax.Array) -> Library | None:
+    """Gates in the order i, g, f, o, a forget bias of one that is not a parameter, and two biases, the second zero."""
+    hk = harness.peer("haiku")
+    if hk is None:
+        return None
+    window, F = params.w_h.shape[:-2], params.w_h.shape[-2]
+    one_on_f = np.repeat(np.array([0, 1, 0, 0], np.float32), F)
+    cell = getattr(hk, f"Conv{len(window)}DLSTM")
+
+    def unroll(carry: Any, xs: jax.Array) -> Any:
+        return hk.dynamic_unroll(cell(xs.shape[2:-1], F, window), xs, carry)
+
+    transformed = hk.without_apply_rng(hk.transform(unroll))
+    shapes = jax.eval_shape(
+        transformed.init, jax.random.key(0), hk.LSTMState(*[jnp.zeros((*xs.shape[1:-1], F))] * 2), xs
+    )
+    name = next(iter(shapes)).partition("/")[0]
+    near, far = f"{name}/input_to_hidden", f"{name}/hidden_to_hidden"
+
+    def run(params: Any, carry: Any, xs: jax.Array) -> tuple[Any, jax.Array]:
+        return transformed.apply(params, carry, xs)[::-1]
+
+    def there(p: LSTMParams) -> Any:
+        assert p.b is not None
+        w_x, w_h, b = (reordered(a, 0, 2, 1, 3) for a in (p.w_x, p.w_h, p.b - one_on_f))
+        return {near: {"w": w_x, "b": b}, far: {"w": w_h, "b": jnp.zeros_like(b)}}
+
+    def back(p: Any) -> LSTMParams:
+        return LSTMParams(*(reordered(a, 0, 2, 1, 3) for a in (p[near]["w"], p[far]["w"], p[near]["b"])))
+
+    return Library(run, (there, back), (lambda s: hk.LSTMState(*s), LSTMState._make), (same, same))
+
+
+def main(argv: Any = None) -> None:
+    about = "Cells by hand, against autodiff of the same cells and against other libraries."
+    harness.main(problems, about, ["keras"], argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""Any cell through time: `recurrence`, and one step of it."""
+
+from typing import Any, Unpack
+
+from jaxtyping import Array, Float
+
+from jaxseq import _checks, _recurrence
+from jaxseq._op import op
+from jaxseq._recurrence import Cell
+from jaxseq._time import Time
+
+
+@op
+def recurrence(
+    cell: Cell,
+    params: Any,
+    carry: Any | None,
+    xs: Float[Array, "T *batch_and_features"],
+    **time: Unpack[Time],
+) -> tuple[Any, Float[Array, "T *batch_and_features"]]:
+    r"""Any cell over a sequence: the user's own, or one of `jaxseq.cells`.
+
+    $$u_t = L_x(x_t) + b_x, \qquad r_t = L_h(h_{t-1}) + b_h, \qquad
+    s_t = \varphi(u_t, r_t, s_{t-1}), \qquad y_t = h_t$$
+
+    with the linear maps $L$ and the step $\varphi$ of the cell, and $h$ the first leaf of its state $s$. The gradient
+    of the maps is derived by hand, that of the step by hand or by JAX, as the cell has it: weights are contracted
+    outside of the loop in either case, and every option of time is on the fast path.
+
+    Args:
+        cell: the equations of one step and the maps around it, a `jaxseq.Cell`. Static under jit: make it once.
+        params: the cell's parameters, a `cell.params`.
+        carry: the first state, a `cell.state` or the array h alone, each leaf `(*batch, H)`, or None for zeros.
+        xs: the sequence `(T, *batch, D)`; behind a convolution `(T, *batch, *space, C)`.
+        **time: how time is read, `jaxseq.Time`: `lengths`, `resets`, `reverse`, `truncation`, `checkpoint`,
+            `time_axis`, `unroll`, `precision`.
+
+    Returns:
+        `(carry, ys)`: the last state in the dtypes of the first, and h of every step in the dtype of `xs`.
+
+    Raises:
+        TypeError: no cell, parameters of another one, an array that is not of floats, an option of the wrong kind.
+        ValueError: a rank or size that does not fit; a step or a pullback that returns another structure, shape or
+            dtype than it should: the message names the cell and the part.
+
+    Example:
+        >>> from typing import NamedTuple
+        >>> import jax, jax.numpy as jnp, jaxseq
+        >>> class LeakyParams(NamedTuple):
+        ...     w_x: jax.Array
+        ...     w_h: jax.Array
+        ...     b: jax.Array
+        ...     rate: jax.Array  # of each unit
+        >>> def step(a, h, p):
+        ...     return (1 - p.rate) * h + p.rate * jnp.tanh(a[0])
+        >>> leaky = jaxseq.Cell("leaky", gates="h", step=step, params=LeakyParams)
+        >>> params = LeakyParams(*jaxseq.rnn_init(jax.random.key(0), 3, 5), rate=jnp.full(5, 0.1))
+        >>> h, ys = jaxseq.recurrence(leaky, params, None, jnp.ones((7, 2, 3)), truncation=4)
+        >>> ys.shape
+        (7, 2, 5)
+
+    Reference:
+        P. J. Werbos, Backpropagation through time: what it does and how to do it (1990).
+    """
+    return _recurrence.sequence(_cell(cell), params, carry, xs, **time)
+
+
+@op
+def recurrence_cell(
+    cell: Cell, params: Any, carry: Any | None, x: Float[Array, "*batch_and_features"], *, precision: Any = None
+) -> tuple[Any, Float[Array, "*batch_and_features"]]:
+    """One step of `recurrence`: `partial(recurrence_cell, cell, params)` is a body for `jax.lax.scan`.
+
+    Args:
+        cell: the equations of one step and the maps around it, a `jaxseq.Cell`.
+        params: the cell's parameters, a `cell.params`.
+        carry: the previous state, a `cell.state` or the array h alone, each leaf `(*batch, H)`, or None for zeros.
+        x: one input `(*batch, D)`.
+        precision: of the matrix products, as in `jax.lax.dot_general`.
+
+    Returns:
+        `(carry, y)`: the new state, and its h.
+
+    Raises:
+        TypeError: no cell, parameters of another one, an array that is not of floats.
+        ValueError: a rank or size that does not fit; a step or a pullback that returns another structure.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxseq
+        >>> params = jaxseq.cells.mgu_init(jax.random.key(0), 3, 5)
+        >>> h, y = jaxseq.recurrence_cell(jaxseq.cells.mgu, params, None, jnp.ones((2, 3)))
+        >>> y.shape
+        (2, 5)
+
+    Reference:
+        P. J. Werbos, Backpropagation through time: what it does and how to do it (1990).
+    """
+    return _recurrence.one_step(_cell(cell), params, carry, x, precision=precision)
+
+
+def _cell(cell: Any) -> Cell:
+    if not isinstance(cell, Cell):
+        _checks.bad_type("cell", "a jaxseq.Cell", _checks.describe(cell))
+    return cell

@@ -1,0 +1,284 @@
+"""Convolutional recurrence: the cells of `_lstm.py` and `_gru.py` between two convolutions.
+
+    u_t = C(x_t, w_x) + b      C of the options given, (*B, *S, C) -> (*B, *S', G F)
+    r_t = C(h_{t-1}, w_h)      stride 1, padding SAME, (*B, *S', F) -> (*B, *S', G F)
+
+Source: X. Shi et al., Convolutional LSTM network: a machine learning approach for precipitation nowcasting (2015),
+section 3.1, without peepholes, as everybody has it since.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Unpack
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from jaxseq import _gru, _init, _lstm, _recurrence
+from jaxseq._gru import GRUParams
+from jaxseq._lstm import LSTMParams, LSTMState
+from jaxseq._op import op
+from jaxseq._recurrence import Cell
+from jaxseq._time import Time
+from jaxseq.maps import Conv
+
+Padding = str | int | Sequence[tuple[int, int]]
+
+
+def _between(cell: Cell, stride: Any, padding: Any, dilation: Any) -> Cell:
+    """The cell between convolutions, the first of these options."""
+
+    def static(value: Any) -> Any:
+        return tuple(map(static, value)) if isinstance(value, tuple | list) else value
+
+    into = Conv(static(stride), static(padding), static(dilation))
+    return cell._replace(name=f"conv_{cell.name}", input=into, recurrent=Conv())
+
+
+@op
+def conv_lstm(
+    params: LSTMParams,
+    carry: LSTMState | None,
+    xs: Float[Array, "T *batch_and_space C"],
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: Padding = "SAME",
+    dilation: int | Sequence[int] = 1,
+    **time: Unpack[Time],
+) -> tuple[LSTMState, Float[Array, "T *batch_and_outputs F"]]:
+    r"""Convolutional LSTM over a sequence of signals, images or volumes, with a hand-derived gradient.
+
+    $$\begin{aligned}
+    (i_t, f_t, g_t, o_t) &= (\sigma, \sigma, \tanh, \sigma)(w_x \ast x_t + w_h \ast h_{t-1} + b) \\
+    c_t &= f_t \odot c_{t-1} + i_t \odot g_t, \qquad h_t = o_t \odot \tanh(c_t), \qquad y_t = h_t
+    \end{aligned}$$
+
+    Args:
+        params: `LSTMParams(w_x (*window, C, 4F), w_h (*window, F, 4F), b (4F,) or None)`: kernels with 1 to 3 axes of
+            window, gates in the order i, f, g, o. The two windows may differ.
+        carry: the first state `LSTMState(h, c)`, each `(*batch, *outputs, F)`, or None, which starts at zero.
+        xs: the sequence `(T, *batch, *space, C)`.
+        stride: of the convolution of the input, as in `jaxseq.conv`; that of the state has none.
+        padding: of the input, as in `jaxseq.conv`; the state is padded so that it keeps its size.
+        dilation: of the window over the input.
+        **time: how time is read, `jaxseq.Time`: `lengths`, `resets`, `reverse`, `truncation`, `checkpoint`,
+            `time_axis`, `unroll`, `precision`.
+
+    Returns:
+        `(carry, ys)`: the last state, and h of every step `(T, *batch, *outputs, F)` in the dtype of `xs`.
+
+    Raises:
+        TypeError: parameters of another cell, an array that is not of floats, an option of the wrong kind.
+        ValueError: a rank or size that does not fit, an option out of its range.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxseq
+        >>> params = jaxseq.conv_lstm_init(jax.random.key(0), (3, 3), 1, 8)
+        >>> state, ys = jaxseq.conv_lstm(params, None, jnp.ones((5, 2, 16, 16, 1)))
+        >>> ys.shape
+        (5, 2, 16, 16, 8)
+
+    Reference:
+        X. Shi et al., Convolutional LSTM network: a machine learning approach for precipitation nowcasting (2015).
+    """
+    return _recurrence.sequence(_between(_lstm.CELL, stride, padding, dilation), params, carry, xs, **time)
+
+
+@op
+def conv_lstm_cell(
+    params: LSTMParams,
+    carry: LSTMState | None,
+    x: Float[Array, "*batch_and_space C"],
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: Padding = "SAME",
+    dilation: int | Sequence[int] = 1,
+    precision: Any = None,
+) -> tuple[LSTMState, Float[Array, "*batch_and_outputs F"]]:
+    """One step of `conv_lstm`: `partial(conv_lstm_cell, params)` is a body for `jax.lax.scan`.
+
+    Args:
+        params: `LSTMParams(w_x (*window, C, 4F), w_h (*window, F, 4F), b (4F,) or None)`.
+        carry: the previous state `LSTMState(h, c)`, each `(*batch, *outputs, F)`, or None for zero.
+        x: one input `(*batch, *space, C)`.
+        stride: of the convolution of the input.
+        padding: of the input.
+        dilation: of the window over the input.
+        precision: of the products, as in `jax.lax.conv_general_dilated`.
+
+    Returns:
+        `(carry, y)`: the new state, and its h.
+
+    Raises:
+        TypeError: parameters of another cell, an array that is not of floats, an option of the wrong kind.
+        ValueError: a rank or size that does not fit.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxseq
+        >>> params = jaxseq.conv_lstm_init(jax.random.key(0), 3, 1, 8)
+        >>> state, y = jaxseq.conv_lstm_cell(params, None, jnp.ones((2, 16, 1)))
+        >>> y.shape
+        (2, 16, 8)
+
+    Reference:
+        X. Shi et al., Convolutional LSTM network: a machine learning approach for precipitation nowcasting (2015).
+    """
+    return _recurrence.one_step(_between(_lstm.CELL, stride, padding, dilation), params, carry, x, precision=precision)
+
+
+@op
+def conv_gru(
+    params: GRUParams,
+    carry: Float[Array, "*batch_and_outputs F"] | None,
+    xs: Float[Array, "T *batch_and_space C"],
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: Padding = "SAME",
+    dilation: int | Sequence[int] = 1,
+    **time: Unpack[Time],
+) -> tuple[Float[Array, "*batch_and_outputs F"], Float[Array, "T *batch_and_outputs F"]]:
+    r"""Convolutional GRU over a sequence of signals, images or volumes, with a hand-derived gradient.
+
+    $$\begin{aligned}
+    (r_t, z_t) &= \sigma(w_x \ast x_t + b_x + w_h \ast h_{t-1} + b_h) \quad \text{(their channels)} \\
+    n_t &= \tanh(w_{xn} \ast x_t + b_{xn} + r_t \odot (w_{hn} \ast h_{t-1} + b_{hn})) \\
+    h_t &= (1 - z_t) \odot n_t + z_t \odot h_{t-1}, \qquad y_t = h_t
+    \end{aligned}$$
+
+    The reset acts after the recurrent convolution, as in `jaxseq.gru`.
+
+    Args:
+        params: `GRUParams(w_x (*window, C, 3F), w_h (*window, F, 3F), b_x, b_h)`: kernels with 1 to 3 axes of window,
+            gates in the order r, z, n; each bias `(3F,)` or None. The two windows may differ.
+        carry: the first state `(*batch, *outputs, F)`, or None, which starts at zero.
+        xs: the sequence `(T, *batch, *space, C)`.
+        stride: of the convolution of the input, as in `jaxseq.conv`; that of the state has none.
+        padding: of the input, as in `jaxseq.conv`; the state is padded so that it keeps its size.
+        dilation: of the window over the input.
+        **time: how time is read, `jaxseq.Time`: `lengths`, `resets`, `reverse`, `truncation`, `checkpoint`,
+            `time_axis`, `unroll`, `precision`.
+
+    Returns:
+        `(carry, ys)`: the last state, and every state `(T, *batch, *outputs, F)` in the dtype of `xs`.
+
+    Raises:
+        TypeError: parameters of another cell, an array that is not of floats, an option of the wrong kind.
+        ValueError: a rank or size that does not fit, an option out of its range.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxseq
+        >>> params = jaxseq.conv_gru_init(jax.random.key(0), 3, 2, 8)
+        >>> h, ys = jaxseq.conv_gru(params, None, jnp.ones((5, 2, 16, 2)), stride=2)
+        >>> ys.shape
+        (5, 2, 8, 8)
+
+    Reference:
+        N. Ballas, L. Yao, C. Pal and A. Courville, Delving deeper into convolutional networks for learning video
+        representations (2016), section 3.
+    """
+    return _recurrence.sequence(_between(_gru.CELL, stride, padding, dilation), params, carry, xs, **time)
+
+
+@op
+def conv_gru_cell(
+    params: GRUParams,
+    carry: Float[Array, "*batch_and_outputs F"] | None,
+    x: Float[Array, "*batch_and_space C"],
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: Padding = "SAME",
+    dilation: int | Sequence[int] = 1,
+    precision: Any = None,
+) -> tuple[Float[Array, "*batch_and_outputs F"], Float[Array, "*batch_and_outputs F"]]:
+    """One step of `conv_gru`: `partial(conv_gru_cell, params)` is a body for `jax.lax.scan`.
+
+    Args:
+        params: `GRUParams(w_x (*window, C, 3F), w_h (*window, F, 3F), b_x, b_h)`; each bias `(3F,)` or None.
+        carry: the previous state `(*batch, *outputs, F)`, or None for zero.
+        x: one input `(*batch, *space, C)`.
+        stride: of the convolution of the input.
+        padding: of the input.
+        dilation: of the window over the input.
+        precision: of the products, as in `jax.lax.conv_general_dilated`.
+
+    Returns:
+        `(carry, y)`, both the new state.
+
+    Raises:
+        TypeError: parameters of another cell, an array that is not of floats, an option of the wrong kind.
+        ValueError: a rank or size that does not fit.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxseq
+        >>> params = jaxseq.conv_gru_init(jax.random.key(0), 3, 2, 8)
+        >>> h, y = jaxseq.conv_gru_cell(params, None, jnp.ones((2, 16, 2)))
+        >>> y.shape
+        (2, 16, 8)
+
+    Reference:
+        N. Ballas, L. Yao, C. Pal and A. Courville, Delving deeper into convolutional networks for learning video
+        representations (2016), section 3.
+    """
+    return _recurrence.one_step(_between(_gru.CELL, stride, padding, dilation), params, carry, x, precision=precision)
+
+
+def conv_lstm_init(
+    key: PRNGKeyArray, window: int | Sequence[int], c_in: int, c_out: int, *, dtype: Any = jnp.float32
+) -> LSTMParams:
+    """Random weights for `conv_lstm`: both kernels normal with variance 1 / fan_in, a forget bias of one.
+
+    Args:
+        key: a JAX random key.
+        window: taps along each axis of space, an integer for 1-D or one for each of 1 to 3 axes.
+        c_in: C, channels of the input.
+        c_out: F, channels of the state.
+        dtype: floating dtype of the parameters.
+
+    Returns:
+        `LSTMParams(w_x, w_h, b)`.
+
+    Raises:
+        TypeError: a size that is no integer or a dtype that is no floating dtype.
+        ValueError: a size below one, more than three axes.
+
+    Example:
+        >>> import jax, jaxseq
+        >>> jaxseq.conv_lstm_init(jax.random.key(0), (3, 3), 1, 8).w_h.shape
+        (3, 3, 8, 32)
+
+    Reference:
+        Y. LeCun, L. Bottou, G. B. Orr and K.-R. Müller, Efficient BackProp (1998), section 4.6; the forget bias from
+        R. Jozefowicz, W. Zaremba and I. Sutskever, An empirical exploration of recurrent network architectures (2015).
+    """
+    w_x, w_h, b = _init.kernels(key, window, c_in, c_out, 4, dtype)
+    return LSTMParams(w_x, w_h, b.at[c_out : 2 * c_out].set(1))
+
+
+def conv_gru_init(
+    key: PRNGKeyArray, window: int | Sequence[int], c_in: int, c_out: int, *, dtype: Any = jnp.float32
+) -> GRUParams:
+    """Random weights for `conv_gru`: both kernels normal with variance 1 / fan_in, zero biases.
+
+    Args:
+        key: a JAX random key.
+        window: taps along each axis of space, an integer for 1-D or one for each of 1 to 3 axes.
+        c_in: C, channels of the input.
+        c_out: F, channels of the state.
+        dtype: floating dtype of the parameters.
+
+    Returns:
+        `GRUParams(w_x, w_h, b_x, b_h)`.
+
+    Raises:
+        TypeError: a size that is no integer or a dtype that is no floating dtype.
+        ValueError: a size below one, more than three axes.
+
+    Example:
+        >>> import jax, jaxseq
+        >>> jaxseq.conv_gru_init(jax.random.key(0), 3, 2, 8).w_x.shape
+        (3, 2, 24)
+
+    Reference:
+        Y. LeCun, L. Bottou, G. B. Orr and K.-R. Müller, Efficient BackProp (1998), section 4.6.
+    """
+    w_x, w_h, b = _init.kernels(key, window, c_in, c_out, 3, dtype)
+    return GRUParams(w_x, w_h, b, b)

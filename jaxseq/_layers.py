@@ -1,0 +1,158 @@
+"""Layers of layers: both directions, and one on top of the other.
+
+A layer is whatever reads a sequence as every recurrence does, `(params, carry, xs, **time) -> (carry, ys)`: `lstm`,
+`partial(recurrence, cell)`, `partial(conv_lstm, stride=2)`, `partial(bidirectional, gru)`. Parameters and carries of
+several layers are sequences of those of one, plain pytrees.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Unpack
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from jaxseq import _checks
+from jaxseq._op import op
+from jaxseq._time import Time
+
+Layer = Callable[..., tuple[Any, jax.Array]]
+
+
+@op
+def bidirectional(
+    layer: Layer | Sequence[Layer],
+    params: Sequence[Any],
+    carry: Sequence[Any] | None,
+    xs: Float[Array, "T *batch_and_features"],
+    **time: Unpack[Time],
+) -> tuple[tuple[Any, Any], Float[Array, "T *batch_and_features"]]:
+    r"""A sequence read in both directions, the two outputs of a step side by side.
+
+    $$y_t = [\overrightarrow{h}_t,\; \overleftarrow{h}_t]$$
+
+    With `lengths` each sequence is read backwards from its own end.
+
+    Args:
+        layer: what reads in both directions, or a pair (forwards, backwards).
+        params: the pair of parameters, (forwards, backwards).
+        carry: the pair of first states, either of them None for zeros; or None for both.
+        xs: the sequence, as the layer takes it.
+        **time: how time is read, `jaxseq.Time`; `reverse` is taken already.
+
+    Returns:
+        `(carries, ys)`: the pair of last states, that of the backward direction after step 0, and the outputs of both,
+        forwards first, along the last axis.
+
+    Raises:
+        TypeError: no layer, or an argument that a layer refuses.
+        ValueError: not a pair, `reverse`, or an argument that a layer refuses.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxseq
+        >>> params = [jaxseq.lstm_init(key, 3, 5) for key in jax.random.split(jax.random.key(0))]
+        >>> carries, ys = jaxseq.bidirectional(jaxseq.lstm, params, None, jnp.ones((7, 2, 3)))
+        >>> ys.shape
+        (7, 2, 10)
+
+    Reference:
+        M. Schuster and K. K. Paliwal, Bidirectional recurrent neural networks (1997).
+    """
+    if _checks.boolean("reverse", time.get("reverse", False)):
+        _checks.bad_value("reverse", "False: `bidirectional` reads both ways", "True")
+    layers = _one_each("layer", layer, 2)
+    states = _several("carry", [None, None] if carry is None else carry, 2)
+    ends, ys = [], []
+    for read, p, state, reverse in zip(layers, _several("params", params, 2), states, (False, True), strict=True):
+        time["reverse"] = reverse
+        end, y = read(p, state, xs, **time)
+        ends.append(end)
+        ys.append(y)
+    return (ends[0], ends[1]), jnp.concatenate(ys, -1)
+
+
+@op
+def stack(
+    layer: Layer | Sequence[Layer],
+    params: Sequence[Any],
+    carry: Sequence[Any] | None,
+    xs: Float[Array, "T *batch_and_features"],
+    *,
+    residual: bool = False,
+    dropout: float = 0.0,
+    key: PRNGKeyArray | None = None,
+    **time: Unpack[Time],
+) -> tuple[tuple[Any, ...], Float[Array, "T *batch_and_features"]]:
+    r"""Layers one on top of the other: each reads what the one below it has put out.
+
+    $$y^{(0)} = x, \qquad y^{(l)} = \mathrm{layer}_l(y^{(l-1)}) \;[\, + \; y^{(l-1)}\,], \qquad
+    y^{(l-1)} \to \frac{m \odot y^{(l-1)}}{1 - p}$$
+
+    the last for 1 < l with $m$ one with probability 1 - p, else zero, drawn for each number.
+
+    Args:
+        layer: what every layer is, or a sequence of as many as there are parameters.
+        params: the parameters, from the first layer to the last.
+        carry: the first states, any of them None for zeros; or None for all.
+        xs: the sequence, as the first layer takes it.
+        residual: whether what a layer reads is added to what it puts out, where the two are of one shape.
+        dropout: p, the part of the numbers between layers that is set to zero; 0 when you do not train.
+        key: a JAX random key, where there is dropout.
+        **time: how time is read, `jaxseq.Time`, by every layer.
+
+    Returns:
+        `(carries, ys)`: the last states, one for each layer, and what the last layer puts out.
+
+    Raises:
+        TypeError: no layer, or an argument that a layer refuses.
+        ValueError: numbers of layers, parameters and states that differ, dropout outside of [0, 1) or without a key, or
+            an argument that a layer refuses.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxseq
+        >>> keys = jax.random.split(jax.random.key(0))
+        >>> params = [jaxseq.gru_init(keys[0], 3, 5), jaxseq.gru_init(keys[1], 5, 4)]
+        >>> carries, ys = jaxseq.stack(jaxseq.gru, params, None, jnp.ones((7, 2, 3)), dropout=0.1, key=keys[0])
+        >>> ys.shape
+        (7, 2, 4)
+
+    Reference:
+        A. Graves, A. Mohamed and G. Hinton, Speech recognition with deep recurrent neural networks (2013), section 2;
+        dropout between layers from W. Zaremba, I. Sutskever and O. Vinyals, Recurrent neural network regularization
+        (2014).
+    """
+    residual, rate = _checks.boolean("residual", residual), _checks.rate("dropout", dropout)
+    if rate and key is None:
+        _checks.bad_value("key", "a JAX random key, since there is dropout", "None")
+    if not isinstance(params, list | tuple) or hasattr(params, "_fields") or not params:
+        _checks.bad_type("params", "a sequence with the parameters of each layer", _checks.describe(params))
+    count = len(params)
+    layers = _one_each("layer", layer, count)
+    states = _several("carry", [None] * count if carry is None else carry, count)
+    ends, y = [], xs
+    for i, (read, p, state) in enumerate(zip(layers, params, states, strict=True)):
+        if i and rate and key is not None:
+            kept = jax.random.bernoulli(jax.random.fold_in(key, i), 1 - rate, y.shape)
+            y = jnp.where(kept, y / (1 - rate), jnp.zeros((), y.dtype))
+        end, out = read(p, state, y, **time)
+        y = out + y if residual and out.shape == y.shape else out
+        ends.append(end)
+    return tuple(ends), y
+
+
+def _one_each(name: str, value: Any, count: int) -> list[Layer]:
+    """That many layers, of one for all of them or of as many."""
+    layers = [value] * count if callable(value) else _several(name, value, count)
+    for layer in layers:
+        if not callable(layer):
+            _checks.bad_type(name, "a function (params, carry, xs, **time) -> (carry, ys)", _checks.describe(layer))
+    return list(layers)
+
+
+def _several(name: str, value: Any, count: int) -> Sequence[Any]:
+    """A list or tuple of that many; the NamedTuple of one layer is none."""
+    if not isinstance(value, list | tuple) or hasattr(value, "_fields"):
+        _checks.bad_type(name, f"a sequence of {count}, one for each layer", _checks.describe(value))
+    if len(value) != count:
+        _checks.bad_value(name, f"a sequence of {count}, one for each layer", f"{len(value)}")
+    return value

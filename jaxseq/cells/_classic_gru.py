@@ -1,0 +1,87 @@
+"""The gated recurrent unit of 2014, the reset applied before the recurrent product: the default of Haiku and of ONNX.
+
+    r  = σ(u_r + r_r)              reset
+    z  = σ(u_z + r_z)              update
+    n  = tanh(u_n + (r h) W_q)     candidate: a second recurrent product, inside of the step
+    h' = (1 - z) n + z h
+
+The recurrent map serves r and z only. Pullback, with (r, z, n) kept and q = r h:
+
+    δn = h̄' (1 - z) (1 - n²)       the cotangent of u_n, and of v = q W_q
+    q̄  = δn W_qᵀ                   W̄_q = sum q ⊗ δn
+    δr = q̄ h r (1 - r)
+    δz = h̄' (h - n) z (1 - z)
+    s̄_prev = h̄' z + q̄ r
+
+Source: K. Cho et al., Learning phrase representations using RNN encoder-decoder (2014), section 2.3.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from jaxseq import _init
+from jaxseq._recurrence import Cell, Gates
+
+
+class ClassicGRUParams(NamedTuple):
+    """Parameters of a classic GRU: input gates in the order r, z, n, recurrent gates r, z, and W_q of the candidate."""
+
+    w_x: Float[Array, "D 3*H"]
+    w_h: Float[Array, "H 2*H"]
+    b: Float[Array, " 3*H"] | None
+    w_q: Float[Array, "H H"]
+
+
+def _step(a: Gates, h_prev: jax.Array, L: Callable[[jax.Array], jax.Array]) -> tuple[jax.Array, Any]:
+    a_r, a_z, u_n = a
+    r, z = jax.nn.sigmoid(a_r), jax.nn.sigmoid(a_z)
+    n = jnp.tanh(u_n + L(r * h_prev))
+    return (1 - z) * n + z * h_prev, (r, z, n)
+
+
+def _pullback(saved: Any, h_prev: jax.Array, h̄: jax.Array, L: Any) -> Any:
+    r, z, n = saved
+    δn = h̄ * (1 - z) * (1 - n * n)
+    q̄ = L.T(δn)
+    δr = q̄ * h_prev * r * (1 - r)
+    δz = h̄ * (h_prev - n) * z * (1 - z)
+    return (δr, δz, δn), h̄ * z + q̄ * r, (r * h_prev, δn)
+
+
+classic_gru = Cell(name="classic_gru", gates="rzn", alone="n", step=_step, pullback=_pullback, params=ClassicGRUParams)
+
+
+def classic_gru_init(
+    key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: Any = jnp.float32
+) -> ClassicGRUParams:
+    """Random weights for `cells.classic_gru`: normal input map of variance 1 / D, orthogonal recurrent blocks.
+
+    Args:
+        key: a JAX random key.
+        input_size: D.
+        hidden_size: H.
+        dtype: floating dtype of the parameters.
+
+    Returns:
+        `ClassicGRUParams(w_x, w_h, b, w_q)`.
+
+    Raises:
+        TypeError: a size that is no integer, a dtype that is no floating dtype.
+        ValueError: a size below one.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxseq
+        >>> params = jaxseq.cells.classic_gru_init(jax.random.key(0), 3, 5)
+        >>> h, ys = jaxseq.recurrence(jaxseq.cells.classic_gru, params, None, jnp.ones((7, 2, 3)))
+        >>> ys.shape
+        (7, 2, 5)
+
+    Reference:
+        K. Cho et al., Learning phrase representations using RNN encoder-decoder (2014), section 2.3.
+    """
+    w_x, w_h, b = _init.maps(key, input_size, hidden_size, 3, dtype)
+    return ClassicGRUParams(w_x, w_h[:, : 2 * hidden_size], b, w_h[:, 2 * hidden_size :])

@@ -1,0 +1,69 @@
+"""The independently recurrent network: the recurrent map is a diagonal, each unit remembers itself alone.
+
+    h' = relu(u + w_h ⊙ h)
+
+Pullback, with relu'(a) = [a > 0] = [h' > 0], so that h' is all that is kept:
+
+    δ = h̄' [h' > 0]             s̄_prev = 0: h reaches the next step through the recurrent map alone
+
+Source: S. Li, W. Li, C. Cook, C. Zhu and Y. Gao, Independently recurrent neural network (IndRNN) (2018), section 3.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from jaxseq import _checks, _init, _rnn
+from jaxseq._recurrence import Cell
+from jaxseq.maps import Diagonal
+
+
+class IndRNNParams(NamedTuple):
+    """Parameters of an independently recurrent network with input size D and hidden size H."""
+
+    w_x: Float[Array, "D H"]
+    w_h: Float[Array, "1 H"]
+    b: Float[Array, " H"] | None
+
+
+indrnn: Cell = _rnn.CELLS["relu"]._replace(name="indrnn", params=IndRNNParams, recurrent=Diagonal())
+
+
+def indrnn_init(
+    key: PRNGKeyArray, input_size: int, hidden_size: int, *, steps: int | None = None, dtype: Any = jnp.float32
+) -> IndRNNParams:
+    r"""Random weights for `cells.indrnn`: normal input map of variance 1 / D, zero bias, recurrent weights uniform in
+    [0, w], with $w = 2^{1/T}$ for sequences of T steps, so that no unit grows by more than a factor of two; 1 where T
+    is not given.
+
+    Args:
+        key: a JAX random key.
+        input_size: D.
+        hidden_size: H.
+        steps: T, the length of the sequences to come, or None.
+        dtype: floating dtype of the parameters.
+
+    Returns:
+        `IndRNNParams(w_x, w_h (1, H), b)`.
+
+    Raises:
+        TypeError: a size that is no integer, a dtype that is no floating dtype.
+        ValueError: a size below one.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxseq
+        >>> params = jaxseq.cells.indrnn_init(jax.random.key(0), 3, 5)
+        >>> h, ys = jaxseq.recurrence(jaxseq.cells.indrnn, params, None, jnp.ones((7, 2, 3)))
+        >>> ys.shape
+        (7, 2, 5)
+
+    Reference:
+        S. Li, W. Li, C. Cook, C. Zhu and Y. Gao, Independently recurrent neural network (IndRNN) (2018), sections 3 and
+        4.
+    """
+    rows, hidden, dtype = _init.sizes(input_size, hidden_size, dtype)
+    top = 1.0 if steps is None else 2 ** (1 / _checks.integer("steps", steps, at_least=1))
+    w_h = jax.random.uniform(jax.random.fold_in(key, 1), (1, hidden), dtype, 0.0, top)
+    return IndRNNParams(_init.matrix(key, rows, hidden, dtype), w_h, jnp.zeros(hidden, dtype))

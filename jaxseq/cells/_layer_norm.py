@@ -1,0 +1,269 @@
+"""Layer-normalised LSTM and GRU: what both maps give is normalised over the units of a layer before it meets.
+
+Normalisation of a row a of N numbers, and its pullback, with μ and s² its mean and variance:
+
+    N(a) = (a - μ) / s,  s² = var(a) + ε          â := N(a)
+    N*(ȳ) = (ȳ - mean(ȳ) - â mean(ȳ â)) / s
+
+The LSTM, with gains γ and shifts β, N over all four gates of a unit's layer at once:
+
+    (a_i, a_f, a_g, a_o) = γ_x N(u) + γ_h N(r) + β
+    c' = σ(a_f) c + σ(a_i) tanh(a_g)
+    h' = σ(a_o) tanh(γ_c N(c') + β_c)
+
+The GRU, N over the gates r and z at once and over n by itself, the reset on the normalised product:
+
+    (a_r, a_z, v_n) = γ_x N(u) + β_x              (b_r, b_z, m) = γ_h N(r) + β_h
+    r = σ(a_r + b_r)     z = σ(a_z + b_z)     n = tanh(v_n + r m)     h' = (1 - z) n + z h
+
+Pullbacks: those of the LSTM and of the GRU with respect to the normalised sums, then N* of both sides, and
+
+    γ̄_x = δ N(u)     γ̄_h = δ N(r)     β̄ = δ       of every example
+
+with, in the LSTM, d = γ_c N(c') + β_c:  d̄ = h̄' σ(a_o) (1 - tanh²(d)),  c̄ := c̄' + N*(γ_c d̄).
+
+Source: J. L. Ba, J. R. Kiros and G. E. Hinton, Layer normalization (2016), equations 20 to 22 and 24 to 27.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from jaxseq import _gru, _init, _lstm
+from jaxseq._lstm import LSTMState
+from jaxseq._recurrence import Cell, Gates
+
+EPSILON = 1e-5
+
+
+class LayerNormLSTMParams(NamedTuple):
+    """Parameters of a layer-normalised LSTM: maps without bias, gains and shifts of the gates and of the memory."""
+
+    w_x: Float[Array, "D 4*H"]
+    w_h: Float[Array, "H 4*H"]
+    gain_x: Float[Array, " 4*H"]
+    gain_h: Float[Array, " 4*H"]
+    shift: Float[Array, " 4*H"]
+    gain_c: Float[Array, " H"]
+    shift_c: Float[Array, " H"]
+
+
+class LayerNormGRUParams(NamedTuple):
+    """Parameters of a layer-normalised GRU: maps without bias, gains and shifts of both sides."""
+
+    w_x: Float[Array, "D 3*H"]
+    w_h: Float[Array, "H 3*H"]
+    gain_x: Float[Array, " 3*H"]
+    gain_h: Float[Array, " 3*H"]
+    shift_x: Float[Array, " 3*H"]
+    shift_h: Float[Array, " 3*H"]
+
+
+def _normal(*parts: jax.Array) -> tuple[list[jax.Array], jax.Array]:
+    """(N of them as one row, in the same parts; 1 / s)."""
+    mean = sum(jnp.mean(a, -1, keepdims=True) for a in parts) / len(parts)
+    parts = tuple(a - mean for a in parts)
+    var = sum(jnp.mean(a * a, -1, keepdims=True) for a in parts) / len(parts)
+    inverse = lax.rsqrt(var + EPSILON)
+    return [a * inverse for a in parts], inverse
+
+
+def _pull_normal(normal: Sequence[jax.Array], inverse: jax.Array, *cotangents: jax.Array) -> list[jax.Array]:
+    """N* of a row in parts."""
+    count = len(cotangents)
+    pairs = list(zip(normal, cotangents, strict=True))
+    mean = sum(jnp.mean(ȳ, -1, keepdims=True) for ȳ in cotangents) / count
+    along = sum(jnp.mean(â * ȳ, -1, keepdims=True) for â, ȳ in pairs) / count
+    return [(ȳ - mean - â * along) * inverse for â, ȳ in pairs]
+
+
+def _of_gates(p: jax.Array, like: jax.Array, gates: int) -> list[jax.Array]:
+    """A gain or shift, one row for each gate."""
+    return jnp.split(jnp.expand_dims(p, range(like.ndim - 1)), gates, -1)
+
+
+# --- LSTM ---
+
+
+def _lstm_sums(us: Any, rs: Any, p: LayerNormLSTMParams) -> list[jax.Array]:
+    sides = [_of_gates(q, us[0], 4) for q in (p.gain_x, p.gain_h, p.shift)]
+    return [γ_x * u + γ_h * r + β for u, r, γ_x, γ_h, β in zip(us, rs, *sides, strict=True)]
+
+
+def _lstm_step(a: Gates, s_prev: LSTMState, p: LayerNormLSTMParams) -> tuple[LSTMState, Any]:
+    (us, inverse_u), (rs, inverse_r) = (_normal(*side) for side in zip(*a, strict=True))
+    a_i, a_f, a_g, a_o = _lstm_sums(us, rs, p)
+    i, f, g, o = jax.nn.sigmoid(a_i), jax.nn.sigmoid(a_f), jnp.tanh(a_g), jax.nn.sigmoid(a_o)
+    c = f * s_prev.c + i * g
+    d, _, _ = _memory(c, p)
+    return LSTMState(o * jnp.tanh(d), c), ((i, f, g, o), us, rs, inverse_u, inverse_r)
+
+
+def _memory(c: jax.Array, p: LayerNormLSTMParams) -> tuple[jax.Array, list[jax.Array], jax.Array]:
+    """(γ_c N(c) + β_c, N(c), 1 / s)."""
+    normal, inverse = _normal(c)
+    return _of_gates(p.gain_c, c, 1)[0] * normal[0] + _of_gates(p.shift_c, c, 1)[0], normal, inverse
+
+
+def _lstm_pullback(saved: Any, s_prev: LSTMState, s̄: LSTMState, p: LayerNormLSTMParams) -> Any:
+    (i, f, g, o), us, rs, inverse_u, inverse_r = saved
+    d, normal, inverse = _memory(f * s_prev.c + i * g, p)
+    tanh_d = jnp.tanh(d)
+    d̄ = s̄.h * o * (1 - tanh_d * tanh_d)
+    c̄ = s̄.c + _pull_normal(normal, inverse, _of_gates(p.gain_c, d̄, 1)[0] * d̄)[0]
+    δ = [
+        c̄ * g * i * (1 - i),
+        c̄ * s_prev.c * f * (1 - f),
+        c̄ * i * (1 - g * g),
+        s̄.h * tanh_d * o * (1 - o),
+    ]
+    gains = (_of_gates(q, d̄, 4) for q in (p.gain_x, p.gain_h))
+    scaled = [[γ * δ_g for γ, δ_g in zip(gain, δ, strict=True)] for gain in gains]
+    δu, δr = _pull_normal(us, inverse_u, *scaled[0]), _pull_normal(rs, inverse_r, *scaled[1])
+    p̄ = p._replace(
+        gain_x=jnp.concatenate([a * b for a, b in zip(us, δ, strict=True)], -1),
+        gain_h=jnp.concatenate([a * b for a, b in zip(rs, δ, strict=True)], -1),
+        shift=jnp.concatenate(δ, -1),
+        gain_c=normal[0] * d̄,
+        shift_c=d̄,
+    )
+    return tuple(zip(δu, δr, strict=True)), LSTMState(jnp.zeros_like(d̄), c̄ * f), p̄
+
+
+def _lstm_replay(saved: Any, s_prev: LSTMState, p: LayerNormLSTMParams) -> LSTMState:
+    (i, f, g, _), *_ = saved
+    return LSTMState(s_prev.h, f * s_prev.c + i * g)
+
+
+layer_norm_lstm = Cell(
+    name="layer_norm_lstm",
+    gates="ifgo",
+    apart="ifgo",
+    step=_lstm_step,
+    pullback=_lstm_pullback,
+    replay=_lstm_replay,
+    params=LayerNormLSTMParams,
+    state=LSTMState,
+)
+
+
+# --- GRU ---
+
+
+def _gru_normal(side: Sequence[jax.Array]) -> tuple[list[jax.Array], tuple[jax.Array, jax.Array]]:
+    """(N of the gates r and z, then of n; both 1 / s)."""
+    (r, z), inverse = _normal(*side[:2])
+    (n,), inverse_n = _normal(side[2])
+    return [r, z, n], (inverse, inverse_n)
+
+
+def _gru_sides(normal: Any, p: LayerNormGRUParams) -> Gates:
+    """γ N + β of both sides, as the GRU's pre-activations."""
+    us, rs = normal
+    u, r = (
+        [γ * a + β for γ, a, β in zip(_of_gates(gain, side[0], 3), side, _of_gates(shift, side[0], 3), strict=True)]
+        for side, gain, shift in ((us, p.gain_x, p.shift_x), (rs, p.gain_h, p.shift_h))
+    )
+    return u[0] + r[0], u[1] + r[1], (u[2], r[2])
+
+
+def _gru_step(a: Gates, h_prev: jax.Array, p: LayerNormGRUParams) -> tuple[jax.Array, Any]:
+    (us, inverse_u), (rs, inverse_r) = (_gru_normal(side) for side in zip(*a, strict=True))
+    h, gates = _gru.step(_gru_sides((us, rs), p), h_prev)
+    return h, (gates, us, rs, inverse_u, inverse_r)
+
+
+def _gru_pullback(saved: Any, h_prev: jax.Array, h̄: jax.Array, p: LayerNormGRUParams) -> Any:
+    gates, us, rs, inverse_u, inverse_r = saved
+    (δr, δz, (δn, δm)), s̃ = _gru.pullback(gates, h_prev, h̄)
+    sides, found = [], []
+    for normal, (inverse, inverse_n), gain, δ in (
+        (us, inverse_u, p.gain_x, (δr, δz, δn)),
+        (rs, inverse_r, p.gain_h, (δr, δz, δm)),
+    ):
+        scaled = [γ * δ_g for γ, δ_g in zip(_of_gates(gain, h̄, 3), δ, strict=True)]
+        sides.append([*_pull_normal(normal[:2], inverse, *scaled[:2]), *_pull_normal(normal[2:], inverse_n, scaled[2])])
+        found.append((jnp.concatenate([a * b for a, b in zip(normal, δ, strict=True)], -1), jnp.concatenate(δ, -1)))
+    (gain_x, shift_x), (gain_h, shift_h) = found
+    p̄ = p._replace(gain_x=gain_x, gain_h=gain_h, shift_x=shift_x, shift_h=shift_h)
+    return tuple(zip(*sides, strict=True)), s̃, p̄
+
+
+layer_norm_gru = Cell(
+    name="layer_norm_gru", gates="rzn", apart="rzn", step=_gru_step, pullback=_gru_pullback, params=LayerNormGRUParams
+)
+
+
+# --- First weights ---
+
+
+def layer_norm_lstm_init(
+    key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: Any = jnp.float32
+) -> LayerNormLSTMParams:
+    """Random weights for `cells.layer_norm_lstm`: the maps of `jaxseq.lstm_init`, gains of one, a shift that is one on
+    the forget gate and zero elsewhere.
+
+    Args:
+        key: a JAX random key.
+        input_size: D.
+        hidden_size: H.
+        dtype: floating dtype of the parameters.
+
+    Returns:
+        `LayerNormLSTMParams(w_x, w_h, gain_x, gain_h, shift, gain_c, shift_c)`.
+
+    Raises:
+        TypeError: a size that is no integer, a dtype that is no floating dtype.
+        ValueError: a size below one.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxseq
+        >>> params = jaxseq.cells.layer_norm_lstm_init(jax.random.key(0), 3, 5)
+        >>> (h, c), ys = jaxseq.recurrence(jaxseq.cells.layer_norm_lstm, params, None, jnp.ones((7, 2, 3)))
+        >>> ys.shape
+        (7, 2, 5)
+
+    Reference:
+        J. L. Ba, J. R. Kiros and G. E. Hinton, Layer normalization (2016), equations 20 to 22.
+    """
+    w_x, w_h, b = _lstm.lstm_init(key, input_size, hidden_size, dtype=dtype)
+    one = jnp.ones_like(w_x[0])
+    return LayerNormLSTMParams(
+        w_x, w_h, one, one, one * (0 if b is None else b), one[:hidden_size], 0 * one[:hidden_size]
+    )
+
+
+def layer_norm_gru_init(
+    key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: Any = jnp.float32
+) -> LayerNormGRUParams:
+    """Random weights for `cells.layer_norm_gru`: the maps of `jaxseq.gru_init`, gains of one, shifts of zero.
+
+    Args:
+        key: a JAX random key.
+        input_size: D.
+        hidden_size: H.
+        dtype: floating dtype of the parameters.
+
+    Returns:
+        `LayerNormGRUParams(w_x, w_h, gain_x, gain_h, shift_x, shift_h)`.
+
+    Raises:
+        TypeError: a size that is no integer, a dtype that is no floating dtype.
+        ValueError: a size below one.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxseq
+        >>> params = jaxseq.cells.layer_norm_gru_init(jax.random.key(0), 3, 5)
+        >>> h, ys = jaxseq.recurrence(jaxseq.cells.layer_norm_gru, params, None, jnp.ones((7, 2, 3)))
+        >>> ys.shape
+        (7, 2, 5)
+
+    Reference:
+        J. L. Ba, J. R. Kiros and G. E. Hinton, Layer normalization (2016), equations 24 to 27.
+    """
+    w_x, w_h, zero = _init.maps(key, input_size, hidden_size, 3, dtype)
+    return LayerNormGRUParams(w_x, w_h, zero + 1, zero + 1, zero, zero)

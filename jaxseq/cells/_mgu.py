@@ -1,0 +1,79 @@
+"""The minimal gated unit: one gate to forget and to reset, the reset applied after the recurrent product.
+
+    f  = σ(u_f + r_f)
+    n  = tanh(u_n + f m),  m = r_n      candidate; u_n and m stay apart, for f scales m alone
+    h' = (1 - f) n + f h
+
+Pullback, with (f, n, m) kept:
+
+    n̄ = h̄' (1 - f)             δn = n̄ (1 - n²)             δm = δn f
+    f̄ = h̄' (h - n) + δn m      δf = f̄ f (1 - f)            s̄_prev = h̄' f
+
+Source: G.-B. Zhou, J. Wu, C.-L. Zhang and Z.-H. Zhou, Minimal gated unit for recurrent neural networks (2016); f acts
+on the product rather than before it, as in Flax.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from jaxseq import _init
+from jaxseq._recurrence import Cell, Gates
+
+
+class MGUParams(NamedTuple):
+    """Parameters of a minimal gated unit with input size D and hidden size H, gates in the order f, n."""
+
+    w_x: Float[Array, "D 2*H"]
+    w_h: Float[Array, "H 2*H"]
+    b_x: Float[Array, " 2*H"] | None
+    b_h: Float[Array, " 2*H"] | None
+
+
+def _step(a: Gates, h_prev: jax.Array) -> tuple[jax.Array, Any]:
+    a_f, (u_n, m) = a
+    f = jax.nn.sigmoid(a_f)
+    n = jnp.tanh(u_n + f * m)
+    return (1 - f) * n + f * h_prev, (f, n, m)
+
+
+def _pullback(saved: Any, h_prev: jax.Array, h̄: jax.Array) -> tuple[Gates, jax.Array]:
+    f, n, m = saved
+    δn = h̄ * (1 - f) * (1 - n * n)
+    δf = (h̄ * (h_prev - n) + δn * m) * f * (1 - f)
+    return (δf, (δn, δn * f)), h̄ * f
+
+
+mgu = Cell(name="mgu", gates="fn", apart="n", step=_step, pullback=_pullback, params=MGUParams)
+
+
+def mgu_init(key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: Any = jnp.float32) -> MGUParams:
+    """Random weights for `cells.mgu`: normal input map of variance 1 / D, orthogonal recurrent blocks, zero biases.
+
+    Args:
+        key: a JAX random key.
+        input_size: D.
+        hidden_size: H.
+        dtype: floating dtype of the parameters.
+
+    Returns:
+        `MGUParams(w_x, w_h, b_x, b_h)`.
+
+    Raises:
+        TypeError: a size that is no integer, a dtype that is no floating dtype.
+        ValueError: a size below one.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxseq
+        >>> params = jaxseq.cells.mgu_init(jax.random.key(0), 3, 5)
+        >>> h, ys = jaxseq.recurrence(jaxseq.cells.mgu, params, None, jnp.ones((7, 2, 3)))
+        >>> ys.shape
+        (7, 2, 5)
+
+    Reference:
+        G.-B. Zhou, J. Wu, C.-L. Zhang and Z.-H. Zhou, Minimal gated unit for recurrent neural networks (2016).
+    """
+    w_x, w_h, b = _init.maps(key, input_size, hidden_size, 2, dtype)
+    return MGUParams(w_x, w_h, b, b)

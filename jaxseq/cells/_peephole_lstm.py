@@ -1,0 +1,114 @@
+"""The long short-term memory with peepholes: its gates see the memory, each unit its own.
+
+    i = σ(a_i + p_i c)    f = σ(a_f + p_f c)    g = tanh(a_g)
+    c' = f c + i g
+    o = σ(a_o + p_o c')
+    h' = o tanh(c')
+
+Pullback, with (i, f, g, o) kept and c' made again:
+
+    ō = h̄' tanh(c')             δo = ō o (1 - o)
+    c̄ := c̄' + h̄' o (1 - tanh²(c')) + δo p_o       all that reaches c'
+    δi = c̄ g i (1 - i)          δf = c̄ c f (1 - f)          δg = c̄ i (1 - g²)
+    c̄_prev = c̄ f + δi p_i + δf p_f
+    p̄_i = δi c                  p̄_f = δf c                  p̄_o = δo c'
+
+Source: F. A. Gers and J. Schmidhuber, Recurrent nets that time and count (2000).
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from jaxseq import _lstm
+from jaxseq._lstm import LSTMState
+from jaxseq._recurrence import Cell, Gates
+
+
+class PeepholeLSTMParams(NamedTuple):
+    """Parameters of an LSTM with peepholes p_i, p_f and p_o; the others are those of `jaxseq.LSTMParams`."""
+
+    w_x: Float[Array, "D 4*H"]
+    w_h: Float[Array, "H 4*H"]
+    b: Float[Array, " 4*H"] | None
+    p_i: Float[Array, " H"]
+    p_f: Float[Array, " H"]
+    p_o: Float[Array, " H"]
+
+
+def _step(a: Gates, s_prev: LSTMState, p: PeepholeLSTMParams) -> tuple[LSTMState, Any]:
+    a_i, a_f, a_g, a_o = a
+    c = s_prev.c
+    i, f, g = jax.nn.sigmoid(a_i + _each(p.p_i, c)), jax.nn.sigmoid(a_f + _each(p.p_f, c)), jnp.tanh(a_g)
+    c = f * c + i * g
+    o = jax.nn.sigmoid(a_o + _each(p.p_o, c))
+    return LSTMState(o * jnp.tanh(c), c), (i, f, g, o)
+
+
+def _pullback(saved: Any, s_prev: LSTMState, s̄: LSTMState, p: PeepholeLSTMParams) -> Any:
+    i, f, g, o = saved
+    c = f * s_prev.c + i * g
+    tanh_c = jnp.tanh(c)
+    δo = s̄.h * tanh_c * o * (1 - o)
+    c̄ = s̄.c + s̄.h * o * (1 - tanh_c * tanh_c) + _each(p.p_o, δo)
+    δi = c̄ * g * i * (1 - i)
+    δf = c̄ * s_prev.c * f * (1 - f)
+    δg = c̄ * i * (1 - g * g)
+    c̄_prev = c̄ * f + _each(p.p_i, δi) + _each(p.p_f, δf)
+    p̄ = p._replace(p_i=δi * s_prev.c, p_f=δf * s_prev.c, p_o=δo * c)
+    return (δi, δf, δg, δo), LSTMState(jnp.zeros_like(s̄.h), c̄_prev), p̄
+
+
+def _each(p: jax.Array, a: jax.Array) -> jax.Array:
+    """p a, unit by unit."""
+    return jnp.expand_dims(p, range(a.ndim - 1)) * a
+
+
+def _replay(saved: Any, s_prev: LSTMState, _: PeepholeLSTMParams) -> LSTMState:
+    return _lstm.replay(saved, s_prev)
+
+
+peephole_lstm = Cell(
+    name="peephole_lstm",
+    gates="ifgo",
+    step=_step,
+    pullback=_pullback,
+    replay=_replay,
+    params=PeepholeLSTMParams,
+    state=LSTMState,
+)
+
+
+def peephole_lstm_init(
+    key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: Any = jnp.float32
+) -> PeepholeLSTMParams:
+    """Random weights for `cells.peephole_lstm`: those of `jaxseq.lstm_init`, and peepholes of zero.
+
+    Args:
+        key: a JAX random key.
+        input_size: D.
+        hidden_size: H.
+        dtype: floating dtype of the parameters.
+
+    Returns:
+        `PeepholeLSTMParams(w_x, w_h, b, p_i, p_f, p_o)`.
+
+    Raises:
+        TypeError: a size that is no integer, a dtype that is no floating dtype.
+        ValueError: a size below one.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxseq
+        >>> params = jaxseq.cells.peephole_lstm_init(jax.random.key(0), 3, 5)
+        >>> (h, c), ys = jaxseq.recurrence(jaxseq.cells.peephole_lstm, params, None, jnp.ones((7, 2, 3)))
+        >>> ys.shape
+        (7, 2, 5)
+
+    Reference:
+        F. A. Gers and J. Schmidhuber, Recurrent nets that time and count (2000).
+    """
+    w_x, w_h, b = _lstm.lstm_init(key, input_size, hidden_size, dtype=dtype)
+    zero = jnp.zeros(hidden_size, w_x.dtype)
+    return PeepholeLSTMParams(w_x, w_h, b, zero, zero, zero)

@@ -1,0 +1,95 @@
+"""The long short-term memory with projection: its output is P numbers made of H, which all maps read.
+
+    i = σ(a_i)    f = σ(a_f)    g = tanh(a_g)    o = σ(a_o)
+    c' = f c + i g              (*B, H)
+    m  = o tanh(c')             (*B, H)
+    h' = m W_q                  (*B, P), the product inside of the step
+
+Pullback: m̄ = h̄' W_qᵀ, then that of the LSTM with m in the place of h, and W̄_q = sum m ⊗ h̄'.
+
+Source: H. Sak, A. Senior and F. Beaufays, Long short-term memory recurrent neural network architectures for large
+scale acoustic modeling (2014), section 2.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from jaxseq import _checks, _init, _lstm
+from jaxseq._lstm import LSTMState
+from jaxseq._recurrence import Cell, Gates
+
+
+class ProjectedLSTMParams(NamedTuple):
+    """Parameters of an LSTM with input size D, H units and an output of P numbers."""
+
+    w_x: Float[Array, "D 4*H"]
+    w_h: Float[Array, "P 4*H"]
+    b: Float[Array, " 4*H"] | None
+    w_q: Float[Array, "H P"]
+
+
+def _step(a: Gates, s_prev: LSTMState, L: Callable[[jax.Array], jax.Array]) -> tuple[LSTMState, Any]:
+    (m, c), gates = _lstm.step(a, s_prev)
+    return LSTMState(L(m), c), gates
+
+
+def _pullback(saved: Any, s_prev: LSTMState, s̄: LSTMState, L: Any) -> Any:
+    i, f, g, o = saved
+    m = o * jnp.tanh(f * s_prev.c + i * g)
+    δ, (_, c̄_prev) = _lstm.pullback(saved, s_prev, LSTMState(L.T(s̄.h), s̄.c))
+    return δ, LSTMState(jnp.zeros_like(s̄.h), c̄_prev), (m, s̄.h)
+
+
+def _replay(saved: Any, s_prev: LSTMState, _: Any) -> LSTMState:
+    return LSTMState(s_prev.h, _lstm.replay(saved, s_prev).c)
+
+
+projected_lstm = Cell(
+    name="projected_lstm",
+    gates="ifgo",
+    step=_step,
+    pullback=_pullback,
+    replay=_replay,
+    params=ProjectedLSTMParams,
+    state=LSTMState,
+)
+
+
+def projected_lstm_init(
+    key: PRNGKeyArray, input_size: int, hidden_size: int, projection_size: int, *, dtype: Any = jnp.float32
+) -> ProjectedLSTMParams:
+    """Random weights for `cells.projected_lstm`: maps of variance 1 / D, 1 / P and 1 / H, and a forget bias of one.
+
+    Args:
+        key: a JAX random key.
+        input_size: D.
+        hidden_size: H, the units.
+        projection_size: P, the numbers of the output.
+        dtype: floating dtype of the parameters.
+
+    Returns:
+        `ProjectedLSTMParams(w_x, w_h, b, w_q)`.
+
+    Raises:
+        TypeError: a size that is no integer, a dtype that is no floating dtype.
+        ValueError: a size below one.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxseq
+        >>> params = jaxseq.cells.projected_lstm_init(jax.random.key(0), 3, 8, 5)
+        >>> (h, c), ys = jaxseq.recurrence(jaxseq.cells.projected_lstm, params, None, jnp.ones((7, 2, 3)))
+        >>> h.shape, c.shape, ys.shape
+        ((2, 5), (2, 8), (7, 2, 5))
+
+    Reference:
+        H. Sak, A. Senior and F. Beaufays, Long short-term memory recurrent neural network architectures for large scale
+        acoustic modeling (2014), section 2.
+    """
+    P = _checks.integer("projection_size", projection_size, at_least=1)
+    w_x, _, b = _lstm.lstm_init(key, input_size, hidden_size, dtype=dtype)
+    draw = lambda i, rows, columns: _init.matrix(jax.random.fold_in(key, i), rows, columns, w_x.dtype)  # noqa: E731
+    return ProjectedLSTMParams(w_x, draw(1, P, 4 * hidden_size), b, draw(2, hidden_size, P))

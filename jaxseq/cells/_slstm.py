@@ -1,0 +1,141 @@
+"""sLSTM: exponential gates with a stabiliser, and heads that do not see each other.
+
+    z = tanh(a_z)     o = σ(a_o)     ℓ = log σ(a_f)
+
+    m' = max(ℓ + m, a_i)             the largest exponent so far, taken out of both gates:
+    i  = exp(a_i - m')
+    f  = exp(ℓ + m - m')
+
+    c' = f c + i z                   memory
+    n' = f n + i                     normaliser
+    h' = o c' / n'
+
+Where n = 0 nothing has been seen: m' = a_i and f = 0, whatever m is. Through m' h' does not depend on m in exact
+arithmetic, but the state that is handed on does. The recurrent map is block diagonal, one block for each head.
+
+Pullback, with (i, f, z, o), σ(-a_f) = 1 - σ(a_f) and k = [ℓ + m > a_i, n ≠ 0] kept:
+
+    q = c' / n'                      q̄ = h̄' o
+    c̄ := c̄' + q̄ / n'                 n̄ := n̄' - q̄ q / n'         all that reaches c' and n'
+    ī = (c̄ z + n̄) i                  the cotangent of the exponent a_i - m'
+    f̄ = (c̄ c + n̄ n) f                of the exponent ℓ + m - m'
+    m̄ := m̄' - ī - f̄                  all that reaches m'
+    δi = ī + m̄ (1 - k)               ℓ̄ = f̄ + m̄ k
+    δf = ℓ̄ σ(-a_f)                   δz = c̄ i (1 - z²)           δo = h̄' q o (1 - o)
+    c̄_prev = c̄ f                     n̄_prev = n̄ f                 m̄_prev = ℓ̄
+
+Source: M. Beck et al., xLSTM: Extended long short-term memory (2024), section 2.2 and appendix A.2.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from jaxseq import _checks, _init
+from jaxseq._recurrence import Cell, Gates
+from jaxseq.maps import Blocks
+
+
+class SLSTMParams(NamedTuple):
+    """Parameters of an sLSTM with N heads, gates in the order i, f, z, o."""
+
+    w_x: Float[Array, "D 4*H"]
+    w_h: Float[Array, "N H/N 4 H/N"]
+    b: Float[Array, " 4*H"] | None
+
+
+class SLSTMState(NamedTuple):
+    """What an sLSTM carries: the output h, the memory c, its normaliser n and the exponent m taken out of both."""
+
+    h: Float[Array, "*batch H"]
+    c: Float[Array, "*batch H"]
+    n: Float[Array, "*batch H"]
+    m: Float[Array, "*batch H"]
+
+
+def _step(a: Gates, s_prev: SLSTMState) -> tuple[SLSTMState, Any]:
+    a_i, a_f, a_z, a_o = a
+    _, c, n, m = s_prev
+    z, o = jnp.tanh(a_z), jax.nn.sigmoid(a_o)
+    kept = jnp.minimum(a_f, 0) - jnp.log1p(jnp.exp(-jnp.abs(a_f))) + m
+    begun = n != 0
+    m = jnp.where(begun, jnp.maximum(kept, a_i), a_i)
+    i = jnp.exp(a_i - m)
+    f = jnp.where(begun, jnp.exp(jnp.where(begun, kept - m, 0)), 0)
+    c, n = f * c + i * z, f * n + i
+    k = (begun & (kept > a_i)).astype(f.dtype)
+    return SLSTMState(o * (c / n), c, n, m), (i, f, z, o, jax.nn.sigmoid(-a_f), k)
+
+
+def _pullback(saved: Any, s_prev: SLSTMState, s̄: SLSTMState) -> tuple[Gates, SLSTMState]:
+    i, f, z, o, rest, k = saved
+    n = f * s_prev.n + i
+    q = (f * s_prev.c + i * z) / n
+    q̄ = s̄.h * o
+    c̄, n̄ = s̄.c + q̄ / n, s̄.n - q̄ * q / n
+    ī = (c̄ * z + n̄) * i
+    f̄ = (c̄ * s_prev.c + n̄ * s_prev.n) * f
+    m̄ = s̄.m - ī - f̄
+    ℓ̄ = f̄ + m̄ * k
+    δ = ī + m̄ * (1 - k), ℓ̄ * rest, c̄ * i * (1 - z * z), s̄.h * q * o * (1 - o)
+    return δ, SLSTMState(jnp.zeros_like(q̄), c̄ * f, n̄ * f, ℓ̄)
+
+
+def _replay(saved: Any, s_prev: SLSTMState) -> SLSTMState:
+    i, f, z, *_ = saved
+    return s_prev._replace(c=f * s_prev.c + i * z, n=f * s_prev.n + i)  # the pullback asks for no m
+
+
+slstm = Cell(
+    name="slstm",
+    gates="ifzo",
+    step=_step,
+    pullback=_pullback,
+    replay=_replay,
+    params=SLSTMParams,
+    state=SLSTMState,
+    recurrent=Blocks(),
+)
+
+
+def slstm_init(
+    key: PRNGKeyArray, input_size: int, hidden_size: int, *, heads: int = 1, dtype: Any = jnp.float32
+) -> SLSTMParams:
+    """Random weights for `cells.slstm`: normal input map of variance 1 / D, orthogonal blocks, a forget bias that grows
+    from 3 to 6 over the units of each head, so that some of them keep for long, and zero else.
+
+    Args:
+        key: a JAX random key.
+        input_size: D.
+        hidden_size: H.
+        heads: N, a divisor of H.
+        dtype: floating dtype of the parameters.
+
+    Returns:
+        `SLSTMParams(w_x (D, 4 H), w_h (N, H / N, 4, H / N), b (4 H,))`.
+
+    Raises:
+        TypeError: a size that is no integer, a dtype that is no floating dtype.
+        ValueError: a size below one, heads that do not divide H.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxseq
+        >>> params = jaxseq.cells.slstm_init(jax.random.key(0), 3, 6, heads=2)
+        >>> state, ys = jaxseq.recurrence(jaxseq.cells.slstm, params, None, jnp.ones((7, 2, 3)))
+        >>> ys.shape
+        (7, 2, 6)
+
+    Reference:
+        M. Beck et al., xLSTM: Extended long short-term memory (2024), section 2.2 and appendix A.2.
+    """
+    rows, hidden, dtype = _init.sizes(input_size, hidden_size, dtype)
+    n = _checks.integer("heads", heads, at_least=1)
+    if hidden % n:
+        _checks.bad_value("heads", f"a divisor of `hidden_size`, {hidden}", str(n))
+    key_x, key_h = jax.random.split(key)
+    blocks = [_init.orthogonal(k, hidden // n, 4, dtype) for k in jax.random.split(key_h, n)]
+    w_h = jnp.stack(blocks).reshape(n, hidden // n, 4, hidden // n)
+    b = jnp.zeros((4, n, hidden // n), dtype).at[1].set(jnp.linspace(3, 6, hidden // n, dtype=dtype))
+    return SLSTMParams(_init.matrix(key_x, rows, 4 * hidden, dtype), w_h, b.reshape(-1))

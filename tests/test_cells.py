@@ -1,0 +1,361 @@
+"""Any cell between any maps: the equations against other libraries or the paper's own, the pullbacks against JAX's, and
+what is said of bad cells. (That op and twin agree, under every transformation, the other files say of all ops.)
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import arguments, assert_close, bound, cotangents_for, inner, normals, pullback, scans, subjaxprs
+from jax import lax
+
+import jaxseq
+from jaxseq import Cell, cells, maps
+from jaxseq._cases import CASES
+
+VARIANTS = CASES["recurrence"].variants
+LABELS = [label for label in VARIANTS if "," not in label]
+HAND = [label for label in LABELS if VARIANTS[label].first[0].pullback is not None]
+
+
+def without_pullback(cell):
+    """The same cell, its pullback JAX's."""
+    return cell._replace(pullback=None, replay=None, step=lambda *args: cell.step(*args)[0])
+
+
+@pytest.mark.parametrize("label", HAND)
+def test_pullback_by_hand_is_that_of_jax(label, key):
+    cell, args = VARIANTS[label].first[0], arguments("recurrence", label, key)
+    f, g = (partial(jaxseq.recurrence, c, truncation=3) for c in (cell, without_pullback(cell)))
+    cotangents = cotangents_for(f, args, jax.random.fold_in(key, 1))
+    assert_close(*(jax.jit(pullback(h))(args, cotangents) for h in (f, g)), relative=1e-13)
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_cell_in_a_scan_equals_the_sequence(label, key):
+    cell, (params, carry, xs) = VARIANTS[label].first[0], arguments("recurrence", label, key)
+    stepped = lax.scan(partial(jaxseq.recurrence_cell, cell, params), carry, xs)
+    assert_close(stepped, jaxseq.recurrence(cell, params, carry, xs))
+
+
+# --- Equations ---
+
+
+def test_indrnn_by_hand():
+    """One unit: h = relu(2 x + 0.5 h - 1)."""
+    params = cells.IndRNNParams(jnp.array([[2.0]]), jnp.array([[0.5]]), jnp.array([-1.0]))
+    _, ys = jaxseq.recurrence(cells.indrnn, params, jnp.array([4.0]), jnp.array([[1.0], [-2.0], [1.0], [0.25]]))
+    np.testing.assert_allclose(ys[:, 0], [3.0, 0.0, 1.0, 0.0])
+
+
+def test_slstm_is_the_unstabilised_recurrence(key):
+    """h = o c / n with c' = f c + exp(a_i) z and n' = f n + exp(a_i), written down without m."""
+    params, _, xs = arguments("recurrence", "slstm", key)
+    heads, d, _, _ = params.w_h.shape
+    h = c = n = jnp.zeros((xs.shape[1], heads * d))
+    ys = []
+    for x in xs:
+        r = jnp.einsum("bnd,ndgi->bgni", h.reshape(-1, heads, d), params.w_h).reshape(len(h), -1)
+        i, f, z, o = jnp.split(x @ params.w_x + r + params.b[None], 4, -1)
+        i, f, z, o = jnp.exp(i), jax.nn.sigmoid(f), jnp.tanh(z), jax.nn.sigmoid(o)
+        c, n = f * c + i * z, f * n + i
+        h = o * c / n
+        ys.append(h)
+    assert_close(jaxseq.recurrence(cells.slstm, params, None, xs)[1], jnp.stack(ys))
+
+
+@pytest.mark.parametrize("scale", [100.0, 1000.0])
+def test_slstm_keeps_to_numbers_where_exp_does_not(scale, key):
+    params, _, xs = arguments("recurrence", "slstm", key, dtype=jnp.float32)
+    f = lambda params, xs: jaxseq.recurrence(cells.slstm, params, None, xs)[1].sum()  # noqa: E731
+    y, gradient = jax.value_and_grad(f)(params, scale * xs)
+    assert all(jnp.isfinite(a).all() for a in jax.tree.leaves((y, gradient)))
+
+
+def test_peephole_lstm_by_its_equations(key):
+    params, (h, c), xs = args = arguments("recurrence", "peephole_lstm", key)
+    p_i, p_f, p_o = (p[None] for p in params[3:])
+    ys = []
+    for x in xs:
+        a_i, a_f, a_g, a_o = jnp.split(x @ params.w_x + h @ params.w_h + params.b[None], 4, -1)
+        c = jax.nn.sigmoid(a_f + p_f * c) * c + jax.nn.sigmoid(a_i + p_i * c) * jnp.tanh(a_g)
+        h = jax.nn.sigmoid(a_o + p_o * c) * jnp.tanh(c)
+        ys.append(h)
+    assert_close(jaxseq.recurrence(cells.peephole_lstm, *args)[1], jnp.stack(ys))
+
+
+def normal(a):
+    """jax.nn's, over the last axis."""
+    return jax.nn.standardize(a, epsilon=1e-5)
+
+
+def test_layer_norm_lstm_by_its_equations(key):
+    p, (h, c), xs = args = arguments("recurrence", "layer_norm_lstm", key)
+    ys = []
+    for x in xs:
+        a = p.gain_x[None] * normal(x @ p.w_x) + p.gain_h[None] * normal(h @ p.w_h) + p.shift[None]
+        i, f, g, o = jnp.split(a, 4, -1)
+        c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+        h = jax.nn.sigmoid(o) * jnp.tanh(p.gain_c[None] * normal(c) + p.shift_c[None])
+        ys.append(h)
+    assert_close(jaxseq.recurrence(cells.layer_norm_lstm, *args)[1], jnp.stack(ys))
+
+
+def test_layer_norm_gru_by_its_equations(key):
+    p, h, xs = args = arguments("recurrence", "layer_norm_gru", key)
+    H = h.shape[-1]
+    ys = []
+
+    def side(a, gain, shift):
+        return gain[None] * jnp.concatenate([normal(a[:, : 2 * H]), normal(a[:, 2 * H :])], -1) + shift[None]
+
+    for x in xs:
+        u, v = side(x @ p.w_x, p.gain_x, p.shift_x), side(h @ p.w_h, p.gain_h, p.shift_h)
+        r, z = jnp.split(jax.nn.sigmoid(u + v)[:, : 2 * H], 2, -1)
+        n = jnp.tanh(u[:, 2 * H :] + r * v[:, 2 * H :])
+        h = (1 - z) * n + z * h
+        ys.append(h)
+    assert_close(jaxseq.recurrence(cells.layer_norm_gru, *args)[1], jnp.stack(ys))
+
+
+# --- What backward does ---
+
+
+def weight_contractions(f, args, shape):
+    """The products in a loop of the gradient whose result has the shape of a weight."""
+    cotangents = jax.tree.map(jnp.ones_like, f(*args))
+    found = []
+    for scan in scans(pullback(f), args, cotangents):
+        inside = [e for e in subjaxprs(scan.params["jaxpr"].jaxpr) if e.primitive.name == "dot_general"]
+        found += [e for e in inside if e.outvars[0].aval.shape == shape]
+    return found
+
+
+@pytest.mark.parametrize("label", ["leaky", "twice"])
+def test_weights_are_contracted_outside_of_the_loop_of_a_users_cell(label, key):
+    f, args = bound("recurrence", label), arguments("recurrence", label, key)
+    assert not weight_contractions(f, args, args[0].w_h.shape)
+    twin = bound("recurrence", label, twin=True)
+    assert weight_contractions(twin, args, args[0].w_h.shape), "the test sees none where there is one"
+
+
+@pytest.mark.parametrize("label", ["leaky", "twice", "slstm"])
+def test_truncated_windows_go_back_side_by_side(label, key):
+    """T = 12 in windows of 3: no loop of the gradient has more than 3 steps but the forward sweep."""
+    cell = VARIANTS[label].first[0]
+    params, carry, xs = arguments("recurrence", label, key, length=12)
+    f = partial(jaxseq.recurrence, cell, truncation=3)
+    back = lambda args, cotangents: jax.vjp(f, *args)[1](cotangents)  # noqa: E731
+    cotangents = jax.tree.map(jnp.ones_like, f(params, carry, xs))
+    lengths = [scan.params["length"] for scan in scans(back, (params, carry, xs), cotangents)]
+    assert lengths.count(12) == 1
+    assert max(length for length in lengths if length != 12) == 3
+
+
+def test_gradient_of_the_cells_own_parameters_is_directional(key):
+    """Against a difference quotient, not against any rule of ours."""
+    args = arguments("recurrence", "leaky", key)
+    f = bound("recurrence", "leaky")
+    w̄ = cotangents_for(f, args, jax.random.fold_in(key, 1))
+    _, (p̄, _, _) = pullback(f)(args, w̄)
+    rest = args[1:]
+    direction = jax.tree.map(jnp.zeros_like, args[0])._replace(rate=normals(key, args[0].rate), gain=jnp.array(1.0))
+    at = lambda t: inner(f(jax.tree.map(lambda a, d: a + t * d, args[0], direction), *rest), w̄)  # noqa: E731
+    np.testing.assert_allclose(inner(p̄, direction), (at(1e-5) - at(-1e-5)) / 2e-5, rtol=1e-8)
+
+
+# --- Other maps ---
+
+
+class Scaled(maps.Map):
+    """A map of the user's own: w (G, 1), every channel by one number."""
+
+    def product(self, precision, w, x):
+        return jnp.concatenate([x * g for g in w[:, 0]], -1)
+
+    def pull_input(self, precision, w, ȳ, space):
+        return sum(part * g for part, g in zip(jnp.split(ȳ, len(w), -1), w[:, 0], strict=True))
+
+    def pull_weight(self, precision, x, ȳ, w):
+        return jnp.stack([jnp.sum(x * part).reshape(1) for part in jnp.split(ȳ, len(w), -1)])
+
+    def shape(self, inputs, gates, outputs):
+        return f"({gates}, 1)"
+
+    def channels(self, w, gates):
+        return (5, 5) if w.shape == (gates, 1) else None
+
+
+def test_a_map_of_the_users_own(key):
+    cell = cells.gru._replace(name="scaled", recurrent=Scaled())
+    params, carry, xs = arguments("gru", "plain", key)
+    params = params._replace(w_h=normals(key, jnp.zeros((3, 1))))
+    f, twin = (partial(g, cell) for g in (jaxseq.recurrence, jaxseq.reference.recurrence))
+    cotangents = cotangents_for(f, (params, carry, xs), key)
+    assert_close(*(pullback(g)((params, carry, xs), cotangents) for g in (f, twin)))
+
+
+@pytest.mark.parametrize("batch", [(), (2,), (2, 3)])
+@pytest.mark.parametrize(
+    ("kind", "w", "x"),
+    [
+        (maps.Dense(), (3, 8), (3,)),
+        (maps.Diagonal(), (2, 4), (4,)),
+        (maps.Blocks(), (2, 3, 2, 4), (6,)),
+        (maps.Conv(stride=2, padding="VALID"), (2, 3, 8), (5, 3)),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, maps.Map) else "",
+)
+def test_pullbacks_of_a_map(kind, w, x, batch, key):
+    """Against JAX's derivative of the product."""
+    keys = jax.random.split(key, 3)
+    w, x = normals(keys[0], jnp.zeros(w)), normals(keys[1], jnp.zeros((*batch, *x)))
+    y, pull = jax.vjp(partial(kind.product, None), w, x)
+    ȳ = normals(keys[2], y)
+    space = kind.space_of(w, x)
+    actual = kind.pull_weight(None, x, ȳ, w), kind.pull_input(None, w, ȳ, space)
+    assert_close(actual, pull(ȳ))
+    assert_close(kind.pull_in_a_loop(None, w, space)(ȳ), actual[1])
+
+
+# --- Bad cells ---
+
+
+class Params(NamedTuple):
+    w_x: Any
+    w_h: Any
+    b: Any
+    gain: Any
+
+
+def run(step, pull=None, state=None, **fields):
+    cell = Cell("odd", gates="ab", step=step, params=Params, state=state, pullback=pull, **fields)
+    w = jnp.ones((5, 10))
+    params = Params(jnp.ones((3, 10)), w, None, jnp.ones(5))
+    return lambda: jaxseq.recurrence(cell, params, None, jnp.ones((7, 2, 3)))
+
+
+def fine(a, h, p):
+    return h + a[0], a
+
+
+KERNELS = jaxseq.LSTMParams(jnp.ones((3, 2, 16)), jnp.ones((3, 4, 16)), None)
+BAD = {
+    "another shape": (
+        run(lambda a, h, p: h[..., :2]),
+        ValueError,
+        r"`odd\.step`: expected a state like the one before it, float64\[5\], got float64\[2\]",
+    ),
+    "another dtype": (
+        run(lambda a, h, p: h.astype(jnp.float32)),
+        ValueError,
+        r"`odd\.step`: expected a state like the one before it, float64\[5\], got float32\[5\]",
+    ),
+    "another structure": (
+        run(lambda a, h, p: (h, h)),
+        ValueError,
+        r"`odd\.step`: expected a state like the one before it, float64\[5\], got \(float64\[5\], float64\[5\]\)",
+    ),
+    "no pair beside a pullback": (
+        run(lambda a, h, p: h, lambda *args: None),
+        TypeError,
+        r"`odd\.step`: expected a pair \(state, saved\), since there is a pullback, got float64\[5\]",
+    ),
+    "δ of one gate": (
+        run(fine, lambda a, h, h̄, p: ((h̄,), h̄, p._replace(gain=h̄))),
+        ValueError,
+        r"`odd\.pullback`: expected δ like the pre-activations, \(float64\[5\], float64\[5\]\), got \(float64\[5\],\)",
+    ),
+    "another s̄_prev": (
+        run(fine, lambda a, h, h̄, p: ((h̄, h̄), (h̄,), p._replace(gain=h̄))),
+        ValueError,
+        r"`odd\.pullback`: expected s̄_prev like the state, float64\[5\], got \(float64\[5\],\)",
+    ),
+    "p̄ of another shape": (
+        run(fine, lambda a, h, h̄, p: ((h̄, h̄), h̄, p._replace(gain=h̄[:1]))),
+        ValueError,
+        r"`odd\.pullback`: expected p̄ of one example like the cell's own parameters, .*\[5\].*got .*\[1\]",
+    ),
+    "no cell": (
+        lambda: jaxseq.recurrence(fine, None, None, jnp.ones((7, 2, 3))),
+        TypeError,
+        r"`cell`: expected a jaxseq\.Cell, got function",
+    ),
+    "width of the pre-activations": (
+        lambda: jaxseq.recurrence(
+            cells.mgu, cells.MGUParams(jnp.ones((3, 12)), jnp.ones((5, 12)), None, None), None, jnp.ones((7, 2, 3))
+        ),
+        ValueError,
+        r"`params\.w_h`: expected shape \(H, 2 H\), one block of H columns for each gate f, n, got \(5, 12\)",
+    ),
+    "a kernel that shrinks the state": (
+        lambda: jaxseq.recurrence(
+            cells.rnn._replace(input=maps.Conv(), recurrent=maps.Conv(padding="VALID")),
+            jaxseq.RNNParams(jnp.ones((3, 2, 4)), jnp.ones((3, 4, 4)), None),
+            None,
+            jnp.ones((7, 2, 9, 2)),
+        ),
+        ValueError,
+        r"`rnn\.recurrent`: expected a map that keeps the space \(9,\), got Conv\(stride=1, padding='VALID'",
+    ),
+    "kernels of different axes": (
+        lambda: jaxseq.conv_lstm(
+            jaxseq.LSTMParams(jnp.ones((3, 2, 16)), jnp.ones((3, 3, 4, 16)), None), None, jnp.ones((7, 2, 9, 2))
+        ),
+        ValueError,
+        r"`params\.w_h`: expected a kernel with 1 axes of space, as `params\.w_x` has, got \(3, 3, 4, 16\)",
+    ),
+    "too few axes": (
+        lambda: jaxseq.conv_lstm(KERNELS, None, jnp.ones((7, 2))),
+        ValueError,
+        r"`xs`: expected at least 3 axes \(time, \*batch, \*space, channels\), got 2",
+    ),
+    "time among space": (
+        lambda: jaxseq.conv_lstm(
+            KERNELS,
+            None,
+            jnp.ones((7, 2, 9, 2)),
+            time_axis=2,
+        ),
+        ValueError,
+        r"`time_axis`: expected an axis before the last 2, space and channels, from -4 to 1, got 2",
+    ),
+    "integer gain": (
+        lambda: jaxseq.recurrence(
+            cells.peephole_lstm,
+            cells.peephole_lstm_init(jax.random.key(0), 3, 5)._replace(p_i=jnp.ones(5, int)),
+            None,
+            jnp.ones((7, 2, 3), jnp.float32),
+        ),
+        TypeError,
+        r"`params\.p_i`: expected a float array, got int64\[5\]",
+    ),
+    "heads": (
+        lambda: cells.slstm_init(jax.random.key(0), 3, 8, heads=3),
+        ValueError,
+        r"`heads`: expected a divisor of `hidden_size`, 8, got 3",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "kind", "message"), BAD.values(), ids=BAD)
+def test_a_bad_cell_is_told_by_name_and_part(call, kind, message):
+    with pytest.raises(kind, match=message):
+        call()
+
+
+def test_what_a_step_raises_says_whose_it_is():
+    with pytest.raises(TypeError) as caught:
+        run(lambda a, h, p: h + jnp.dot(a, h))()
+    assert any("`step` of the cell 'odd'" in note for note in caught.value.__notes__)
+
+
+def test_calls_of_the_inner_product():
+    cell = VARIANTS["twice"].first[0]._replace(step=lambda a, s, p, L: s)
+    with pytest.raises(
+        ValueError, match=r"`twice\.step`: expected one call of L, the product with `params\.w_q`, got 0"
+    ):
+        jaxseq.recurrence(cell, *arguments("recurrence", "twice", jax.random.key(0)))

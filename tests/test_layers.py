@@ -1,0 +1,178 @@
+"""Both directions and stacks: against torch's layers, and what dropout and residual links do."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import assert_close, cotangents_for, pullback
+
+import jaxseq
+from jaxseq import bidirectional, cells, gru, stack
+from jaxseq._init import normal
+
+
+def weights(kind, key, D, H):
+    """One layer's, no number zero."""
+    like = jax.eval_shape(partial(getattr(jaxseq, f"{kind}_init"), key, D, H, dtype=jnp.float64))
+    return jax.tree.map(lambda a: 0.4 * normal(jax.random.fold_in(key, a.size), a.shape), like)
+
+
+def in_both(kind, params, carry, xs, **time):
+    """Two layers of both directions."""
+    return jaxseq.stack(partial(jaxseq.bidirectional, getattr(jaxseq, kind)), params, carry, xs, **time)
+
+
+@pytest.mark.parametrize("lengths", [None, [6, 2, 4]], ids=["whole", "lengths"])
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_two_layers_of_both_directions_equal_torch(kind, lengths, key):
+    torch = pytest.importorskip("torch")
+    keys = jax.random.split(key, 4)
+    params = [[weights(kind, k, D, 5) for k in ks] for D, ks in ((3, keys[:2]), (10, keys[2:]))]
+    xs = normal(key, (6, 3, 3))
+    time = {} if lengths is None else {"lengths": jnp.array(lengths)}
+    f = lambda params, xs: in_both(kind, params, None, xs, **time)  # noqa: E731
+    cotangents = cotangents_for(f, (params, xs), key)
+    (ends, ys), (p̄, x̄s) = jax.jit(pullback(f))((params, xs), cotangents)
+
+    layer = getattr(torch.nn, kind.upper())(3, 5, num_layers=2, bidirectional=True).double()
+    suffixes = [[f"l{i}", f"l{i}_reverse"] for i in range(2)]
+    for i in range(2):
+        for p, suffix in zip(params[i], suffixes[i], strict=True):
+            w_x, w_h, b_x, b_h = (*p, jnp.zeros_like(p[2]))[:4]
+            for name, a in (("weight_ih", w_x.T), ("weight_hh", w_h.T), ("bias_ih", b_x), ("bias_hh", b_h)):
+                getattr(layer, f"{name}_{suffix}").data = torch.tensor(np.asarray(a))
+    x = torch.tensor(np.asarray(xs), requires_grad=True)
+    pack = torch.nn.utils.rnn
+    out, end = layer(x if lengths is None else pack.pack_padded_sequence(x, lengths, enforce_sorted=False))
+    out = out if lengths is None else pack.pad_packed_sequence(out)[0]
+    end = end if kind == "lstm" else (end,)
+    array = lambda t: jnp.asarray(t.detach().numpy())  # noqa: E731
+    assert_close(ys, array(out))
+    for i in range(2):
+        for d in range(2):
+            assert_close(jax.tree.leaves(ends[i][d]), [array(e[2 * i + d]) for e in end])
+
+    c̄s, ȳs = jax.tree.map(lambda a: torch.tensor(np.asarray(a)), cotangents)
+    loss = (out * ȳs).sum()
+    for i in range(2):
+        for d in range(2):
+            loss = loss + sum((e[2 * i + d] * c).sum() for e, c in zip(end, jax.tree.leaves(c̄s[i][d]), strict=True))
+    loss.backward()
+    assert_close(x̄s, jnp.asarray(x.grad.numpy()))
+    for i in range(2):
+        for p, suffix in zip(p̄[i], suffixes[i], strict=True):
+            grads = [getattr(layer, f"{name}_{suffix}").grad.numpy() for name in ("weight_ih", "weight_hh", "bias_ih")]
+            assert_close(list(p[:3]), [jnp.asarray(g.T) for g in grads])
+
+
+def test_different_layers_and_a_residual_link(key):
+    keys = jax.random.split(key, 3)
+    params = [
+        weights("rnn", keys[0], 3, 5),
+        cells.mgu_init(keys[1], 5, 5, dtype=jnp.float64),
+        weights("lstm", keys[2], 5, 4),
+    ]
+    layers = [partial(jaxseq.rnn, activation="relu"), partial(jaxseq.recurrence, cells.mgu), jaxseq.lstm]
+    xs = normal(key, (6, 2, 3))
+    ends, ys = jaxseq.stack(layers, params, None, xs, residual=True, truncation=4)
+    _, a = layers[0](params[0], None, xs)
+    end, b = layers[1](params[1], None, a)
+    _, c = layers[2](params[2], None, a + b)
+    assert_close(ys, c)
+    assert_close(ends[1], end)
+
+
+def test_a_stack_handed_on_equals_the_whole(key):
+    params = [weights("gru", k, 5, 5) for k in jax.random.split(key)]
+    xs = normal(key, (7, 2, 5))
+    whole = jaxseq.stack(jaxseq.gru, params, None, xs, residual=True)
+    carry, first = jaxseq.stack(jaxseq.gru, params, None, xs[:3], residual=True)
+    carry, second = jaxseq.stack(jaxseq.gru, params, carry, xs[3:], residual=True)
+    assert_close((carry, jnp.concatenate([first, second])), whole)
+
+
+def test_dropout_is_between_layers_and_keeps_the_mean(key):
+    seen = []
+
+    def spy(params, carry, xs, **time):
+        seen.append(xs)
+        return carry, xs
+
+    xs = jnp.ones((50, 20, 10))
+    jaxseq.stack(spy, [None] * 3, None, xs, dropout=0.3, key=key)
+    np.testing.assert_array_equal(seen[0], xs)
+    np.testing.assert_allclose(np.unique(seen[1]), [0, 1 / 0.7])
+    assert all(abs(float(between.mean()) - 1) < 0.03 for between in seen[1:])
+    dropped = [np.asarray(a == 0) for a in (seen[1], seen[2])]
+    assert 0.28 < dropped[0].mean() < 0.32
+    assert (dropped[1] & ~dropped[0]).any(), "the second mask is another"
+
+
+def test_without_dropout_no_key_is_needed(key):
+    params = [weights("gru", k, 5, 5) for k in jax.random.split(key)]
+    assert_close(*(jaxseq.stack(jaxseq.gru, params, None, jnp.ones((3, 2, 5)), key=k) for k in (None, key)))
+
+
+def test_convolutional_layers(key):
+    keys = jax.random.split(key)
+    params = [jaxseq.conv_lstm_init(keys[0], 3, 1, 4), jaxseq.conv_gru_init(keys[1], 3, 4, 2)]
+    layers = [partial(jaxseq.conv_lstm, stride=2), jaxseq.conv_gru]
+    _, ys = jaxseq.stack(layers, params, None, jnp.ones((5, 2, 8, 1), jnp.float32))
+    assert ys.shape == (5, 2, 4, 2)
+
+
+PARAMS = [jaxseq.gru_init(jax.random.key(i), 3, 3) for i in range(2)]
+XS = jnp.ones((4, 2, 3), jnp.float32)
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "message"),
+    [
+        (lambda: stack(gru, PARAMS[0], None, XS), TypeError, r"`params`: expected a sequence"),
+        (lambda: stack(gru, [], None, XS), TypeError, r"`params`: expected a sequence"),
+        (
+            lambda: stack([gru], PARAMS, None, XS),
+            ValueError,
+            r"`layer`: expected a sequence of 2, .* got 1",
+        ),
+        (
+            lambda: stack(gru, PARAMS, [None], XS),
+            ValueError,
+            r"`carry`: expected a sequence of 2, .* got 1",
+        ),
+        (lambda: stack("gru", PARAMS, None, XS), TypeError, r"`layer`: expected a sequence of 2"),
+        (lambda: stack(["gru", "gru"], PARAMS, None, XS), TypeError, r"`layer`: expected a function"),
+        (
+            lambda: stack(gru, PARAMS, None, XS, dropout=0.1),
+            ValueError,
+            r"`key`: expected a JAX random key",
+        ),
+        (
+            lambda: stack(gru, PARAMS, None, XS, dropout=1.0),
+            ValueError,
+            r"`dropout`: expected .* got 1\.0",
+        ),
+        (lambda: stack(gru, PARAMS, None, XS, dropout="a"), TypeError, r"`dropout`: expected a number"),
+        (
+            lambda: bidirectional(gru, PARAMS[:1], None, XS),
+            ValueError,
+            r"`params`: expected a sequence of 2",
+        ),
+        (
+            lambda: bidirectional(gru, PARAMS, None, XS, reverse=True),
+            ValueError,
+            r"`reverse`: expected False",
+        ),
+        (lambda: bidirectional(gru, PARAMS, XS[0], XS), TypeError, r"`carry`: expected a sequence of 2"),
+        (
+            lambda: bidirectional(gru, PARAMS, None, XS, truncate=3),
+            TypeError,
+            r"bidirectional: got an unexpected",
+        ),
+    ],
+)
+def test_bad_layers(call, kind, message):
+    with pytest.raises(kind, match=message):
+        call()

@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo filters digits test lint bench clean
+.PHONY: demo filters digits moving test lint bench clean
 
 demo: $(VENV)/.examples  ## train a character model on the language reference of Python
 	$(BIN)/python examples/char_lm.py $(ARGS)
@@ -16,6 +16,9 @@ filters: $(VENV)/.examples  ## classical kernels on a photograph: out/filters.pn
 
 digits: $(VENV)/.examples  ## train a convolutional network on handwritten digits
 	$(BIN)/python examples/digits.py $(ARGS)
+
+moving: $(VENV)/.examples  ## train a ConvLSTM on videos of moving digits: out/moving_digits.png
+	$(BIN)/python examples/moving_digits.py $(ARGS)
 
 test: $(VENV)/.test  ## the whole suite; ARGS="-k truncation" and the like reach pytest
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 $(ARGS)

@@ -66,6 +66,8 @@ def _by_position(f: Callable[..., Any], names: tuple[str, ...]) -> Callable[...,
         arrays = dict(zip(names, args[first:], strict=True))
         if "lengths" in arrays:  # who tries other sizes leaves integers as they are
             arrays["lengths"] = jnp.minimum(arrays["lengths"], args[first - 1].shape[options.get("time_axis", 0)])
+        if "drop" in arrays:  # booleans, that no gradient is looked for
+            arrays["drop"] = jnp.where(arrays["drop"], 0, 1.25).astype(args[first - 1].dtype)
         return f(*args[:first], **arrays, **options)
 
     return call
@@ -171,6 +173,7 @@ def _recurrence_example(
     weights = params(*(draw(*sizes_of[f]) if bias or f[:1] != "b" else None for f in fields))
     count = 1 if state is None else len(state._fields)  # type: ignore[attr-defined]
     leaves = [draw(*batch, *shape) for shape in states or ((H,),) * count]
+    first = leaves[0] if state is None else state(*leaves)
     sizes = (*batch, length) if batch_first else (length, *batch)
     x = draw(*(sizes if time else batch), *features)
     # Sequences of many lengths, none among them; resets anywhere but at the first step, where they would close the only
@@ -178,10 +181,19 @@ def _recurrence_example(
     marks = jax.random.bernoulli(jax.random.fold_in(key, 1), 0.2, sizes)
     drawn = {
         "lengths": jax.random.permutation(key, jnp.arange(prod(batch)) * (length + 3) % (length + 1)).reshape(batch),
+        "drop": jax.random.bernoulli(jax.random.fold_in(key, 2), 0.2, leaves[0].shape),
+        "hold": _held(jax.random.fold_in(key, 3), sizes, first),
         "resets": marks & (jax.lax.broadcasted_iota(int, sizes, len(batch) if batch_first else 0) > 0),
     }
-    first = leaves[0] if state is None else state(*leaves)
     return weights, first if carry else None, x, *(drawn[name] for name in masks)
+
+
+def _held(key: Any, sizes: tuple[int, ...], state: Any) -> Any:
+    """Booleans for each leaf of a state (*batch, *features), `sizes` that of the batch with time."""
+    leaves, structure = jax.tree.flatten(state)
+    shapes = [(*sizes, *leaf.shape[len(sizes) - 1 :]) for leaf in leaves]
+    keys = jax.random.split(key, len(leaves))
+    return structure.unflatten([jax.random.bernoulli(k, 0.3, s) for k, s in zip(keys, shapes, strict=True)])
 
 
 def _conv_variants(transposed: bool) -> dict[str, Variant]:
@@ -277,6 +289,8 @@ def _time_variants(example: Callable[..., tuple], **options: Any) -> dict[str, V
         "lengths, resets, reverse": variant("lengths", "resets", reverse=True),
         "resets, checkpoint": variant("resets", checkpoint=3),
         "batch first, lengths, checkpoint": variant("lengths", time_axis=1, checkpoint="auto"),
+        "drop, hold": variant("drop", "hold"),
+        "resets, drop, hold, truncation, checkpoint": variant("resets", "drop", "hold", truncation=3, checkpoint=2),
     }
 
 

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple, TypedDict
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 # A chunk holds about twelve arrays (c, B, H) of its own, so that it takes a sixteenth of a window at most, and no more
 # rows, steps x batch, than make its contraction as fast as a longer one; but neither fewer than below which that is
@@ -54,6 +54,10 @@ class Time(TypedDict, total=False):
         time_axis: where time is in `xs`, `resets` and `ys`: 1 for `(batch, T, D)`.
         unroll: steps of the loop that are compiled together, as in `jax.lax.scan`.
         precision: of the matrix products, as in `jax.lax.dot_general`.
+        drop: `(*batch, H)`, what h is multiplied with on its way into the recurrent map, the same in every step: zeros
+            and 1 / (1 - p), drawn once for a sequence, are recurrent dropout. No gradient flows to it.
+        hold: how much of the state before a step stays as it is: for each leaf of the state, in its container,
+            `(T, *batch, H)` booleans or floats, or a number: zoneout. No gradient flows to it.
     """
 
     lengths: Int[Array, "*batch"] | None
@@ -64,6 +68,8 @@ class Time(TypedDict, total=False):
     time_axis: int
     unroll: int
     precision: Any
+    drop: Float[Array, "*batch H"] | None
+    hold: Any
 
 
 class Given(NamedTuple):
@@ -77,6 +83,8 @@ class Given(NamedTuple):
     time_axis: Any = 0
     unroll: Any = 1
     precision: Any = None
+    drop: Any = None
+    hold: Any = None
 
 
 class Options(NamedTuple):

@@ -189,7 +189,14 @@ def rnn(
     **time: Unpack[Time],
 ) -> tuple[Float[Array, "*batch H"], Float[Array, "T *batch H"]]:
     """The twin of `jaxseq.rnn`."""
-    return _through_time(partial(rnn_cell, params, activation=activation), carry, xs, **time)
+    return _through_time(partial(_rnn_cell, params, activation=activation), carry, xs, **time)
+
+
+def _rnn_cell(params: Any, carry: Any, x: Any, *, activation: str = "tanh", precision: Any, drop: Any = None) -> Any:
+    h = _zeros(params, x) if carry is None else carry
+    a = _affine(x, params.w_x, params.b, precision) + _affine(_dropped(drop, h), params.w_h, None, precision)
+    new = jnp.tanh(a) if activation == "tanh" else jnp.where(a <= 0, 0, a)  # relu without jax.nn's custom rule
+    return new.astype(h.dtype), new.astype(x.dtype)
 
 
 def rnn_cell(
@@ -201,10 +208,7 @@ def rnn_cell(
     precision: Any = None,
 ) -> tuple[Float[Array, "*batch H"], Float[Array, "*batch H"]]:
     """The twin of `jaxseq.rnn_cell`."""
-    h = _zeros(params, x) if carry is None else carry
-    a = _affine(x, params.w_x, params.b, precision) + _affine(h, params.w_h, None, precision)
-    new = jnp.tanh(a) if activation == "tanh" else jnp.where(a <= 0, 0, a)  # relu without jax.nn's custom rule
-    return new.astype(h.dtype), new.astype(x.dtype)
+    return _rnn_cell(params, carry, x, activation=activation, precision=precision)
 
 
 def gru(
@@ -214,7 +218,17 @@ def gru(
     **time: Unpack[Time],
 ) -> tuple[Float[Array, "*batch H"], Float[Array, "T *batch H"]]:
     """The twin of `jaxseq.gru`."""
-    return _through_time(partial(gru_cell, params), carry, xs, **time)
+    return _through_time(partial(_gru_cell, params), carry, xs, **time)
+
+
+def _gru_cell(params: Any, carry: Any, x: Any, *, precision: Any, drop: Any = None) -> Any:
+    h = _zeros(params, x) if carry is None else carry
+    return _gru_step(
+        _affine(x, params.w_x, params.b_x, precision),
+        _affine(_dropped(drop, h), params.w_h, params.b_h, precision),
+        h,
+        x,
+    )
 
 
 def gru_cell(
@@ -225,8 +239,7 @@ def gru_cell(
     precision: Any = None,
 ) -> tuple[Float[Array, "*batch H"], Float[Array, "*batch H"]]:
     """The twin of `jaxseq.gru_cell`."""
-    h = _zeros(params, x) if carry is None else carry
-    return _gru_step(_affine(x, params.w_x, params.b_x, precision), _affine(h, params.w_h, params.b_h, precision), h, x)
+    return _gru_cell(params, carry, x, precision=precision)
 
 
 def _gru_step(u: jax.Array, recurrent: jax.Array, h: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -246,16 +259,20 @@ def lstm(
     **time: Unpack[Time],
 ) -> tuple[LSTMState, Float[Array, "T *batch H"]]:
     """The twin of `jaxseq.lstm`."""
-    return _through_time(partial(lstm_cell, params), carry, xs, **time)
+    return _through_time(partial(_lstm_cell, params), carry, xs, **time)
+
+
+def _lstm_cell(params: Any, carry: Any, x: Any, *, precision: Any, drop: Any = None) -> Any:
+    state = LSTMState(_zeros(params, x), _zeros(params, x)) if carry is None else carry
+    a = _affine(x, params.w_x, params.b, precision) + _affine(_dropped(drop, state.h), params.w_h, None, precision)
+    return _lstm_step(a, state, x)
 
 
 def lstm_cell(
     params: LSTMParams, carry: LSTMState | None, x: Float[Array, "*batch D"], *, precision: Any = None
 ) -> tuple[LSTMState, Float[Array, "*batch H"]]:
     """The twin of `jaxseq.lstm_cell`."""
-    state = LSTMState(_zeros(params, x), _zeros(params, x)) if carry is None else carry
-    a = _affine(x, params.w_x, params.b, precision) + _affine(state.h, params.w_h, None, precision)
-    return _lstm_step(a, state, x)
+    return _lstm_cell(params, carry, x, precision=precision)
 
 
 def _lstm_step(a: jax.Array, state: LSTMState, x: jax.Array) -> tuple[LSTMState, jax.Array]:
@@ -278,8 +295,16 @@ def conv_gru(
     **time: Unpack[Time],
 ) -> tuple[Float[Array, "*batch_and_outputs F"], Float[Array, "T *batch_and_outputs F"]]:
     """The twin of `jaxseq.conv_gru`."""
-    cell = partial(conv_gru_cell, params, stride=stride, padding=padding, dilation=dilation)
+    cell = partial(_conv_gru_cell, params, stride=stride, padding=padding, dilation=dilation)
     return _through_time(cell, carry, xs, features=params.w_x.ndim - 1, **time)
+
+
+def _conv_gru_cell(params: Any, carry: Any, x: Any, *, precision: Any, drop: Any = None, **options: Any) -> Any:
+    u = conv(_wide(x), params.w_x, params.b_x, **options, precision=precision)
+    h = jnp.zeros((*u.shape[:-1], params.w_h.shape[-2]), x.dtype) if carry is None else carry
+    return _gru_step(
+        u, conv(_wide(_dropped(drop, h)), params.w_h, params.b_h, padding="SAME", precision=precision), h, x
+    )
 
 
 def conv_gru_cell(
@@ -293,10 +318,7 @@ def conv_gru_cell(
     precision: Any = None,
 ) -> tuple[Float[Array, "*batch_and_outputs F"], Float[Array, "*batch_and_outputs F"]]:
     """The twin of `jaxseq.conv_gru_cell`."""
-    options: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation}
-    u = conv(_wide(x), params.w_x, params.b_x, **options, precision=precision)
-    h = jnp.zeros((*u.shape[:-1], params.w_h.shape[-2]), x.dtype) if carry is None else carry
-    return _gru_step(u, conv(_wide(h), params.w_h, params.b_h, padding="SAME", precision=precision), h, x)
+    return _conv_gru_cell(params, carry, x, stride=stride, padding=padding, dilation=dilation, precision=precision)
 
 
 def conv_lstm(
@@ -310,8 +332,17 @@ def conv_lstm(
     **time: Unpack[Time],
 ) -> tuple[LSTMState, Float[Array, "T *batch_and_outputs F"]]:
     """The twin of `jaxseq.conv_lstm`."""
-    cell = partial(conv_lstm_cell, params, stride=stride, padding=padding, dilation=dilation)
+    cell = partial(_conv_lstm_cell, params, stride=stride, padding=padding, dilation=dilation)
     return _through_time(cell, carry, xs, features=params.w_x.ndim - 1, **time)
+
+
+def _conv_lstm_cell(params: Any, carry: Any, x: Any, *, precision: Any, drop: Any = None, **options: Any) -> Any:
+    u = conv(_wide(x), params.w_x, params.b, **options, precision=precision)
+    zero = jnp.zeros((*u.shape[:-1], params.w_h.shape[-2]), x.dtype)
+    state = LSTMState(zero, zero) if carry is None else carry
+    return _lstm_step(
+        u + conv(_wide(_dropped(drop, state.h)), params.w_h, padding="SAME", precision=precision), state, x
+    )
 
 
 def conv_lstm_cell(
@@ -325,11 +356,7 @@ def conv_lstm_cell(
     precision: Any = None,
 ) -> tuple[LSTMState, Float[Array, "*batch_and_outputs F"]]:
     """The twin of `jaxseq.conv_lstm_cell`."""
-    options: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation}
-    u = conv(_wide(x), params.w_x, params.b, **options, precision=precision)
-    zero = jnp.zeros((*u.shape[:-1], params.w_h.shape[-2]), x.dtype)
-    state = LSTMState(zero, zero) if carry is None else carry
-    return _lstm_step(u + conv(_wide(state.h), params.w_h, padding="SAME", precision=precision), state, x)
+    return _conv_lstm_cell(params, carry, x, stride=stride, padding=padding, dilation=dilation, precision=precision)
 
 
 def recurrence(
@@ -337,13 +364,10 @@ def recurrence(
 ) -> tuple[Any, Float[Array, "T *batch_and_features"]]:
     """The twin of `jaxseq.recurrence`."""
     features = 1 + cell.input.dimensions(params.w_x)
-    return _through_time(partial(recurrence_cell, cell, params), carry, xs, features=features, **time)
+    return _through_time(partial(_recurrence_cell, cell, params), carry, xs, features=features, **time)
 
 
-def recurrence_cell(
-    cell: Cell, params: Any, carry: Any | None, x: Float[Array, "*batch_and_features"], *, precision: Any = None
-) -> tuple[Any, Float[Array, "*batch_and_features"]]:
-    """The twin of `jaxseq.recurrence_cell`: the step as the cell says it, whatever pullback it brings."""
+def _recurrence_cell(cell: Cell, params: Any, carry: Any, x: Any, *, precision: Any, drop: Any = None) -> Any:
     given = params._asdict()
     u = _linear(cell.input, params.w_x, given.get("b", given.get("b_x")), x, precision)
     us = jnp.split(u, len(cell.gates), -1)
@@ -353,7 +377,7 @@ def recurrence_cell(
         h, other = jnp.zeros((*u.shape[:-1], outputs), x.dtype), jnp.zeros(us[0].shape, x.dtype)
         carry = h if cell.state is None else cell.state(h, *(other for _ in cell.state._fields[1:]))  # type: ignore[attr-defined]
     h = jax.tree.leaves(carry)[0]
-    rs = jnp.split(_linear(cell.recurrent, params.w_h, given.get("b_h"), h, precision), recurrent, -1)
+    rs = jnp.split(_linear(cell.recurrent, params.w_h, given.get("b_h"), _dropped(drop, h), precision), recurrent, -1)
 
     a = []
     for gate, u in zip(cell.gates, us, strict=True):
@@ -368,6 +392,13 @@ def recurrence_cell(
     new = cell.step(tuple(a), wide(carry), *more)
     new = new if cell.pullback is None else new[0]
     return cast_like(new, carry), jax.tree.leaves(new)[0].astype(x.dtype)
+
+
+def recurrence_cell(
+    cell: Cell, params: Any, carry: Any | None, x: Float[Array, "*batch_and_features"], *, precision: Any = None
+) -> tuple[Any, Float[Array, "*batch_and_features"]]:
+    """The twin of `jaxseq.recurrence_cell`: the step as the cell says it, whatever pullback it brings."""
+    return _recurrence_cell(cell, params, carry, x, precision=precision)
 
 
 def bidirectional(
@@ -442,6 +473,10 @@ def _affine(x: jax.Array, w: jax.Array, b: jax.Array | None, precision: Any) -> 
     return y if b is None else y + jnp.broadcast_to(b.astype(y.dtype), y.shape)
 
 
+def _dropped(drop: jax.Array | None, h: jax.Array) -> jax.Array:
+    return h if drop is None else h * lax.stop_gradient(drop).astype(h.dtype)
+
+
 def _zeros(params: Any, x: jax.Array) -> jax.Array:
     """The zero state for one input x (*B, D)."""
     return jnp.zeros((*x.shape[:-1], params.w_h.shape[0]), x.dtype)
@@ -453,10 +488,23 @@ def _through_time(
     """Reads xs step by step, j = 0 .. T - 1 in the order of reading. `checkpoint` has no meaning here: it says what is
     kept, not what is computed.
     """
-    lengths, resets, reverse, truncation, _, time_axis, unroll, precision = Given(**time)
-    step, time_axis = partial(cell, precision=precision), time_axis % xs.ndim
+    lengths, resets, reverse, truncation, _, time_axis, unroll, precision, drop, hold = tuple(Given(**time))
+    read, time_axis = partial(cell, precision=precision, drop=drop), time_axis % xs.ndim
     if carry is None:  # shapes only: there may be no step
-        carry = jax.tree.map(jnp.zeros_like, jax.eval_shape(cell, None, jnp.sum(xs, time_axis))[0])
+        carry = jax.tree.map(jnp.zeros_like, jax.eval_shape(read, None, jnp.sum(xs, time_axis))[0])
+    hold = jax.tree.map(lambda k: jnp.moveaxis(k, time_axis, 0) if jnp.ndim(k) else k, hold)
+
+    def step(state: Any, x: jax.Array, j: jax.Array) -> tuple[Any, jax.Array]:
+        """A step, of which the part that is held is taken back."""
+        new, y = read(state, x)
+        if hold is None:
+            return new, y
+        held = [jnp.take_along_axis(k, _like(j[None], k), 0)[0] if jnp.ndim(k) else k for k in jax.tree.leaves(hold)]
+        pairs = zip(held, jax.tree.leaves(state), jax.tree.leaves(new), strict=True)
+        amount = lambda k, a: lax.stop_gradient(jnp.asarray(k, a.dtype))  # noqa: E731
+        leaves = [a * amount(k, a) + b * (1 - amount(k, a)) for k, a, b in pairs]
+        return jax.tree.unflatten(jax.tree.structure(new), leaves), leaves[0].astype(y.dtype)
+
     xs = jnp.moveaxis(xs, time_axis, 0)
     T, batch = xs.shape[0], xs.shape[1:-features]
     live = reset = last = None
@@ -487,7 +535,7 @@ def _through_time(
                 cut = jnp.broadcast_to((j > 0) & (j % every == 0), batch)
                 cut = cut if dead is None else cut & ~dead
                 state = where(cut, lax.stop_gradient(state), state)
-            new, y = step(where(reset, zeros(state), state), where(dead, zeros(x), x))
+            new, y = step(where(reset, zeros(state), state), where(dead, zeros(x), x), order[j])
             state = where(dead, state, new)
             return state, (state, where(dead, zeros(y), y))
 

@@ -43,7 +43,22 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxseq import _dense, _precision, _sharding, _time
-from jaxseq._recurrence._cell import Cell, Inputs, State, Weights, add_to_h, distinct, dtypes, h_of, join, sides, with_h
+from jaxseq._recurrence._cell import (
+    Cell,
+    Inputs,
+    State,
+    Weights,
+    add_to_h,
+    distinct,
+    dtypes,
+    h_of,
+    held,
+    into_map,
+    join,
+    released,
+    sides,
+    with_h,
+)
 from jaxseq._recurrence._forward import Kept, Plan, advance, saves_h_alone, with_y
 from jaxseq._recurrence._phi import phi
 from jaxseq._time import Block, Options
@@ -75,7 +90,7 @@ def sweep(cell: Cell, options: Options, inputs: Inputs, kept: Kept, cotangents: 
     s̄, ȳs = cotangents
     s̄ = _precision.cast(s̄, acc)
     nothing = jax.tree.map(jnp.zeros_like, s̄)
-    w̄ = _sharding.zeros_like(_precision.cast(weights, acc))
+    w̄ = _sharding.zeros_like(_precision.cast(inputs.floats[0], acc))
     plan = plan_of(cell, options, inputs)
     main, *rest = plan.blocks
     view, *rest_view = _views(options, [main, *rest], inputs, kept, ȳs)
@@ -115,7 +130,7 @@ def sweep(cell: Cell, options: Options, inputs: Inputs, kept: Kept, cotangents: 
     x̄ = _time.in_one(x̄, options.axis, main.windows)
     if rest:
         x̄ = jnp.concatenate([*x̄_rest, x̄] if options.reverse else [x̄, *x̄_rest], options.axis)
-    return _precision.cast_like((w̄, c̄arry, x̄), (weights, carry, xs))
+    return _precision.cast_like((w̄, c̄arry, x̄), inputs.floats)
 
 
 class _View(NamedTuple):
@@ -126,6 +141,7 @@ class _View(NamedTuple):
     stop: jax.Array | None
     ȳs: jax.Array
     ys: jax.Array
+    hold: State | None
     starts: State  # (W, chunks, *B, H)
     states: State | None
     saved: Any
@@ -144,9 +160,10 @@ def _views(options: Options, parts: list[Block], inputs: Inputs, kept: Kept, ȳs
         if options.reverse and block.windows > 1:
             starts = jax.tree.map(lambda a: jnp.flip(a, 0), starts)
         steps = block.first, block.windows * block.steps
-        xs, live, stop, ȳ, y = of((inputs.xs, inputs.live, inputs.stop, ȳs, kept.ys), options.axis, *steps)
+        over_time = inputs.xs, inputs.live, inputs.stop, ȳs, kept.ys, inputs.hold
+        xs, live, stop, ȳ, y, hold = of(over_time, options.axis, *steps)
         states, saved = of((kept.states, kept.saved), 0, *steps)
-        views.append(_View(xs, live, stop, ȳ, y, starts, states, saved))
+        views.append(_View(xs, live, stop, ȳ, y, hold, starts, states, saved))
         offset += count
     return views
 
@@ -181,7 +198,7 @@ def _stage(
         s̄, w̄, x̄ = state
         t = block.steps - i * c - length if options.reverse else i * c
         take = partial(_time.take, block=block, w=w, t=t, length=length)
-        x, live, stop, ȳ, y = jax.tree.map(lambda a: take(a, options.axis), tuple(view[:5]))
+        x, live, stop, ȳ, y, hold = jax.tree.map(lambda a: take(a, options.axis), tuple(view[:6]))
         pick = lambda tree, t: jax.tree.map(lambda a: _time.take(a, 0, block, w, t, 1)[0], tree)  # noqa: E731
         start = pick(view.starts, i)
         if plan.saved:
@@ -189,23 +206,35 @@ def _stage(
             if plan.states:
                 states = jax.tree.map(lambda a: take(a, 0), view.states)
             else:
-                states = _replayed(cell, options, weights, start, y, live, stop, saved_at)
+                states = _replayed(cell, options, weights, start, y, live, stop, hold, saved_at)
             known = jnp.arange(length), y
         else:
             again = _in_bulk if plan.exact else _step_by_step
-            states, known = again(cell, options, weights, start, x, y, live, stop)
+            states, known = again(cell, options, weights, start, x, y, live, stop, hold)
             saved_at = lambda saved: saved  # noqa: E731
         stops_at = (block.steps - 1 - cut if options.reverse else cut) - t if cut else None
         product, _ = dtypes(weights, states, x)
         s̄, δu, δr, p̄, inner = _cotangents(
-            cell, options, weights, product, s̄, ȳ if losses else None, live, stop, states, known, saved_at, stops_at
+            cell,
+            options,
+            weights,
+            product,
+            s̄,
+            ȳ if losses else None,
+            live,
+            stop,
+            hold,
+            states,
+            known,
+            saved_at,
+            stops_at,
         )
-        x, w̄_q = _time.seen(live, x), None
+        x, h, w̄_q = _time.seen(live, x), into_map(weights, h_of(states)), None
         if weights.w_q is not None:
             w̄_q = Dense().pull_weight(options.precision, inner[0], inner[1], weights.w_q)
         found = Weights(
             w_x=cell.input.pull_weight(options.precision, x.astype(product), δu, weights.w_x),
-            w_h=cell.recurrent.pull_weight(options.precision, h_of(states).astype(product), δr, weights.w_h),
+            w_h=cell.recurrent.pull_weight(options.precision, h.astype(product), δr, weights.w_h),
             b_x=None if weights.b_x is None else _dense.pull_bias(δu),
             b_h=None if weights.b_h is None else _dense.pull_bias(δr),
             w_q=w̄_q,
@@ -239,7 +268,7 @@ def _stage(
 
 
 def _step_by_step(
-    cell: Cell, options: Options, weights: Weights, start: State, x: Any, _: Any, live: Any, stop: Any
+    cell: Cell, options: Options, weights: Weights, start: State, x: Any, _: Any, live: Any, stop: Any, hold: Any
 ) -> tuple[State, Any]:
     """(ŝ, saved) of every step of a chunk, by the forward sweep."""
 
@@ -247,34 +276,42 @@ def _step_by_step(
         s, (_, ŝ, saved) = advance(cell, options.precision, weights, s, *at)
         return s, (ŝ, saved)
 
-    return lax.scan(step, start, (x, live, stop), reverse=options.reverse, unroll=options.unroll)[1]
+    return lax.scan(step, start, (x, live, stop, hold), reverse=options.reverse, unroll=options.unroll)[1]
 
 
 def _in_bulk(
-    cell: Cell, options: Options, weights: Weights, start: State, x: Any, y: Any, live: Any, stop: Any
+    cell: Cell, options: Options, weights: Weights, start: State, x: Any, y: Any, live: Any, stop: Any, hold: Any
 ) -> tuple[State, Any]:
     """(ŝ, saved) of every step of a chunk. h is known, so that both maps are one product each: no step waits for the
     one before it but by the other leaves of the state, pointwise.
     """
     h = _h_before(options, start, y, live, stop)
     u = cell.input.apply(options.precision, weights.w_x, weights.b_x, _time.seen(live, x))
-    r = cell.recurrent.apply(options.precision, weights.w_h, weights.b_h, h)
+    r = cell.recurrent.apply(options.precision, weights.w_h, weights.b_h, into_map(weights, h))
     φ = phi(cell, options.precision, weights, x.dtype).step
     if len(jax.tree.leaves(start)) == 1:
         ŝ = with_h(start, h)
         return ŝ, φ(join(cell, u, r), ŝ)[1]
 
     def step(s: State, at: Any) -> Any:
-        u, r, h, live, stop = at
+        u, r, h, live, stop, hold = at
         ŝ = with_h(_time.zeroed(stop, s), h)
         into, saved = φ(join(cell, u, r), ŝ)
-        return _time.chosen(live, into, s), (ŝ, saved)
+        return _time.chosen(live, held(hold, ŝ, into), s), (ŝ, saved)
 
-    return lax.scan(step, start, (u, r, h, live, stop), reverse=options.reverse, unroll=options.unroll)[1]
+    return lax.scan(step, start, (u, r, h, live, stop, hold), reverse=options.reverse, unroll=options.unroll)[1]
 
 
 def _replayed(
-    cell: Cell, options: Options, weights: Weights, start: State, y: Any, live: Any, stop: Any, saved_at: Any
+    cell: Cell,
+    options: Options,
+    weights: Weights,
+    start: State,
+    y: Any,
+    live: Any,
+    stop: Any,
+    hold: Any,
+    saved_at: Any,
 ) -> State:
     """ŝ of every step of a chunk: h is known, all else the cell makes again of what it has saved."""
     h = _h_before(options, start, y, live, stop)
@@ -284,11 +321,11 @@ def _replayed(
     assert replay is not None
 
     def step(s: State, at: Any) -> tuple[State, State]:
-        j, h, live, stop = at
+        j, h, live, stop, hold = at
         ŝ = with_h(_time.zeroed(stop, s), h)
-        return _time.chosen(live, replay(saved_at(j), ŝ), s), ŝ
+        return _time.chosen(live, held(hold, ŝ, replay(saved_at(j), ŝ)), s), ŝ
 
-    at = (jnp.arange(h.shape[0]), y), h, live, stop
+    at = (jnp.arange(h.shape[0]), y), h, live, stop, hold
     return lax.scan(step, start, at, reverse=options.reverse, unroll=options.unroll)[1]
 
 
@@ -309,6 +346,7 @@ def _cotangents(
     ȳ: jax.Array | None,
     live: jax.Array | None,
     stop: jax.Array | None,
+    hold: State | None,
     states: State,
     known: Any,
     saved_at: Callable[[Any], Any],
@@ -325,17 +363,19 @@ def _cotangents(
     φ = phi(cell, options.precision, weights, product)
 
     def step(s̄: State, at: Any) -> tuple[State, Any]:
-        j, known, ȳ, live, stop, ŝ = at
+        j, known, ȳ, live, stop, hold, ŝ = at
         into = _time.seen(live, s̄ if ȳ is None else add_to_h(s̄, ȳ.astype(acc)))
         saved, ŝ = _precision.cast((saved_at(known), ŝ), acc)
-        δ, s̃, p̄, inner = φ.pullback(saved, ŝ, into)
+        kept, made = (None, into) if hold is None else released(hold, into)
+        δ, s̃, p̄, inner = φ.pullback(saved, ŝ, made)
         δ = distinct(δ).astype(product)
-        out = add_to_h(s̃, to_h(sides(cell, δ)[1]))
+        out = add_to_h(s̃, into_map(weights, to_h(sides(cell, δ)[1])))
+        out = out if kept is None else jax.tree.map(jnp.add, out, kept)
         out = _time.chosen(live, _time.zeroed(stop, out), s̄)
         if stops_at is not None:
             out = jax.tree.map(lambda a: jnp.where(j == stops_at, jnp.zeros((), a.dtype), a), out)
         return out, (δ, p̄, _precision.cast(inner, product))
 
-    at = jnp.arange(h_of(states).shape[0]), known, ȳ, live, stop, states
+    at = jnp.arange(h_of(states).shape[0]), known, ȳ, live, stop, hold, states
     s̄, (δ, p̄, inner) = lax.scan(step, s̄, at, reverse=not options.reverse, unroll=options.unroll)
     return s̄, *sides(cell, δ), p̄, inner

@@ -6,6 +6,7 @@ from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxseq import _checks, _sharding, _time
 from jaxseq._recurrence._cell import MAPS, Cell, Inputs, State, Weights, h_of
@@ -40,6 +41,8 @@ def sequence(cell: Cell, params: Any, carry: State | None, xs: Any, **time: Unpa
     if resets is not None:
         resets = _checks.mask("resets", resets)
         _checks.shape("resets", resets, sizes, "that of xs without features", xs=xs)
+    weights = weights._replace(drop=_drop(given.drop, carry))
+    hold = _hold(cell, given.hold, carry, axis, steps)
     if steps == 0:
         return carry, jnp.zeros((*sizes, *h_of(carry).shape[len(batch) :]), xs.dtype)
     live, stop, last = _time.masks(options, steps, lengths, resets)
@@ -48,7 +51,7 @@ def sequence(cell: Cell, params: Any, carry: State | None, xs: Any, **time: Unpa
     if options.reverse and lengths is not None and options.truncation is not None:
         options = options._replace(reverse=False)
         turned = partial(jax.tree.map, partial(_time.turned, lengths=lengths, axis=axis))
-    inputs = _sharding.together(Inputs(weights, carry, *turned((xs, live, stop))))
+    inputs = _sharding.together(Inputs(weights, carry, *turned((xs, live, stop, hold))))
     run = partial(_of_one, len(batch)) if prod(batch) == 1 else rule
     result: tuple[State, jax.Array] = run(cell, options, inputs)
     return _time.zeroed(last, result[0]), turned(result[1])
@@ -62,11 +65,11 @@ def _of_one(axes: int, cell: Cell, options: Options, inputs: Inputs) -> tuple[St
     if not _sharding.undivided():
         return rule(cell, options, inputs)
     steps = xs.shape[options.axis]
+    drop = None if weights.drop is None else weights.drop.reshape(weights.drop.shape[axes:])
     one = Inputs(
-        weights,
+        weights._replace(drop=drop),
         jax.tree.map(lambda a: a.reshape(a.shape[axes:]), carry),
-        xs.reshape(steps, *xs.shape[axes + 1 :]),
-        *(a if a is None else a.reshape(steps) for a in masks),
+        *jax.tree.map(lambda a: a.reshape(steps, *a.shape[axes + 1 :]), (xs, *masks)),
     )
     result: tuple[State, jax.Array] = rule(cell, options._replace(axis=0), one)
     out, ys = result
@@ -89,6 +92,41 @@ def one_step(cell: Cell, params: Any, carry: State | None, x: Any, *, precision:
     inputs = _sharding.together(Inputs(weights, carry, x[None], None, None))
     out: tuple[State, jax.Array] = rule(cell, options, inputs)
     return out[0], out[1][0]
+
+
+def _drop(value: Any, carry: State) -> jax.Array | None:
+    """What multiplies h of every step, checked; no gradient flows to it."""
+    if value is None:
+        return None
+    drop = _checks.array("drop", value)
+    _checks.shape("drop", drop, h_of(carry).shape, "that of h")
+    return jax.lax.stop_gradient(drop)
+
+
+def _hold(cell: Cell, value: Any, carry: State, axis: int, steps: int) -> State | None:
+    """How much of each leaf of the state is held, checked, of every step; no gradient flows to it."""
+    if value is None:
+        return None
+    if cell.state is not None:
+        _checks.container("hold", value, cell.state)
+    fields = ("",) if cell.state is None else tuple(f".{f}" for f in cell.state._fields)  # type: ignore[attr-defined]
+    parts = (value,) if cell.state is None else value
+    leaves = zip(fields, parts, jax.tree.leaves(carry), strict=True)
+    found = [
+        _amount(f"hold{field}", part, (*leaf.shape[:axis], steps, *leaf.shape[axis:]), leaf.dtype)
+        for field, part, leaf in leaves
+    ]
+    return found[0] if cell.state is None else cell.state(*found)
+
+
+def _amount(name: str, value: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Booleans, or floats, of that shape, or one number for all of it."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return jnp.full(shape, _checks.rate(name, value), dtype)
+    is_mask = isinstance(value, jax.Array | np.ndarray) and value.dtype == np.bool_
+    amount = _checks.mask(name, value) if is_mask else _checks.array(name, value)
+    _checks.shape(name, amount, shape, "that of the state, with time as in xs")
+    return jax.lax.stop_gradient(amount)
 
 
 def _weights(cell: Cell, params: Any) -> Weights:

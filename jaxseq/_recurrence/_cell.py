@@ -70,7 +70,9 @@ class Cell(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """The linear maps, their biases (G H,) or None, and what belongs to the cell: its `params` without the maps."""
+    """The linear maps, their biases (G H,) or None, what belongs to the cell, its `params` without the maps, and what
+    multiplies h on its way into the recurrent map: no parameter, but as constant in time.
+    """
 
     w_x: jax.Array
     w_h: jax.Array
@@ -78,16 +80,25 @@ class Weights(NamedTuple):
     b_h: jax.Array | None
     w_q: jax.Array | None = None
     own: Any = None
+    drop: jax.Array | None = None
 
 
 class Inputs(NamedTuple):
-    """All that a recurrence depends on. Time is at axis `Options.axis` of xs and of the masks, which may be None."""
+    """All that a recurrence depends on. Time is at axis `Options.axis` of xs, of the masks and of how much of each leaf
+    of the state is held, all three of which may be None.
+    """
 
     weights: Weights
     carry: State
     xs: jax.Array
     live: jax.Array | None
     stop: jax.Array | None
+    hold: State | None = None
+
+    @property
+    def floats(self) -> tuple[Weights, State, jax.Array]:
+        """What has a gradient."""
+        return self.weights._replace(drop=None), self.carry, self.xs
 
 
 def join(cell: Cell, u: jax.Array, r: jax.Array) -> Gates:
@@ -113,6 +124,28 @@ def with_h(state: State, h: jax.Array) -> State:
 
 def add_to_h(state: State, h: jax.Array) -> State:
     return with_h(state, h_of(state) + h)
+
+
+def into_map(weights: Weights, h: jax.Array) -> jax.Array:
+    """h as the recurrent map gets it, with any axes before those of the batch; and back, as its own transpose."""
+    if weights.drop is None:
+        return h
+    return h * jnp.expand_dims(weights.drop.astype(h.dtype), range(h.ndim - weights.drop.ndim))
+
+
+def held(hold: State | None, before: State, after: State) -> State:
+    """ŝ where held, what the cell has made of it where not; or as much of each."""
+    if hold is None:
+        return after
+    return jax.tree.map(
+        lambda k, a, b: jnp.where(k, a, b) if k.dtype == bool else b + k.astype(b.dtype) * (a - b), hold, before, after
+    )
+
+
+def released(hold: State | None, s̄: State) -> tuple[State, State]:
+    """The pullback of `held`: (to what was before, to what the cell has made)."""
+    nothing = jax.tree.map(jnp.zeros_like, s̄)
+    return held(hold, s̄, nothing), held(hold, nothing, s̄)
 
 
 def distinct(δ: Gates) -> jax.Array:

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxseq import _precision, _time
-from jaxseq._recurrence._cell import Cell, Inputs, State, Weights, dtypes, h_of, join
+from jaxseq._recurrence._cell import Cell, Inputs, State, Weights, dtypes, h_of, held, into_map, join
 from jaxseq._recurrence._phi import phi
 from jaxseq._time import Block, Options
 
@@ -57,17 +57,26 @@ def with_y(saved: Any, y: jax.Array) -> Any:
 
 
 def advance(
-    cell: Cell, precision: Any, weights: Weights, s_prev: State, x: Any, live: Any, stop: Any, share: bool = False
+    cell: Cell,
+    precision: Any,
+    weights: Weights,
+    s_prev: State,
+    x: Any,
+    live: Any = None,
+    stop: Any = None,
+    hold: Any = None,
+    *,
+    share: bool = False,
 ) -> Any:
     """(s, (y, ŝ, saved)) of one step, x (*B, *features); with `share` what y holds is not saved."""
     product, acc = dtypes(weights, s_prev, x)
     ŝ = _time.zeroed(stop, s_prev)
     u = cell.input.apply(precision, weights.w_x, weights.b_x, _time.seen(live, x).astype(product))
-    r = cell.recurrent.apply(precision, weights.w_h, weights.b_h, h_of(ŝ).astype(product))
+    r = cell.recurrent.apply(precision, weights.w_h, weights.b_h, into_map(weights, h_of(ŝ)).astype(product))
     s, saved = phi(cell, precision, weights, product).step(join(cell, u, r), _precision.cast(ŝ, acc))
     if share:
         saved = jax.tree.map(lambda a: AsY() if a is h_of(s) else a, saved)
-    s = _precision.cast_like(s, ŝ)
+    s = held(hold, ŝ, _precision.cast_like(s, ŝ))
     y = _time.seen(live, h_of(s).astype(x.dtype))
     return _time.chosen(live, s, s_prev), (y, ŝ, _precision.cast(saved, product))
 
@@ -77,9 +86,9 @@ def saves_h_alone(cell: Cell, options: Options, inputs: Inputs) -> bool:
 
     def saved(inputs: Inputs) -> Any:
         x = inputs.xs.sum(options.axis)
-        return advance(cell, options.precision, inputs.weights, inputs.carry, x, None, None, share=True)[1][2]
+        return advance(cell, options.precision, inputs.weights, inputs.carry, x, share=True)[1][2]
 
-    return not jax.tree.leaves(jax.eval_shape(saved, inputs))
+    return inputs.hold is None and not jax.tree.leaves(jax.eval_shape(saved, inputs))
 
 
 def run(cell: Cell, options: Options, inputs: Inputs, plan: Plan | None) -> tuple[Any, Kept | None]:
@@ -102,7 +111,7 @@ def run(cell: Cell, options: Options, inputs: Inputs, plan: Plan | None) -> tupl
     ends = jax.tree.map(lambda a: jnp.broadcast_to(a[None], (chunks, *a.shape)), carry) if chunks > 1 else None
     number = _time.chunk_of_step(options, parts, steps) if chunks > 1 else None
     clock = jnp.arange(steps) if options.axis else None
-    at = (clock, number, *((None,) * 3 if options.axis else (xs, *masks)))
+    at = (clock, number, *((None,) * 4 if options.axis else (xs, *masks)))
     (s, ends), (ys, states, saved) = lax.scan(
         step, (carry, ends), at, length=steps, reverse=options.reverse, unroll=options.unroll
     )
@@ -140,7 +149,8 @@ def plain(cell: Cell, options: Options, inputs: Inputs) -> tuple[State, jax.Arra
         pad = lambda a: jnp.pad(a, [(before, count * k1 - steps)] + [(0, 0)] * (a.ndim - 1))  # noqa: E731
         spans = jnp.arange(count)[:, None] * k1 + jnp.arange(k2)[None]
         if known[1] is None:
-            known[1] = jnp.ones(jax.tree.leaves(known)[0].shape[:-1], bool)
+            xs = jax.tree.leaves(known)[0]
+            known[1] = jnp.ones(xs.shape[: xs.ndim - 1 - cell.input.dimensions(weights.w_x)], bool)
         windows = jax.tree.map(lambda a: pad(a)[spans], known)
 
         def one(s: State, at: Any) -> tuple[State, Any]:

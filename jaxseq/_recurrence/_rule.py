@@ -34,7 +34,7 @@ def _forward_jvp(cell: Cell, options: Options, primals: Any, tangents: Any) -> A
     """What was kept is no one's business but the backward sweep's, whose derivative does not ask for it."""
     (inputs,), (directions,) = primals, tangents
     out, kept = _forward(cell, options, inputs)
-    _, moved = jax.jvp(partial(_of_floats, cell, options, inputs), inputs[:3], directions[:3])
+    _, moved = jax.jvp(partial(_of_floats, cell, options, inputs), inputs.floats, directions.floats)
     return (out, kept), (moved, jax.tree.map(jnp.zeros_like, kept))
 
 
@@ -43,11 +43,12 @@ def _backward_jvp(cell: Cell, options: Options, primals: Any, tangents: Any) -> 
     (inputs, _, cotangents), (directions, _, turned) = primals, tangents
     plain = partial(_of_floats, cell, options, inputs)
     pull = lambda floats, cotangents: jax.vjp(plain, *floats)[1](cotangents)  # noqa: E731
-    return jax.jvp(pull, (inputs[:3], cotangents), (directions[:3], turned))
+    return jax.jvp(pull, (inputs.floats, cotangents), (directions.floats, turned))
 
 
 def _of_floats(cell: Cell, options: Options, inputs: Inputs, weights: Weights, carry: State, xs: jax.Array) -> Any:
-    """`plain` of what can be differentiated; the masks are those of `inputs`."""
+    """`plain` of what can be differentiated; all else is that of `inputs`."""
+    weights = weights._replace(drop=inputs.weights.drop)
     return plain(cell, options, inputs._replace(weights=weights, carry=carry, xs=xs))
 
 
@@ -58,7 +59,7 @@ def _recurrence_fwd(cell: Cell, options: Options, inputs: Inputs) -> Any:
 
 def _recurrence_bwd(cell: Cell, options: Options, residuals: Any, cotangents: Any) -> tuple[Inputs]:
     w̄, c̄arry, x̄s = _backward(cell, options, *residuals, cotangents)
-    return (Inputs(w̄, c̄arry, x̄s, None, None),)
+    return (Inputs(w̄, c̄arry, x̄s, None, None, None),)
 
 
 rule.defvjp(_recurrence_fwd, _recurrence_bwd)

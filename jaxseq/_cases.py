@@ -523,7 +523,7 @@ CASES: dict[str, Case] = {
                     layers=((_LSTM, _LSTM), (partial(_LSTM, shapes={"w_x": (10, 20)}),) * 2),
                     masks=("resets",),
                 ),
-                {"dropout": 0.2, "key": _KEY},
+                {"dropout": 0.2, "recurrent_dropout": 0.2, "zoneout": 0.1, "key": _KEY},
                 ("resets",),
                 (partial(bidirectional, lstm),),
                 (partial(reference.bidirectional, reference.lstm),),

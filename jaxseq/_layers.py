@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxseq import _checks
 from jaxseq._op import op
-from jaxseq._time import Time
+from jaxseq._time import Given, Time
 
 Layer = Callable[..., tuple[Any, jax.Array]]
 
@@ -38,7 +38,7 @@ def bidirectional(
         params: the pair of parameters, (forwards, backwards).
         carry: the pair of first states, either of them None for zeros; or None for both.
         xs: the sequence, as the layer takes it.
-        **time: how time is read, `jaxseq.Time`; `reverse` is taken already.
+        **time: how time is read, `jaxseq.Time`; `reverse` is taken already, `drop` and `hold` are pairs.
 
     Returns:
         `(carries, ys)`: the pair of last states, that of the backward direction after step 0, and the outputs of both,
@@ -63,9 +63,11 @@ def bidirectional(
     layers = _one_each("layer", layer, 2)
     states = _several("carry", [None, None] if carry is None else carry, 2)
     ends, ys = [], []
-    for read, p, state, reverse in zip(layers, _several("params", params, 2), states, (False, True), strict=True):
-        time["reverse"] = reverse
-        end, y = read(p, state, xs, **time)
+    given = {"drop": time.get("drop"), "hold": time.get("hold")}
+    own = {option: _several(option, value, 2) for option, value in given.items() if value is not None}
+    for i, (read, p, state) in enumerate(zip(layers, _several("params", params, 2), states, strict=True)):
+        its = {**time, "reverse": i == 1, **{option: pair[i] for option, pair in own.items()}}
+        end, y = read(p, state, xs, **its)
         ends.append(end)
         ys.append(y)
     return (ends[0], ends[1]), jnp.concatenate(ys, -1)
@@ -80,6 +82,8 @@ def stack(
     *,
     residual: bool = False,
     dropout: float = 0.0,
+    recurrent_dropout: float = 0.0,
+    zoneout: float = 0.0,
     key: PRNGKeyArray | None = None,
     **time: Unpack[Time],
 ) -> tuple[tuple[Any, ...], Float[Array, "T *batch_and_features"]]:
@@ -88,7 +92,7 @@ def stack(
     $$y^{(0)} = x, \qquad y^{(l)} = \mathrm{layer}_l(y^{(l-1)}) \;[\, + \; y^{(l-1)}\,], \qquad
     y^{(l-1)} \to \frac{m \odot y^{(l-1)}}{1 - p}$$
 
-    the last for 1 < l with $m$ one with probability 1 - p, else zero, drawn for each number.
+    the last between layers, with $m$ one with probability 1 - p, else zero, drawn for each number.
 
     Args:
         layer: what every layer is, or a sequence of as many as there are parameters.
@@ -97,7 +101,11 @@ def stack(
         xs: the sequence, as the first layer takes it.
         residual: whether what a layer reads is added to what it puts out, where the two are of one shape.
         dropout: p, the part of the numbers between layers that is set to zero; 0 when you do not train.
-        key: a JAX random key, where there is dropout.
+        recurrent_dropout: the part of h that is set to zero on its way into the recurrent map, drawn for each layer and
+            the same in all steps; 0 when you do not train.
+        zoneout: the part of the state that stays what it was, drawn for each step and number; without a key as much of
+            each number, which is the mean.
+        key: a JAX random key, where something is drawn.
         **time: how time is read, `jaxseq.Time`, by every layer.
 
     Returns:
@@ -119,10 +127,12 @@ def stack(
     Reference:
         A. Graves, A. Mohamed and G. Hinton, Speech recognition with deep recurrent neural networks (2013), section 2;
         dropout between layers from W. Zaremba, I. Sutskever and O. Vinyals, Recurrent neural network regularization
-        (2014).
+        (2014), of the state from Y. Gal and Z. Ghahramani, A theoretically grounded application of dropout in recurrent
+        neural networks (2016), zoneout from D. Krueger et al., Zoneout (2017).
     """
     residual, rate = _checks.boolean("residual", residual), _checks.rate("dropout", dropout)
-    if rate and key is None:
+    recurrent, zoneout = _checks.rate("recurrent_dropout", recurrent_dropout), _checks.rate("zoneout", zoneout)
+    if (rate or recurrent) and key is None:
         _checks.bad_value("key", "a JAX random key, since there is dropout", "None")
     if not isinstance(params, list | tuple) or hasattr(params, "_fields") or not params:
         _checks.bad_type("params", "a sequence with the parameters of each layer", _checks.describe(params))
@@ -134,10 +144,45 @@ def stack(
         if i and rate and key is not None:
             kept = jax.random.bernoulli(jax.random.fold_in(key, i), 1 - rate, y.shape)
             y = jnp.where(kept, y / (1 - rate), jnp.zeros((), y.dtype))
-        end, out = read(p, state, y, **time)
+        masks = draw(
+            None if key is None else jax.random.fold_in(key, count + i), read, p, state, y, recurrent, zoneout, time
+        )
+        end, out = read(p, state, y, **time, **masks)
         y = out + y if residual and out.shape == y.shape else out
         ends.append(end)
     return tuple(ends), y
+
+
+def draw(
+    key: Any, read: Layer, params: Any, carry: Any, xs: jax.Array, recurrent_dropout: float, zoneout: float, time: Any
+) -> dict[str, Any]:
+    """`drop` and `hold` of one layer, nested as its carry is; nothing without a rate."""
+    if not (recurrent_dropout or zoneout):
+        return {}
+    axis = Given(**time).time_axis % xs.ndim
+    keys = iter(jax.random.split(jax.random.key(0) if key is None else key, 64))
+
+    def drop(h: Any) -> jax.Array:
+        kept = jax.random.bernoulli(next(keys), 1 - recurrent_dropout, h.shape)
+        return kept.astype(h.dtype) / (1 - recurrent_dropout)
+
+    def hold(a: Any) -> Any:
+        shape = (*a.shape[:axis], xs.shape[axis], *a.shape[axis:])
+        return zoneout if key is None else jax.random.bernoulli(next(keys), zoneout, shape)
+
+    def each(f: Callable[[Any], Any], state: Any) -> Any:
+        """f of every state in a carry: plain tuples are several."""
+        if isinstance(state, tuple) and not hasattr(state, "_fields"):
+            return tuple(each(f, part) for part in state)
+        return f(state)
+
+    state = jax.eval_shape(lambda p, s, x: read(p, s, x, **time)[0], params, carry, xs)
+    found = {}
+    if recurrent_dropout:
+        found["drop"] = each(lambda state: drop(jax.tree.leaves(state)[0]), state)
+    if zoneout:
+        found["hold"] = each(lambda state: jax.tree.map(hold, state), state)
+    return found
 
 
 def _one_each(name: str, value: Any, count: int) -> list[Layer]:

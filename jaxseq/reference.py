@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Inexact, PRNGKeyArray
 
-from jaxseq import _geometry, maps
+from jaxseq import _geometry, _layers, maps
 from jaxseq._gru import GRUParams
 from jaxseq._lstm import LSTMParams, LSTMState
 from jaxseq._precision import accumulator, cast_like, promote
@@ -411,8 +411,10 @@ def bidirectional(
     """The twin of `jaxseq.bidirectional`, of layers that are twins."""
     forwards, backwards = (layer, layer) if callable(layer) else layer
     first, second = (None, None) if carry is None else carry
-    a, ys = forwards(params[0], first, xs, **time)
-    b, zs = backwards(params[1], second, xs, **{**time, "reverse": True})
+    pairs = {option: value for option in ("drop", "hold") if (value := time.get(option)) is not None}
+    near, far = ({**time, **{option: pair[i] for option, pair in pairs.items()}} for i in range(2))
+    a, ys = forwards(params[0], first, xs, **near)
+    b, zs = backwards(params[1], second, xs, **{**far, "reverse": True})
     return (a, b), jnp.concatenate([ys, zs], -1)
 
 
@@ -424,6 +426,8 @@ def stack(
     *,
     residual: bool = False,
     dropout: float = 0.0,
+    recurrent_dropout: float = 0.0,
+    zoneout: float = 0.0,
     key: PRNGKeyArray | None = None,
     **time: Unpack[Time],
 ) -> tuple[tuple[Any, ...], Float[Array, "T *batch_and_features"]]:
@@ -434,8 +438,10 @@ def stack(
             assert key is not None
             mask = jax.random.bernoulli(jax.random.fold_in(key, i), 1 - dropout, y.shape)
             y = y * mask.astype(y.dtype) / (1 - dropout)
-        read = layer if callable(layer) else layer[i]
-        end, out = read(p, None if carry is None else carry[i], y, **time)
+        read, state = layer if callable(layer) else layer[i], None if carry is None else carry[i]
+        own = None if key is None else jax.random.fold_in(key, len(params) + i)
+        masks = _layers.draw(own, read, p, state, y, recurrent_dropout, zoneout, time)
+        end, out = read(p, state, y, **time, **masks)
         y = y + out if residual and y.shape == out.shape else out
         carries.append(end)
     return tuple(carries), y

@@ -110,6 +110,40 @@ def test_dropout_is_between_layers_and_keeps_the_mean(key):
     assert (dropped[1] & ~dropped[0]).any(), "the second mask is another"
 
 
+def masks_of(layers, params, xs, **options):
+    """What each layer of a stack is given."""
+    given = []
+
+    def spy(params, carry, xs, **time):
+        given.append({option: time.pop(option, None) for option in ("drop", "hold")})
+        return jaxseq.lstm(params, carry, xs, **time)
+
+    stack([spy] * layers, params, None, xs, **options)
+    return [g for g in given if g["drop"] is not None or g["hold"] is not None]
+
+
+def test_recurrent_dropout_is_one_mask_for_a_sequence_and_layer(key):
+    params = [weights("lstm", k, 20, 20) for k in jax.random.split(key)]
+    first, second = masks_of(2, params, jnp.ones((3, 100, 20)), recurrent_dropout=0.3, key=key)
+    for drop in (first["drop"], second["drop"]):
+        assert drop.shape == (100, 20)
+        np.testing.assert_allclose(np.unique(drop), [0, 1 / 0.7])
+        assert 0.67 < (drop > 0).mean() < 0.73
+    assert (first["drop"] != second["drop"]).any()
+
+
+def test_zoneout_is_drawn_for_each_step_and_leaf_or_taken_in_the_mean(key):
+    params = [weights("lstm", key, 20, 20)]
+    (given,) = masks_of(1, params, jnp.ones((30, 10, 20)), zoneout=0.2, key=key)
+    h, c = given["hold"]
+    assert h.shape == c.shape == (30, 10, 20)
+    assert h.dtype == bool
+    assert (h != c).any()
+    assert 0.17 < h.mean() < 0.23
+    (given,) = masks_of(1, params, jnp.ones((30, 10, 20)), zoneout=0.2)
+    assert given["hold"] == jaxseq.LSTMState(0.2, 0.2)
+
+
 def test_without_dropout_no_key_is_needed(key):
     params = [weights("gru", k, 5, 5) for k in jax.random.split(key)]
     assert_close(*(jaxseq.stack(jaxseq.gru, params, None, jnp.ones((3, 2, 5)), key=k) for k in (None, key)))

@@ -133,6 +133,40 @@ def test_chunks_with_resets_equal_the_whole(name, key):
     assert_close(*(gradients(f, args, key) for f in (chunked, whole)))
 
 
+# --- drop and hold ---
+
+
+def test_all_held_nothing_moves_and_nothing_held_is_plain(key):
+    params, carry, xs = arguments("gru", "plain", key, length=T)
+    end, ys = jaxseq.gru(params, carry, xs, hold=jnp.ones((*xs.shape[:2], 5), bool))
+    assert_close((end, ys), (carry, jnp.broadcast_to(carry, ys.shape)))
+    none = jaxseq.gru(params, carry, xs, hold=0.0, drop=jnp.ones_like(carry))
+    assert_close(none, jaxseq.gru(params, carry, xs))
+
+
+def test_all_dropped_there_is_no_recurrent_map(key):
+    params, carry, xs = arguments("lstm", "plain", key, length=T)
+    without = params._replace(w_h=jnp.zeros_like(params.w_h))
+    drop = jnp.zeros_like(carry.h)
+    assert_close(jaxseq.lstm(params, carry, xs, drop=drop), jaxseq.lstm(without, carry, xs))
+    gradient = jax.grad(lambda w_h: jaxseq.lstm(params._replace(w_h=w_h), carry, xs, drop=drop)[1].sum())(params.w_h)
+    np.testing.assert_array_equal(gradient, 0)
+
+
+def test_no_gradient_flows_to_what_drops_and_holds(key):
+    params, carry, xs = arguments("gru", "plain", key, length=T)
+    f = lambda drop, hold: jaxseq.gru(params, carry, xs, drop=drop, hold=hold)[1].sum()  # noqa: E731
+    found = jax.grad(f, (0, 1))(jnp.ones_like(carry), jnp.full((*xs.shape[:2], 5), 0.3))
+    assert all((g == 0).all() for g in found)
+
+
+def test_loop_of_steps_is_as_it_was_without_drop_and_hold(key):
+    """Who does not use them pays nothing."""
+    args = arguments("gru", "plain", key, length=T)
+    jaxpr = str(jax.make_jaxpr(pullback(jaxseq.gru))(args, jax.eval_shape(jaxseq.gru, *args)))
+    assert "select_n" not in jaxpr
+
+
 # --- checkpoint and time_axis ---
 
 
@@ -214,6 +248,8 @@ OPTIONS = {
     "time_axis": (0, 1),
     "unroll": (1, 2),
     "precision": (None, "highest"),
+    "drop": (None, True),
+    "hold": (None, "mask", "amount"),
 }
 
 
@@ -256,13 +292,21 @@ def test_every_pair_of_options_against_the_twin(name, row, key, monkeypatch):
         options["lengths"] = jnp.asarray(options["lengths"])
     if resets is not None:
         options["resets"] = jnp.moveaxis(jnp.asarray(resets), 0, axis)
+    keys = iter(jax.random.split(key, 8))
+    if options["drop"]:
+        options["drop"] = 1.5 * jax.random.bernoulli(next(keys), 0.6, (B, 5)).astype(xs.dtype)
+    if options["hold"]:
+        draw = {"mask": partial(jax.random.bernoulli, p=0.3), "amount": partial(jax.random.uniform, dtype=xs.dtype)}
+        sizes = (*xs.shape[:2], 5)
+        leaf = lambda _: jnp.moveaxis(draw[options["hold"]](next(keys), shape=sizes), 0, axis)  # noqa: E731
+        options["hold"] = jax.tree.map(leaf, carry)
     args = params, carry, jnp.moveaxis(xs, 0, axis)
     both = [gradients(lambda *a, f=f: f(*a, **options), args, key) for f in (CASES[name].op, CASES[name].twin)]
     assert_close(*both)
 
 
 def test_few_rows_hold_every_pair():
-    assert len(ROWS) <= 16
+    assert len(ROWS) <= 18
     pairs = sum(len(a) * len(b) for a, b in combinations(OPTIONS.values(), 2))
     assert len(set().union(*map(levels, ROWS))) == pairs
 

@@ -4,7 +4,7 @@ from typing import Any, Unpack
 
 from jaxtyping import Array, Float
 
-from jaxseq import _checks, _recurrence
+from jaxseq import _checks, _recurrence, maps
 from jaxseq._op import op
 from jaxseq._recurrence import Cell
 from jaxseq._time import Time
@@ -99,6 +99,23 @@ def recurrence_cell(
 
 
 def _cell(cell: Any) -> Cell:
+    """A cell that hangs together; what its functions return is looked at when they are traced."""
     if not isinstance(cell, Cell):
         _checks.bad_type("cell", "a jaxseq.Cell", _checks.describe(cell))
+    gates, apart, alone = cell.gates, cell.apart, cell.alone
+    if not isinstance(gates, str) or not gates or len(set(gates)) < len(gates):
+        _checks.bad_value(f"{cell.name}.gates", "a letter for each gate, each another", repr(gates))
+    if not set(apart) <= set(gates) - set(alone):
+        _checks.bad_value(f"{cell.name}.apart", f"some of the gates {gates!r} that are not alone", repr(apart))
+    if not gates.endswith(alone) or alone == gates:
+        _checks.bad_value(f"{cell.name}.alone", f"the last of the gates {gates!r}, not all of them", repr(alone))
+    fields = getattr(cell.params, "_fields", ())
+    if not {"w_x", "w_h"} <= set(fields) or ("b" in fields and {"b_x", "b_h"} & set(fields)):
+        expected = "a NamedTuple with the fields w_x and w_h, and b or else b_x and b_h"
+        _checks.bad_value(f"{cell.name}.params", expected, f"{cell.params.__name__}({', '.join(fields)})")
+    if cell.state is not None and not getattr(cell.state, "_fields", ()):
+        _checks.bad_type(f"{cell.name}.state", "a NamedTuple, h first, or None", _checks.describe(cell.state))
+    for name in ("input", "recurrent"):
+        if not isinstance(getattr(cell, name), maps.Map):
+            _checks.bad_type(f"{cell.name}.{name}", "one of jaxseq.maps", _checks.describe(getattr(cell, name)))
     return cell

@@ -52,7 +52,7 @@ class Variant(NamedTuple):
 
     def bound(self, f: Callable[..., Any]) -> Callable[..., Any]:
         """The op or its twin under these options, a function of the arguments alone."""
-        of_twin = self.first_of_twin is not None and f.__module__ == reference.__name__
+        of_twin = self.first_of_twin is not None and f.__module__.startswith(reference.__name__)
         first = self.first_of_twin if of_twin else self.first
         return partial(_by_position(f, self.arrays) if self.arrays else f, *(first or ()), **self.options)
 

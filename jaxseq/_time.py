@@ -30,10 +30,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-# A chunk holds about twelve arrays (c, B, H) of its own, so that it takes a sixteenth of a window at most, and no more
+# A chunk holds about twelve arrays (c, B, H) of its own, so that it takes an eighth of a window at most, and no more
 # rows, steps x batch, than make its contraction as fast as a longer one; but neither fewer than below which that is
 # slow, nor so few steps that its own overhead counts.
-PARTS, ROWS, FEWEST_ROWS, FEWEST_STEPS = 16, 1024, 128, 16
+PARTS, ROWS, FEWEST_ROWS, FEWEST_STEPS = 8, 1024, 128, 16
 
 
 class Time(TypedDict, total=False):

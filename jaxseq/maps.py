@@ -144,8 +144,9 @@ class Blocks(Map):
 
     def pull_weight(self, precision: Any, x: jax.Array, ȳ: jax.Array, w: jax.Array) -> jax.Array:
         n, d, g, i = w.shape
-        rows = prod(x.shape[:-1])
-        return _einsum("Nnd,Ngni->ndgi", x.reshape(rows, n, d), ȳ.reshape(rows, g, n, i), precision)
+        x, ȳ = x.reshape(*x.shape[:-1], n, d), ȳ.reshape(*ȳ.shape[:-1], g, n, i)
+        leading = "stuvwxyz"[: x.ndim - 2]  # where they stand: each of them may be divided over devices
+        return _einsum(f"{leading}nd,{leading}gni->ndgi", x, ȳ, precision)
 
     def shape(self, inputs: Any, gates: int, outputs: Any) -> str:
         return f"(n, {inputs} / n, {gates}, {outputs} / n)"

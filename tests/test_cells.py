@@ -232,10 +232,14 @@ class Params(NamedTuple):
 
 
 def run(step, pull=None, state=None, **fields):
-    cell = Cell("odd", gates="ab", step=step, params=Params, state=state, pullback=pull, **fields)
+    cell = Cell("odd", gates="ab", step=step, params=Params, state=state, pullback=pull)._replace(**fields)
     w = jnp.ones((5, 10))
     params = Params(jnp.ones((3, 10)), w, None, jnp.ones(5))
     return lambda: jaxseq.recurrence(cell, params, None, jnp.ones((7, 2, 3)))
+
+
+def odd(**fields):
+    return run(lambda a, h, p: h, **fields)
 
 
 def fine(a, h, p):
@@ -284,6 +288,13 @@ BAD = {
         TypeError,
         r"`cell`: expected a jaxseq\.Cell, got function",
     ),
+    "twice the same gate": (odd(gates="aa"), ValueError, r"`odd\.gates`: expected a letter for each gate, .*'aa'"),
+    "apart from no gate": (odd(apart="x"), ValueError, r"`odd\.apart`: expected some of the gates 'ab' .*'x'"),
+    "alone in front": (odd(alone="a"), ValueError, r"`odd\.alone`: expected the last of the gates 'ab', .*'a'"),
+    "all alone": (odd(alone="ab"), ValueError, r"`odd\.alone`: expected the last of the gates 'ab', .*'ab'"),
+    "parameters without maps": (odd(params=jaxseq.LSTMState), ValueError, r"`odd\.params`: .*got LSTMState\(h, c\)"),
+    "a state that is no container": (odd(state=list), TypeError, r"`odd\.state`: expected a NamedTuple, h first"),
+    "a class for a map": (odd(recurrent=maps.Dense), TypeError, r"`odd\.recurrent`: expected one of jaxseq\.maps"),
     "width of the pre-activations": (
         lambda: jaxseq.recurrence(
             cells.mgu, cells.MGUParams(jnp.ones((3, 12)), jnp.ones((5, 12)), None, None), None, jnp.ones((7, 2, 3))

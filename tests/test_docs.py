@@ -9,15 +9,15 @@ import jax
 import pytest
 
 import jaxseq
-from jaxseq import testing
+from jaxseq import cells, testing
 from jaxseq.testing import _check
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-# `jaxseq.lstm` and the like, `jaxseq.testing.check_vjp` and the like
+# `jaxseq.lstm`, `jaxseq.cells.mgu_init`, `jaxseq.testing.check_vjp` and the like
 FUNCTIONS = {
     f"{module.__name__}.{name}": getattr(module, name)
-    for module in (jaxseq, testing)
+    for module in (jaxseq, cells, testing)
     for name in module.__all__
     if inspect.isfunction(getattr(module, name))
 }

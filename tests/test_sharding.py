@@ -21,6 +21,10 @@ GRID += [
     )
 ]
 GRID += [
+    pytest.param("recurrence", label, id=f"recurrence-{label}")
+    for label in ("twice, lengths, checkpoint", "slstm", "layer_norm_gru", "indrnn, resets, truncation, reverse")
+]
+GRID += [
     pytest.param("causal_conv", label, id=f"causal_conv-{label}")
     for label in ("no carry", "resets", "resets, grouped, no carry", "resets, depthwise, dilated")
 ]
@@ -31,7 +35,7 @@ GRID += [  # one of each rule
 # A loop over taps in which each tap's own weight is summed over devices: all of the kernel, once, in K parts.
 TAP_BY_TAP = [("causal_conv", "resets"), ("causal_conv", "resets, grouped, no carry")]
 # A loop over segments, each of which is recomputed and contracted by itself: one sum a segment, none a step.
-BY_SEGMENT = [("lstm", "batch first, lengths, checkpoint")]
+BY_SEGMENT = [("lstm", "batch first, lengths, checkpoint"), ("recurrence", "twice, lengths, checkpoint")]
 # The compiler splits no Fourier transform, so that it gathers what goes through one.
 GATHERED = [("conv", "2d depthwise, long", "automatic")]
 COLLECTIVE = re.compile(r" (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(-start)?\(")

@@ -7,6 +7,9 @@ A recurrence is a pointwise cell φ between two linear maps. With state s_t, of 
     s_t = φ(u_t, r_t, s_{t-1})     the cell, pointwise
     y_t = h_t
 
+written with matrices, but each of the two may be any linear map L with its pullbacks (`jaxseq/maps.py`): read x W as
+L(W, x), δ Wᵀ as Lᵀ(W, δ), and xᵀ δ as δ ⊗ x.
+
 Let s̄_t be the cotangent of s_t: what the loss says to y_t directly, plus all that comes back from later
 steps. The cell's pullback turns s̄_t into the cotangents of its three arguments; those of the
 pre-activations are called δ:
@@ -20,6 +23,11 @@ contraction over a stretch of time:
     W̄_x = sum_t x_tᵀ δu_t        b̄_x = sum_t δu_t        x̄_t = δu_t W_xᵀ
     W̄_h = sum_t h_{t-1}ᵀ δr_t    b̄_h = sum_t δr_t                                                    (2)
 
+A cell may have parameters p of its own, and one product v_t = q_t W_q inside of φ. Then φ* gives p̄_t of every example
+as well, and (q_t, v̄_t), which the sweep emits as it does δ:
+
+    p̄ = sum_t p̄_t               W̄_q = sum_t q_tᵀ v̄_t                                            (2')
+
 Masks (`_time.py`). With live_t and stop_t, and ŝ the state as a step finds it,
 
     ŝ_t = 0 where stop_t, else s_{t-1}          s_t = φ(u_t, r_t, ŝ_t) where live_t, else s_{t-1}
@@ -30,6 +38,12 @@ so that φ* gets s̄_t where live_t, else zero, whence δ_t = 0, and
     s̄_{t-1} = s̄_t where not live_t, else 0 where stop_t, else (1)                                      (1')
 
 with h_{t-1} in (2) the leaf of ŝ_t, and x_t in padding taken as zero: 0 times a NaN would be one.
+
+What is dropped and held. With d a mask (*B, H), and k_t how much of ŝ_t stays, laid out as the state,
+
+    r_t = (d h_{t-1}) W_h + b_h                  s_t = k_t ŝ_t + (1 - k_t) φ(u_t, r_t, ŝ_t)
+
+φ* gets (1 - k_t) s̄_t, k_t s̄_t is added to what it says of ŝ_t, and d multiplies δr_t W_hᵀ in (1) and h_{t-1} in (2).
 
 Truncation (k1, k2). A window of k1 steps says to its state what its own losses say, as far back as k2 - k1
 steps before it. (1) is linear in s̄, so the cotangents of different windows can travel apart, and where one

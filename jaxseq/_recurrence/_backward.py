@@ -28,9 +28,12 @@ loop but that of c. Forward and backward, as multiples of the time with gates ke
     (64, 128, 256, 256)   1.15 (6.0, 2.4)    1.19 (5.4, 2.8)
     (8, 2048, 64, 64)     0.99 (5.0, 1.1)    1.05 (4.6, 1.3)
 
-Whence `SMALL`, for a state of h alone; with `checkpoint` it is always done, and is 1.1 to 1.3 times as fast as the
-forward sweep again. Of the time at the first shape 9 ms are the sweep, 10 the contractions;
-XLA's product of one step, (32, 512) by (512, 128), reaches 80 of 180 GFLOP/s, and what is left to win is there.
+Whence `SMALL`, for a state of h alone (cells of one or two gates, of which little is kept, took 1.05 to 1.1 times as
+long, and one with a product inside of the step 1.15 to 1.25). With `checkpoint` it is always done, and is 1.1 to 1.3
+times as fast as the forward sweep again.
+
+Of the time at the first shape 9 ms are the sweep, 10 the contractions; XLA's product of one step, (32, 512) by
+(512, 128), reaches 80 of 180 GFLOP/s, and what is left to win is there.
 """
 
 from collections.abc import Callable
@@ -64,9 +67,9 @@ from jaxseq._recurrence._phi import phi
 from jaxseq._time import Block, Options
 from jaxseq.maps import Dense
 
-# Up to how many multiplications a pre-activation, D + H of a matrix, the gates of a state of h alone are made again as
-# fast as they are kept.
-SMALL = 128
+# Where the gates of a chunk are made again as fast as they are kept: h is all of the state, there are several gates and
+# no product inside of the step, and a pre-activation takes no more multiplications than this: D + H of a matrix.
+GATES, SMALL = 3, 128
 
 
 def plan_of(cell: Cell, options: Options, inputs: Inputs) -> Plan:
@@ -76,8 +79,8 @@ def plan_of(cell: Cell, options: Options, inputs: Inputs) -> Plan:
     blocks = _time.blocks(options, xs.shape[options.axis], rows, whole=not _sharding.undivided())
     exact = len({*dtypes(weights, carry, xs), xs.dtype, *(a.dtype for a in leaves)}) == 1
     width = max(1, len(cell.gates) * leaves[0].shape[-1])
-    products = sum(w.size for w in (weights.w_x, weights.w_h, weights.w_q) if w is not None) / width
-    cheap = exact and len(leaves) == 1 and products <= SMALL
+    small = len(cell.gates) >= GATES and weights.w_q is None and weights.w_x.size + weights.w_h.size <= SMALL * width
+    cheap = exact and len(leaves) == 1 and small
     replays = cell.pullback is None or cell.replay is not None
     saved = (options.checkpoint is None and not cheap) or (exact and saves_h_alone(cell, options, inputs))
     return Plan(blocks, exact, saved, saved and not (exact and (len(leaves) == 1 or replays)))

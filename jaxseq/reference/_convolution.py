@@ -1,0 +1,169 @@
+"""The twins of convolutions: a sum over taps."""
+
+from collections.abc import Sequence
+from itertools import product
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Inexact
+
+from jaxseq import _geometry
+from jaxseq._precision import accumulator, promote
+
+
+def conv(
+    x: Inexact[Array, "*batch_and_space c_in"],
+    kernel: Inexact[Array, "*window c_in_per_group c_out"],
+    bias: Inexact[Array, " c_out"] | None = None,
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: str | int | Sequence[tuple[int, int]] = "VALID",
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    flip: bool = False,
+    precision: Any = None,
+) -> Inexact[Array, "*batch_and_outputs c_out"]:
+    """The twin of `jaxseq.conv`: for each tap, a strided slice of the padded input times a matrix."""
+    axes = kernel.ndim - 2
+    space, window = x.shape[-axes - 1 : -1], kernel.shape[:axes]
+    (per_in, c_out), batch = kernel.shape[axes:], x.shape[: -axes - 1]
+    geometry = _geometry.resolve(space, window, stride, padding, dilation, groups)
+    if flip:
+        kernel = kernel[(slice(None, None, -1),) * axes]
+    common = promote(x, kernel)
+    pads = [(0, 0, 0)] * len(batch) + [(lo, hi, 0) for lo, hi in geometry.padding] + [(0, 0, 0)]
+    padded = lax.pad(x.astype(common), jnp.zeros((), common), pads)
+    outputs = _geometry.output_sizes(geometry, space, window)
+
+    y = jnp.zeros((*batch, *outputs, c_out), accumulator(common))
+    for tap in product(*map(range, window)):
+        places = [
+            slice(d * k, d * k + s * O, s)  # x[s n + d k], n = 0 .. O - 1
+            for k, s, d, O in zip(tap, geometry.stride, geometry.dilation, outputs, strict=True)
+        ]
+        seen = padded[(..., *places, slice(None))].reshape(*batch, *outputs, groups, per_in)
+        weight = kernel[tap].astype(common).reshape(per_in, groups, c_out // groups)
+        term = jnp.einsum("...gi,igo->...go", seen, weight, precision=precision, preferred_element_type=y.dtype)
+        y = y + term.reshape(y.shape)
+    if bias is not None:
+        y = y + jnp.broadcast_to(bias.astype(y.dtype), y.shape)
+    return y.astype(x.dtype)
+
+
+def depthwise_conv(
+    x: Inexact[Array, "*batch_and_space c_in"],
+    kernel: Inexact[Array, "*window 1 c_out"],
+    bias: Inexact[Array, " c_out"] | None = None,
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: str | int | Sequence[tuple[int, int]] = "VALID",
+    dilation: int | Sequence[int] = 1,
+    flip: bool = False,
+    precision: Any = None,
+) -> Inexact[Array, "*batch_and_outputs c_out"]:
+    """The twin of `jaxseq.depthwise_conv`: a convolution for each channel, one after the other."""
+    options: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation, "flip": flip}
+    r = kernel.shape[-1] // x.shape[-1]
+    ys = [
+        conv(x[..., c : c + 1], kernel[..., r * c : r * (c + 1)], **options, precision=precision)
+        for c in range(x.shape[-1])
+    ]
+    y = jnp.concatenate(ys, -1)
+    return y if bias is None else (y + jnp.broadcast_to(bias.astype(y.dtype), y.shape)).astype(x.dtype)
+
+
+def separable_conv(
+    x: Inexact[Array, "*batch_and_space c_in"],
+    depthwise: Inexact[Array, "*window 1 c_middle"],
+    pointwise: Inexact[Array, "*ones c_middle c_out"],
+    bias: Inexact[Array, " c_out"] | None = None,
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: str | int | Sequence[tuple[int, int]] = "VALID",
+    dilation: int | Sequence[int] = 1,
+    flip: bool = False,
+    precision: Any = None,
+) -> Inexact[Array, "*batch_and_outputs c_out"]:
+    """The twin of `jaxseq.separable_conv`: the one after the other."""
+    options: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation, "flip": flip}
+    u = depthwise_conv(x, depthwise, **options, precision=precision)
+    return conv(u, pointwise, bias, precision=precision)
+
+
+def conv_transpose(
+    x: Inexact[Array, "*batch_and_space c_in"],
+    kernel: Inexact[Array, "*window c_out_per_group c_in"],
+    bias: Inexact[Array, " c_out"] | None = None,
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: str | int | Sequence[tuple[int, int]] = "VALID",
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    output_padding: int | Sequence[int] = 0,
+    precision: Any = None,
+) -> Inexact[Array, "*batch_and_outputs c_out"]:
+    """The twin of `jaxseq.conv_transpose`: for each tap, the input times a matrix, added where the tap falls."""
+    axes = kernel.ndim - 2
+    outputs, window = x.shape[-axes - 1 : -1], kernel.shape[:axes]
+    (per_out, c_in), batch = kernel.shape[axes:], x.shape[: -axes - 1]
+    geometry, space = _geometry.resolve_transposed(outputs, window, stride, padding, dilation, groups, output_padding)
+    common = promote(x, kernel)
+    groups = geometry.groups
+    seen = x.astype(common).reshape(*batch, *outputs, groups, c_in // groups)
+
+    whole = [
+        max(0, s * (O - 1) + _geometry.extent(K, d))
+        for O, K, s, d in zip(outputs, window, geometry.stride, geometry.dilation, strict=True)
+    ]
+    y = jnp.zeros((*batch, *whole, per_out * groups), accumulator(common))
+    for tap in product(*map(range, window)):
+        places = [
+            slice(d * k, d * k + s * O, s)  # y[s n + d k], n = 0 .. O - 1
+            for k, s, d, O in zip(tap, geometry.stride, geometry.dilation, outputs, strict=True)
+        ]
+        weight = kernel[tap].astype(common).reshape(per_out, groups, c_in // groups)
+        term = jnp.einsum("...go,igo->...gi", seen, weight, precision=precision, preferred_element_type=y.dtype)
+        y = y.at[(..., *places, slice(None))].add(term.reshape(*batch, *outputs, per_out * groups))
+    crop = [(-lo, size + lo - L, 0) for (lo, _), size, L in zip(geometry.padding, space, whole, strict=True)]
+    y = lax.pad(y, jnp.zeros((), y.dtype), [(0, 0, 0)] * len(batch) + crop + [(0, 0, 0)])
+    if bias is not None:
+        y = y + jnp.broadcast_to(bias.astype(y.dtype), y.shape)
+    return y.astype(x.dtype)
+
+
+def causal_conv(
+    carry: Inexact[Array, "*batch reach c_in"] | None,
+    x: Inexact[Array, "*batch T c_in"],
+    kernel: Inexact[Array, "window c_in_per_group c_out"],
+    bias: Inexact[Array, " c_out"] | None = None,
+    *,
+    dilation: int = 1,
+    groups: int = 1,
+    resets: Bool[Array, "*batch T"] | None = None,
+    precision: Any = None,
+) -> tuple[Inexact[Array, "*batch reach c_in"], Inexact[Array, "*batch T c_out"]]:
+    """The twin of `jaxseq.causal_conv`: for each tap, what is of the same episode as the output, times a matrix."""
+    (K, per_in, c_out), (*batch, T, c_in) = kernel.shape, x.shape
+    reach = (K - 1) * dilation
+    carry = jnp.zeros((*batch, reach, c_in), x.dtype) if carry is None else carry
+    common = promote(carry, x, kernel)
+    z = jnp.concatenate([carry.astype(common), x.astype(common)], -2)
+    # The number of the episode, all of the carry in the first.
+    started = jnp.zeros((*batch, T), bool) if resets is None else resets
+    episode = jnp.cumsum(jnp.concatenate([jnp.zeros((*batch, reach), bool), started], -1), -1)
+
+    def seen_from(now: jax.Array, start: int, stop: int) -> jax.Array:
+        same = episode[..., start:stop] == now
+        return jnp.where(same[..., None], z[..., start:stop, :], 0)
+
+    y = jnp.zeros((*batch, T, c_out), accumulator(common))
+    for k in range(K):
+        seen = seen_from(episode[..., reach:], dilation * k, dilation * k + T).reshape(*batch, T, groups, per_in)
+        weight = kernel[k].astype(common).reshape(per_in, groups, c_out // groups)
+        term = jnp.einsum("...gi,igo->...go", seen, weight, precision=precision, preferred_element_type=y.dtype)
+        y = y + term.reshape(y.shape)
+    if bias is not None:
+        y = y + jnp.broadcast_to(bias.astype(y.dtype), y.shape)
+    return seen_from(episode[..., -1:], T, T + reach).astype(carry.dtype), y.astype(x.dtype)

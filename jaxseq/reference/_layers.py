@@ -1,0 +1,57 @@
+"""The twins of layers of layers."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Unpack
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from jaxseq import _layers
+from jaxseq._time import Time
+
+
+def bidirectional(
+    layer: Callable[..., Any] | Sequence[Callable[..., Any]],
+    params: Sequence[Any],
+    carry: Sequence[Any] | None,
+    xs: Float[Array, "T *batch_and_features"],
+    **time: Unpack[Time],
+) -> tuple[tuple[Any, Any], Float[Array, "T *batch_and_features"]]:
+    """The twin of `jaxseq.bidirectional`, of layers that are twins."""
+    forwards, backwards = (layer, layer) if callable(layer) else layer
+    first, second = (None, None) if carry is None else carry
+    pairs = {option: value for option in ("drop", "hold") if (value := time.get(option)) is not None}
+    near, far = ({**time, **{option: pair[i] for option, pair in pairs.items()}} for i in range(2))
+    a, ys = forwards(params[0], first, xs, **near)
+    b, zs = backwards(params[1], second, xs, **{**far, "reverse": True})
+    return (a, b), jnp.concatenate([ys, zs], -1)
+
+
+def stack(
+    layer: Callable[..., Any] | Sequence[Callable[..., Any]],
+    params: Sequence[Any],
+    carry: Sequence[Any] | None,
+    xs: Float[Array, "T *batch_and_features"],
+    *,
+    residual: bool = False,
+    dropout: float = 0.0,
+    recurrent_dropout: float = 0.0,
+    zoneout: float = 0.0,
+    key: PRNGKeyArray | None = None,
+    **time: Unpack[Time],
+) -> tuple[tuple[Any, ...], Float[Array, "T *batch_and_features"]]:
+    """The twin of `jaxseq.stack`, of layers that are twins, with the same random numbers."""
+    carries, y = [], xs
+    for i, p in enumerate(params):
+        if i and dropout:
+            assert key is not None
+            mask = jax.random.bernoulli(jax.random.fold_in(key, i), 1 - dropout, y.shape)
+            y = y * mask.astype(y.dtype) / (1 - dropout)
+        read, state = layer if callable(layer) else layer[i], None if carry is None else carry[i]
+        own = None if key is None else jax.random.fold_in(key, len(params) + i)
+        masks = _layers.draw(own, read, p, state, y, recurrent_dropout, zoneout, time)
+        end, out = read(p, state, y, **time, **masks)
+        y = y + out if residual and y.shape == out.shape else out
+        carries.append(end)
+    return tuple(carries), y

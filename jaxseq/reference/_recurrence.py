@@ -1,0 +1,282 @@
+"""The twins of recurrences: the equations of each cell, step by step."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Unpack
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from jaxseq import maps
+from jaxseq._gru import GRUParams
+from jaxseq._lstm import LSTMParams, LSTMState
+from jaxseq._precision import accumulator, cast_like, promote
+from jaxseq._recurrence import Cell
+from jaxseq._rnn import RNNParams
+from jaxseq._time import Time
+from jaxseq.reference._convolution import conv
+from jaxseq.reference._time import through_time
+
+
+def rnn(
+    params: RNNParams,
+    carry: Float[Array, "*batch H"] | None,
+    xs: Float[Array, "T *batch D"],
+    *,
+    activation: str = "tanh",
+    **time: Unpack[Time],
+) -> tuple[Float[Array, "*batch H"], Float[Array, "T *batch H"]]:
+    """The twin of `jaxseq.rnn`."""
+    return through_time(partial(_rnn_cell, params, activation=activation), carry, xs, **time)
+
+
+def _rnn_cell(params: Any, carry: Any, x: Any, *, activation: str = "tanh", precision: Any, drop: Any = None) -> Any:
+    h = _zeros(params, x) if carry is None else carry
+    a = _affine(x, params.w_x, params.b, precision) + _affine(_dropped(drop, h), params.w_h, None, precision)
+    new = jnp.tanh(a) if activation == "tanh" else jnp.where(a <= 0, 0, a)  # relu without jax.nn's custom rule
+    return new.astype(h.dtype), new.astype(x.dtype)
+
+
+def rnn_cell(
+    params: RNNParams,
+    carry: Float[Array, "*batch H"] | None,
+    x: Float[Array, "*batch D"],
+    *,
+    activation: str = "tanh",
+    precision: Any = None,
+) -> tuple[Float[Array, "*batch H"], Float[Array, "*batch H"]]:
+    """The twin of `jaxseq.rnn_cell`."""
+    return _rnn_cell(params, carry, x, activation=activation, precision=precision)
+
+
+def gru(
+    params: GRUParams,
+    carry: Float[Array, "*batch H"] | None,
+    xs: Float[Array, "T *batch D"],
+    **time: Unpack[Time],
+) -> tuple[Float[Array, "*batch H"], Float[Array, "T *batch H"]]:
+    """The twin of `jaxseq.gru`."""
+    return through_time(partial(_gru_cell, params), carry, xs, **time)
+
+
+def _gru_cell(params: Any, carry: Any, x: Any, *, precision: Any, drop: Any = None) -> Any:
+    h = _zeros(params, x) if carry is None else carry
+    return _gru_step(
+        _affine(x, params.w_x, params.b_x, precision),
+        _affine(_dropped(drop, h), params.w_h, params.b_h, precision),
+        h,
+        x,
+    )
+
+
+def gru_cell(
+    params: GRUParams,
+    carry: Float[Array, "*batch H"] | None,
+    x: Float[Array, "*batch D"],
+    *,
+    precision: Any = None,
+) -> tuple[Float[Array, "*batch H"], Float[Array, "*batch H"]]:
+    """The twin of `jaxseq.gru_cell`."""
+    return _gru_cell(params, carry, x, precision=precision)
+
+
+def _gru_step(u: jax.Array, recurrent: jax.Array, h: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The equations of a GRU, of what its maps give."""
+    u_r, u_z, u_n = jnp.split(u, 3, axis=-1)
+    r_r, r_z, r_n = jnp.split(recurrent, 3, axis=-1)
+    r, z = jax.nn.sigmoid(u_r + r_r), jax.nn.sigmoid(u_z + r_z)
+    n = jnp.tanh(u_n + r * r_n)
+    new = (1 - z) * n + z * h.astype(z.dtype)
+    return new.astype(h.dtype), new.astype(x.dtype)
+
+
+def lstm(
+    params: LSTMParams,
+    carry: LSTMState | None,
+    xs: Float[Array, "T *batch D"],
+    **time: Unpack[Time],
+) -> tuple[LSTMState, Float[Array, "T *batch H"]]:
+    """The twin of `jaxseq.lstm`."""
+    return through_time(partial(_lstm_cell, params), carry, xs, **time)
+
+
+def _lstm_cell(params: Any, carry: Any, x: Any, *, precision: Any, drop: Any = None) -> Any:
+    state = LSTMState(_zeros(params, x), _zeros(params, x)) if carry is None else carry
+    a = _affine(x, params.w_x, params.b, precision) + _affine(_dropped(drop, state.h), params.w_h, None, precision)
+    return _lstm_step(a, state, x)
+
+
+def lstm_cell(
+    params: LSTMParams, carry: LSTMState | None, x: Float[Array, "*batch D"], *, precision: Any = None
+) -> tuple[LSTMState, Float[Array, "*batch H"]]:
+    """The twin of `jaxseq.lstm_cell`."""
+    return _lstm_cell(params, carry, x, precision=precision)
+
+
+def _lstm_step(a: jax.Array, state: LSTMState, x: jax.Array) -> tuple[LSTMState, jax.Array]:
+    """The equations of an LSTM, of what its maps give."""
+    a_i, a_f, a_g, a_o = jnp.split(a, 4, axis=-1)
+    i, f, g, o = jax.nn.sigmoid(a_i), jax.nn.sigmoid(a_f), jnp.tanh(a_g), jax.nn.sigmoid(a_o)
+    c = f * state.c.astype(f.dtype) + i * g
+    h = o * jnp.tanh(c)
+    return cast_like(LSTMState(h, c), state), h.astype(x.dtype)
+
+
+def conv_gru(
+    params: GRUParams,
+    carry: Float[Array, "*batch_and_outputs F"] | None,
+    xs: Float[Array, "T *batch_and_space C"],
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: str | int | Sequence[tuple[int, int]] = "SAME",
+    dilation: int | Sequence[int] = 1,
+    **time: Unpack[Time],
+) -> tuple[Float[Array, "*batch_and_outputs F"], Float[Array, "T *batch_and_outputs F"]]:
+    """The twin of `jaxseq.conv_gru`."""
+    cell = partial(_conv_gru_cell, params, stride=stride, padding=padding, dilation=dilation)
+    return through_time(cell, carry, xs, features=params.w_x.ndim - 1, **time)
+
+
+def _conv_gru_cell(params: Any, carry: Any, x: Any, *, precision: Any, drop: Any = None, **options: Any) -> Any:
+    u = conv(_wide(x), params.w_x, params.b_x, **options, precision=precision)
+    h = jnp.zeros((*u.shape[:-1], params.w_h.shape[-2]), x.dtype) if carry is None else carry
+    return _gru_step(
+        u, conv(_wide(_dropped(drop, h)), params.w_h, params.b_h, padding="SAME", precision=precision), h, x
+    )
+
+
+def conv_gru_cell(
+    params: GRUParams,
+    carry: Float[Array, "*batch_and_outputs F"] | None,
+    x: Float[Array, "*batch_and_space C"],
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: str | int | Sequence[tuple[int, int]] = "SAME",
+    dilation: int | Sequence[int] = 1,
+    precision: Any = None,
+) -> tuple[Float[Array, "*batch_and_outputs F"], Float[Array, "*batch_and_outputs F"]]:
+    """The twin of `jaxseq.conv_gru_cell`."""
+    return _conv_gru_cell(params, carry, x, stride=stride, padding=padding, dilation=dilation, precision=precision)
+
+
+def conv_lstm(
+    params: LSTMParams,
+    carry: LSTMState | None,
+    xs: Float[Array, "T *batch_and_space C"],
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: str | int | Sequence[tuple[int, int]] = "SAME",
+    dilation: int | Sequence[int] = 1,
+    **time: Unpack[Time],
+) -> tuple[LSTMState, Float[Array, "T *batch_and_outputs F"]]:
+    """The twin of `jaxseq.conv_lstm`."""
+    cell = partial(_conv_lstm_cell, params, stride=stride, padding=padding, dilation=dilation)
+    return through_time(cell, carry, xs, features=params.w_x.ndim - 1, **time)
+
+
+def _conv_lstm_cell(params: Any, carry: Any, x: Any, *, precision: Any, drop: Any = None, **options: Any) -> Any:
+    u = conv(_wide(x), params.w_x, params.b, **options, precision=precision)
+    zero = jnp.zeros((*u.shape[:-1], params.w_h.shape[-2]), x.dtype)
+    state = LSTMState(zero, zero) if carry is None else carry
+    return _lstm_step(
+        u + conv(_wide(_dropped(drop, state.h)), params.w_h, padding="SAME", precision=precision), state, x
+    )
+
+
+def conv_lstm_cell(
+    params: LSTMParams,
+    carry: LSTMState | None,
+    x: Float[Array, "*batch_and_space C"],
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: str | int | Sequence[tuple[int, int]] = "SAME",
+    dilation: int | Sequence[int] = 1,
+    precision: Any = None,
+) -> tuple[LSTMState, Float[Array, "*batch_and_outputs F"]]:
+    """The twin of `jaxseq.conv_lstm_cell`."""
+    return _conv_lstm_cell(params, carry, x, stride=stride, padding=padding, dilation=dilation, precision=precision)
+
+
+def recurrence(
+    cell: Cell, params: Any, carry: Any | None, xs: Float[Array, "T *batch_and_features"], **time: Unpack[Time]
+) -> tuple[Any, Float[Array, "T *batch_and_features"]]:
+    """The twin of `jaxseq.recurrence`."""
+    features = 1 + cell.input.dimensions(params.w_x)
+    return through_time(partial(_recurrence_cell, cell, params), carry, xs, features=features, **time)
+
+
+def _recurrence_cell(cell: Cell, params: Any, carry: Any, x: Any, *, precision: Any, drop: Any = None) -> Any:
+    given = params._asdict()
+    u = _linear(cell.input, params.w_x, given.get("b", given.get("b_x")), x, precision)
+    us = jnp.split(u, len(cell.gates), -1)
+    recurrent = len(cell.gates) - len(cell.alone)
+    if carry is None:
+        outputs, _ = cell.recurrent.channels(params.w_h, recurrent) or (0, 0)
+        h, other = jnp.zeros((*u.shape[:-1], outputs), x.dtype), jnp.zeros(us[0].shape, x.dtype)
+        carry = h if cell.state is None else cell.state(h, *(other for _ in cell.state._fields[1:]))  # type: ignore[attr-defined]
+    h = jax.tree.leaves(carry)[0]
+    rs = jnp.split(_linear(cell.recurrent, params.w_h, given.get("b_h"), _dropped(drop, h), precision), recurrent, -1)
+
+    a = []
+    for gate, u in zip(cell.gates, us, strict=True):
+        r = None if gate in cell.alone else rs[len(a)]
+        a.append(u if r is None else (u, r) if gate in cell.apart else u + r)
+    wide = lambda tree: jax.tree.map(lambda b: b.astype(us[0].dtype), tree)  # noqa: E731
+    more = []
+    if cell.own:
+        more.append(params._replace(**{f: wide(v) if f in cell.own else None for f, v in given.items()}))
+    if "w_q" in given:
+        more.append(lambda q: _affine(q, params.w_q, None, precision))
+    new = cell.step(tuple(a), wide(carry), *more)
+    new = new if cell.pullback is None else new[0]
+    return cast_like(new, carry), jax.tree.leaves(new)[0].astype(x.dtype)
+
+
+def recurrence_cell(
+    cell: Cell, params: Any, carry: Any | None, x: Float[Array, "*batch_and_features"], *, precision: Any = None
+) -> tuple[Any, Float[Array, "*batch_and_features"]]:
+    """The twin of `jaxseq.recurrence_cell`: the step as the cell says it, whatever pullback it brings."""
+    return _recurrence_cell(cell, params, carry, x, precision=precision)
+
+
+def _linear(kind: maps.Map, w: jax.Array, b: jax.Array | None, x: jax.Array, precision: Any) -> jax.Array:
+    """w of x by one of `jaxseq.maps`, in the accumulator's dtype."""
+    if isinstance(kind, maps.Dense):
+        return _affine(x, w, b, precision)
+    if isinstance(kind, maps.Conv):
+        options: dict[str, Any] = {"stride": kind.stride, "padding": kind.padding, "dilation": kind.dilation}
+        return conv(_wide(x), w, b, **options, precision=precision)
+    if isinstance(kind, maps.Diagonal):
+        wide, gains = _wide(x), w.astype(_wide(x).dtype)
+        y = jnp.concatenate([wide * jnp.broadcast_to(gain, x.shape) for gain in gains], -1)
+    elif isinstance(kind, maps.Blocks):
+        heads = jnp.split(x, w.shape[0], -1)
+        y = jnp.concatenate(
+            [_affine(head, w[n, :, g], None, precision) for g in range(w.shape[2]) for n, head in enumerate(heads)], -1
+        )
+    else:  # a map of the user's own
+        y = kind.product(precision, w, x)
+    return y if b is None else y + jnp.broadcast_to(b.astype(y.dtype), y.shape)
+
+
+def _wide(x: jax.Array) -> jax.Array:
+    """x in the dtype in which its products accumulate, that nothing is rounded before the cell."""
+    return x.astype(accumulator(x.dtype))
+
+
+def _affine(x: jax.Array, w: jax.Array, b: jax.Array | None, precision: Any) -> jax.Array:
+    """x w + b, accumulated in float32 at least."""
+    common = promote(x, w)
+    y = jnp.matmul(x.astype(common), w.astype(common), precision=precision, preferred_element_type=accumulator(common))
+    return y if b is None else y + jnp.broadcast_to(b.astype(y.dtype), y.shape)
+
+
+def _dropped(drop: jax.Array | None, h: jax.Array) -> jax.Array:
+    return h if drop is None else h * lax.stop_gradient(drop).astype(h.dtype)
+
+
+def _zeros(params: Any, x: jax.Array) -> jax.Array:
+    """The zero state for one input x (*B, D)."""
+    return jnp.zeros((*x.shape[:-1], params.w_h.shape[0]), x.dtype)

@@ -32,7 +32,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 # A chunk holds about twelve arrays (c, B, H) of its own, so that it takes an eighth of a window at most, and no more
 # rows, steps x batch, than make its contraction as fast as a longer one; but neither fewer than below which that is
-# slow, nor so few steps that its own overhead counts.
+# slow, nor so few steps, of few rows each, that its own overhead counts.
 PARTS, ROWS, FEWEST_ROWS, FEWEST_STEPS = 8, 1024, 128, 16
 
 
@@ -132,7 +132,7 @@ def _block(options: Options, first: int, windows: int, k: int, steps: int, rows:
         group, longest = windows, k
     else:
         rows *= windows
-        fewest = max(FEWEST_STEPS, -(-FEWEST_ROWS // rows))
+        fewest = max(min(FEWEST_STEPS, -(-4 * ROWS // rows)), -(-FEWEST_ROWS // rows))
         group, longest = windows, max(fewest, min(-(-ROWS // rows), -(-k // PARTS)))
     longest = min(longest, k)
     return Block(first, windows, k, group, -(-k // -(-k // longest)))  # of about equal length

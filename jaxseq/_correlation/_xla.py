@@ -7,6 +7,7 @@ at tiny ones.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -53,20 +54,22 @@ def to_input(form: Form, kernel: jax.Array, ȳ: jax.Array, sharding: Any) -> jax
 
 
 def to_kernel(form: Form, x: jax.Array, ȳ: jax.Array, sharding: Any) -> jax.Array:
-    """w̄ of (3)."""
-    space = _SPACE[len(form.window)]
-    return _correlate(
-        x,
-        ȳ,
-        # The channel of x plays the batch, the batch the contracted channel, and w̄ comes out as (*K, I', O).
-        letters=(f"C{space}N", f"I{space}O", f"{space}NC"),
-        stride=form.geometry.dilation,
+    """w̄ of (3): the channel of x plays the batch, the batch the contracted channel, and w̄ comes out as (*K, I', O')."""
+    geometry, space = form.geometry, _SPACE[len(form.window)]
+    correlate = partial(
+        _correlate,
+        stride=geometry.dilation,
         padding=form.kernel_padding(),
-        dilation=form.geometry.stride,
-        batch_groups=form.geometry.groups,
+        dilation=geometry.stride,
         precision=form.precision,
-        out_sharding=sharding,
     )
+    if geometry.groups > 1 or sharding is not None:
+        letters = f"C{space}N", f"I{space}O", f"{space}NC"
+        return correlate(x, ȳ, letters=letters, batch_groups=geometry.groups, out_sharding=sharding)
+    # The same in the letters of (1). In those above XLA's CPU backend takes 1.15 times as long, and inside of a loop,
+    # where it leaves letters as they are, 27 times: (8, 32, 32, 16) to 64 channels, 3 x 3 taps, 67 ms and 2.5.
+    w̄ = correlate(x.swapaxes(0, -1), jnp.moveaxis(ȳ, 0, -2))  # (C, *I, N), (*O, N, O') -> (C, *K, O')
+    return jnp.moveaxis(w̄, 0, -2)
 
 
 def _correlate(

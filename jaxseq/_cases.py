@@ -290,7 +290,7 @@ def _time_variants(example: Callable[..., tuple], **options: Any) -> dict[str, V
         "resets, checkpoint": variant("resets", checkpoint=3),
         "batch first, lengths, checkpoint": variant("lengths", time_axis=1, checkpoint="auto"),
         "drop, hold": variant("drop", "hold"),
-        "resets, drop, hold, truncation, checkpoint": variant("resets", "drop", "hold", truncation=3, checkpoint=2),
+        "resets, hold, truncation, checkpoint": variant("resets", "hold", truncation=3, checkpoint=2),
     }
 
 
@@ -497,9 +497,9 @@ CASES: dict[str, Case] = {
         reference.bidirectional,
         {
             "lstm": Variant(partial(_layers_example, layers=(_LSTM, _LSTM)), {}, (), (lstm,), (reference.lstm,)),
-            "rnn and gru, lengths, truncation": Variant(
+            "rnn and gru, lengths, checkpoint": Variant(
                 partial(_layers_example, layers=(_RNN, _GRU), masks=("lengths",)),
-                {"truncation": 3},
+                {"checkpoint": 3},
                 ("lengths",),
                 ((rnn, gru),),
                 ((reference.rnn, reference.gru),),

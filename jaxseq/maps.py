@@ -146,7 +146,7 @@ class Blocks(Map):
         n, d, g, i = w.shape
         x, ȳ = x.reshape(*x.shape[:-1], n, d), ȳ.reshape(*ȳ.shape[:-1], g, n, i)
         leading = "stuvwxyz"[: x.ndim - 2]  # where they stand: each of them may be divided over devices
-        return _einsum(f"{leading}nd,{leading}gni->ndgi", x, ȳ, precision)
+        return _einsum(f"{leading}nd,{leading}gni->ndgi", x, ȳ, precision, _sharding.of(w))
 
     def shape(self, inputs: Any, gates: int, outputs: Any) -> str:
         return f"(n, {inputs} / n, {gates}, {outputs} / n)"
@@ -221,7 +221,7 @@ def _unrolled(y: jax.Array, leading: tuple[int, ...]) -> jax.Array:
     return y.reshape(*leading, *y.shape[1:])
 
 
-def _einsum(equation: str, a: jax.Array, b: jax.Array, precision: Any) -> jax.Array:
+def _einsum(equation: str, a: jax.Array, b: jax.Array, precision: Any, sharding: Any = None) -> jax.Array:
     common = _precision.promote(a, b)
     return jnp.einsum(
         equation,
@@ -229,6 +229,7 @@ def _einsum(equation: str, a: jax.Array, b: jax.Array, precision: Any) -> jax.Ar
         b.astype(common),
         precision=precision,
         preferred_element_type=_precision.accumulator(common),
+        out_sharding=sharding,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxseq import _checks, _precision
+from jaxseq import _checks, _precision, _sharding
 from jaxseq._recurrence._cell import Cell, Gates, State, Weights, h_of
 from jaxseq.maps import Dense
 
@@ -74,7 +74,9 @@ def with_pullback(cell: Cell, features: int) -> Cell:
                 return jax.vjp(cell.step, a, s_prev, *p)[1](s̄)
             v = jax.eval_shape(lambda *args: inner[0](_inner(cell, inner[0], *args)[1]), a, s_prev, *p)
             f = lambda *args: _inner(cell, inner[0], *args[:-1], zero=args[-1])  # noqa: E731
-            _, pull, q = jax.vjp(f, a, s_prev, *p, jnp.zeros(v.shape, v.dtype), has_aux=True)
+            # The zero varies over devices as all else does: else JAX would sum v̄ over them, in every step.
+            zero, _ = _sharding.together((jnp.zeros(v.shape, v.dtype), s_prev))
+            _, pull, q = jax.vjp(f, a, s_prev, *p, zero, has_aux=True)
             *found, v̄ = pull(s̄)
             return *found, (q, v̄)
 

@@ -58,8 +58,11 @@ def _recurrence_fwd(cell: Cell, options: Options, inputs: Inputs) -> Any:
 
 
 def _recurrence_bwd(cell: Cell, options: Options, residuals: Any, cotangents: Any) -> tuple[Inputs]:
+    inputs, _ = residuals
     w̄, c̄arry, x̄s = _backward(cell, options, *residuals, cotangents)
-    return (Inputs(w̄, c̄arry, x̄s, None, None, None),)
+    w̄ = w̄._replace(drop=jax.tree.map(jnp.zeros_like, inputs.weights.drop))
+    hold = jax.tree.map(lambda k: None if k.dtype == bool else jnp.zeros_like(k), inputs.hold)
+    return (Inputs(w̄, c̄arry, x̄s, None, None, hold),)
 
 
 rule.defvjp(_recurrence_fwd, _recurrence_bwd)

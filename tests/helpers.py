@@ -14,7 +14,19 @@ from jaxseq._init import normal
 
 OPS = [pytest.param(name, next(iter(case.variants)), id=name) for name, case in CASES.items()]
 GRID = [pytest.param(name, label, id=f"{name}-{label}") for name, case in CASES.items() for label in case.variants]
+# What differs from another op by its map, its number of steps or its number of layers: the first stage sees the other.
+DERIVED = ("conv_gru", "bidirectional", "separable_conv", *(name for name in CASES if name.endswith("_cell")))
 SEQUENCES = [pytest.param(name, id=name) for name in ("rnn", "gru", "lstm")]
+
+
+def long_where(grid, later):
+    """The grid, `later(op, label)` of it marked as long."""
+    mark = lambda p: [pytest.mark.long] if later(*p.values[:2]) else []  # noqa: E731
+    return [pytest.param(*p.values, id=p.id, marks=mark(p)) for p in grid]
+
+
+def derived(name, label):
+    return name in DERIVED
 
 
 def bound(name, label, *, twin=False):

@@ -214,7 +214,7 @@ def test_classic_gru_equals_haiku(key):
     assert_close(pullback(f)(args, cotangents), expected)
 
 
-@pytest.mark.parametrize("axes", [1, 2, 3])
+@pytest.mark.parametrize("axes", [1, pytest.param(2, marks=pytest.mark.long), pytest.param(3, marks=pytest.mark.long)])
 @pytest.mark.parametrize("options", [{"padding": "SAME"}, {"padding": "VALID", "stride": 2}], ids=str)
 def test_conv_lstm_equals_keras(axes, options, key, monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "jax")

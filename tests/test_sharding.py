@@ -4,11 +4,11 @@ import re
 
 import jax
 import pytest
-from helpers import OPS, arguments, assert_close, bound, compiled, cotangents_for, pullback
+from helpers import OPS, arguments, assert_close, bound, compiled, cotangents_for, derived, long_where, pullback
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 GRID = [
-    *OPS,
+    *long_where(OPS, derived),
     *[pytest.param(name, "truncation, reverse", id=f"{name}-truncation, reverse") for name in ("gru", "lstm")],
 ]
 GRID += [

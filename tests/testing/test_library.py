@@ -6,7 +6,7 @@ than another of ours; all checks the first of each family, and the quick ones th
 """
 
 import pytest
-from helpers import GRID, OPS, bound
+from helpers import DERIVED, GRID, OPS, bound, long_where
 
 from jaxseq._cases import CASES
 from jaxseq._verify import session
@@ -23,16 +23,13 @@ def passes(report, checks, name, label):
 
 FIRST = [p.values for p in OPS]
 FAMILIES = ("conv", "causal_conv", "lstm")
-# What differs from another op by its map, its number of steps or its number of layers.
-DERIVED = ("conv_gru", "bidirectional", "separable_conv", *(name for name in CASES if name.endswith("_cell")))
-LATER = [p.values for p in GRID if p.values[0] in DERIVED or (p.values[0] not in FAMILIES and p.values not in FIRST)]
 
 
-def marked(grid, later):
-    return [pytest.param(*p.values, id=p.id, marks=[pytest.mark.long] if p.values in later else []) for p in grid]
+def later(name, label):
+    return name in DERIVED or (name not in FAMILIES and (name, label) not in FIRST)
 
 
-@pytest.mark.parametrize(("name", "label"), marked(GRID, LATER))
+@pytest.mark.parametrize(("name", "label"), long_where(GRID, later))
 def test_every_check_passes(name, label):
     level = "full" if name in FAMILIES and (name, label) in FIRST else "quick"
     passes(session(name, label)(level=level), len(_check.FULL if level == "full" else _check.QUICK), name, label)
@@ -42,17 +39,16 @@ def test_every_check_passes(name, label):
 @pytest.mark.parametrize(("name", "label"), GRID)
 def test_every_check_passes_at_many_seeds(name, label):
     report = session(name, label)
-    thorough = name in ("conv", "causal_conv") or ((name, label) in FIRST and name not in DERIVED)
-    for seed in range(20 if thorough else 3):
+    one_engine = name in (*DERIVED, "recurrence", "stack", "conv_lstm")  # that of rnn, gru and lstm
+    thorough = name in ("conv", "causal_conv") or ((name, label) in FIRST and not one_engine)
+    for seed in range(20 if thorough else 1 if one_engine else 3):
         passes(report(seed), len(_check.FULL), name, label)
 
 
 WHOLE = [p for p in GRID if "truncation" not in CASES[p.values[0]].variants[p.values[1]].options]
 
 
-@pytest.mark.parametrize(
-    ("name", "label"), marked(WHOLE, [p.values for p in WHOLE if p.values not in FIRST or p.values[0] in DERIVED])
-)
+@pytest.mark.parametrize(("name", "label"), long_where(WHOLE, lambda *which: which[0] in DERIVED or which not in FIRST))
 def test_forward_mode_of_every_twin(name, label, key):
     """The way out that ops point to. A truncated gradient is none of forward mode's."""
     variant = CASES[name].variants[label]

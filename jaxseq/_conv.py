@@ -166,11 +166,7 @@ def conv_init(
     Reference:
         Y. LeCun, L. Bottou, G. B. Orr and K.-R. Müller, Efficient BackProp (1998), section 4.6.
     """
-    axes = len(window) if isinstance(window, tuple | list) else 1
-    if not 1 <= axes <= 3:
-        _checks.bad_value("window", "1 to 3 spatial axes", f"{axes}")
-    taps = _geometry.per_axis("window", window, axes)
-    c_in, c_out = _checks.integer("c_in", c_in, at_least=1), _checks.integer("c_out", c_out, at_least=1)
+    taps, c_in, c_out = _init.window_sizes(window, c_in, c_out)
     groups = _checks.integer("groups", groups, at_least=1)
     check_groups(groups, c_in, c_out)
     dtype = _checks.dtype("dtype", dtype)

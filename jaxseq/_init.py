@@ -54,17 +54,22 @@ def kernels(
     key: Any, window: Any, c_in: Any, c_out: Any, gates: int, dtype: Any
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """w_x (*window, C, gates F), w_h (*window, F, gates F), normal with variance 1 / fan_in, and a zero bias."""
-    axes = len(window) if isinstance(window, tuple | list) else 1
-    if not 1 <= axes <= 3:
-        _checks.bad_value("window", "1 to 3 spatial axes", f"{axes}")
-    taps = _geometry.per_axis("window", window, axes)
-    near, far = _checks.integer("c_in", c_in, at_least=1), _checks.integer("c_out", c_out, at_least=1)
+    taps, near, far = window_sizes(window, c_in, c_out)
     dtype = _checks.dtype("dtype", dtype)
     w_x, w_h = (
         kernel(k, taps, channels, gates * far, dtype)
         for k, channels in zip(jax.random.split(key), (near, far), strict=True)
     )
     return w_x, w_h, jnp.zeros(gates * far, dtype)
+
+
+def window_sizes(window: Any, c_in: Any, c_out: Any) -> tuple[tuple[int, ...], int, int]:
+    """(taps along each axis, C_in, C_out), checked."""
+    axes = len(window) if isinstance(window, tuple | list) else 1
+    if not 1 <= axes <= 3:
+        _checks.bad_value("window", "1 to 3 spatial axes", f"{axes}")
+    taps = _geometry.per_axis("window", window, axes)
+    return taps, _checks.integer("c_in", c_in, at_least=1), _checks.integer("c_out", c_out, at_least=1)
 
 
 def kernel(key: Any, taps: tuple[int, ...], near: int, far: int, dtype: Any) -> jax.Array:

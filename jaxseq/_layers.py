@@ -6,6 +6,7 @@ several layers are sequences of those of one, plain pytrees.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import count
 from typing import Any, Unpack
 
 import jax
@@ -136,16 +137,16 @@ def stack(
         _checks.bad_value("key", "a JAX random key, since there is dropout", "None")
     if not isinstance(params, list | tuple) or hasattr(params, "_fields") or not params:
         _checks.bad_type("params", "a sequence with the parameters of each layer", _checks.describe(params))
-    count = len(params)
-    layers = _one_each("layer", layer, count)
-    states = _several("carry", [None] * count if carry is None else carry, count)
+    number = len(params)
+    layers = _one_each("layer", layer, number)
+    states = _several("carry", [None] * number if carry is None else carry, number)
     ends, y = [], xs
     for i, (read, p, state) in enumerate(zip(layers, params, states, strict=True)):
         if i and rate and key is not None:
             kept = jax.random.bernoulli(jax.random.fold_in(key, i), 1 - rate, y.shape)
             y = jnp.where(kept, y / (1 - rate), jnp.zeros((), y.dtype))
         masks = draw(
-            None if key is None else jax.random.fold_in(key, count + i), read, p, state, y, recurrent, zoneout, time
+            None if key is None else jax.random.fold_in(key, number + i), read, p, state, y, recurrent, zoneout, time
         )
         end, out = read(p, state, y, **time, **masks)
         y = out + y if residual and out.shape == y.shape else out
@@ -160,7 +161,7 @@ def draw(
     if not (recurrent_dropout or zoneout):
         return {}
     axis = Given(**time).time_axis % xs.ndim
-    keys = iter(jax.random.split(jax.random.key(0) if key is None else key, 64))
+    keys = (jax.random.fold_in(key, i) for i in count())
 
     def drop(h: Any) -> jax.Array:
         kept = jax.random.bernoulli(next(keys), 1 - recurrent_dropout, h.shape)

@@ -9,7 +9,7 @@ import pytest
 from helpers import assert_close, cotangents_for, pullback
 
 import jaxseq
-from jaxseq import bidirectional, cells, gru, stack
+from jaxseq import _layers, bidirectional, cells, gru, stack
 from jaxseq._init import normal
 
 
@@ -210,3 +210,11 @@ XS = jnp.ones((4, 2, 3), jnp.float32)
 def test_bad_layers(call, kind, message):
     with pytest.raises(kind, match=message):
         call()
+
+
+def test_as_many_masks_as_a_nested_layer_has_states(key):
+    def read(params, carry, xs, **time):
+        return tuple(jnp.zeros((2, 5)) for _ in range(70)), xs
+
+    masks = _layers.draw(key, read, None, None, jnp.ones((3, 2, 5)), 0.5, 0.0, {})
+    assert len({np.asarray(m).tobytes() for m in masks["drop"]}) > 60

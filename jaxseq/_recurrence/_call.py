@@ -107,16 +107,19 @@ def _hold(cell: Cell, value: Any, carry: State, axis: int, steps: int) -> State 
     """How much of each leaf of the state is held, checked, of every step; no gradient flows to it."""
     if value is None:
         return None
-    if cell.state is not None:
-        _checks.container("hold", value, cell.state)
-    fields = ("",) if cell.state is None else tuple(f".{f}" for f in cell.state._fields)  # type: ignore[attr-defined]
-    parts = (value,) if cell.state is None else value
-    leaves = zip(fields, parts, jax.tree.leaves(carry), strict=True)
     found = [
-        _amount(f"hold{field}", part, (*leaf.shape[:axis], steps, *leaf.shape[axis:]), leaf.dtype)
-        for field, part, leaf in leaves
+        _amount(name, part, (*leaf.shape[:axis], steps, *leaf.shape[axis:]), leaf.dtype)
+        for (name, part), leaf in zip(_parts(cell, "hold", value), jax.tree.leaves(carry), strict=True)
     ]
     return found[0] if cell.state is None else cell.state(*found)
+
+
+def _parts(cell: Cell, name: str, value: Any) -> list[tuple[str, Any]]:
+    """Of something laid out as the state: each leaf and what to call it."""
+    if cell.state is None:
+        return [(name, value)]
+    _checks.container(name, value, cell.state)
+    return [(f"{name}.{field}", part) for field, part in value._asdict().items()]
 
 
 def _amount(name: str, value: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:
@@ -181,16 +184,14 @@ def _carry(
     if cell.recurrent.space(weights.w_h, space) != space:
         _checks.bad_value(f"{cell.name}.recurrent", f"a map that keeps the space {space}", str(cell.recurrent))
 
-    fields = ("",) if cell.state is None else tuple(f".{f}" for f in cell.state._fields)  # type: ignore[attr-defined]
-    shapes = [(*batch, *space, P), *[(*batch, *space, H)] * (len(fields) - 1)]
+    count = 1 if cell.state is None else len(cell.state._fields)  # type: ignore[attr-defined]
+    shapes = [(*batch, *space, P), *[(*batch, *space, H)] * (count - 1)]
     meaning = "(*batch, *space, H)" if space else "(*batch, H)"
     if carry is None:
         leaves = [_sharding.zeros(shape, x, axis, 1 + len(space)) for shape in shapes]
     else:
-        if cell.state is not None:
-            _checks.container("carry", carry, cell.state)
-        parts = (carry,) if cell.state is None else carry
-        leaves = [_checks.array(f"carry{field}", part) for field, part in zip(fields, parts, strict=True)]
-        for field, leaf, shape in zip(fields, leaves, shapes, strict=True):
-            _checks.shape(f"carry{field}", leaf, shape, meaning, **{name: x, "w_h": weights.w_h})
+        named = [(field, _checks.array(field, part)) for field, part in _parts(cell, "carry", carry)]
+        for (field, leaf), shape in zip(named, shapes, strict=True):
+            _checks.shape(field, leaf, shape, meaning, **{name: x, "w_h": weights.w_h})
+        leaves = [leaf for _, leaf in named]
     return leaves[0] if cell.state is None else cell.state(*leaves)

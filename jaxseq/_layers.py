@@ -143,7 +143,7 @@ def stack(
     ends, y = [], xs
     for i, (read, p, state) in enumerate(zip(layers, params, states, strict=True)):
         if i and rate and key is not None:
-            kept = jax.random.bernoulli(jax.random.fold_in(key, i), 1 - rate, y.shape)
+            kept = drawn(jax.random.fold_in(key, i), 1 - rate, y.shape)
             y = jnp.where(kept, y / (1 - rate), jnp.zeros((), y.dtype))
         masks = draw(
             None if key is None else jax.random.fold_in(key, number + i), read, p, state, y, recurrent, zoneout, time
@@ -152,6 +152,11 @@ def stack(
         y = out + y if residual and out.shape == y.shape else out
         ends.append(end)
     return tuple(ends), y
+
+
+def drawn(key: Any, p: float, shape: tuple[int, ...]) -> jax.Array:
+    """True with probability p. In float32 whatever the default is: a mask must not change with `jax_enable_x64`."""
+    return jax.random.bernoulli(key, jnp.float32(p), shape)
 
 
 def draw(
@@ -164,12 +169,12 @@ def draw(
     keys = (jax.random.fold_in(key, i) for i in count())
 
     def drop(h: Any) -> jax.Array:
-        kept = jax.random.bernoulli(next(keys), 1 - recurrent_dropout, h.shape)
+        kept = drawn(next(keys), 1 - recurrent_dropout, h.shape)
         return kept.astype(h.dtype) / (1 - recurrent_dropout)
 
     def hold(a: Any) -> Any:
         shape = (*a.shape[:axis], xs.shape[axis], *a.shape[axis:])
-        return zoneout if key is None else jax.random.bernoulli(next(keys), zoneout, shape)
+        return zoneout if key is None else drawn(next(keys), zoneout, shape)
 
     def each(f: Callable[[Any], Any], state: Any) -> Any:
         """f of every state in a carry: plain tuples are several."""

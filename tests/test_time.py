@@ -272,14 +272,7 @@ ROWS = covering()
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: "".join(map(str, row)))
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param("rnn", marks=pytest.mark.long),
-        pytest.param("gru", marks=pytest.mark.long),
-        "lstm",
-    ],
-)
+@pytest.mark.parametrize("name", ["rnn", pytest.param("gru", marks=pytest.mark.long), "lstm"])
 def test_every_pair_of_options_against_the_twin(name, row, key, monkeypatch):
     """In three chunks where nothing is recomputed."""
     monkeypatch.setattr(_time, "FEWEST_ROWS", 1)

@@ -74,7 +74,7 @@ def advance(
     u = cell.input.apply(precision, weights.w_x, weights.b_x, _time.seen(live, x).astype(product))
     r = cell.recurrent.apply(precision, weights.w_h, weights.b_h, into_map(weights, h_of(ŝ)).astype(product))
     s, saved = phi(cell, precision, weights, product).step(join(cell, u, r), _precision.cast(ŝ, acc))
-    if share:
+    if share and hold is None:  # else y is not what the cell has made
         saved = jax.tree.map(lambda a: AsY() if a is h_of(s) else a, saved)
     s = held(hold, ŝ, _precision.cast_like(s, ŝ))
     y = _time.seen(live, h_of(s).astype(x.dtype))

@@ -46,7 +46,7 @@ def stack(
     for i, p in enumerate(params):
         if i and dropout:
             assert key is not None
-            mask = jax.random.bernoulli(jax.random.fold_in(key, i), 1 - dropout, y.shape)
+            mask = _layers.drawn(jax.random.fold_in(key, i), 1 - dropout, y.shape)
             y = y * mask.astype(y.dtype) / (1 - dropout)
         read, state = layer if callable(layer) else layer[i], None if carry is None else carry[i]
         own = None if key is None else jax.random.fold_in(key, len(params) + i)

@@ -7,7 +7,7 @@ contradicts that one either, its silence on the first means nothing.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import cycle
+from itertools import cycle, zip_longest
 from typing import Any
 
 import numpy as np
@@ -80,12 +80,17 @@ class ByDifferences(Evidence):
 
     @classmethod
     def of_elements(cls, numbers: Numbers) -> "ByDifferences":
-        """One element at a time: the first, the last, and others at random."""
+        """One element at a time: the first, the last, and others at random, by turns where the result is zero and where
+        it is not: were all of them zero, a result of nothing but zeros would pass.
+        """
         indices = []
-        for a in numbers.like:
+        for n, a in enumerate(numbers.like):
             places = list(np.ndindex(a.shape))
-            between = numbers.rng.permutation(len(places))[:COORDINATES] if places else []
-            indices.append(cycle([*places[:1], *places[-1:], *(places[k] for k in between)] or [None]))
+            drawn = [places[k] for k in numbers.rng.permutation(len(places))]
+            says = np.any([result[n] != 0 for result in numbers.by_hand.values()], 0)
+            turns = zip_longest((p for p in drawn if says[p]), (p for p in drawn if not says[p]))
+            between = [p for turn in turns for p in turn if p is not None]
+            indices.append(cycle([*places[:1], *places[-1:], *between[:COORDINATES]] or [None]))
         rounds = range(COORDINATES // PROBES)
         probes = [numbers.probes(lambda n: one_hot(numbers.like[n], next(indices[n]))) for _ in rounds]
         return cls(numbers, probes, "an element is not what differences say")

@@ -21,6 +21,7 @@ from jaxseq._layers import bidirectional, stack
 from jaxseq._lstm import LSTMParams, LSTMState, lstm, lstm_cell, lstm_init
 from jaxseq._recurrence import Cell
 from jaxseq._rnn import RNNParams, rnn, rnn_cell, rnn_init
+from jaxseq._scan import scan
 from jaxseq._separable import depthwise_conv, separable_conv
 from jaxseq._time import Time
 
@@ -60,6 +61,7 @@ __all__ = [
     "rnn",
     "rnn_cell",
     "rnn_init",
+    "scan",
     "separable_conv",
     "stack",
     "testing",

@@ -21,6 +21,7 @@ from jaxseq.reference._recurrence import (
     rnn,
     rnn_cell,
 )
+from jaxseq.reference._scan import scan
 
 __all__ = [
     "bidirectional",
@@ -40,6 +41,7 @@ __all__ = [
     "recurrence_cell",
     "rnn",
     "rnn_cell",
+    "scan",
     "separable_conv",
     "stack",
 ]

@@ -1,0 +1,53 @@
+"""The twin of `scan`: `lax.scan` with `stop_gradient` on the carry."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, PyTree
+
+
+def scan(
+    f: Callable[[Any, Any], tuple[Any, Any]],
+    init: PyTree[Array],
+    xs: PyTree[Array] | None = None,
+    length: int | None = None,
+    reverse: bool = False,
+    unroll: int | bool = 1,
+    *,
+    truncation: int | tuple[int, int] | None = None,
+    checkpoint: int | str | None = None,  # says what is kept, not what is computed
+) -> tuple[PyTree[Array], PyTree[Array]]:
+    """The twin of `jaxseq.scan`."""
+    read = partial(lax.scan, reverse=reverse, unroll=unroll)
+    if truncation is None:
+        return read(f, init, xs, length)
+    k1, k2 = truncation if isinstance(truncation, tuple | list) else (truncation, truncation)
+    T = next((leaf.shape[0] for leaf in jax.tree.leaves(xs)), length)
+    j = jnp.arange(T)[::-1] if reverse else jnp.arange(T)  # when a step is read
+    if k1 == k2:
+
+        def step(s: Any, at: Any) -> Any:
+            j, x = at
+            cut = (j > 0) & (j % k1 == 0)
+            return f(jax.tree.map(lambda a: jnp.where(cut, lax.stop_gradient(a), a), s), x)
+
+        return read(step, init, (j, xs))
+
+    def piece(lo: int, hi: int) -> Any:
+        """The steps that are read as the lo-th and later, before the hi-th."""
+        return jax.tree.map(lambda a: a[T - hi : T - lo] if reverse else a[lo:hi], xs)
+
+    # Every window is read again from k2 - k1 steps before it, where the state is a constant.
+    end, parts = init, []
+    for window in range(0, T, k1):
+        first, stop = max(0, window - (k2 - k1)), min(window + k1, T)
+        s = lax.stop_gradient(read(f, init, piece(0, first), first)[0]) if first else init
+        end, ys = read(f, s, piece(first, stop), stop - first)
+        counted = slice(stop - window) if reverse else slice(window - first, None)
+        parts.append(jax.tree.map(lambda a, at=counted: a[at], ys))
+    parts = parts[::-1] if reverse else parts
+    return end, jax.tree.map(lambda *a: jnp.concatenate(a), *parts) if parts else read(f, init, xs, length)[1]

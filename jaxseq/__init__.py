@@ -3,7 +3,7 @@
 A sequence layer is a pointwise cell between two linear maps, carried through time.
 """
 
-from jaxseq import cells, maps, reference, testing
+from jaxseq import autoregressive, cells, flow, maps, reference, testing
 from jaxseq._any_cell import recurrence, recurrence_cell
 from jaxseq._causal_conv import causal_conv
 from jaxseq._conv import ConvParams, conv, conv_init
@@ -35,6 +35,7 @@ __all__ = [
     "LSTMState",
     "RNNParams",
     "Time",
+    "autoregressive",
     "bidirectional",
     "causal_conv",
     "cells",
@@ -48,6 +49,7 @@ __all__ = [
     "conv_lstm_init",
     "conv_transpose",
     "depthwise_conv",
+    "flow",
     "gru",
     "gru_cell",
     "gru_init",

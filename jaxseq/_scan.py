@@ -14,13 +14,13 @@ has the gradient that is asked for. Windows do not wait for each other, so that 
 states at a time: `_windows`. Its values are known already. It is differentiated only, and that by JAX, forwards or
 backwards and any number of times: values come from the plain scan, derivatives from the windows.
 
-For (k1, k2) a window is read from `before` = k2 - k1 steps ahead of it, whose outputs do not count. Those that reach back
-to t = 0 or farther are one full scan together, the head. What T leaves over, less than a window, is the tail.
+For (k1, k2) a window is read from `before` = k2 - k1 steps ahead of it, whose outputs do not count. Those that reach
+back to t = 0 or farther are one full scan together, the head. What T leaves over, less than a window, is the tail.
 
     | head, E steps from init       | windows of k1 steps, each from its own s*    | tail |
 
-With `checkpoint=n`, windows go side by side in groups of n steps, of which only the first state is kept, and a window of
-more than n steps is read in segments of n, of which also only the first state is kept.
+With `checkpoint=n`, windows go side by side in groups of n steps, of which only the first state is kept, and a window
+of more than n steps is read in segments of n, of which also only the first state is kept.
 """
 
 from collections.abc import Callable
@@ -62,8 +62,8 @@ def scan(
     f may be a cell of Flax, Equinox or Haiku, a simulator, anything that `lax.scan` takes, and may close over what is
     differentiated. Without `truncation` and `checkpoint` this is `lax.scan`.
 
-    With `truncation=k` the gradient of the carry stops at t = k, 2k, ... of reading. Values are those of `lax.scan`, and
-    are computed as there; derivatives are taken of windows of k steps side by side, f under `jax.vmap`, so that
+    With `truncation=k` the gradient of the carry stops at t = k, 2k, ... of reading. Values are those of `lax.scan`,
+    and are computed as there; derivatives are taken of windows of k steps side by side, f under `jax.vmap`, so that
     backward takes k steps in place of T. All derivatives, forward mode among them, see the carry stopped.
 
     Args:

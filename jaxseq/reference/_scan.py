@@ -27,6 +27,7 @@ def scan(
         return read(f, init, xs, length)
     k1, k2 = truncation if isinstance(truncation, tuple | list) else (truncation, truncation)
     T = next((leaf.shape[0] for leaf in jax.tree.leaves(xs)), length)
+    assert isinstance(T, int)
     j = jnp.arange(T)[::-1] if reverse else jnp.arange(T)  # when a step is read
     if k1 == k2:
 

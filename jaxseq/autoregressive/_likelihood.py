@@ -1,0 +1,151 @@
+r"""log P(x_1, ..., x_T) = sum_t log P(x_t | x_<t), from what a model says of each step.
+
+    categorical    log p[x] = a[x] - log sum_v exp a[v]                       a logits
+    normal         log p(x) = -(x - μ)² / 2σ² - log σ - log(2π) / 2           summed over features
+
+Probabilities that do not sum to one, or a value that is none of those they are of, are an error where their numbers are
+known, and NaN where they are traced.
+"""
+
+from math import log, pi
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Float, Int
+
+from jaxseq import _checks
+from jaxseq._time import seen
+
+
+def log_probability(
+    xs: Int[Array, "*steps"],
+    *,
+    logits: Float[Array, "*steps V"] | None = None,
+    probabilities: Float[Array, "*steps V"] | None = None,
+) -> Float[Array, "*steps"]:
+    r"""$\log P(x_t \mid x_{<t})$ of every step, from what a model gives for its V values: logits or probabilities.
+
+    Args:
+        xs: what has come, integers from 0 to V - 1. What stands in padding may be anything.
+        logits: $a$, with $P = \operatorname{softmax}(a)$.
+        probabilities: P itself, which sums to one.
+
+    Returns:
+        of the shape of xs. NaN where x is none of the V values, or where probabilities do not sum to one.
+
+    Raises:
+        TypeError: both or neither of logits and probabilities; dtypes of another kind.
+        ValueError: other shapes; probabilities below zero or that do not sum to one within 1e-3 (1e-2 in 16 bits),
+            where their numbers are known: under jit that step is NaN.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxseq import autoregressive
+        >>> autoregressive.log_probability(jnp.array([1]), probabilities=jnp.array([[0.5, 0.5]])).tolist()
+        [-0.6931471824645996]
+    """
+    if (logits is None) == (probabilities is None):
+        _checks.bad_type("logits", "either logits or probabilities", "both" if logits is not None else "neither")
+    name, given = ("logits", logits) if logits is not None else ("probabilities", probabilities)
+    a = _checks.array(name, given)
+    if not isinstance(xs, jax.Array | np.ndarray) or not jnp.issubdtype(xs.dtype, jnp.integer):
+        _checks.bad_type("xs", "an array of integers", _checks.describe(xs))
+    if not a.ndim or a.shape[:-1] != xs.shape or not a.shape[-1]:
+        _checks.bad_value(name, f"shape {(*xs.shape, 'V')} = (*steps, V)", str(a.shape), xs=xs)
+    x = jnp.asarray(xs)
+    known = (x >= 0) & (x < a.shape[-1])
+    if logits is not None:
+        scores = a - jax.nn.logsumexp(a, -1, keepdims=True)
+    else:
+        bound = 1e-3 if jnp.finfo(a.dtype).bits > 16 else 1e-2
+        total = jnp.sum(a.astype(jnp.promote_types(a.dtype, jnp.float32)), -1)
+        right = (jnp.abs(total - 1) <= bound) & jnp.all(a >= 0, -1)
+        if not isinstance(right, Tracer) and not bool(jnp.all(right)):
+            at = tuple(map(int, np.argwhere(~np.asarray(right))[0]))
+            got = f"a sum of {float(total[at]):.6g}, the smallest {float(a[at].min()):.3g}, at {list(at)}"
+            _checks.bad_value("probabilities", "numbers >= 0 that sum to one", got)
+        known, scores = known & right, jnp.log(jnp.where(a > 0, a, 1)) + jnp.where(a > 0, 0, -jnp.inf).astype(a.dtype)
+    picked = jnp.take_along_axis(scores, jnp.clip(x, 0, a.shape[-1] - 1)[..., None], -1)[..., 0]
+    return jnp.where(known, picked, jnp.asarray(jnp.nan, a.dtype))
+
+
+def log_normal(
+    xs: Float[Array, "*steps D"], mean: Float[Array, "*steps D"], log_scale: Float[Array, "*steps D"]
+) -> Float[Array, "*steps"]:
+    r"""$\log P(x_t \mid x_{<t})$ of every step for independent normal features, log of a density.
+
+    $$\log p(x) = -\sum_d \frac{(x_d - \mu_d)^2}{2 \sigma_d^2} + \log \sigma_d + \tfrac12 \log 2 \pi$$
+
+    Args:
+        xs: what has come, features last.
+        mean: μ, of that shape.
+        log_scale: log σ, in the units of the logarithm of xs, of that shape or one that broadcasts to it.
+
+    Returns:
+        of the shape of xs without its last axis.
+
+    Raises:
+        TypeError: arrays that hold no floats.
+        ValueError: shapes that do not fit.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxseq import autoregressive
+        >>> one = jnp.ones((1, 1))
+        >>> autoregressive.log_normal(one, one, 0 * one).tolist()
+        [-0.9189385175704956]
+    """
+    x, μ, log_σ = (_checks.array(n, a) for n, a in (("xs", xs), ("mean", mean), ("log_scale", log_scale)))
+    if not x.ndim:
+        _checks.bad_value("xs", "shape (*steps, D)", "()")
+    _checks.shape("mean", μ, x.shape, "(*steps, D)", xs=x)
+    try:
+        log_σ = jnp.broadcast_to(log_σ, x.shape)
+    except ValueError:
+        _checks.bad_value("log_scale", f"shape {x.shape} = (*steps, D), or one that broadcasts", str(log_σ.shape), xs=x)
+    return -jnp.sum(((x - μ) * jnp.exp(-log_σ)) ** 2 / 2 + log_σ + log(2 * pi) / 2, -1)
+
+
+def log_likelihood(
+    log_probabilities: Float[Array, "T *batch"], *, lengths: Int[Array, "*batch"] | None = None, time_axis: int = 0
+) -> Float[Array, "*batch"]:
+    r"""$\log P(x_1, \dots, x_T) = \sum_t \log P(x_t \mid x_{<t})$ of each sequence, within its own length.
+
+    Args:
+        log_probabilities: of every step, such as `log_probability` or `log_normal` give.
+        lengths: of each sequence, `(*batch,)` integers from 0 to T. What stands in the padding, NaN included, counts
+            nothing, in value and gradient.
+        time_axis: where time is.
+
+    Returns:
+        `(*batch,)`. Over the sum of the lengths, its negative is the mean cross entropy; the exponential of that is
+        perplexity.
+
+    Raises:
+        TypeError: an array without floats, lengths that are no integers.
+        ValueError: lengths of another shape, or beyond T.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxseq import autoregressive
+        >>> steps = jnp.array([[-1.0, -2.0], [-4.0, jnp.nan]])  # (T, batch)
+        >>> autoregressive.log_likelihood(steps, lengths=jnp.array([2, 1])).tolist()
+        [-5.0, -2.0]
+    """
+    a = _checks.array("log_probabilities", log_probabilities)
+    if not a.ndim:
+        _checks.bad_value("log_probabilities", "shape (T, *batch)", "()")
+    axis = _checks.axis("time_axis", time_axis, a.ndim, 0)
+    a = jnp.moveaxis(a, axis, 0)
+    if lengths is not None:
+        n = _checks.lengths("lengths", lengths, a.shape[1:], a.shape[0])
+        a = seen(jnp.arange(a.shape[0]).reshape(-1, *(1,) * n.ndim) < n[None], a)
+    return jnp.sum(a, 0, dtype=_wide(a)).astype(a.dtype)
+
+
+def _wide(a: jax.Array) -> Any:
+    """Sums over time are taken in float32 at least."""
+    return jnp.promote_types(a.dtype, jnp.float32)

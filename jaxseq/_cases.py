@@ -25,6 +25,7 @@ from jaxseq._layers import bidirectional, stack
 from jaxseq._lstm import LSTMParams, LSTMState, lstm, lstm_cell
 from jaxseq._recurrence import Cell
 from jaxseq._rnn import RNNParams, rnn, rnn_cell
+from jaxseq._scan import scan
 from jaxseq._separable import depthwise_conv, separable_conv
 
 
@@ -38,6 +39,7 @@ class Variant(NamedTuple):
         first: what stands before the arguments and is no array.
         first_of_twin: the same for the twin, where it is not the same.
         arrays: the names of those keyword-only options that are arrays, and last among the arguments.
+        call: makes of the op a function of the arguments, where it is none: where it takes a function of them.
     """
 
     example: Callable[..., tuple[Any, ...]]
@@ -45,6 +47,7 @@ class Variant(NamedTuple):
     arrays: tuple[str, ...] = ()
     first: tuple[Any, ...] = ()
     first_of_twin: tuple[Any, ...] | None = None
+    call: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None
 
     def arguments(self, key: Any, *, dtype: Any = jnp.float32, batch: tuple[int, ...] = (2,), length: int = 7) -> tuple:
         """Random arguments for the op and its twin."""
@@ -54,6 +57,7 @@ class Variant(NamedTuple):
         """The op or its twin under these options, a function of the arguments alone."""
         of_twin = self.first_of_twin is not None and f.__module__.startswith(reference.__name__)
         first = self.first_of_twin if of_twin else self.first
+        f = self.call(f) if self.call else f
         return partial(_by_position(f, self.arrays) if self.arrays else f, *(first or ()), **self.options)
 
 
@@ -466,6 +470,41 @@ def _cell_variants(*, time: bool) -> dict[str, Variant]:
     return found
 
 
+class _Leaky(NamedTuple):
+    """What a step of the user's own carries, in `_scan_step`."""
+
+    h: Any
+    slow: Any
+
+
+def _scan_step(params: RNNParams, s: _Leaky, x: Any) -> tuple[_Leaky, Any]:
+    h = jnp.tanh(x @ params.w_x + s.h @ params.w_h + jnp.broadcast_to(jnp.asarray(params.b), s.h.shape))
+    slow = 0.8 * s.slow + jnp.sin(h)
+    return _Leaky(h * slow, slow), (h - s.slow, jnp.sum(s.h * h, -1))
+
+
+def _scan_variants() -> dict[str, Variant]:
+    """A step that closes over what it is differentiated by."""
+
+    def example(key: Any, *, dtype: Any, batch: tuple[int, ...], length: int) -> tuple[Any, ...]:
+        draw = _normals(key, dtype)
+        params = RNNParams(draw(3, 5), draw(5, 5), draw(5))
+        return params, _Leaky(draw(*batch, 5), draw(*batch, 5)), draw(length, *batch, 3)
+
+    def call(scan: Callable[..., Any]) -> Callable[..., Any]:
+        return wraps(scan)(lambda params, init, xs, **options: scan(partial(_scan_step, params), init, xs, **options))
+
+    options: dict[str, dict[str, Any]] = {
+        "truncation": {"truncation": 3},
+        "plain": {"reverse": True},
+        "checkpoint": {"checkpoint": 3},
+        "truncation, reverse, checkpoint": {"truncation": 2, "reverse": True, "checkpoint": 5},
+        "windows that reach back": {"truncation": (2, 3), "unroll": 2},
+        "windows that reach back, segments": {"truncation": (2, 5), "checkpoint": 2, "reverse": True},
+    }
+    return {label: Variant(example, chosen, call=call) for label, chosen in options.items()}
+
+
 CASES: dict[str, Case] = {
     "conv": Case(conv, reference.conv, _conv_variants(transposed=False)),
     "conv_transpose": Case(conv_transpose, reference.conv_transpose, _conv_variants(transposed=True)),
@@ -530,6 +569,7 @@ CASES: dict[str, Case] = {
             ),
         },
     ),
+    "scan": Case(scan, reference.scan, _scan_variants()),
     "recurrence": Case(recurrence, reference.recurrence, _cell_variants(time=True)),
     "recurrence_cell": Case(recurrence_cell, reference.recurrence_cell, _cell_variants(time=False)),
 }

@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import eval_jaxpr
 from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import Jaxpr
 from jaxtyping import Array, PyTree
@@ -94,7 +95,7 @@ def scan(
         >>> jax.grad(loss)(0.9, jnp.linspace(-1.0, 1.0, 1000)).shape
         ()
 
-    Source:
+    Reference:
         R. J. Williams and J. Peng, An efficient gradient-based algorithm for on-line training of recurrent network
         trajectories (1990), section 4, for (k1, k2); T. Chen et al., Training deep nets with sublinear memory cost
         (2016), for checkpoints.
@@ -111,8 +112,8 @@ def scan(
 
     turn = (lambda a: jnp.flip(a, 0)) if reverse else jnp.asarray
     xs = jax.tree.map(turn, xs)
-    plan = _plan(steps, window or (steps, steps), every, unrolled)
-    if plan.k1 == steps:
+    plan = _plan(steps, window or (max(1, steps),) * 2, every, unrolled)
+    if plan.head == steps:
         end, ys = _read(f, init, xs, steps, plan)
     else:
         # All that f closes over becomes an argument, that a rule may say what it is differentiated by.
@@ -129,17 +130,17 @@ class _Step(NamedTuple):
     result: Any
 
     def __call__(self, consts: list[Any], s: Any, x: Any) -> tuple[Any, Any]:
-        return jax.tree.unflatten(self.result, jax.core.eval_jaxpr(self.program, consts, *jax.tree.leaves((s, x))))
+        return jax.tree.unflatten(self.result, eval_jaxpr(self.program, consts, *jax.tree.leaves((s, x))))
 
 
 class _Plan(NamedTuple):
     """Into which pieces T steps fall, in order of reading."""
 
     steps: int
-    k1: int  # of a window; T where nothing is truncated
+    k1: int  # of a window
     before: int  # from how many steps ahead of it a window is read
     segment: int | None  # of a scan whose steps are computed again
-    head: int  # steps of the head
+    head: int  # steps of the head; all of T where nothing is truncated
     groups: tuple[tuple[int, int], ...]  # of windows: how many groups, of how many windows
     unroll: int
 
@@ -153,7 +154,7 @@ def _plan(steps: int, window: tuple[int, int], every: int | str | None, unroll: 
     k1, k2 = window
     n = isqrt(max(0, steps - 1)) + 1 if isinstance(every, str) else every
     if -(-steps // k1) * k1 <= k2:  # the last window reaches back to t = 0, and so do all
-        return _Plan(steps, steps, 0, n, 0, (), unroll)
+        return _Plan(steps, max(1, steps), 0, n, steps, (), unroll)
     before = k2 - k1
     head = (before // k1 + 1) * k1 if before else 0
     windows = (steps - head) // k1
@@ -166,7 +167,7 @@ def _plan(steps: int, window: tuple[int, int], every: int | str | None, unroll: 
 def _read(f: Step, s: Any, xs: Any, steps: int, plan: _Plan) -> tuple[Any, Any]:
     """One scan, in segments of about equal length where its steps are to be computed again."""
     over = partial(lax.scan, f, unroll=plan.unroll)
-    if plan.segment is None or steps == 0:
+    if plan.segment is None or plan.segment >= steps:
         return over(s, xs, steps)
     size = -(-steps // -(-steps // plan.segment))
     count, rest = divmod(steps, size)
@@ -284,7 +285,7 @@ def _cut(xs: Any, at: int, count: int, size: int, before: int = 0) -> Any:
     def cut(a: jax.Array) -> jax.Array:
         if not before:
             return lax.slice_in_dim(a, at, at + count * size).reshape(count, size, *a.shape[1:])
-        return a[at + size * jnp.arange(count)[:, None] + jnp.arange(before + size)]
+        return a[at + size * jnp.arange(count)[:, None] + jnp.arange(before + size)[None]]
 
     return jax.tree.map(cut, xs)
 

@@ -37,7 +37,11 @@ def test_no_custom_rule_below_a_twin_and_one_below_an_op(name, label, key):
         return [e for e in subjaxprs(jax.make_jaxpr(f)(*args).jaxpr) if e.primitive.name.startswith("custom_")]
 
     assert not rules(bound(name, label, twin=True))
-    assert {e.primitive.name for e in rules(bound(name, label))} == {"custom_vjp_call"}
+    found = {e.primitive.name for e in rules(bound(name, label))}
+    if name == "scan":  # JAX differentiates, forwards or backwards, but windows in place of the whole
+        assert found == ({"custom_jvp_call"} if "truncation" in CASES[name].variants[label].options else set())
+    else:
+        assert found == {"custom_vjp_call"}
 
 
 @pytest.mark.parametrize(("name", "label"), OPS)

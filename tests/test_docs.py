@@ -9,15 +9,18 @@ import jax
 import pytest
 
 import jaxseq
-from jaxseq import cells, testing
+from jaxseq import autoregressive, cells, flow, testing
 from jaxseq.testing import _check
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+# What the repro of a failure calls, and what draws or sums up what others have found.
+HELPERS = ("jaxseq.testing.cotangents", "jaxseq.testing.lifted", "jaxseq.flow.norms", "jaxseq.flow.plot_bias")
+HELPERS += ("jaxseq.flow.plot_norms", "jaxseq.flow.plot_spectrum")
 # `jaxseq.lstm`, `jaxseq.cells.mgu_init`, `jaxseq.testing.check_vjp` and the like
 FUNCTIONS = {
     f"{module.__name__}.{name}": getattr(module, name)
-    for module in (jaxseq, cells, testing)
+    for module in (jaxseq, autoregressive, cells, flow, testing)
     for name in module.__all__
     if inspect.isfunction(getattr(module, name))
 }
@@ -48,8 +51,8 @@ def test_docstring_example(name):
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_docstring_says_what_a_user_needs(name):
     text = inspect.getdoc(FUNCTIONS[name])
-    helper = name in ("jaxseq.testing.cotangents", "jaxseq.testing.lifted")  # what the repro of a failure calls
-    for section in ("Args:", "Returns:", "Example:", *(() if helper else ("Raises:", "Reference:"))):
+    sections = ["Args:", "Returns:", "Example:"] + ([] if name in HELPERS else ["Raises:", "Reference:"])
+    for section in sections:
         assert f"\n{section}\n" in text, f"{name} lacks {section}"
     for argument in inspect.signature(inspect.unwrap(FUNCTIONS[name])).parameters.values():
         stars = "**" if argument.kind is argument.VAR_KEYWORD else ""

@@ -12,7 +12,7 @@ from jax import lax
 import jaxseq
 from jaxseq._cases import CASES
 
-NO_RECURRENCE = ("conv", "conv_transpose", "causal_conv", "depthwise_conv", "separable_conv")
+NO_RECURRENCE = ("conv", "conv_transpose", "causal_conv", "depthwise_conv", "separable_conv", "scan")
 
 
 @pytest.mark.parametrize("name", SEQUENCES)

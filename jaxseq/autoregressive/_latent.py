@@ -47,6 +47,9 @@ def shifted(
         >>> from jaxseq import autoregressive
         >>> autoregressive.shifted(jnp.array([1, 2, 3])).tolist()
         [0, 1, 2]
+
+    Reference:
+        A. Zhang, Z. C. Lipton, M. Li and A. J. Smola, Dive into deep learning, section 9.1.
     """
     if not isinstance(xs, jax.Array | np.ndarray) or xs.ndim < 1:
         _checks.bad_type("xs", "an array (T, ...)", _checks.describe(xs))
@@ -111,7 +114,7 @@ def latent(
         >>> ys.shape
         (20, 4, 8)
 
-    Source:
+    Reference:
         A. Zhang, Z. C. Lipton, M. Li and A. J. Smola, Dive into deep learning, section 9.1.
     """
     if not callable(layer):

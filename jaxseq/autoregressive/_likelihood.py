@@ -46,6 +46,9 @@ def log_probability(
         >>> from jaxseq import autoregressive
         >>> autoregressive.log_probability(jnp.array([1]), probabilities=jnp.array([[0.5, 0.5]])).tolist()
         [-0.6931471824645996]
+
+    Reference:
+        C. M. Bishop, Pattern recognition and machine learning (2006), sections 2.3 and 13.1.
     """
     if (logits is None) == (probabilities is None):
         _checks.bad_type("logits", "either logits or probabilities", "both" if logits is not None else "neither")
@@ -97,6 +100,9 @@ def log_normal(
         >>> one = jnp.ones((1, 1))
         >>> autoregressive.log_normal(one, one, 0 * one).tolist()
         [-0.9189385175704956]
+
+    Reference:
+        C. M. Bishop, Pattern recognition and machine learning (2006), sections 2.3 and 13.1.
     """
     x, μ, log_σ = (_checks.array(n, a) for n, a in (("xs", xs), ("mean", mean), ("log_scale", log_scale)))
     if not x.ndim:
@@ -134,6 +140,9 @@ def log_likelihood(
         >>> steps = jnp.array([[-1.0, -2.0], [-4.0, jnp.nan]])  # (T, batch)
         >>> autoregressive.log_likelihood(steps, lengths=jnp.array([2, 1])).tolist()
         [-5.0, -2.0]
+
+    Reference:
+        C. M. Bishop, Pattern recognition and machine learning (2006), sections 2.3 and 13.1.
     """
     a = _checks.array("log_probabilities", log_probabilities)
     if not a.ndim:

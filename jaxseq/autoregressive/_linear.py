@@ -64,6 +64,9 @@ def fit(xs: Float[Array, " T"], order: int) -> Linear:
         >>> model = autoregressive.fit(jnp.cos(0.7 * jnp.arange(200.0)), 2)  # x_t = 2 cos(0.7) x_{t-1} - x_{t-2}
         >>> [round(float(a), 2) for a in model.coefficients]
         [1.53, -1.0]
+
+    Reference:
+        P. J. Brockwell and R. A. Davis, Time series: theory and methods, chapters 5 and 8.
     """
     x = _one_series("xs", xs)
     order = longer(x, order)
@@ -115,6 +118,9 @@ def predict(model: Linear, xs: Float[Array, " T"]) -> Float[Array, " T"]:
         >>> model = autoregressive.Linear(jnp.array([2.0, -1.0]), jnp.array(0.0), jnp.array(0.0))
         >>> autoregressive.predict(model, jnp.array([1.0, 2.0, 3.0, 4.0])).tolist()
         [0.0, 2.0, 3.0, 4.0]
+
+    Reference:
+        P. J. Brockwell and R. A. Davis, Time series: theory and methods, chapters 5 and 8.
     """
     _checks.container("model", model, Linear)
     x = _one_series("xs", xs)
@@ -144,6 +150,9 @@ def forecast(model: Linear, xs: Float[Array, " T"], steps: int) -> Float[Array, 
         >>> model = autoregressive.Linear(jnp.array([2.0, -1.0]), jnp.array(0.0), jnp.array(0.0))
         >>> autoregressive.forecast(model, jnp.array([3.0, 4.0]), 3).tolist()
         [5.0, 6.0, 7.0]
+
+    Reference:
+        P. J. Brockwell and R. A. Davis, Time series: theory and methods, chapters 5 and 8.
     """
     _checks.container("model", model, Linear)
     x, steps = _one_series("xs", xs), _checks.integer("steps", steps, at_least=0)

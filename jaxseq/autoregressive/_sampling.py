@@ -51,7 +51,7 @@ def draw(
         >>> int(autoregressive.draw(jax.random.key(0), jnp.array([0.0, 3.0, 1.0]), top_k=1))
         1
 
-    Source:
+    Reference:
         A. Holtzman et al., The curious case of neural text degeneration (2020), for top_p.
     """
     a = _checks.array("logits", logits)
@@ -132,6 +132,9 @@ def sample(
         >>> _, xs = autoregressive.sample(jax.random.key(0), step, None, jnp.array(0), 6, temperature=0)
         >>> xs.tolist()
         [1, 0, 1, 0, 1, 0]
+
+    Reference:
+        A. Graves, Generating sequences with recurrent neural networks (2013), section 2.
     """
     length, pick = _checks.integer("length", length, at_least=0), _chooser(step, temperature, top_k, top_p, draw)
     first = _as_drawn(step, pick, key, carry, first)
@@ -184,6 +187,9 @@ def stream(
         >>> values = autoregressive.stream(jax.random.key(0), lambda s, x: (s, table[x]), None, jnp.array(0), top_k=1)
         >>> [int(x) for x in islice(values, 4)]
         [1, 0, 1, 0]
+
+    Reference:
+        A. Graves, Generating sequences with recurrent neural networks (2013), section 2.
     """
     pick = _chooser(step, temperature, top_k, top_p, draw)
     first = _as_drawn(step, pick, key, carry, first)

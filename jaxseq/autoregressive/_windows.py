@@ -51,13 +51,16 @@ def lagged(
         >>> windows, targets = autoregressive.lagged(np.arange(5), 3)
         >>> windows.tolist(), targets.tolist()
         ([[0, 1, 2], [1, 2, 3]], [3, 4])
+
+    Reference:
+        A. Zhang, Z. C. Lipton, M. Li and A. J. Smola, Dive into deep learning, section 9.1.
     """
     xs, order, every = series("xs", xs), longer(xs, order), _checks.integer("every", every, at_least=1)
     if isinstance(xs, np.ndarray):
         windows = np.lib.stride_tricks.sliding_window_view(xs, order, 0)[:-1:every]
         return np.moveaxis(windows, -1, 1), xs[order::every]
     first = jnp.arange(0, xs.shape[0] - order, every)
-    return xs[first[:, None] + jnp.arange(order)], xs[order::every]
+    return xs[first[:, None] + jnp.arange(order)[None]], xs[order::every]
 
 
 def longer(xs: Any, order: Any, name: str = "order") -> int:
@@ -95,6 +98,9 @@ def histories(
         >>> windows, lengths = autoregressive.histories(jnp.array([1, 2, 3, 4]), 2)
         >>> windows.tolist(), lengths.tolist()
         ([[0, 0], [1, 0], [1, 2], [2, 3]], [0, 1, 2, 2])
+
+    Reference:
+        A. Zhang, Z. C. Lipton, M. Li and A. J. Smola, Dive into deep learning, section 9.1.
     """
     xs = jnp.asarray(series("xs", xs))
     T = xs.shape[0]
@@ -115,7 +121,7 @@ def histories(
         lengths = jnp.full((T,), order)
     most = longer(xs, longest, "order" if longest is order else "longest")
     lengths = jnp.minimum(jnp.clip(lengths, 0, most), jnp.arange(T)).astype(jnp.int32)
-    place = jnp.arange(T)[:, None] - lengths[:, None] + jnp.arange(most)
-    seen = jnp.arange(most) < lengths[:, None]
+    place = jnp.arange(T)[:, None] - lengths[:, None] + jnp.arange(most)[None]
+    seen = jnp.arange(most)[None] < lengths[:, None]
     windows = xs[jnp.clip(place, 0, T - 1)]
     return jnp.where(seen.reshape(*seen.shape, *(1,) * (xs.ndim - 1)), windows, jnp.zeros((), xs.dtype)), lengths

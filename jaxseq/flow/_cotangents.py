@@ -53,7 +53,7 @@ def state_cotangents(
         >>> flow.state_cotangents(step, 0.0, jnp.ones(3), lambda s, ys: s).tolist()
         [0.125, 0.25, 0.5, 1.0]
 
-    Source:
+    Reference:
         S. Hochreiter, Untersuchungen zu dynamischen neuronalen Netzen (1991); Y. Bengio, P. Simard and P. Frasconi,
         Learning long-term dependencies with gradient descent is difficult (1994).
     """

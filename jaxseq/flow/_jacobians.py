@@ -83,7 +83,7 @@ def jacobian_products(
         >>> flow.jacobian_products(step, jnp.ones(2), None, length=3).norms.tolist()
         [1.0, 0.5, 0.25, 0.125]
 
-    Source:
+    Reference:
         R. Pascanu, T. Mikolov and Y. Bengio, On the difficulty of training recurrent neural networks (2013), section 2.
     """
     init, steps = steps_of(f, init, xs, length)

@@ -83,7 +83,7 @@ def lyapunov(
         >>> round(float(flow.lyapunov(logistic, 0.3, None, length=20000).exponents[0]), 2)
         0.69
 
-    Source:
+    Reference:
         Benettin et al. (1980); Engelken, Wolf and Abbott (2023).
     """
     init, steps = steps_of(f, init, xs, length)

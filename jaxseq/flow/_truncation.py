@@ -74,7 +74,7 @@ def truncation_bias(
         >>> [round(float(e), 3) for e in bias.relative_error[:3]]
         [0.5, 0.25, 0.062]
 
-    Source:
+    Reference:
         C. Tallec and Y. Ollivier, Unbiasing truncated backpropagation through time (2017).
     """
     init, steps = steps_of(lambda s, x: f(params, s, x), init, xs, length)
@@ -134,6 +134,9 @@ def suggest_truncation(bias: TruncationBias, tolerance: float = 0.1) -> int:
         >>> bias = flow.truncation_bias(f, 0.5, 0.0, jnp.ones(64), lambda s, ys: s)
         >>> flow.suggest_truncation(bias, tolerance=0.1)
         4
+
+    Reference:
+        C. Tallec and Y. Ollivier, Unbiasing truncated backpropagation through time (2017).
     """
     _checks.container("bias", bias, TruncationBias)
     if not tolerance > 0:

@@ -18,6 +18,7 @@ def passes(report, checks, name, label):
     report.raise_if_failed(strict=True)
     assert not any("shard_map" in note for note in report.notes)  # where other rules need a concession
     ran = {result.check for result in report.results if result.verdict is Verdict.PASS}
+    checks -= name == "scan"  # it has no rule of its own that could go astray: engagement
     assert len(ran) == checks + ("truncation" in CASES[name].variants[label].options)
 
 
@@ -45,11 +46,13 @@ def test_every_check_passes(name, label):
 @pytest.mark.long
 @pytest.mark.parametrize(("name", "label"), GRID)
 def test_every_check_passes_at_many_seeds(name, label):
-    report = session(name, label)
-    one_engine = name in (*DERIVED, "recurrence", "stack", "conv_lstm")  # that of rnn, gru and lstm
-    thorough = name in ("conv", "causal_conv") or ((name, label) in FIRST and not one_engine)
+    """Most seeds where the rules are, one where an op is another in other clothes, whose variants get the quick checks."""
+    report, first = session(name, label), (name, label) in FIRST
+    one_engine = name in (*DERIVED, "recurrence", "stack", "conv_lstm", "scan")
+    level = "quick" if name in DERIVED and not first else "full"
+    thorough = name in ("conv", "causal_conv") or (first and not one_engine)
     for seed in range(20 if thorough else 1 if one_engine else 3):
-        passes(report(seed), len(_check.FULL), name, label)
+        passes(report(seed, level), len(_check.FULL if level == "full" else _check.QUICK), name, label)
 
 
 WHOLE = [p for p in GRID if "truncation" not in CASES[p.values[0]].variants[p.values[1]].options]

@@ -1,0 +1,942 @@
+"""How gradients flow: against explicit Jacobians, differences, and exponents that are known."""
+
+import sys
+from functools import cache, partial
+from io import BytesIO
+from math import log
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import assert_close, normals, scans, subjaxprs
+from jax import lax
+from jax.flatten_util import ravel_pytree
+
+import jaxseq
+from jaxseq import flow, reference
+from jaxseq._init import normal
+from jaxseq.testing import check_vjp
+
+T, D, H = 7, 3, 4
+
+
+@cache
+def problem(kind, dtype=jnp.float64):
+    """(params, init, xs) of a cell, no number zero; (params, s, x) -> (s', y)."""
+    key = jax.random.key(len(kind))
+    like = jax.eval_shape(partial(getattr(jaxseq, f"{kind}_init"), key, D, H, dtype=jnp.float64))
+    params = jax.tree.map(lambda a: 0.6 * a, normals(key, like))
+    h = jnp.ones(H)
+    init = 0.7 * normal(jax.random.fold_in(key, 1), (H,)) if kind != "lstm" else normals(key, jaxseq.LSTMState(h, h))
+    return jax.tree.map(lambda a: a.astype(dtype), (params, init, normal(jax.random.fold_in(key, 2), (T, D))))
+
+
+def cell(kind):
+    return getattr(reference, f"{kind}_cell")
+
+
+KINDS = pytest.mark.parametrize("kind", ["rnn", "gru", "lstm"])
+
+
+def loss(s, ys):
+    """Of the carry, each leaf otherwise, and of ys, each step otherwise."""
+    leaves = jax.tree.leaves(s)
+    of_carry = sum(jnp.sum(jnp.sin(a) * jnp.arange(1, a.size + 1, dtype=a.dtype)) for a in leaves)
+    weights = jnp.linspace(1.0, -0.5, ys.size, dtype=ys.dtype).reshape(ys.shape)
+    return of_carry + jnp.sum(weights * ys**2)
+
+
+def on_vectors(step, init):
+    """The step on one vector: v, x -> v', y."""
+    v, unravel = ravel_pytree(init)
+
+    def f(v, x):
+        s, y = step(unravel(v), x)
+        return ravel_pytree(s)[0], y
+
+    return v, f, unravel
+
+
+@cache
+def jacobians(kind):
+    """(J_t, C_t, L's own cotangents): ∂s_t/∂s_{t-1} and ∂y_t/∂s_{t-1} by jax.jacrev, step by step."""
+    params, init, xs = problem(kind)
+    v, f, unravel = on_vectors(partial(cell(kind), params), init)
+    both = jax.jit(lambda v, x: (f(v, x), jax.jacrev(f)(v, x)))
+    J, C, ys = [], [], []
+    for x in xs:
+        (v, y), (j, c) = both(v, x)
+        J, C, ys = [*J, np.asarray(j)], [*C, np.asarray(c)], [*ys, y]
+    s̄, ȳs = jax.grad(lambda v, ys: loss(unravel(v), ys), (0, 1))(v, jnp.stack(ys))
+    return J, C, np.asarray(s̄), np.asarray(ȳs)
+
+
+def perturbed(kind):
+    """L of the state pushed by e_t after step t, a plain loop over steps."""
+    params, init, xs = problem(kind)
+    v, f, unravel = on_vectors(partial(cell(kind), params), init)
+
+    def of(es):
+        s, ys = v + es[0], []
+        for x, e in zip(xs, es[1:], strict=True):
+            s, y = f(s, x)
+            s = s + e
+            ys.append(y)
+        return loss(unravel(s), jnp.stack(ys))
+
+    return of, jnp.zeros((T + 1, v.size))
+
+
+def as_vectors(tree):
+    return jax.vmap(lambda s: ravel_pytree(s)[0])(tree)
+
+
+@cache
+def found(kind):
+    """What `state_cotangents` finds, (T + 1, N)."""
+    params, init, xs = problem(kind)
+    f = partial(cell(kind), params)
+    return as_vectors(jax.jit(lambda init, xs: flow.state_cotangents(f, init, xs, loss))(init, xs))
+
+
+# --- state_cotangents ---
+
+
+@KINDS
+def test_cotangents_equal_the_chain_rule(kind):
+    J, C, s̄, ȳs = jacobians(kind)
+    chain = [s̄]
+    for j, c, ȳ in zip(J[::-1], C[::-1], ȳs[::-1], strict=True):
+        chain.append(j.T @ chain[-1] + c.T @ ȳ)
+    assert_close(found(kind), jnp.asarray(np.stack(chain[::-1])))
+
+
+def test_cotangents_equal_those_of_pushes_in_a_plain_loop():
+    f, zeros = perturbed("rnn")
+    assert_close(found("rnn"), jax.jit(jax.grad(f))(zeros))
+
+
+def test_cotangents_equal_differences():
+    f, zeros = perturbed("gru")
+    f = jax.jit(f)
+    step = 1e-5
+    for t in (0, 1, 4, T - 1, T):
+        for i in range(H):
+            e = zeros.at[t, i].set(step)
+            np.testing.assert_allclose(found("gru")[t, i], (f(e) - f(-e)) / (2 * step), rtol=1e-6, atol=1e-8)
+
+
+@KINDS
+def test_the_first_is_the_gradient_of_init(kind):
+    params, init, xs = problem(kind)
+    of = lambda init: loss(*lax.scan(partial(cell(kind), params), init, xs))  # noqa: E731
+    assert_close(found(kind)[0], ravel_pytree(jax.jit(jax.grad(of))(init))[0])
+
+
+def test_cells_with_rules_by_hand():
+    params, init, xs = problem("lstm")
+    cotangents = flow.state_cotangents(partial(jaxseq.lstm_cell, params), init, xs, loss)
+    assert isinstance(cotangents, jaxseq.LSTMState)
+    assert cotangents.c.shape == (T + 1, H)
+    assert_close(as_vectors(cotangents), found("lstm"))
+
+
+def noisy(s, x):
+    """A step whose state holds a counter, a key and a list besides its floats."""
+    h, (count, key), more = s["h"], s["rest"], s["more"]
+    key, use = jax.random.split(key)
+    new = jnp.tanh(h * (1.0 + 0.1 * count.astype(h.dtype)) + jax.random.normal(use, h.shape) + jnp.sum(more[0]))
+    return {"h": new, "rest": (count + 1, key), "more": [0.5 * more[0] * jnp.sum(h)]}, new
+
+
+def noisy_state():
+    h, more = normal(jax.random.key(3), (3,)), normal(jax.random.key(4), (2,))
+    return {"h": h, "rest": (jnp.array(2), jax.random.key(5)), "more": [more]}
+
+
+def test_a_counter_and_a_key_are_carried_along():
+    init = noisy_state()
+    cotangents = flow.state_cotangents(noisy, init, None, lambda s, ys: loss(s["h"], ys), length=4)
+    assert cotangents["rest"] == (None, None)
+    for t in range(5):  # what is left of the loop, from the state at t on
+
+        def later(h, more, t=t):
+            s, ys = init, []
+            for i in range(4):
+                if i == t:
+                    s = s | {"h": h, "more": [more]}
+                s, y = noisy(s, None)
+                ys.append(y)
+            s = s | {"h": h} if t == 4 else s
+            return loss(s["h"], jnp.stack(ys))
+
+        s = init
+        for _ in range(t):
+            s, _ = noisy(s, None)
+        expected = jax.grad(later, (0, 1))(s["h"], s["more"][0])
+        assert_close((cotangents["h"][t], cotangents["more"][0][t]), expected)
+
+
+def test_numbers_of_python_and_no_xs():
+    """0.9 s each step, s + s² out of the last two: 1, then 0.9 (1 + 2 s_1), ... by hand."""
+    step = lambda s, _: (0.9 * s, {"y": s**2})  # noqa: E731
+    got = flow.state_cotangents(step, 2.0, None, lambda s, ys: s + ys["y"][1], length=2)
+    np.testing.assert_allclose(got, [0.81 + 0.9 * 2 * 1.8, 0.9 + 2 * 1.8, 1.0], rtol=1e-14)
+    assert flow.state_cotangents(step, 2.0, None, lambda s, ys: s, length=0).tolist() == [1.0]
+
+
+def test_cotangents_of_a_batch_under_vmap(key):
+    params, _, _ = problem("gru")
+    inits, xs = normal(key, (2, H)), normal(jax.random.fold_in(key, 1), (2, 5, D))
+    f = lambda init, xs: flow.state_cotangents(partial(cell("gru"), params), init, xs, loss)  # noqa: E731
+    both = jax.jit(jax.vmap(f))(inits, xs)
+    one = jax.jit(f)
+    assert_close(both, jnp.stack([one(*each) for each in zip(inits, xs, strict=True)]))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_cotangents_keep_the_dtype(dtype):
+    params, init, xs = problem("lstm", dtype)
+    cotangents = flow.state_cotangents(partial(cell("lstm"), params), init, xs, loss)
+    assert {a.dtype for a in jax.tree.leaves(cotangents)} == {jnp.dtype(dtype)}
+    assert_close(as_vectors(cotangents).astype(float), found("lstm"), relative=20 * float(jnp.finfo(dtype).eps))
+
+
+def test_cotangents_of_a_state_in_two_dtypes():
+    init = (jnp.array([0.5, 1.5], jnp.float32), jnp.array([2.0]))
+    step = lambda s, _: ((0.5 * s[0], 3 * s[1]), None)  # noqa: E731
+    a, b = flow.state_cotangents(step, init, None, lambda s, _: s[0].sum().astype(float) + s[1].sum(), length=2)
+    assert (a.dtype, a.tolist()) == (jnp.float32, [[0.25, 0.25], [0.5, 0.5], [1.0, 1.0]])
+    assert (b.dtype, b.tolist()) == (jnp.float64, [[9.0], [3.0], [1.0]])
+
+
+# --- norms ---
+
+
+@pytest.mark.parametrize("batch", [0, 1, 2])
+def test_norms_equal_numpy(batch, key):
+    a, b = normal(key, (4, 2, 3, 5)), normal(jax.random.fold_in(key, 1), (4, 2, 3))
+    kept = (4, 2, 3)[: 1 + batch]
+    rows = np.concatenate([np.reshape(a, (*kept, -1)), np.reshape(b, (*kept, -1))], -1)
+    norms = jax.jit(partial(flow.norms, batch=batch))({"a": a, "none": None, "b": b})
+    assert_close(norms, jnp.asarray(np.linalg.norm(rows, axis=-1)))
+
+
+@pytest.mark.parametrize(("value", "dtype"), [(1e-30, jnp.float32), (1e30, jnp.float32), (300.0, jnp.float16)])
+def test_norms_of_what_has_vanished_or_exploded(value, dtype):
+    """Their squares are beyond the dtype's range; they are not."""
+    norms = flow.norms(jnp.full((2, 4), value, dtype))
+    assert norms.dtype == dtype
+    np.testing.assert_allclose(np.asarray(norms, float), 2 * value, rtol=2e-3)
+
+
+def test_norms_of_two_dtypes():
+    tree = (jnp.full((2, 1), 3.0, jnp.float32), jnp.full((2, 1), 4.0))
+    np.testing.assert_allclose(flow.norms(tree), [5.0, 5.0], rtol=1e-6)
+
+
+def test_the_gradient_of_norms(key):
+    tree = (normal(key, (4, 2, 3)), normal(jax.random.fold_in(key, 1), (4, 2)))
+    check_vjp(partial(flow.norms, batch=1), (tree,), level="quick").raise_if_failed()
+
+
+# --- jacobian_products ---
+
+
+def products(J):
+    """The singular values of J_T ... J_{T-l+1} for l = 0 .. T, by explicit products."""
+    P, values = np.eye(len(J[0])), []
+    for j in [None, *J[::-1]]:
+        P = P if j is None else P @ j
+        values.append(np.linalg.svd(P, compute_uv=False))
+    return np.stack(values)
+
+
+@cache
+def measured(kind):
+    params, init, xs = problem(kind)
+    return jax.jit(lambda init, xs: flow.jacobian_products(partial(cell(kind), params), init, xs))(init, xs)
+
+
+@KINDS
+def test_singular_values_equal_those_of_explicit_products(kind):
+    expected = products(jacobians(kind)[0])
+    N = 2 * H if kind == "lstm" else H
+    got = measured(kind)
+    assert got.lags.tolist() == list(range(T + 1))
+    assert got.singular_values.shape == (T + 1, N)
+    assert_close(got.singular_values[0], jnp.ones(N), 1e-15)
+    for lag in range(T + 1):
+        assert_close(got.singular_values[lag], jnp.asarray(expected[lag]), 1e-11)
+    assert_close(got.norms, jnp.asarray([np.linalg.norm(np.diag(v), 2) for v in expected]), 1e-11)
+
+
+def test_a_subset_of_lags():
+    params, init, xs = problem("gru")
+    got = flow.jacobian_products(partial(cell("gru"), params), init, xs, lags=np.array([5, 0, 2]))
+    assert got.lags.tolist() == [5, 0, 2]
+    assert_close(got.singular_values, measured("gru").singular_values[jnp.array([5, 0, 2])])
+
+
+@pytest.mark.parametrize("kind", ["gru", "lstm"])
+def test_some_singular_values_equal_the_first_of_all(kind):
+    params, init, xs = problem(kind)
+    f = lambda init, xs: flow.jacobian_products(partial(cell(kind), params), init, xs, lags=(0, 3, T), k=2)  # noqa: E731
+    got = jax.jit(f)(init, xs)
+    assert got.singular_values.shape == (3, 2)
+    expected = products(jacobians(kind)[0])[[0, 3, T], :2]
+    np.testing.assert_allclose(got.singular_values, expected, rtol=1e-9)
+
+
+N = 37
+
+
+def wide(s, x):
+    """N numbers, each of which hears its two neighbours: its program holds no matrix."""
+    s = jnp.tanh(jnp.linspace(0.3, 1.7, N) * s + 0.6 * jnp.roll(s, 1) - 0.4 * jnp.roll(s, -2) + x)
+    return s, None
+
+
+def wide_inputs():
+    return 0.5 * normal(jax.random.key(6), (N,)), 0.3 * normal(jax.random.key(7), (6, 1))
+
+
+def test_some_singular_values_of_many_need_no_matrix():
+    init, xs = wide_inputs()
+    some = partial(flow.jacobian_products, wide, lags=[1, 5], k=3)
+
+    def matrices(f):
+        avals = [v.aval for eqn in subjaxprs(jax.make_jaxpr(f)(init, xs).jaxpr) for v in (*eqn.invars, *eqn.outvars)]
+        assert any(a.shape[-1:] == (N,) for a in avals)
+        return [a.shape for a in avals if a.shape[-2:] == (N, N)]
+
+    assert matrices(partial(flow.jacobian_products, wide, lags=[1, 5]))
+    assert not matrices(some)
+    J = []
+    for x in xs:
+        J.append(np.asarray(jax.jacfwd(lambda s, x=x: wide(s, x)[0])(init)))
+        init = wide(init, x)[0]
+    got = some(wide_inputs()[0], xs, key=jax.random.key(9)).singular_values
+    np.testing.assert_allclose(got, products(J)[[1, 5], :3], rtol=1e-4)
+    assert (np.asarray(got) <= products(J)[[1, 5], :3] * (1 + 1e-12)).all()
+
+
+@pytest.mark.parametrize("k", [None, 2])
+def test_products_beside_a_counter_and_a_key(k):
+    """The rest goes its way from the state at each step: what J is depends on it."""
+    init, J = noisy_state(), []
+    s = init
+    for _ in range(4):
+        v, f, unravel = on_vectors(
+            lambda part, _, s=s: ((n := noisy(s | {"h": part[0], "more": part[1]}, None)[0])["h"], n["more"]),
+            (s["h"], s["more"]),
+        )
+        J.append(np.asarray(jax.jacfwd(lambda v, f=f, unravel=unravel: ravel_pytree(f_of(f, v))[0])(v)))
+        s, _ = noisy(s, None)
+    got = flow.jacobian_products(noisy, init, None, length=4, lags=[0, 1, 4], k=k)
+    np.testing.assert_allclose(got.singular_values, products(J)[[0, 1, 4], :k], rtol=1e-7, atol=1e-12)
+
+
+def f_of(f, v):
+    return f(v, None)
+
+
+@pytest.mark.parametrize("k", [None, 1])
+def test_products_under_vmap(k, key):
+    params, _, _ = problem("rnn")
+    inits, xs = normal(key, (2, H)), normal(jax.random.fold_in(key, 1), (2, 3, D))
+    f = lambda init, xs: flow.jacobian_products(partial(cell("rnn"), params), init, xs, k=k, lags=[2]).norms  # noqa: E731
+    one = jax.jit(f)
+    assert_close(jax.jit(jax.vmap(f))(inits, xs), jnp.stack([one(*a) for a in zip(inits, xs, strict=True)]), 1e-9)
+
+
+@pytest.mark.parametrize("k", [None, 1])
+def test_what_is_forgotten_at_once_is_zero(k):
+    got = flow.jacobian_products(lambda s, x: (0 * s + x, None), jnp.ones(2), jnp.ones((3, 2)), k=k)
+    assert got.norms.tolist() == [1.0, 0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("k", [None, 2])
+def test_products_in_other_dtypes(k, dtype):
+    params, init, xs = problem("lstm", dtype)
+    got = flow.jacobian_products(partial(cell("lstm"), params), init, xs, lags=[1, 2], k=k).singular_values
+    if dtype == jnp.float32:
+        assert got.dtype == dtype
+    expected = measured("lstm").singular_values[1:3, :k]
+    assert_close(got.astype(float), expected, relative=10 * float(jnp.finfo(dtype).eps))
+
+
+# --- lyapunov ---
+
+
+def logistic(s, _):
+    return 4 * s * (1 - s), None
+
+
+def test_the_logistic_map():
+    got = flow.lyapunov(logistic, 0.3, None, length=4000)
+    assert abs(float(got.exponents[0]) - log(2)) < 3e-3
+    assert got.exponents.shape == (1,)
+
+
+@pytest.mark.parametrize(("burn_in", "every", "dt"), [(0, 1, 1.0), (10, 1, 0.5), (4, 4, 2.0)])
+def test_of_one_number_it_is_the_mean_of_logarithms(burn_in, every, dt):
+    """λ = mean of log |f'(x_t)| / dt, which NumPy can say, from whichever step on and up to each."""
+    x, slopes = 0.3, []
+    for _ in range(40):
+        slopes.append(abs(4 - 8 * x))
+        x = 4 * x * (1 - x)
+    grown = np.log(slopes[burn_in:]).cumsum()[every - 1 :: every] / (
+        every * dt * np.arange(1, (40 - burn_in) // every + 1)
+    )
+    got = flow.lyapunov(logistic, jnp.array([0.3]), None, length=40, burn_in=burn_in, every=every, dt=dt)
+    np.testing.assert_allclose(got.history[:, 0], grown, rtol=1e-6)
+    np.testing.assert_allclose(got.exponents, grown[-1:], rtol=1e-6)
+    np.testing.assert_allclose(got.final, [x], rtol=1e-6)
+
+
+def henon(s, _):
+    x, y = s
+    return (1 - 1.4 * x**2 + y, 0.3 * x), None
+
+
+def test_the_henon_map():
+    got = flow.lyapunov(henon, (0.1, 0.1), None, length=20000, burn_in=1000)
+    np.testing.assert_allclose(got.exponents, [0.4192, -1.6234], atol=8e-3)
+    assert abs(float(got.exponents.sum()) - log(0.3)) < 1e-6  # |det J| = 0.3 at every step
+    np.testing.assert_allclose(got.history.sum(1), log(0.3), atol=1e-6)
+
+
+def lorenz(dt):
+    """One step of Runge and Kutta's fourth order."""
+
+    def flow_of(s):
+        x, y, z = s
+        return jnp.stack([10 * (y - x), x * (28 - z) - y, x * y - 8 / 3 * z])
+
+    def step(s, _):
+        a = flow_of(s)
+        b = flow_of(s + dt / 2 * a)
+        c = flow_of(s + dt / 2 * b)
+        d = flow_of(s + dt * c)
+        return s + dt / 6 * (a + 2 * b + 2 * c + d), None
+
+    return step
+
+
+def test_volumes_shrink_under_lorenz():
+    """The divergence is -(10 + 1 + 8/3) everywhere, and so is the sum of the exponents, however short the time."""
+    got = flow.lyapunov(lorenz(0.005), jnp.array([1.0, 2.0, 20.0]), None, length=3000, burn_in=200, every=4, dt=0.005)
+    assert abs(float(got.exponents.sum()) + 10 + 1 + 8 / 3) < 1e-3
+    assert 0.5 < float(got.exponents[0]) < 1.3
+
+
+@pytest.mark.long
+def test_the_lorenz_system():
+    run = partial(flow.lyapunov, lorenz(0.01), length=201_000, burn_in=1000, every=10, dt=0.01)
+    got = jax.jit(lambda s: run(s, None))(jnp.array([1.0, 2.0, 20.0]))
+    np.testing.assert_allclose(got.exponents[:2], [0.906, 0.0], atol=0.03)
+    assert abs(float(got.exponents.sum()) + 10 + 1 + 8 / 3) < 1e-3
+
+
+EIGENVALUES = np.array([0.5, -1.02, 0.11, 0.8])
+
+
+@cache
+def linear_map():
+    S = np.random.default_rng(8).normal(size=(4, 4)) + 2 * np.eye(4)
+    A = jnp.asarray(S @ np.diag(EIGENVALUES) @ np.linalg.inv(S))
+    return jax.jit(
+        lambda s, **how: flow.lyapunov(lambda s, _: (A @ s, None), s, None, length=300, burn_in=150, **how),
+        static_argnames=("k", "every", "dt"),
+    )
+
+
+@pytest.mark.parametrize("how", [{}, {"k": 2}, {"every": 3}, {"dt": 0.1}, {"k": 1, "every": 5, "dt": 0.5}], ids=str)
+def test_a_linear_map(how):
+    got = linear_map()(jnp.array([1.0, 2.0, 3.0, 4.0]), **how)
+    expected = np.sort(np.log(abs(EIGENVALUES)))[::-1] / how.get("dt", 1.0)
+    k = how.get("k", 4)
+    np.testing.assert_allclose(got.exponents, expected[:k], rtol=1e-7)
+    assert got.history.shape == (150 // how.get("every", 1), k)
+    np.testing.assert_allclose(got.history[-1], got.exponents, rtol=1e-14)
+
+
+def test_history_is_what_had_been_found_by_then(key):
+    params, init, _ = problem("gru")
+    f, xs = partial(cell("gru"), params), normal(key, (14, D))
+    whole = flow.lyapunov(f, init, xs, burn_in=2, every=3)
+    part = flow.lyapunov(f, init, xs[:8], burn_in=2, every=3)
+    assert whole.history.shape == (4, H)
+    assert_close(jnp.sort(whole.history[1]), jnp.sort(part.exponents))
+    assert (np.diff(whole.exponents) <= 0).all()
+    assert_close(whole.final, lax.scan(f, init, xs)[0])
+
+
+def test_the_sum_is_that_of_log_det(key):
+    """All N exponents together: the mean of log |det J_t|, whatever the first directions."""
+    for kind in ("gru", "lstm"):
+        params, init, xs = problem(kind)
+        got = flow.lyapunov(partial(cell(kind), params), init, xs, key=key)
+        expected = np.mean([np.linalg.slogdet(j)[1] for j in jacobians(kind)[0]])
+        np.testing.assert_allclose(got.exponents.sum(), expected, rtol=1e-9)
+        assert_close(got.final, lax.scan(partial(cell(kind), params), init, xs)[0])
+
+
+@pytest.mark.parametrize(("gain", "sign"), [(0.5, -1), (4.0, 1)])
+def test_small_weights_forget_and_large_ones_are_chaos(gain, sign, key):
+    w = gain / 30**0.5 * normal(key, (30, 30))
+    got = flow.lyapunov(lambda s, _: (jnp.tanh(w @ s), None), jnp.full(30, 0.1), None, length=400, burn_in=100, k=2)
+    assert sign * float(got.exponents[0]) > 0.1
+
+
+def test_exponents_beside_a_counter_and_a_key():
+    got = flow.lyapunov(noisy, noisy_state(), None, length=6, burn_in=2, every=2, k=1)
+    state = lax.scan(noisy, noisy_state(), None, 6)[0]
+    assert int(got.final["rest"][0]) == 8
+    assert (jax.random.key_data(got.final["rest"][1]) == jax.random.key_data(state["rest"][1])).all()
+    assert_close(got.final["h"], state["h"])
+    assert np.isfinite(got.exponents).all()
+
+
+def test_exponents_under_vmap(key):
+    starts = 0.1 + 0.8 * jax.random.uniform(key, (3,))
+    f = lambda s: flow.lyapunov(logistic, s, None, length=20).exponents  # noqa: E731
+    one = jax.jit(f)
+    assert_close(jax.jit(jax.vmap(f))(starts), jnp.stack([one(s) for s in starts]), 1e-8)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_exponents_in_other_dtypes(dtype):
+    exact = flow.lyapunov(partial(cell("gru"), problem("gru")[0]), *problem("gru")[1:]).exponents
+    params, init, xs = problem("gru", dtype)
+    got = flow.lyapunov(partial(cell("gru"), params), init, xs)
+    assert got.final.dtype == dtype
+    if dtype == jnp.float32:
+        assert got.exponents.dtype == dtype
+    assert_close(got.exponents.astype(float), exact, relative=10 * float(jnp.finfo(dtype).eps))
+
+
+# --- truncation_bias ---
+
+
+@cache
+def truncated(kind, k):
+    """The gradient to all parameters, one vector, of `jaxseq.scan(..., truncation=k)`; the plain one for k = None."""
+    params, init, xs = problem(kind)
+
+    def of(params):
+        step = partial(cell(kind), params)
+        return loss(*(lax.scan(step, init, xs) if k is None else jaxseq.scan(step, init, xs, truncation=k)))
+
+    return np.asarray(ravel_pytree(jax.jit(jax.grad(of))(params))[0])
+
+
+def compared(g_k, g):
+    off = np.linalg.norm(g_k - g) / np.linalg.norm(g)
+    return off, g_k @ g / np.linalg.norm(g_k) / np.linalg.norm(g)
+
+
+@pytest.mark.parametrize(
+    ("kind", "windows"),
+    [("rnn", range(1, T + 1)), ("gru", [3, 1]), ("lstm", np.array([2, T]))],
+    ids=["rnn", "gru", "lstm"],
+)
+def test_bias_equals_that_of_truncated_gradients(kind, windows):
+    params, init, xs = problem(kind)
+    got = jax.jit(lambda p: flow.truncation_bias(cell(kind), p, init, xs, loss, windows=tuple(windows)))(params)
+    assert got.windows.tolist() == list(windows)
+    expected = [compared(truncated(kind, int(k)), truncated(kind, None)) for k in windows]
+    for k, error, cosine, (off, angle) in zip(*got, expected, strict=True):
+        np.testing.assert_allclose(float(error), off, rtol=1e-9, atol=1e-14)
+        np.testing.assert_allclose(float(cosine), angle, rtol=1e-12)
+        assert k == T or off > 1e-3, "this window loses something"
+    if T in windows:
+        assert float(got.relative_error[-1]) == 0.0
+        assert abs(float(got.cosine[-1]) - 1) < 1e-12
+
+
+def test_windows_are_doubled_where_none_are_named():
+    """L = s_T of s' = a s + x: g_k is the derivative of what follows the last multiple of k."""
+    f = lambda a, s, x: (a * s + x, None)  # noqa: E731
+    a, xs = 0.8, np.linspace(1.0, 2.0, 11)
+    got = flow.truncation_bias(f, a, 0.5, jnp.asarray(xs), lambda s, _: s)
+    assert got.windows.tolist() == [1, 2, 4, 8, 11]
+    states = [0.5]
+    for x in xs:
+        states.append(a * states[-1] + x)
+    terms = np.array([a ** (10 - t) * states[t] for t in range(11)])  # of the use of a in step t
+    expected = [1 - terms[10 // k * k :].sum() / terms.sum() for k in (1, 2, 4, 8, 11)]
+    np.testing.assert_allclose(got.relative_error, expected, rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(got.cosine, np.ones(5), rtol=1e-12)
+
+
+def test_bias_without_xs_and_of_one_step():
+    f = lambda p, s, _: (p["a"] * s, None)  # noqa: E731
+    got = flow.truncation_bias(f, {"a": jnp.array(0.5)}, 1.0, None, lambda s, _: s, length=4, windows=[2])
+    np.testing.assert_allclose(got.relative_error, [0.5], rtol=1e-14)  # each of four steps says as much
+    one = flow.truncation_bias(f, {"a": jnp.array(0.5)}, 1.0, None, lambda s, _: s, length=1)
+    assert [a.tolist() for a in one] == [[1], [0.0], [1.0]]
+
+
+def test_windows_share_one_forward_sweep():
+    """The first scan carries a state without an axis of windows, the second, backwards, one that has it."""
+    params, init, xs = problem("rnn")
+    run = lambda p: flow.truncation_bias(cell("rnn"), p, init, xs, loss, windows=[1, 2, 3, 5, 6])  # noqa: E731
+    forward, backward = scans(run, params)
+    shapes = lambda eqn, which: [v.aval.shape for v in which(eqn)]  # noqa: E731
+    carries = lambda eqn: eqn.outvars[: eqn.params["num_carry"]]  # noqa: E731
+    assert shapes(forward, carries) == [(H,)] or set(shapes(forward, carries)) <= {(H,), ()}
+    assert all(6 not in shape for shape in shapes(forward, lambda eqn: eqn.outvars))
+    assert (6, H) in shapes(backward, carries)  # the five, and the one that is all of the series
+    assert forward.params["length"] == backward.params["length"] == T
+    assert (forward.params["reverse"], backward.params["reverse"]) == (False, True)
+
+
+def test_bias_beside_a_counter_and_a_key():
+    init = noisy_state()
+
+    def f(p, s, x):
+        return noisy(s | {"h": p * s["h"]}, x)
+
+    got = flow.truncation_bias(f, jnp.array(1.3), init, None, lambda s, ys: loss(s["h"], ys), length=5, windows=[2, 5])
+
+    def g(k):
+        def of(p):
+            s, ys = init, []
+            for t in range(5):
+                cut = s | {"h": lax.stop_gradient(s["h"]), "more": lax.stop_gradient(s["more"])}
+                s, y = f(p, cut if t and t % k == 0 else s, None)
+                ys.append(y)
+            return loss(s["h"], jnp.stack(ys))
+
+        return float(jax.jit(jax.grad(of))(1.3))
+
+    np.testing.assert_allclose(got.relative_error, [abs(g(2) - g(5)) / abs(g(5)), 0.0], rtol=1e-9, atol=1e-14)
+    np.testing.assert_allclose(got.cosine, [np.sign(g(2) * g(5)), 1.0], rtol=1e-9)
+
+
+def test_bias_under_vmap(key):
+    params, _, _ = problem("rnn")
+    inits, xs = normal(key, (2, H)), normal(jax.random.fold_in(key, 1), (2, 4, D))
+    f = lambda init, xs: flow.truncation_bias(cell("rnn"), params, init, xs, loss, windows=[1, 2])[1:]  # noqa: E731
+    one = jax.jit(f)
+    each = [one(*a) for a in zip(inits, xs, strict=True)]
+    assert_close(jax.jit(jax.vmap(f))(inits, xs), jax.tree.map(lambda *a: jnp.stack(a), *each))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_bias_in_other_dtypes(dtype):
+    params, init, xs = problem("rnn", dtype)
+    got = flow.truncation_bias(cell("rnn"), params, init, xs, loss, windows=[1, 3])
+    expected = [compared(truncated("rnn", k), truncated("rnn", None)) for k in (1, 3)]
+    np.testing.assert_allclose(
+        np.asarray(jnp.stack(got[1:], 1), float), expected, atol=20 * float(jnp.finfo(dtype).eps)
+    )
+
+
+def test_bias_of_parameters_in_two_dtypes():
+    f = lambda p, s, x: (p[0] * s + x, s.astype(jnp.float32) * p[1])  # noqa: E731
+    params = (jnp.array(0.5), jnp.array(2.0, jnp.float32))
+    got = flow.truncation_bias(f, params, 0.0, jnp.ones(8), lambda s, ys: s + ys.sum().astype(float), windows=[2, 8])
+    single = flow.truncation_bias(
+        lambda p, s, x: (p[0] * s + x, s * p[1]),
+        (0.5, 2.0),
+        0.0,
+        jnp.ones(8),
+        lambda s, ys: s + ys.sum(),
+        windows=[2, 8],
+    )
+    np.testing.assert_allclose(got.relative_error, single.relative_error, rtol=1e-5)
+    assert float(single.relative_error[0]) > 1e-3
+
+
+def test_bias_of_gradients_whose_squares_are_beyond_float32():
+    f = lambda a, s, x: (a * s + x, None)  # noqa: E731
+    args = (f, jnp.float32(0.5), jnp.float32(0), jnp.ones(16, jnp.float32))
+    got = [flow.truncation_bias(*args, lambda s, _, size=size: size * s) for size in (1.0, 1e-25, 1e25)]
+    for other in got[1:]:
+        np.testing.assert_allclose(other.relative_error, got[0].relative_error, rtol=1e-5)
+        np.testing.assert_allclose(other.cosine, got[0].cosine, rtol=1e-5)
+
+
+# --- suggest_truncation ---
+
+
+def bias_of(windows, errors):
+    return flow.TruncationBias(jnp.asarray(windows), jnp.asarray(errors), jnp.ones(len(windows)))
+
+
+@pytest.mark.parametrize(
+    ("windows", "errors", "tolerance", "k"),
+    [
+        ([1, 2, 4, 8], [0.5, 0.2, 0.05, 0.0], 0.1, 4),
+        ([1, 2, 4, 8], [0.5, 0.2, 0.05, 0.0], 0.5, 1),  # equal to the tolerance is within it
+        ([1, 2, 4, 8], [0.5, 0.2, 0.05, 0.0], 0.01, 8),
+        ([1, 2, 4, 8, 16], [0.5, 0.05, 0.2, 0.08, 0.0], 0.1, 8),  # by luck 2 is good, 4 is not
+        ([1, 2, 4, 8, 16], [0.5, 0.05, 0.2, 0.08, 0.0], 0.3, 2),
+        ([16, 2, 8, 4, 1], [0.0, 0.05, 0.08, 0.2, 0.5], 0.1, 8),
+        ([1, 2, 4], [0.05, float("nan"), 0.01], 0.1, 4),
+        ([3], [0.1], 0.2, 3),
+    ],
+)
+def test_the_window_that_is_suggested(windows, errors, tolerance, k):
+    got = flow.suggest_truncation(bias_of(windows, errors), tolerance)
+    assert (type(got), got) == (int, k)
+
+
+def test_a_suggestion_for_a_network():
+    """Where 0.1 is asked for as by default, the first window from which on errors are below it."""
+    params, init, xs = problem("rnn")
+    bias = flow.truncation_bias(cell("rnn"), params, init, xs, loss, windows=range(1, T + 1))
+    k = flow.suggest_truncation(bias)
+    errors = np.asarray(bias.relative_error)
+    assert (errors[k - 1 :] <= 0.1).all()
+    assert k == 1 or errors[k - 2] > 0.1
+
+
+# --- Pictures ---
+
+
+def drawn(ax):
+    """Lines by label, and the texts of the legend; all of it was drawn without a warning."""
+    ax.figure.savefig(BytesIO(), format="png", dpi=30)
+    return ax.get_lines(), [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+def test_a_picture_of_norms():
+    pytest.importorskip("matplotlib")
+    curves = {"short": [2.0, 1.0, 1e-3, 0.0], "long": jnp.array([1.0, 0.5, 0.25, 0.125])}
+    ax = flow.plot_norms(curves)
+    (short, mark, long), texts = drawn(ax)
+    assert texts == ["short, gone after 1", "long"]
+    np.testing.assert_array_equal(short.get_xdata(), [0, 1, 2, 3])
+    np.testing.assert_array_equal(short.get_ydata(), [2.0, 1.0, 1e-3, np.nan])
+    np.testing.assert_array_equal(long.get_ydata(), [1.0, 0.5, 0.25, 0.125])
+    assert (list(mark.get_xdata()), list(mark.get_ydata())) == ([1], [1.0])
+    assert mark.get_color() == short.get_color() != long.get_color()
+    assert (ax.get_yscale(), ax.get_xlabel(), ax.get_ylabel()) == ("log", "lag (steps)", "norm of the gradient")
+
+
+def test_a_picture_of_norms_at_some_lags_on_given_axes():
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    ax = figure.add_subplot()
+    assert flow.plot_norms({"a": np.array([8.0, 4.0, 1.0])}, lags=[0, 10, 40], ax=ax, dead=0.2) is ax
+    (line, mark), texts = drawn(ax)
+    np.testing.assert_array_equal(line.get_xdata(), [0, 10, 40])
+    assert texts == ["a, gone after 10"]
+    assert list(mark.get_xdata()) == [10]
+
+
+def test_a_picture_of_norms_that_are_all_zero():
+    pytest.importorskip("matplotlib")
+    lines, texts = drawn(flow.plot_norms({"a": np.zeros(3), "b": np.ones(3)}))
+    assert np.isnan(lines[0].get_ydata()).all()
+    assert len(texts) == 2
+
+
+def test_a_picture_of_what_was_measured():
+    pytest.importorskip("matplotlib")
+    (line, *_), _ = drawn(flow.plot_norms({"gru": measured("gru").norms}))
+    np.testing.assert_array_equal(line.get_ydata(), measured("gru").norms)
+
+
+def test_a_picture_of_bias():
+    pytest.importorskip("matplotlib")
+    bias = bias_of([4, 1, 2, 8], [0.05, 0.5, 0.2, 0.0])
+    ax = flow.plot_bias({"a": bias, "worse": bias_of([1, 2], [0.9, 0.8])}, tolerance=0.1)
+    (line, dot, worse, level), texts = drawn(ax)
+    assert texts == ["a k = 4", "worse: none of these"]
+    np.testing.assert_array_equal(line.get_xdata(), [1, 2, 4, 8])
+    np.testing.assert_array_equal(line.get_ydata(), [0.5, 0.2, 0.05, np.nan])
+    assert (list(dot.get_xdata()), list(dot.get_ydata())) == ([4], [0.05])
+    np.testing.assert_array_equal(worse.get_ydata(), [0.9, 0.8])
+    assert set(level.get_ydata()) == {0.1}
+    assert (ax.get_xscale(), ax.get_yscale(), ax.get_xlabel()) == ("log", "log", "window k (steps)")
+    assert int(texts[0].split()[-1]) == flow.suggest_truncation(bias, 0.1)
+
+
+@pytest.mark.parametrize("errors", [[0.0], [0.3], [float("nan")]])
+def test_a_picture_of_one_bias(errors):
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    ax = figure.add_subplot()
+    assert flow.plot_bias(bias_of([7], errors), ax=ax) is ax
+    _ = ax.figure.savefig(BytesIO(), format="png", dpi=30)
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == (["k = 7"] if errors == [0.0] else [])
+
+
+def test_a_picture_of_exponents():
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    spectrum = flow.Lyapunov(jnp.array([0.5, -0.25, -2.0]), jnp.zeros((1, 3)), None)
+    ax = flow.plot_spectrum({"a": spectrum, "b": spectrum._replace(exponents=jnp.array([-1.0]))})
+    (a, b, zero), texts = drawn(ax)
+    assert texts == ["a $\\lambda_1$ = 0.5", "b $\\lambda_1$ = -1"]
+    np.testing.assert_array_equal(a.get_xdata(), [1, 2, 3])
+    np.testing.assert_array_equal(a.get_ydata(), [0.5, -0.25, -2.0])
+    np.testing.assert_array_equal(b.get_ydata(), [-1.0])
+    assert set(zero.get_ydata()) == {0}
+    assert (ax.get_xlabel(), ax.get_yscale()) == ("i", "linear")
+    own = figure.add_subplot()
+    assert flow.plot_spectrum(spectrum, ax=own) is own
+    assert drawn(own)[1] == ["$\\lambda_1$ = 0.5"]
+
+
+@pytest.mark.parametrize("draw", ["plot_norms", "plot_bias", "plot_spectrum"])
+def test_pictures_say_what_they_need(draw, monkeypatch):
+    given = {
+        "plot_norms": {"a": [1.0]},
+        "plot_bias": bias_of([1], [0.1]),
+        "plot_spectrum": flow.Lyapunov(jnp.ones(1), jnp.ones((1, 1)), None),
+    }
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ModuleNotFoundError) as caught:
+        getattr(flow, draw)(given[draw])
+    assert any("pip install 'jaxseq[" in note for note in caught.value.__notes__)
+
+
+def test_the_extra_that_pictures_name_is_there(monkeypatch):
+    tomllib = pytest.importorskip("tomllib")
+    from pathlib import Path
+
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ModuleNotFoundError) as caught:
+        flow.plot_norms({"a": [1.0]})
+    (extra,) = [note.split("jaxseq[")[1].split("]")[0] for note in caught.value.__notes__]
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    assert any(need.startswith("matplotlib") for need in project["optional-dependencies"].get(extra, []))
+
+
+# --- Mistakes ---
+
+STEP = lambda s, x: (0.5 * s, s)  # noqa: E731
+WITH = lambda p, s, x: (p * s, s)  # noqa: E731
+S, XS = jnp.ones(2), jnp.ones((3, 2))
+END = lambda s, ys: s.sum()  # noqa: E731
+BIAS = bias_of([1, 2, 4], [0.5, 0.3, 0.2])
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "message"),
+    [
+        # --- the step function, its state and its inputs ---
+        (lambda: flow.state_cotangents("f", S, XS, END), TypeError, r"`f`: expected a step function .* got str 'f'"),
+        (lambda: flow.jacobian_products(None, S, XS), TypeError, r"`f`: expected a step function"),
+        (lambda: flow.lyapunov(3, S, XS), TypeError, r"`f`: expected a step function .* got int 3"),
+        (lambda: flow.state_cotangents(STEP, jnp.arange(2), None, END, length=3), TypeError, "(?s)carry.*type"),
+        (lambda: flow.state_cotangents(lambda s, x: ((s, s), s), S, XS, END), TypeError, "(?s)carry"),
+        (lambda: flow.jacobian_products(lambda s, x: (s[:1], s), S, XS), TypeError, "(?s)carry"),
+        (lambda: flow.lyapunov(lambda s, x: (s[:1], s), S, XS), TypeError, "(?s)carry"),
+        (lambda: flow.truncation_bias(lambda p, s, x: (s[:1], s), 0.5, S, XS, END), TypeError, "(?s)carry"),
+        (
+            lambda: flow.jacobian_products(lambda s, x: (s + 1, s), jnp.array(1), None, length=3),
+            TypeError,
+            r"`init`: expected a state that holds floats, got int64\[\]",
+        ),
+        (lambda: flow.lyapunov(lambda s, x: (s, s), (), None, length=3), TypeError, r"`init`: expected a state that"),
+        (lambda: flow.jacobian_products(STEP, S, None), (TypeError, ValueError), "scan"),
+        (lambda: flow.jacobian_products(STEP, S, XS, length=4), ValueError, "scan"),
+        # --- state_cotangents, norms ---
+        (
+            lambda: flow.state_cotangents(STEP, S, XS, lambda s, ys: s),
+            TypeError,
+            r"`loss`: expected a function whose result is one real number, got float64\[2\]",
+        ),
+        (lambda: flow.state_cotangents(STEP, S, XS, lambda s, ys: 1), TypeError, r"`loss`: .* got int 1"),
+        (
+            lambda: flow.state_cotangents(STEP, S, XS, lambda s, ys: (s + 1j).sum()),
+            TypeError,
+            r"`loss`: .* got complex128\[\]",
+        ),
+        (lambda: flow.norms(jnp.arange(3)), TypeError, r"`tree`: expected a float array, got int64\[3\]"),
+        (lambda: flow.norms([None]), TypeError, r"`tree`: expected at least one array, got none"),
+        (lambda: flow.norms(XS, batch=1.0), TypeError, r"`batch`: expected an integer >= 0, got float 1\.0"),
+        (lambda: flow.norms(XS, batch=-1), ValueError, r"`batch`: expected an integer >= 0, got -1"),
+        (lambda: flow.norms((XS, S), batch=1), ValueError, r"`tree`: expected leaves of at least 2 axes.* got \(2,\)"),
+        # --- jacobian_products ---
+        (
+            lambda: flow.jacobian_products(STEP, S, XS, lags=[1, 4]),
+            ValueError,
+            r"`lags`: expected lags from 0 to 3, the steps of `xs`, got 4",
+        ),
+        (
+            lambda: flow.jacobian_products(STEP, S, XS, lags=[-1]),
+            ValueError,
+            r"`lags`: expected an integer >= 0, got -1",
+        ),
+        (lambda: flow.jacobian_products(STEP, S, XS, lags=[0.5]), TypeError, r"`lags`: expected an integer"),
+        (
+            lambda: flow.jacobian_products(STEP, S, XS, k=3),
+            ValueError,
+            r"`k`: expected at most 2, the numbers in the state, got 3",
+        ),
+        (lambda: flow.jacobian_products(STEP, S, XS, k=0), ValueError, r"`k`: expected an integer >= 1, got 0"),
+        (lambda: flow.jacobian_products(STEP, S, XS, k=1.5), TypeError, r"`k`: expected an integer >= 1"),
+        # --- lyapunov ---
+        (
+            lambda: flow.lyapunov(STEP, S, XS, k=3),
+            ValueError,
+            r"`k`: expected at most 2, the numbers in the state, got 3",
+        ),
+        (lambda: flow.lyapunov(STEP, S, XS, k="all"), TypeError, r"`k`: expected an integer >= 1"),
+        (lambda: flow.lyapunov(STEP, S, XS, burn_in=3), ValueError, r"`xs`: expected steps beyond burn_in = 3"),
+        (
+            lambda: flow.lyapunov(STEP, S, None, length=5, every=2),
+            ValueError,
+            r"`length`: expected steps beyond burn_in = 0, in multiples of every = 2, got 5 steps",
+        ),
+        (lambda: flow.lyapunov(STEP, S, XS, burn_in=-1), ValueError, r"`burn_in`: expected an integer >= 0, got -1"),
+        (lambda: flow.lyapunov(STEP, S, XS, every=0), ValueError, r"`every`: expected an integer >= 1, got 0"),
+        (lambda: flow.lyapunov(STEP, S, XS, dt=0.0), ValueError, r"`dt`: expected a time above zero, got float 0\.0"),
+        (lambda: flow.lyapunov(STEP, S, XS, dt=float("nan")), ValueError, r"`dt`: expected a time above zero"),
+        # --- truncation_bias, suggest_truncation ---
+        (
+            lambda: flow.truncation_bias(WITH, 0.5, S, XS, END, windows=[1, 4]),
+            ValueError,
+            r"`windows`: expected windows no longer than the series, 3 steps, got 4",
+        ),
+        (
+            lambda: flow.truncation_bias(WITH, 0.5, S, XS, END, windows=[]),
+            ValueError,
+            r"`windows`: expected at least one",
+        ),
+        (
+            lambda: flow.truncation_bias(WITH, 0.5, S, XS, END, windows=[0]),
+            ValueError,
+            r"`windows`: expected an integer >= 1, got 0",
+        ),
+        (
+            lambda: flow.truncation_bias(WITH, 0.5, S, XS, END, windows=[1.0]),
+            TypeError,
+            r"`windows`: expected an integer",
+        ),
+        (lambda: flow.suggest_truncation((1, 2, 3)), TypeError, r"`bias`: expected TruncationBias\(windows, relative"),
+        (
+            lambda: flow.suggest_truncation(BIAS),
+            ValueError,
+            r"`tolerance`: expected above 0\.2, the error of the longest window measured, 4, got float 0\.1",
+        ),
+        (lambda: flow.suggest_truncation(BIAS, 0.0), ValueError, r"`tolerance`: expected a number above 0"),
+        (lambda: flow.suggest_truncation(BIAS, float("nan")), ValueError, r"`tolerance`: expected a number above 0"),
+        # --- pictures ---
+        (lambda: flow.plot_norms([1.0, 0.5]), TypeError, r"`curves`: expected a mapping from names to norms"),
+        (lambda: flow.plot_norms({}), ValueError, r"`curves`: expected at least one, got none"),
+        (
+            lambda: flow.plot_norms({"a": [1.0, 0.5]}, lags=[0, 1, 2]),
+            ValueError,
+            r"`curves\['a'\]`: expected shape \(3,\) = \(lags,\), got \(2,\)",
+        ),
+        (lambda: flow.plot_norms({"a": np.ones((2, 2))}), ValueError, r"`curves\['a'\]`: expected shape"),
+        (lambda: flow.plot_norms({"a": []}), ValueError, r"`curves\['a'\]`: expected"),
+        (lambda: flow.plot_bias({"a": 1.0}), TypeError, r"`biases`: expected TruncationBias"),
+        (
+            lambda: flow.plot_spectrum(jnp.ones(2)),
+            TypeError,
+            r"`spectra`: expected Lyapunov\(exponents, history, final\)",
+        ),
+    ],
+)
+def test_mistakes(call, kind, message):
+    with pytest.raises(kind, match=message):
+        call()

@@ -281,4 +281,4 @@ def conv_gru_init(
         Y. LeCun, L. Bottou, G. B. Orr and K.-R. Müller, Efficient BackProp (1998), section 4.6.
     """
     w_x, w_h, b = _init.kernels(key, window, c_in, c_out, 3, dtype)
-    return GRUParams(w_x, w_h, b, b)
+    return GRUParams(w_x, w_h, b, jnp.zeros_like(b))

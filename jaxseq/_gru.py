@@ -176,4 +176,4 @@ def gru_init(key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: Any
         linear neural networks (2014), section 3.
     """
     w_x, w_h, b = _init.maps(key, input_size, hidden_size, 3, dtype)
-    return GRUParams(w_x, w_h, b, b)
+    return GRUParams(w_x, w_h, b, jnp.zeros_like(b))

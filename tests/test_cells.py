@@ -370,3 +370,20 @@ def test_calls_of_the_inner_product():
         ValueError, match=r"`twice\.step`: expected one call of L, the product with `params\.w_q`, got 0"
     ):
         jaxseq.recurrence(cell, *arguments("recurrence", "twice", jax.random.key(0)))
+
+
+@pytest.mark.parametrize(
+    ("init", "sizes"),
+    [
+        (jaxseq.gru_init, (3, 4)),
+        (jaxseq.conv_gru_init, ((3,), 2, 4)),
+        (cells.mgu_init, (3, 4)),
+        (cells.peephole_lstm_init, (3, 4)),
+        (cells.layer_norm_lstm_init, (3, 4)),
+        (cells.layer_norm_gru_init, (3, 4)),
+    ],
+)
+def test_first_weights_share_no_buffer(init, sizes, key):
+    """Else they could not be donated."""
+    params = init(key, *sizes)
+    jax.block_until_ready(jax.jit(lambda p: jax.tree.map(jnp.sin, p), donate_argnums=0)(params))

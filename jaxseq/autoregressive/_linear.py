@@ -13,6 +13,7 @@ Source: P. J. Brockwell and R. A. Davis, Time series: theory and methods, sectio
 investigating periodicities in disturbed series (1927), who did it for the sunspots.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -72,6 +73,11 @@ def fit(xs: Float[Array, " T"], order: int) -> Linear:
     order = longer(x, order)
     if x.shape[0] < 2 * order + 1:
         _checks.bad_value("order", f"at most {(x.shape[0] - 1) // 2}, as many unknowns as equations", str(order), xs=x)
+    return _fit(x, order)
+
+
+@partial(jax.jit, static_argnums=1)
+def _fit(x: jax.Array, order: int) -> Linear:
     T, mean = x.shape[0], jnp.mean(x)
     z = x - mean
     count = T - order

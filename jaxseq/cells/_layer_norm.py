@@ -233,7 +233,7 @@ def layer_norm_lstm_init(
     w_x, w_h, b = _lstm.lstm_init(key, input_size, hidden_size, dtype=dtype)
     one = jnp.ones_like(w_x[0])
     return LayerNormLSTMParams(
-        w_x, w_h, one, one, one * (0 if b is None else b), one[:hidden_size], 0 * one[:hidden_size]
+        w_x, w_h, one, jnp.copy(one), one * (0 if b is None else b), one[:hidden_size], 0 * one[:hidden_size]
     )
 
 
@@ -266,4 +266,4 @@ def layer_norm_gru_init(
         J. L. Ba, J. R. Kiros and G. E. Hinton, Layer normalization (2016), equations 24 to 27.
     """
     w_x, w_h, zero = _init.maps(key, input_size, hidden_size, 3, dtype)
-    return LayerNormGRUParams(w_x, w_h, zero + 1, zero + 1, zero, zero)
+    return LayerNormGRUParams(w_x, w_h, zero + 1, zero + 1, zero, jnp.zeros_like(zero))

@@ -110,5 +110,4 @@ def peephole_lstm_init(
         F. A. Gers and J. Schmidhuber, Recurrent nets that time and count (2000).
     """
     w_x, w_h, b = _lstm.lstm_init(key, input_size, hidden_size, dtype=dtype)
-    zero = jnp.zeros(hidden_size, w_x.dtype)
-    return PeepholeLSTMParams(w_x, w_h, b, zero, zero, zero)
+    return PeepholeLSTMParams(w_x, w_h, b, *(jnp.zeros(hidden_size, w_x.dtype) for _ in "ifo"))

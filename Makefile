@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo filters digits moving test lint bench clean
+.PHONY: demo filters digits moving convolution sunspots vanishing memory shuffled test lint bench clean
 
 demo: $(VENV)/.examples  ## train a character model on the language reference of Python
 	$(BIN)/python examples/char_lm.py $(ARGS)
@@ -19,6 +19,22 @@ digits: $(VENV)/.examples  ## train a convolutional network on handwritten digit
 
 moving: $(VENV)/.examples  ## train a ConvLSTM on videos of moving digits: out/moving_digits.png
 	$(BIN)/python examples/moving_digits.py $(ARGS)
+
+# The short course of docs/course.md, in its order; each leaves a picture in out/.
+convolution: $(VENV)/.examples  ## a kernel over an input, forward and backward, number by number
+	$(BIN)/python examples/convolution.py $(ARGS)
+
+sunspots: $(VENV)/.examples  ## foresee the sunspots: AR by least squares and by convolution, latent AR by a GRU
+	$(BIN)/python examples/sunspots.py $(ARGS)
+
+vanishing: $(VENV)/.examples  ## where the gradients of RNN, GRU and LSTM die, and what clipping and truncation do
+	$(BIN)/python examples/vanishing.py $(ARGS)
+
+memory: $(VENV)/.examples  ## the adding and the copying problem, by window of truncation
+	$(BIN)/python examples/long_memory.py $(ARGS)
+
+shuffled: $(VENV)/.examples  ## the same model on the same text, its order destroyed
+	$(BIN)/python examples/shuffled.py $(ARGS)
 
 test: $(VENV)/.test  ## the whole suite; ARGS="-k truncation" and the like reach pytest
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 $(ARGS)

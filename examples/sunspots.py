@@ -12,10 +12,10 @@ Gradient descent through the convolution comes to what least squares gives at on
 numbers can teach: it is stopped where it foresees the last 60 of them best, of which it learns nothing, and several
 from different first weights are mixed. In error AR stays ahead; in probability the GRU, whose σ_t grows with activity.
 
-Training ends in 1920; scale, τ and the moment to stop are from before. Akaike's criterion chooses τ, up to a little more
-than the cycle of eleven years. (Those 60 years would choose 2, the criterion up to 20 would 18: errors of 20.5 and 18.4.
-That limit, and the sizes of the GRU, were settled by who had seen the later years.) The yearly means, 1700 to 2008, come
-with statsmodels; Yule invented the AR model in 1927 for the first three quarters of them.
+Training ends in 1920; scale, τ and the moment to stop are from before. Akaike's criterion chooses τ, up to a little
+more than the cycle of eleven years. (Those 60 years would choose 2, the criterion up to 20 would 18: errors of 20.5
+and 18.4. That limit, and the sizes of the GRU, were settled by who had seen the later years.) The yearly means, 1700
+to 2008, come with statsmodels; Yule invented the AR model in 1927 for the first three quarters of them.
 
     python examples/sunspots.py                 half a minute on two cores; leaves out/sunspots.png
     python examples/sunspots.py --seed 1        other first weights of the GRUs

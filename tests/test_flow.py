@@ -9,34 +9,35 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_close, normals, scans, subjaxprs
+from helpers import assert_close, scans, subjaxprs
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
 import jaxseq
 from jaxseq import flow, reference
-from jaxseq._init import normal
 from jaxseq.testing import check_vjp
 
-T, D, H = 7, 3, 4
+T, D, H = 5, 3, 4
+
+
+def random(*shape, seed=0):
+    return np.random.default_rng([len(shape), *shape, seed]).normal(size=shape)
 
 
 @cache
 def problem(kind, dtype=jnp.float64):
     """(params, init, xs) of a cell, no number zero; (params, s, x) -> (s', y)."""
-    key = jax.random.key(len(kind))
-    like = jax.eval_shape(partial(getattr(jaxseq, f"{kind}_init"), key, D, H, dtype=jnp.float64))
-    params = jax.tree.map(lambda a: 0.6 * a, normals(key, like))
-    h = jnp.ones(H)
-    init = 0.7 * normal(jax.random.fold_in(key, 1), (H,)) if kind != "lstm" else normals(key, jaxseq.LSTMState(h, h))
-    return jax.tree.map(lambda a: a.astype(dtype), (params, init, normal(jax.random.fold_in(key, 2), (T, D))))
+    make = partial(getattr(jaxseq, f"{kind}_init"), input_size=D, hidden_size=H, dtype=jnp.float64)
+    params = jax.tree.map(lambda a: 0.6 * random(*a.shape), jax.eval_shape(make, jax.random.key(0)))
+    init = jaxseq.LSTMState(random(H, seed=1), random(H, seed=2)) if kind == "lstm" else random(H, seed=1)
+    return jax.tree.map(lambda a: jnp.asarray(a, dtype), (params, init, random(T, D)))
 
 
 def cell(kind):
     return getattr(reference, f"{kind}_cell")
 
 
-KINDS = pytest.mark.parametrize("kind", ["rnn", "gru", "lstm"])
+KINDS = pytest.mark.parametrize("kind", ["rnn", pytest.param("gru", marks=pytest.mark.long), "lstm"])
 
 
 def loss(s, ys):
@@ -67,8 +68,8 @@ def jacobians(kind):
     J, C, ys = [], [], []
     for x in xs:
         (v, y), (j, c) = both(v, x)
-        J, C, ys = [*J, np.asarray(j)], [*C, np.asarray(c)], [*ys, y]
-    s̄, ȳs = jax.grad(lambda v, ys: loss(unravel(v), ys), (0, 1))(v, jnp.stack(ys))
+        J, C, ys = [*J, np.asarray(j)], [*C, np.asarray(c)], [*ys, np.asarray(y)]
+    s̄, ȳs = jax.jit(jax.grad(lambda v, ys: loss(unravel(v), ys), (0, 1)))(v, np.stack(ys))
     return J, C, np.asarray(s̄), np.asarray(ȳs)
 
 
@@ -118,13 +119,13 @@ def test_cotangents_equal_those_of_pushes_in_a_plain_loop():
 
 
 def test_cotangents_equal_differences():
-    f, zeros = perturbed("gru")
+    f, zeros = perturbed("rnn")
     f = jax.jit(f)
     step = 1e-5
     for t in (0, 1, 4, T - 1, T):
         for i in range(H):
             e = zeros.at[t, i].set(step)
-            np.testing.assert_allclose(found("gru")[t, i], (f(e) - f(-e)) / (2 * step), rtol=1e-6, atol=1e-8)
+            np.testing.assert_allclose(found("rnn")[t, i], (f(e) - f(-e)) / (2 * step), rtol=1e-6, atol=1e-8)
 
 
 @KINDS
@@ -134,6 +135,7 @@ def test_the_first_is_the_gradient_of_init(kind):
     assert_close(found(kind)[0], ravel_pytree(jax.jit(jax.grad(of))(init))[0])
 
 
+@pytest.mark.long
 def test_cells_with_rules_by_hand():
     params, init, xs = problem("lstm")
     cotangents = flow.state_cotangents(partial(jaxseq.lstm_cell, params), init, xs, loss)
@@ -143,39 +145,42 @@ def test_cells_with_rules_by_hand():
 
 
 def noisy(s, x):
-    """A step whose state holds a counter, a key and a list besides its floats."""
-    h, (count, key), more = s["h"], s["rest"], s["more"]
+    """A step whose state holds a counter and a key besides its floats, which are two leaves."""
+    (h, more), (count, key) = s["h"], s["rest"]
     key, use = jax.random.split(key)
-    new = jnp.tanh(h * (1.0 + 0.1 * count.astype(h.dtype)) + jax.random.normal(use, h.shape) + jnp.sum(more[0]))
-    return {"h": new, "rest": (count + 1, key), "more": [0.5 * more[0] * jnp.sum(h)]}, new
+    new = jnp.tanh(h * (1.0 + 0.1 * count.astype(h.dtype)) + jax.random.normal(use, h.shape) + jnp.sum(more))
+    return {"h": (new, 0.5 * more * jnp.sum(h)), "rest": (count + 1, key)}, new
 
 
 def noisy_state():
-    h, more = normal(jax.random.key(3), (3,)), normal(jax.random.key(4), (2,))
-    return {"h": h, "rest": (jnp.array(2), jax.random.key(5)), "more": [more]}
+    return {"h": (random(3), random(2)), "rest": (jnp.array(2), jax.random.key(5, impl="unsafe_rbg"))}
+
+
+@cache
+def noisy_steps():
+    """The states s_0 .. s_3, and the Jacobians of the floats of each step, the rest being what it is there."""
+    state, states, J = noisy_state(), [noisy_state()], []
+
+    def moved(v, unravel, state):
+        return ravel_pytree(noisy(state | {"h": unravel(v)}, None)[0]["h"])[0]
+
+    for _ in range(3):
+        v, unravel = ravel_pytree(state["h"])
+        J.append(np.asarray(jax.jit(jax.jacfwd(moved), static_argnums=1)(v, unravel, state)))
+        state, _ = jax.jit(noisy)(state, None)
+        states.append(state)
+    return states, J
 
 
 def test_a_counter_and_a_key_are_carried_along():
-    init = noisy_state()
-    cotangents = flow.state_cotangents(noisy, init, None, lambda s, ys: loss(s["h"], ys), length=4)
+    states, J = noisy_steps()
+    last = lambda s, _: jnp.sin(s["h"][0]).sum()  # noqa: E731
+    cotangents = jax.jit(lambda s: flow.state_cotangents(noisy, s, None, last, length=3))(noisy_state())
     assert cotangents["rest"] == (None, None)
-    for t in range(5):  # what is left of the loop, from the state at t on
-
-        def later(h, more, t=t):
-            s, ys = init, []
-            for i in range(4):
-                if i == t:
-                    s = s | {"h": h, "more": [more]}
-                s, y = noisy(s, None)
-                ys.append(y)
-            s = s | {"h": h} if t == 4 else s
-            return loss(s["h"], jnp.stack(ys))
-
-        s = init
-        for _ in range(t):
-            s, _ = noisy(s, None)
-        expected = jax.grad(later, (0, 1))(s["h"], s["more"][0])
-        assert_close((cotangents["h"][t], cotangents["more"][0][t]), expected)
+    chain = [np.concatenate([np.cos(states[3]["h"][0]), np.zeros(2)])]
+    for j in J[::-1]:
+        chain.append(j.T @ chain[-1])
+    assert_close(as_vectors(cotangents["h"]), jnp.asarray(np.stack(chain[::-1])))
 
 
 def test_numbers_of_python_and_no_xs():
@@ -186,9 +191,10 @@ def test_numbers_of_python_and_no_xs():
     assert flow.state_cotangents(step, 2.0, None, lambda s, ys: s, length=0).tolist() == [1.0]
 
 
-def test_cotangents_of_a_batch_under_vmap(key):
+@pytest.mark.long
+def test_cotangents_of_a_batch_under_vmap():
     params, _, _ = problem("gru")
-    inits, xs = normal(key, (2, H)), normal(jax.random.fold_in(key, 1), (2, 5, D))
+    inits, xs = random(2, H), random(2, 4, D)
     f = lambda init, xs: flow.state_cotangents(partial(cell("gru"), params), init, xs, loss)  # noqa: E731
     both = jax.jit(jax.vmap(f))(inits, xs)
     one = jax.jit(f)
@@ -197,10 +203,10 @@ def test_cotangents_of_a_batch_under_vmap(key):
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_cotangents_keep_the_dtype(dtype):
-    params, init, xs = problem("lstm", dtype)
-    cotangents = flow.state_cotangents(partial(cell("lstm"), params), init, xs, loss)
-    assert {a.dtype for a in jax.tree.leaves(cotangents)} == {jnp.dtype(dtype)}
-    assert_close(as_vectors(cotangents).astype(float), found("lstm"), relative=20 * float(jnp.finfo(dtype).eps))
+    params, init, xs = problem("rnn", dtype)
+    cotangents = jax.jit(lambda s: flow.state_cotangents(partial(cell("rnn"), params), s, xs, loss))(init)
+    assert cotangents.dtype == dtype
+    assert_close(cotangents.astype(float), found("rnn"), relative=20 * float(jnp.finfo(dtype).eps))
 
 
 def test_cotangents_of_a_state_in_two_dtypes():
@@ -215,8 +221,8 @@ def test_cotangents_of_a_state_in_two_dtypes():
 
 
 @pytest.mark.parametrize("batch", [0, 1, 2])
-def test_norms_equal_numpy(batch, key):
-    a, b = normal(key, (4, 2, 3, 5)), normal(jax.random.fold_in(key, 1), (4, 2, 3))
+def test_norms_equal_numpy(batch):
+    a, b = random(4, 2, 3, 5), random(4, 2, 3)
     kept = (4, 2, 3)[: 1 + batch]
     rows = np.concatenate([np.reshape(a, (*kept, -1)), np.reshape(b, (*kept, -1))], -1)
     norms = jax.jit(partial(flow.norms, batch=batch))({"a": a, "none": None, "b": b})
@@ -236,8 +242,8 @@ def test_norms_of_two_dtypes():
     np.testing.assert_allclose(flow.norms(tree), [5.0, 5.0], rtol=1e-6)
 
 
-def test_the_gradient_of_norms(key):
-    tree = (normal(key, (4, 2, 3)), normal(jax.random.fold_in(key, 1), (4, 2)))
+def test_the_gradient_of_norms():
+    tree = (jnp.asarray(random(4, 2, 3)), jnp.asarray(random(4, 2)))
     check_vjp(partial(flow.norms, batch=1), (tree,), level="quick").raise_if_failed()
 
 
@@ -267,19 +273,18 @@ def test_singular_values_equal_those_of_explicit_products(kind):
     assert got.lags.tolist() == list(range(T + 1))
     assert got.singular_values.shape == (T + 1, N)
     assert_close(got.singular_values[0], jnp.ones(N), 1e-15)
-    for lag in range(T + 1):
-        assert_close(got.singular_values[lag], jnp.asarray(expected[lag]), 1e-11)
-    assert_close(got.norms, jnp.asarray([np.linalg.norm(np.diag(v), 2) for v in expected]), 1e-11)
+    np.testing.assert_allclose(got.singular_values, expected, rtol=1e-9, atol=1e-13)
+    np.testing.assert_allclose(got.norms, expected.max(1), rtol=1e-11)
 
 
 def test_a_subset_of_lags():
-    params, init, xs = problem("gru")
-    got = flow.jacobian_products(partial(cell("gru"), params), init, xs, lags=np.array([5, 0, 2]))
-    assert got.lags.tolist() == [5, 0, 2]
-    assert_close(got.singular_values, measured("gru").singular_values[jnp.array([5, 0, 2])])
+    params, init, xs = problem("rnn")
+    got = flow.jacobian_products(partial(cell("rnn"), params), init, xs, lags=np.array([4, 0, 2]))
+    assert got.lags.tolist() == [4, 0, 2]
+    assert_close(got.singular_values, measured("rnn").singular_values[jnp.array([4, 0, 2])])
 
 
-@pytest.mark.parametrize("kind", ["gru", "lstm"])
+@pytest.mark.parametrize("kind", ["rnn", *(pytest.param(k, marks=pytest.mark.long) for k in ("gru", "lstm"))])
 def test_some_singular_values_equal_the_first_of_all(kind):
     params, init, xs = problem(kind)
     f = lambda init, xs: flow.jacobian_products(partial(cell(kind), params), init, xs, lags=(0, 3, T), k=2)  # noqa: E731
@@ -299,7 +304,7 @@ def wide(s, x):
 
 
 def wide_inputs():
-    return 0.5 * normal(jax.random.key(6), (N,)), 0.3 * normal(jax.random.key(7), (6, 1))
+    return 0.5 * random(N), 0.3 * random(5, 1)
 
 
 def test_some_singular_values_of_many_need_no_matrix():
@@ -314,57 +319,46 @@ def test_some_singular_values_of_many_need_no_matrix():
     assert matrices(partial(flow.jacobian_products, wide, lags=[1, 5]))
     assert not matrices(some)
     J = []
+    both = jax.jit(lambda s, x: (wide(s, x)[0], jax.jacfwd(lambda s: wide(s, x)[0])(s)))
     for x in xs:
-        J.append(np.asarray(jax.jacfwd(lambda s, x=x: wide(s, x)[0])(init)))
-        init = wide(init, x)[0]
+        init, j = both(init, x)
+        J.append(np.asarray(j))
     got = some(wide_inputs()[0], xs, key=jax.random.key(9)).singular_values
     np.testing.assert_allclose(got, products(J)[[1, 5], :3], rtol=1e-4)
     assert (np.asarray(got) <= products(J)[[1, 5], :3] * (1 + 1e-12)).all()
 
 
-@pytest.mark.parametrize("k", [None, 2])
+@pytest.mark.parametrize("k", [None, pytest.param(2, marks=pytest.mark.long)])
 def test_products_beside_a_counter_and_a_key(k):
     """The rest goes its way from the state at each step: what J is depends on it."""
-    init, J = noisy_state(), []
-    s = init
-    for _ in range(4):
-        v, f, unravel = on_vectors(
-            lambda part, _, s=s: ((n := noisy(s | {"h": part[0], "more": part[1]}, None)[0])["h"], n["more"]),
-            (s["h"], s["more"]),
-        )
-        J.append(np.asarray(jax.jacfwd(lambda v, f=f, unravel=unravel: ravel_pytree(f_of(f, v))[0])(v)))
-        s, _ = noisy(s, None)
-    got = flow.jacobian_products(noisy, init, None, length=4, lags=[0, 1, 4], k=k)
-    np.testing.assert_allclose(got.singular_values, products(J)[[0, 1, 4], :k], rtol=1e-7, atol=1e-12)
+    got = jax.jit(lambda s: flow.jacobian_products(noisy, s, None, length=3, lags=[1, 3], k=k))(noisy_state())
+    np.testing.assert_allclose(got.singular_values, products(noisy_steps()[1])[[1, 3], :k], rtol=1e-7, atol=1e-12)
 
 
-def f_of(f, v):
-    return f(v, None)
-
-
+@pytest.mark.long
 @pytest.mark.parametrize("k", [None, 1])
-def test_products_under_vmap(k, key):
+def test_products_under_vmap(k):
     params, _, _ = problem("rnn")
-    inits, xs = normal(key, (2, H)), normal(jax.random.fold_in(key, 1), (2, 3, D))
+    inits, xs = random(2, H), random(2, 3, D)
     f = lambda init, xs: flow.jacobian_products(partial(cell("rnn"), params), init, xs, k=k, lags=[2]).norms  # noqa: E731
     one = jax.jit(f)
     assert_close(jax.jit(jax.vmap(f))(inits, xs), jnp.stack([one(*a) for a in zip(inits, xs, strict=True)]), 1e-9)
 
 
-@pytest.mark.parametrize("k", [None, 1])
+@pytest.mark.parametrize("k", [None, pytest.param(1, marks=pytest.mark.long)])
 def test_what_is_forgotten_at_once_is_zero(k):
     got = flow.jacobian_products(lambda s, x: (0 * s + x, None), jnp.ones(2), jnp.ones((3, 2)), k=k)
-    assert got.norms.tolist() == [1.0, 0.0, 0.0, 0.0]
+    np.testing.assert_allclose(got.norms, [1.0, 0.0, 0.0, 0.0], rtol=1e-14)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("k", [None, 2])
+@pytest.mark.parametrize("k", [None, pytest.param(2, marks=pytest.mark.long)])
 def test_products_in_other_dtypes(k, dtype):
-    params, init, xs = problem("lstm", dtype)
-    got = flow.jacobian_products(partial(cell("lstm"), params), init, xs, lags=[1, 2], k=k).singular_values
+    params, init, xs = problem("rnn", dtype)
+    got = flow.jacobian_products(partial(cell("rnn"), params), init, xs, lags=[1, 2], k=k).singular_values
     if dtype == jnp.float32:
         assert got.dtype == dtype
-    expected = measured("lstm").singular_values[1:3, :k]
+    expected = measured("rnn").singular_values[1:3, :k]
     assert_close(got.astype(float), expected, relative=10 * float(jnp.finfo(dtype).eps))
 
 
@@ -376,21 +370,20 @@ def logistic(s, _):
 
 
 def test_the_logistic_map():
-    got = flow.lyapunov(logistic, 0.3, None, length=4000)
+    got = jax.jit(lambda s: flow.lyapunov(logistic, s, None, length=4000))(0.3)
     assert abs(float(got.exponents[0]) - log(2)) < 3e-3
     assert got.exponents.shape == (1,)
 
 
-@pytest.mark.parametrize(("burn_in", "every", "dt"), [(0, 1, 1.0), (10, 1, 0.5), (4, 4, 2.0)])
+@pytest.mark.parametrize(("burn_in", "every", "dt"), [(10, 1, 0.5), (4, 4, 2.0)])
 def test_of_one_number_it_is_the_mean_of_logarithms(burn_in, every, dt):
     """λ = mean of log |f'(x_t)| / dt, which NumPy can say, from whichever step on and up to each."""
     x, slopes = 0.3, []
     for _ in range(40):
         slopes.append(abs(4 - 8 * x))
         x = 4 * x * (1 - x)
-    grown = np.log(slopes[burn_in:]).cumsum()[every - 1 :: every] / (
-        every * dt * np.arange(1, (40 - burn_in) // every + 1)
-    )
+    time = every * dt * np.arange(1, (40 - burn_in) // every + 1)
+    grown = np.log(slopes[burn_in:]).cumsum()[every - 1 :: every] / time
     got = flow.lyapunov(logistic, jnp.array([0.3]), None, length=40, burn_in=burn_in, every=every, dt=dt)
     np.testing.assert_allclose(got.history[:, 0], grown, rtol=1e-6)
     np.testing.assert_allclose(got.exponents, grown[-1:], rtol=1e-6)
@@ -403,7 +396,7 @@ def henon(s, _):
 
 
 def test_the_henon_map():
-    got = flow.lyapunov(henon, (0.1, 0.1), None, length=20000, burn_in=1000)
+    got = jax.jit(lambda s: flow.lyapunov(henon, s, None, length=20000, burn_in=1000))((0.1, 0.1))
     np.testing.assert_allclose(got.exponents, [0.4192, -1.6234], atol=8e-3)
     assert abs(float(got.exponents.sum()) - log(0.3)) < 1e-6  # |det J| = 0.3 at every step
     np.testing.assert_allclose(got.history.sum(1), log(0.3), atol=1e-6)
@@ -428,7 +421,8 @@ def lorenz(dt):
 
 def test_volumes_shrink_under_lorenz():
     """The divergence is -(10 + 1 + 8/3) everywhere, and so is the sum of the exponents, however short the time."""
-    got = flow.lyapunov(lorenz(0.005), jnp.array([1.0, 2.0, 20.0]), None, length=3000, burn_in=200, every=4, dt=0.005)
+    run = partial(flow.lyapunov, lorenz(0.005), length=3000, burn_in=200, every=4, dt=0.005)
+    got = jax.jit(lambda s: run(s, None))(jnp.array([1.0, 2.0, 20.0]))
     assert abs(float(got.exponents.sum()) + 10 + 1 + 8 / 3) < 1e-3
     assert 0.5 < float(got.exponents[0]) < 1.3
 
@@ -454,7 +448,7 @@ def linear_map():
     )
 
 
-@pytest.mark.parametrize("how", [{}, {"k": 2}, {"every": 3}, {"dt": 0.1}, {"k": 1, "every": 5, "dt": 0.5}], ids=str)
+@pytest.mark.parametrize("how", [{}, {"k": 2, "every": 3, "dt": 0.1}], ids=str)
 def test_a_linear_map(how):
     got = linear_map()(jnp.array([1.0, 2.0, 3.0, 4.0]), **how)
     expected = np.sort(np.log(abs(EIGENVALUES)))[::-1] / how.get("dt", 1.0)
@@ -464,45 +458,53 @@ def test_a_linear_map(how):
     np.testing.assert_allclose(got.history[-1], got.exponents, rtol=1e-14)
 
 
-def test_history_is_what_had_been_found_by_then(key):
-    params, init, _ = problem("gru")
-    f, xs = partial(cell("gru"), params), normal(key, (14, D))
-    whole = flow.lyapunov(f, init, xs, burn_in=2, every=3)
-    part = flow.lyapunov(f, init, xs[:8], burn_in=2, every=3)
-    assert whole.history.shape == (4, H)
-    assert_close(jnp.sort(whole.history[1]), jnp.sort(part.exponents))
+def test_history_is_what_had_been_found_by_then():
+    run = lambda length: jax.jit(lambda s: flow.lyapunov(henon, s, None, length=length, burn_in=2, every=3))  # noqa: E731
+    whole, part = run(14)((0.1, 0.1)), run(8)((0.1, 0.1))
+    assert whole.history.shape == (4, 2)
+    np.testing.assert_allclose(np.sort(whole.history[1]), np.sort(part.exponents), rtol=1e-9)
     assert (np.diff(whole.exponents) <= 0).all()
-    assert_close(whole.final, lax.scan(f, init, xs)[0])
+    state = (0.1, 0.1)
+    for _ in range(14):
+        state, _ = henon(state, None)
+    np.testing.assert_allclose(whole.final, state, rtol=1e-9)
 
 
-def test_the_sum_is_that_of_log_det(key):
+@pytest.mark.parametrize("kind", ["lstm", pytest.param("gru", marks=pytest.mark.long)])
+def test_the_sum_is_that_of_log_det(kind):
     """All N exponents together: the mean of log |det J_t|, whatever the first directions."""
-    for kind in ("gru", "lstm"):
-        params, init, xs = problem(kind)
-        got = flow.lyapunov(partial(cell(kind), params), init, xs, key=key)
-        expected = np.mean([np.linalg.slogdet(j)[1] for j in jacobians(kind)[0]])
-        np.testing.assert_allclose(got.exponents.sum(), expected, rtol=1e-9)
-        assert_close(got.final, lax.scan(partial(cell(kind), params), init, xs)[0])
+    params, init, xs = problem(kind)
+    got = jax.jit(lambda s: flow.lyapunov(partial(cell(kind), params), s, xs, key=jax.random.key(8)))(init)
+    expected = np.mean([np.linalg.slogdet(j)[1] for j in jacobians(kind)[0]])
+    np.testing.assert_allclose(got.exponents.sum(), expected, rtol=1e-9)
+    assert_close(got.final, lax.scan(partial(cell(kind), params), init, xs)[0])
 
 
-@pytest.mark.parametrize(("gain", "sign"), [(0.5, -1), (4.0, 1)])
-def test_small_weights_forget_and_large_ones_are_chaos(gain, sign, key):
-    w = gain / 30**0.5 * normal(key, (30, 30))
-    got = flow.lyapunov(lambda s, _: (jnp.tanh(w @ s), None), jnp.full(30, 0.1), None, length=400, burn_in=100, k=2)
-    assert sign * float(got.exponents[0]) > 0.1
+def test_small_weights_forget_and_large_ones_are_chaos():
+    w = random(30, 30) / 30**0.5
+
+    def leading(gain):
+        step = lambda s, _: (jnp.tanh(gain * (w @ s)), None)  # noqa: E731
+        return flow.lyapunov(step, jnp.full(30, 0.1), None, length=300, burn_in=100, k=2).exponents[0]
+
+    small, large = map(jax.jit(leading), (0.5, 4.0))
+    assert small < log(0.7)  # the spectral radius of w is about one
+    assert large > 0.1
 
 
 def test_exponents_beside_a_counter_and_a_key():
-    got = flow.lyapunov(noisy, noisy_state(), None, length=6, burn_in=2, every=2, k=1)
-    state = lax.scan(noisy, noisy_state(), None, 6)[0]
-    assert int(got.final["rest"][0]) == 8
-    assert (jax.random.key_data(got.final["rest"][1]) == jax.random.key_data(state["rest"][1])).all()
-    assert_close(got.final["h"], state["h"])
-    assert np.isfinite(got.exponents).all()
+    states, J = noisy_steps()
+    got = jax.jit(lambda s: flow.lyapunov(noisy, s, None, length=3))(noisy_state())
+    assert int(got.final["rest"][0]) == 5
+    assert (jax.random.key_data(got.final["rest"][1]) == jax.random.key_data(states[3]["rest"][1])).all()
+    assert_close(got.final["h"], states[3]["h"])
+    growth = np.cumsum([np.linalg.slogdet(j)[1] for j in J]) / np.arange(1, 4)
+    np.testing.assert_allclose(got.history.sum(1), growth, rtol=1e-9)
 
 
-def test_exponents_under_vmap(key):
-    starts = 0.1 + 0.8 * jax.random.uniform(key, (3,))
+@pytest.mark.long
+def test_exponents_under_vmap():
+    starts = jnp.array([0.15, 0.4, 0.7])
     f = lambda s: flow.lyapunov(logistic, s, None, length=20).exponents  # noqa: E731
     one = jax.jit(f)
     assert_close(jax.jit(jax.vmap(f))(starts), jnp.stack([one(s) for s in starts]), 1e-8)
@@ -510,13 +512,14 @@ def test_exponents_under_vmap(key):
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_exponents_in_other_dtypes(dtype):
-    exact = flow.lyapunov(partial(cell("gru"), problem("gru")[0]), *problem("gru")[1:]).exponents
-    params, init, xs = problem("gru", dtype)
-    got = flow.lyapunov(partial(cell("gru"), params), init, xs)
+    params, init, xs = problem("rnn", dtype)
+    got = jax.jit(lambda s: flow.lyapunov(partial(cell("rnn"), params), s, xs))(init)
     assert got.final.dtype == dtype
     if dtype == jnp.float32:
         assert got.exponents.dtype == dtype
-    assert_close(got.exponents.astype(float), exact, relative=10 * float(jnp.finfo(dtype).eps))
+    expected = np.mean([np.linalg.slogdet(j)[1] for j in jacobians("rnn")[0]])
+    total = float(got.exponents.astype(float).sum())
+    np.testing.assert_allclose(total, expected, rtol=20 * float(jnp.finfo(dtype).eps))
 
 
 # --- truncation_bias ---
@@ -539,16 +542,25 @@ def compared(g_k, g):
     return off, g_k @ g / np.linalg.norm(g_k) / np.linalg.norm(g)
 
 
+@cache
+def bias(kind, windows):
+    params, init, xs = problem(kind)
+    return jax.jit(lambda p: flow.truncation_bias(cell(kind), p, init, xs, loss, windows=windows))(params)
+
+
 @pytest.mark.parametrize(
     ("kind", "windows"),
-    [("rnn", range(1, T + 1)), ("gru", [3, 1]), ("lstm", np.array([2, T]))],
+    [
+        ("rnn", (1, 2, 3, 4, 5)),
+        pytest.param("gru", (3, 1), marks=pytest.mark.long),
+        pytest.param("lstm", (2, T), marks=pytest.mark.long),
+    ],
     ids=["rnn", "gru", "lstm"],
 )
 def test_bias_equals_that_of_truncated_gradients(kind, windows):
-    params, init, xs = problem(kind)
-    got = jax.jit(lambda p: flow.truncation_bias(cell(kind), p, init, xs, loss, windows=tuple(windows)))(params)
+    got = bias(kind, windows)
     assert got.windows.tolist() == list(windows)
-    expected = [compared(truncated(kind, int(k)), truncated(kind, None)) for k in windows]
+    expected = [compared(truncated(kind, k), truncated(kind, None)) for k in windows]
     for k, error, cosine, (off, angle) in zip(*got, expected, strict=True):
         np.testing.assert_allclose(float(error), off, rtol=1e-9, atol=1e-14)
         np.testing.assert_allclose(float(cosine), angle, rtol=1e-12)
@@ -584,43 +596,42 @@ def test_bias_without_xs_and_of_one_step():
 def test_windows_share_one_forward_sweep():
     """The first scan carries a state without an axis of windows, the second, backwards, one that has it."""
     params, init, xs = problem("rnn")
-    run = lambda p: flow.truncation_bias(cell("rnn"), p, init, xs, loss, windows=[1, 2, 3, 5, 6])  # noqa: E731
+    run = lambda p: flow.truncation_bias(cell("rnn"), p, init, xs, loss, windows=[1, 2, 3, 4, 5, 1])  # noqa: E731
     forward, backward = scans(run, params)
-    shapes = lambda eqn, which: [v.aval.shape for v in which(eqn)]  # noqa: E731
-    carries = lambda eqn: eqn.outvars[: eqn.params["num_carry"]]  # noqa: E731
-    assert shapes(forward, carries) == [(H,)] or set(shapes(forward, carries)) <= {(H,), ()}
-    assert all(6 not in shape for shape in shapes(forward, lambda eqn: eqn.outvars))
-    assert (6, H) in shapes(backward, carries)  # the five, and the one that is all of the series
+    floats = lambda vs: [v.aval.shape for v in vs if jnp.issubdtype(v.aval.dtype, jnp.floating)]  # noqa: E731
+    carries = lambda eqn: floats(eqn.outvars[: eqn.params["num_carry"]])  # noqa: E731
+    assert carries(forward) == [(H,)]
+    assert all(7 not in shape for shape in floats(forward.outvars)), "nor does what it keeps have one"
+    assert (7, H) in carries(backward)  # the six, and the one that is all of the series
     assert forward.params["length"] == backward.params["length"] == T
     assert (forward.params["reverse"], backward.params["reverse"]) == (False, True)
 
 
+@pytest.mark.long
 def test_bias_beside_a_counter_and_a_key():
-    init = noisy_state()
-
     def f(p, s, x):
-        return noisy(s | {"h": p * s["h"]}, x)
+        return noisy(s | {"h": (p * s["h"][0], s["h"][1])}, x)
 
-    got = flow.truncation_bias(f, jnp.array(1.3), init, None, lambda s, ys: loss(s["h"], ys), length=5, windows=[2, 5])
+    def last(s, _=None):
+        return jnp.sin(s["h"][0]).sum()
 
-    def g(k):
-        def of(p):
-            s, ys = init, []
-            for t in range(5):
-                cut = s | {"h": lax.stop_gradient(s["h"]), "more": lax.stop_gradient(s["more"])}
-                s, y = f(p, cut if t and t % k == 0 else s, None)
-                ys.append(y)
-            return loss(s["h"], jnp.stack(ys))
+    got = flow.truncation_bias(f, jnp.array(1.3), noisy_state(), None, last, length=3, windows=[2, 3])
 
-        return float(jax.jit(jax.grad(of))(1.3))
+    def g(p, k):
+        s = noisy_state()
+        for t in range(3):
+            s, _ = f(p, s | {"h": lax.stop_gradient(s["h"])} if t and t % k == 0 else s, None)
+        return last(s)
 
-    np.testing.assert_allclose(got.relative_error, [abs(g(2) - g(5)) / abs(g(5)), 0.0], rtol=1e-9, atol=1e-14)
-    np.testing.assert_allclose(got.cosine, [np.sign(g(2) * g(5)), 1.0], rtol=1e-9)
+    g_2, g_3 = (float(jax.jit(jax.grad(partial(g, k=k)))(1.3)) for k in (2, 3))
+    np.testing.assert_allclose(got.relative_error, [abs(g_2 - g_3) / abs(g_3), 0.0], rtol=1e-9, atol=1e-14)
+    np.testing.assert_allclose(got.cosine, [np.sign(g_2 * g_3), 1.0], rtol=1e-9)
 
 
-def test_bias_under_vmap(key):
+@pytest.mark.long
+def test_bias_under_vmap():
     params, _, _ = problem("rnn")
-    inits, xs = normal(key, (2, H)), normal(jax.random.fold_in(key, 1), (2, 4, D))
+    inits, xs = random(2, H), random(2, 4, D)
     f = lambda init, xs: flow.truncation_bias(cell("rnn"), params, init, xs, loss, windows=[1, 2])[1:]  # noqa: E731
     one = jax.jit(f)
     each = [one(*a) for a in zip(inits, xs, strict=True)]
@@ -630,7 +641,7 @@ def test_bias_under_vmap(key):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_bias_in_other_dtypes(dtype):
     params, init, xs = problem("rnn", dtype)
-    got = flow.truncation_bias(cell("rnn"), params, init, xs, loss, windows=[1, 3])
+    got = jax.jit(lambda p: flow.truncation_bias(cell("rnn"), p, init, xs, loss, windows=[1, 3]))(params)
     expected = [compared(truncated("rnn", k), truncated("rnn", None)) for k in (1, 3)]
     np.testing.assert_allclose(
         np.asarray(jnp.stack(got[1:], 1), float), expected, atol=20 * float(jnp.finfo(dtype).eps)
@@ -641,14 +652,8 @@ def test_bias_of_parameters_in_two_dtypes():
     f = lambda p, s, x: (p[0] * s + x, s.astype(jnp.float32) * p[1])  # noqa: E731
     params = (jnp.array(0.5), jnp.array(2.0, jnp.float32))
     got = flow.truncation_bias(f, params, 0.0, jnp.ones(8), lambda s, ys: s + ys.sum().astype(float), windows=[2, 8])
-    single = flow.truncation_bias(
-        lambda p, s, x: (p[0] * s + x, s * p[1]),
-        (0.5, 2.0),
-        0.0,
-        jnp.ones(8),
-        lambda s, ys: s + ys.sum(),
-        windows=[2, 8],
-    )
+    double = lambda p, s, x: (p[0] * s + x, s * p[1])  # noqa: E731
+    single = flow.truncation_bias(double, (0.5, 2.0), 0.0, jnp.ones(8), lambda s, ys: s + ys.sum(), windows=[2, 8])
     np.testing.assert_allclose(got.relative_error, single.relative_error, rtol=1e-5)
     assert float(single.relative_error[0]) > 1e-3
 
@@ -658,7 +663,7 @@ def test_bias_of_gradients_whose_squares_are_beyond_float32():
     args = (f, jnp.float32(0.5), jnp.float32(0), jnp.ones(16, jnp.float32))
     got = [flow.truncation_bias(*args, lambda s, _, size=size: size * s) for size in (1.0, 1e-25, 1e25)]
     for other in got[1:]:
-        np.testing.assert_allclose(other.relative_error, got[0].relative_error, rtol=1e-5)
+        np.testing.assert_allclose(other.relative_error, got[0].relative_error, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(other.cosine, got[0].cosine, rtol=1e-5)
 
 
@@ -689,11 +694,9 @@ def test_the_window_that_is_suggested(windows, errors, tolerance, k):
 
 def test_a_suggestion_for_a_network():
     """Where 0.1 is asked for as by default, the first window from which on errors are below it."""
-    params, init, xs = problem("rnn")
-    bias = flow.truncation_bias(cell("rnn"), params, init, xs, loss, windows=range(1, T + 1))
-    k = flow.suggest_truncation(bias)
-    errors = np.asarray(bias.relative_error)
-    assert (errors[k - 1 :] <= 0.1).all()
+    errors = [compared(truncated("rnn", k), truncated("rnn", None))[0] for k in range(1, T + 1)]
+    k = flow.suggest_truncation(bias("rnn", (1, 2, 3, 4, 5)))
+    assert max(errors[k - 1 :]) <= 0.1
     assert k == 1 or errors[k - 2] > 0.1
 
 
@@ -763,8 +766,9 @@ def test_a_picture_of_one_bias(errors):
     figure = pytest.importorskip("matplotlib.figure").Figure()
     ax = figure.add_subplot()
     assert flow.plot_bias(bias_of([7], errors), ax=ax) is ax
-    _ = ax.figure.savefig(BytesIO(), format="png", dpi=30)
-    assert [t.get_text() for t in ax.get_legend().get_texts()] == (["k = 7"] if errors == [0.0] else [])
+    ax.figure.savefig(BytesIO(), format="png", dpi=30)
+    texts = ax.get_legend().get_texts() if ax.get_legend() else []
+    assert [t.get_text() for t in texts] == (["k = 7"] if errors == [0.0] else [])
 
 
 def test_a_picture_of_exponents():
@@ -824,7 +828,11 @@ BIAS = bias_of([1, 2, 4], [0.5, 0.3, 0.2])
         (lambda: flow.state_cotangents("f", S, XS, END), TypeError, r"`f`: expected a step function .* got str 'f'"),
         (lambda: flow.jacobian_products(None, S, XS), TypeError, r"`f`: expected a step function"),
         (lambda: flow.lyapunov(3, S, XS), TypeError, r"`f`: expected a step function .* got int 3"),
-        (lambda: flow.state_cotangents(STEP, jnp.arange(2), None, END, length=3), TypeError, "(?s)carry.*type"),
+        (
+            lambda: flow.state_cotangents(lambda s, x: (s > 1, s), jnp.arange(2), None, END, length=3),
+            TypeError,
+            "(?s)carry",
+        ),
         (lambda: flow.state_cotangents(lambda s, x: ((s, s), s), S, XS, END), TypeError, "(?s)carry"),
         (lambda: flow.jacobian_products(lambda s, x: (s[:1], s), S, XS), TypeError, "(?s)carry"),
         (lambda: flow.lyapunov(lambda s, x: (s[:1], s), S, XS), TypeError, "(?s)carry"),
@@ -845,7 +853,7 @@ BIAS = bias_of([1, 2, 4], [0.5, 0.3, 0.2])
         ),
         (lambda: flow.state_cotangents(STEP, S, XS, lambda s, ys: 1), TypeError, r"`loss`: .* got int 1"),
         (
-            lambda: flow.state_cotangents(STEP, S, XS, lambda s, ys: (s + 1j).sum()),
+            lambda: flow.state_cotangents(STEP, S, XS, lambda s, ys: lax.complex(s, s).sum()),
             TypeError,
             r"`loss`: .* got complex128\[\]",
         ),

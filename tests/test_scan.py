@@ -11,7 +11,7 @@ from helpers import assert_close, inner, normals, scans, subjaxprs
 from jax import lax
 
 import jaxseq
-from jaxseq import reference
+from jaxseq import _scan, reference
 
 TRUNCATIONS = (None, 1, 3, 4, (2, 3), (3, 7), (1, 4), (4, 5), 20)
 CHECKPOINTS = (None, 2, 7)
@@ -59,6 +59,23 @@ def test_it_is_the_twin(truncation, reverse, checkpoint, second, key):
     args, options = inputs(key, 11), {"truncation": truncation, "reverse": reverse, "second": second}
     expected = all_of_it(reference.scan, args, key, **options)
     assert_close(all_of_it(jaxseq.scan, args, key, checkpoint=checkpoint, **options), expected, relative=1e-9)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_large_states_go_one_by_one(reverse, key, monkeypatch):
+    monkeypatch.setattr(_scan, "SMALL", 9)
+    args, options = inputs(key, 11), {"truncation": 3, "reverse": reverse, "second": False}
+    assert_close(all_of_it(jaxseq.scan, args, key, **options), all_of_it(reference.scan, args, key, **options))
+    rules = [
+        e
+        for e in subjaxprs(
+            jax.make_jaxpr(lambda s, x: jaxseq.scan(lambda s, x: (s + x, s), s, x, truncation=2))(
+                jnp.ones(10), jnp.ones(5)
+            ).jaxpr
+        )
+        if e.primitive.name.startswith("custom")
+    ]
+    assert not rules
 
 
 @pytest.mark.long

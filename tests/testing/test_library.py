@@ -46,7 +46,7 @@ def test_every_check_passes(name, label):
 @pytest.mark.long
 @pytest.mark.parametrize(("name", "label"), GRID)
 def test_every_check_passes_at_many_seeds(name, label):
-    """Most seeds where the rules are, one where an op is another in other clothes, whose variants get the quick checks."""
+    """Many seeds where the rules are; one, and of variants the quick checks, where an op is another in new clothes."""
     report, first = session(name, label), (name, label) in FIRST
     one_engine = name in (*DERIVED, "recurrence", "stack", "conv_lstm", "scan")
     level = "quick" if name in DERIVED and not first else "full"

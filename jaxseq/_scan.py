@@ -121,7 +121,7 @@ def scan(
 
     turn = (lambda a: jnp.flip(a, 0)) if reverse else jnp.asarray
     xs = jax.tree.map(turn, xs)
-    plan = _plan(steps, window or (max(1, steps),) * 2, every, unrolled)
+    plan = _plan(steps, window or (max(1, steps), max(1, steps)), every, unrolled)
     if plan.head == steps:
         end, ys = _read(f, init, xs, steps, plan)
     elif not plan.before and every is None and _large(init):

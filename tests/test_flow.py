@@ -751,7 +751,7 @@ def test_a_picture_of_bias():
     bias = bias_of([4, 1, 2, 8], [0.05, 0.5, 0.2, 0.0])
     ax = flow.plot_bias({"a": bias, "worse": bias_of([1, 2], [0.9, 0.8])}, tolerance=0.1)
     (line, dot, worse, level), texts = drawn(ax)
-    assert texts == ["a k = 4", "worse: none of these"]
+    assert texts == ["a: k = 4", "worse: none of these"]
     np.testing.assert_array_equal(line.get_xdata(), [1, 2, 4, 8])
     np.testing.assert_array_equal(line.get_ydata(), [0.5, 0.2, 0.05, np.nan])
     assert (list(dot.get_xdata()), list(dot.get_ydata())) == ([4], [0.05])
@@ -767,8 +767,7 @@ def test_a_picture_of_one_bias(errors):
     ax = figure.add_subplot()
     assert flow.plot_bias(bias_of([7], errors), ax=ax) is ax
     ax.figure.savefig(BytesIO(), format="png", dpi=30)
-    texts = ax.get_legend().get_texts() if ax.get_legend() else []
-    assert [t.get_text() for t in texts] == (["k = 7"] if errors == [0.0] else [])
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["k = 7" if errors == [0.0] else "none of these"]
 
 
 def test_a_picture_of_exponents():
@@ -776,7 +775,7 @@ def test_a_picture_of_exponents():
     spectrum = flow.Lyapunov(jnp.array([0.5, -0.25, -2.0]), jnp.zeros((1, 3)), None)
     ax = flow.plot_spectrum({"a": spectrum, "b": spectrum._replace(exponents=jnp.array([-1.0]))})
     (a, b, zero), texts = drawn(ax)
-    assert texts == ["a $\\lambda_1$ = 0.5", "b $\\lambda_1$ = -1"]
+    assert texts == ["a: $\\lambda_1$ = 0.5", "b: $\\lambda_1$ = -1"]
     np.testing.assert_array_equal(a.get_xdata(), [1, 2, 3])
     np.testing.assert_array_equal(a.get_ydata(), [0.5, -0.25, -2.0])
     np.testing.assert_array_equal(b.get_ydata(), [-1.0])

@@ -8,7 +8,6 @@ known, and NaN where they are traced.
 """
 
 from math import log, pi
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
-from jaxseq import _checks
+from jaxseq import _checks, _precision
 from jaxseq._time import seen
 
 
@@ -59,12 +58,13 @@ def log_probability(
     if not a.ndim or a.shape[:-1] != xs.shape or not a.shape[-1]:
         _checks.bad_value(name, f"shape {(*xs.shape, 'V')} = (*steps, V)", str(a.shape), xs=xs)
     x = jnp.asarray(xs)
+    x = x.astype(jnp.int32) if x.dtype.itemsize < 4 else x  # bytes: V may be 256
     known = (x >= 0) & (x < a.shape[-1])
     if logits is not None:
         scores = a - jax.nn.logsumexp(a, -1, keepdims=True)
     else:
         bound = 1e-3 if jnp.finfo(a.dtype).bits > 16 else 1e-2
-        total = jnp.sum(a.astype(jnp.promote_types(a.dtype, jnp.float32)), -1)
+        total = jnp.sum(a.astype(_precision.accumulator(a.dtype)), -1)
         right = (jnp.abs(total - 1) <= bound) & jnp.all(a >= 0, -1)
         if not isinstance(right, Tracer) and not bool(jnp.all(right)):
             at = tuple(map(int, np.argwhere(~np.asarray(right))[0]))
@@ -151,10 +151,5 @@ def log_likelihood(
     a = jnp.moveaxis(a, axis, 0)
     if lengths is not None:
         n = _checks.lengths("lengths", lengths, a.shape[1:], a.shape[0])
-        a = seen(jnp.arange(a.shape[0]).reshape(-1, *(1,) * n.ndim) < n[None], a)
-    return jnp.sum(a, 0, dtype=_wide(a)).astype(a.dtype)
-
-
-def _wide(a: jax.Array) -> Any:
-    """Sums over time are taken in float32 at least."""
-    return jnp.promote_types(a.dtype, jnp.float32)
+        a = seen(jnp.arange(a.shape[0], dtype=n.dtype).reshape(-1, *(1,) * n.ndim) < n[None], a)
+    return jnp.sum(a, 0, dtype=_precision.accumulator(a.dtype)).astype(a.dtype)

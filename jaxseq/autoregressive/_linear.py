@@ -18,10 +18,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from jaxseq import _checks
+from jaxseq import _checks, _precision
 from jaxseq._conv import conv
 from jaxseq.autoregressive._windows import longer, series
 
@@ -57,7 +59,7 @@ def fit(xs: Float[Array, " T"], order: int) -> Linear:
     Raises:
         TypeError: `xs` that is no array of floats.
         ValueError: NaN in `xs`; a series of more than one axis, or of fewer than 2τ + 1 steps, fewer equations than
-            unknowns.
+            unknowns; one whose equations have no single solution, a constant.
 
     Example:
         >>> import jax.numpy as jnp
@@ -73,7 +75,10 @@ def fit(xs: Float[Array, " T"], order: int) -> Linear:
     order = longer(x, order)
     if x.shape[0] < 2 * order + 1:
         _checks.bad_value("order", f"at most {(x.shape[0] - 1) // 2}, as many unknowns as equations", str(order), xs=x)
-    return _fit(x, order)
+    model = _precision.cast(_fit(x.astype(_precision.accumulator(x.dtype)), order), x.dtype)
+    if not isinstance(x, Tracer) and not np.isfinite(np.asarray(model.coefficients, np.float64)).all():
+        _checks.bad_value("xs", "a series whose past values are independent", "a constant, or too regular a one")
+    return model
 
 
 @partial(jax.jit, static_argnums=1)
@@ -166,8 +171,10 @@ def forecast(model: Linear, xs: Float[Array, " T"], steps: int) -> Float[Array, 
     if x.shape[0] < order:
         _checks.bad_value("xs", f"at least {order} steps, the order of the model", str(x.shape[0]))
 
+    model = _precision.cast(model, x.dtype)
+
     def step(newest: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
-        x = (model.intercept + jnp.vdot(model.coefficients, newest)).astype(newest.dtype)
+        x = model.intercept + jnp.vdot(model.coefficients, newest)
         return jnp.concatenate([x[None], newest[:-1]]), x
 
     return lax.scan(step, x[x.shape[0] - order :][::-1], None, steps)[1]

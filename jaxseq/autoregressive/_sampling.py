@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from jaxseq import _checks
+from jaxseq import _checks, _precision
 
 Step = Callable[[Any, Any], tuple[Any, Any]]
 Draw = Callable[[PRNGKeyArray, Any], Any]
@@ -76,6 +76,7 @@ def _options(temperature: Any, top_k: Any, top_p: Any) -> tuple[float, int | Non
 
 
 def _drawn(key: Any, a: jax.Array, temperature: float, top_k: int | None, top_p: float | None) -> jax.Array:
+    a = a.astype(_precision.accumulator(a.dtype))  # in 16 bits what is rare would never come
     bad = jnp.any(jnp.isnan(a), -1)
     if temperature == 0:
         return jnp.where(bad, -1, jnp.argmax(a, -1))
@@ -84,7 +85,7 @@ def _drawn(key: Any, a: jax.Array, temperature: float, top_k: int | None, top_p:
         a = jnp.where(a < lax.top_k(a, top_k)[0][..., -1:], -jnp.inf, a)
     if top_p is not None:
         ordered = jnp.flip(jnp.sort(a, -1), -1)
-        p = jax.nn.softmax(ordered.astype(jnp.promote_types(a.dtype, jnp.float32)), -1)
+        p = jax.nn.softmax(ordered, -1)
         before = jnp.cumsum(p, -1) - p  # of all that are likelier
         least = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), -1, keepdims=True)
         a = jnp.where(a < least, -jnp.inf, a)
@@ -223,13 +224,16 @@ def _chooser(step: Any, temperature: Any, top_k: Any, top_p: Any, of_user: Draw 
 
 
 def _as_drawn(step: Step, pick: Draw, key: Any, carry: Any, first: Any) -> Any:
-    """`first` in the dtype of what is drawn; its shape has to be that already."""
+    """`first` in the dtype of what is drawn. Shapes, and the carry of the step, have to be right already."""
     drawn = jax.eval_shape(lambda key, s, x: pick(key, step(s, x)[1]), key, carry, first)
     shapes = lambda tree: jax.tree.map(lambda a: tuple(jnp.shape(a)), tree)  # noqa: E731
     if jax.tree.structure(first) != jax.tree.structure(drawn) or shapes(first) != shapes(drawn):
         _checks.bad_type("first", f"{shapes(drawn)}, the shape of what is drawn", str(shapes(first)))
     kinds = (jnp.integer, jnp.floating)
     for a, like in zip(jax.tree.leaves(first), jax.tree.leaves(drawn), strict=True):
-        if not any(jnp.issubdtype(jnp.result_type(a), kind) == jnp.issubdtype(like.dtype, kind) for kind in kinds):
+        if not all(jnp.issubdtype(jnp.result_type(a), kind) == jnp.issubdtype(like.dtype, kind) for kind in kinds):
             _checks.bad_type("first", f"{like.dtype}, the dtype of what is drawn", _checks.describe(a))
-    return jax.tree.map(lambda a, like: jnp.asarray(a, like.dtype), first, drawn)
+    first = jax.tree.map(lambda a, like: jnp.asarray(a, like.dtype), first, drawn)
+    one = lambda s, _: (step(s, first)[0], None)  # noqa: E731
+    jax.eval_shape(lambda s: lax.scan(one, s, None, 1), carry)  # a carry that changes its type is told by lax
+    return first

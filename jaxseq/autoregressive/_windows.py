@@ -21,7 +21,7 @@ def series(name: str, xs: Any) -> Any:
     if not isinstance(xs, jax.Array | np.ndarray) or xs.dtype == bool or xs.ndim < 1:
         _checks.bad_type(name, "an array of numbers (T, ...)", _checks.describe(xs))
     if not isinstance(xs, Tracer) and jnp.issubdtype(xs.dtype, jnp.inexact):
-        bad = np.argwhere(~np.isfinite(np.asarray(xs, np.float64)))
+        bad = np.argwhere(~np.isfinite(np.asarray(xs)))
         if bad.size:
             where = ", ".join(map(str, bad[0]))
             _checks.bad_value(name, "finite numbers", f"{np.asarray(xs)[tuple(bad[0])]} at [{where}]")
@@ -117,11 +117,12 @@ def histories(
             longest = int(np.asarray(order).max(initial=1)) if longest is None else longest
         lengths = jnp.asarray(order)
     else:
-        longest = _checks.integer("order", order, at_least=1) if longest is None else longest
-        lengths = jnp.full((T,), order)
+        order = _checks.integer("order", order, at_least=1)
+        longest = order if longest is None else longest
+        lengths = jnp.full((T,), order, jnp.int32)
     most = longer(xs, longest, "order" if longest is order else "longest")
-    lengths = jnp.minimum(jnp.clip(lengths, 0, most), jnp.arange(T)).astype(jnp.int32)
-    place = jnp.arange(T)[:, None] - lengths[:, None] + jnp.arange(most)[None]
-    seen = jnp.arange(most)[None] < lengths[:, None]
+    t, j = (jnp.arange(n, dtype=jnp.int32) for n in (T, most))
+    lengths = jnp.minimum(jnp.clip(lengths, 0, most).astype(jnp.int32), t)
+    place, seen = (t - lengths)[:, None] + j[None], j[None] < lengths[:, None]
     windows = xs[jnp.clip(place, 0, T - 1)]
     return jnp.where(seen.reshape(*seen.shape, *(1,) * (xs.ndim - 1)), windows, jnp.zeros((), xs.dtype)), lengths

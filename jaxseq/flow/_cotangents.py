@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array, Float, PyTree
 
 from jaxseq import _checks
-from jaxseq.flow._step import Step, steps_of
+from jaxseq.flow._step import Step, euclidean, steps_of
 
 
 def state_cotangents(
@@ -34,7 +34,7 @@ def state_cotangents(
 
     Args:
         f: `(carry, x) -> (carry, y)`, any step function.
-        init: the first carry, any pytree.
+        init: the first carry, any pytree; None is zeros, for a step that takes none.
         xs: what is read, `(T, ...)` leaves; None with `length`.
         loss: `(carry, ys) -> L`, a number made of what the scan of f returns.
         length: T, where there are no xs.
@@ -103,12 +103,10 @@ def norms(tree: PyTree[Array], *, batch: int = 0) -> Float[Array, "T *batch"]:
         [[5.0, 5.0, 5.0], [5.0, 5.0, 5.0]]
     """
     kept = 1 + _checks.integer("batch", batch, at_least=0)
-    squares = []
-    for leaf in jax.tree.leaves(tree):
-        a = _checks.array("tree", leaf)
+    leaves = [_checks.array("tree", leaf) for leaf in jax.tree.leaves(tree)]
+    if not leaves:
+        _checks.bad_type("tree", "at least one array", "none")
+    for a in leaves:
         if a.ndim < kept:
             _checks.bad_value("tree", f"leaves of at least {kept} axes, time and batch", str(a.shape))
-        squares.append(jnp.sum(a**2, range(kept, a.ndim)))
-    if not squares:
-        _checks.bad_type("tree", "at least one array", "none")
-    return jnp.sqrt(sum(squares[1:], squares[0]))
+    return euclidean(leaves, kept)

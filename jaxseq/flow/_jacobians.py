@@ -60,8 +60,9 @@ def jacobian_products(
     batch of states is one large state, with the union of their singular values: `jax.vmap` this over the examples.
 
     Args:
-        f: `(carry, x) -> (carry, y)`, any step function.
-        init: the first carry; its float leaves, N numbers in all, are the state.
+        f: `(carry, x) -> (carry, y)`, any step function with a forward mode (of our cells, the twins).
+        init: the first carry; its float leaves, N numbers in all, are the state. None is zeros, for a step that takes
+            none.
         xs: what is read, `(T, ...)` leaves; None with `length`.
         length: T, where there are no xs.
         lags: which l, from 0 to T, known when the function is traced; None is all of them.

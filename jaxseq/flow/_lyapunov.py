@@ -57,9 +57,10 @@ def lyapunov(
     state is chaotic. $-1 / \lambda_1$ is how many steps memory lasts.
 
     Args:
-        f: `(carry, x) -> (carry, y)`, any step function: a cell, a map, one step of an integrator.
+        f: `(carry, x) -> (carry, y)`, any step function with a forward mode (of our cells, the twins): a cell, a map,
+            one step of an integrator.
         init: the first carry; its float leaves, N numbers in all, are the state. A batch of states is one large state:
-            `jax.vmap` this over the examples.
+            `jax.vmap` this over the examples. None is zeros, for a step that takes none.
         xs: what is read, `(T, ...)` leaves; None with `length`.
         length: T, where there are no xs.
         k: how many; None is all N.

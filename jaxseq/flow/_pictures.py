@@ -25,6 +25,13 @@ def _axes(ax: Any) -> Any:
     return Figure(figsize=(7, 4), layout="constrained").add_subplot()
 
 
+def _log_scale(ax: Any) -> None:
+    """On y, where anything that is drawn can be there."""
+    drawn = [np.asarray(line.get_ydata(), float) for line in ax.lines]
+    if any((y > 0).any() for y in drawn):
+        ax.set_yscale("log")
+
+
 def plot_norms(curves: Mapping[str, Any], *, lags: Any = None, ax: Any = None, dead: float = DEAD) -> Any:
     """Norms by lag, one curve a name, and where each dies: the last lag at which it is above `dead` of its largest.
 
@@ -58,17 +65,18 @@ def plot_norms(curves: Mapping[str, Any], *, lags: Any = None, ax: Any = None, d
         x = np.arange(y.size) if lags is None else np.asarray(lags)
         if y.ndim != 1 or y.shape != x.shape or not y.size:
             _checks.bad_value(f"curves[{name!r}]", f"shape {x.shape} = (lags,)", str(y.shape))
+        order = np.argsort(x)
+        x, y = x[order], y[order]
         (line,) = ax.plot(x, np.where(y > 0, y, np.nan), label=name)
-        alive = np.flatnonzero(y > dead * np.nanmax(y))
+        alive = np.flatnonzero(y > dead * np.max(y, initial=0, where=np.isfinite(y)))
         if alive.size and alive[-1] + 1 < y.size:
             end = alive[-1]
             ax.plot(x[end], y[end], "x", color=line.get_color(), markersize=9, markeredgewidth=2)
-            ax.axvspan(x[end], x[-1], color=line.get_color(), alpha=0.06, lw=0)
             line.set_label(f"{name}, gone after {x[end]}")
-    ax.set_yscale("log")
+    _log_scale(ax)
     ax.set_xlabel("lag (steps)")
     ax.set_ylabel("norm of the gradient")
-    ax.set_title(f"where the gradient dies: × is the last step above {dead:g} of the largest", fontsize="medium")
+    ax.set_title(f"where the gradient dies: × the last above {dead:g} of the largest", fontsize="medium")
     ax.grid(color=FAINT, lw=0.5)
     ax.legend(frameon=False)
     return ax
@@ -108,12 +116,14 @@ def plot_bias(biases: TruncationBias | Mapping[str, TruncationBias], *, toleranc
         bad = np.flatnonzero(~(error <= tolerance))
         held = bad[-1] + 1 if bad.size else 0
         if held < k.size:
-            y = max(float(error[held]), float(np.nanmin(np.where(error > 0, error, np.nan), initial=tolerance)))
-            ax.plot(k[held], y, "o", color=line.get_color(), markersize=8)
-            line.set_label(f"{name} k = {k[held]}".strip())
-        elif name:
-            line.set_label(f"{name}: none of these")
+            if error[held] > 0:  # that of all of time has none, and no place on this axis
+                ax.plot(k[held], error[held], "o", color=line.get_color(), markersize=8)
+            line.set_label(f"{name}: k = {k[held]}".removeprefix(": "))
+        else:
+            line.set_label(f"{name}: none of these".removeprefix(": "))
     ax.axhline(tolerance, color=INK, lw=0.8, ls="--")
+    windows = np.concatenate([np.asarray(bias.windows) for bias in named.values()])
+    ax.set_xlim(windows.min() / 1.2, windows.max() * 1.2)
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
     ax.set_xlabel("window k (steps)")
@@ -149,12 +159,12 @@ def plot_spectrum(spectra: Lyapunov | Mapping[str, Lyapunov], *, ax: Any = None)
     ax = _axes(ax)
     for name, spectrum in named.items():
         exponents = np.asarray(spectrum.exponents, float)
-        label = f"{name} $\\lambda_1$ = {exponents[0]:.3g}".strip()
+        label = f"{name}: $\\lambda_1$ = {exponents[0]:.3g}".removeprefix(": ")
         ax.plot(np.arange(1, exponents.size + 1), exponents, "o-", markersize=3, label=label)
     ax.axhline(0, color=INK, lw=0.8)
     ax.set_xlabel("i")
     ax.set_ylabel(r"$\lambda_i$")
-    ax.set_title("Lyapunov exponents: above zero gradients explode, below they vanish", fontsize="medium")
+    ax.set_title("above zero gradients explode, below they vanish", fontsize="medium")
     ax.grid(color=FAINT, lw=0.5)
     ax.legend(frameon=False)
     return ax

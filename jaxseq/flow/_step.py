@@ -1,20 +1,24 @@
 """A step function, looked at as a map from one vector of numbers to the next."""
 
 from collections.abc import Callable
+from functools import reduce
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jax.flatten_util import ravel_pytree
 
-from jaxseq import _checks
+from jaxseq import _checks, _precision
 
 Step = Callable[[Any, Any], tuple[Any, Any]]
 
 
 class Flat(NamedTuple):
-    """s as one vector v (N,) of its real floats; what else it holds, a counter or a key, is carried along."""
+    """s as one vector v (N,) of its real floats, in float32 at least; what else it holds, a counter or a key, is
+    carried along.
+    """
 
     v: jax.Array
     rest: list[Any]
@@ -23,14 +27,36 @@ class Flat(NamedTuple):
 
 def flat(state: Any) -> Flat:
     leaves, structure = jax.tree.flatten(state)
-    floats = [jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in leaves]
-    v, unravel = ravel_pytree([leaf for leaf, is_float in zip(leaves, floats, strict=True) if is_float])
+    floats = [_is_float(leaf) for leaf in leaves]
+    ours = [jnp.asarray(leaf) for leaf, is_float in zip(leaves, floats, strict=True) if is_float]
+    dtype = _precision.accumulator(_precision.promote(*ours)) if ours else np.dtype(np.float32)
+    ends = list(accumulate(leaf.size for leaf in ours))
+    v = jnp.concatenate([leaf.astype(dtype).reshape(-1) for leaf in ours]) if ours else jnp.zeros(0, dtype)
 
     def join(v: jax.Array, rest: list[Any]) -> Any:
-        numbers, others = iter(unravel(v)), iter(rest)
+        pieces = jnp.split(v, ends[:-1])
+        numbers = iter(a.reshape(leaf.shape).astype(leaf.dtype) for a, leaf in zip(pieces, ours, strict=False))
+        others = iter(rest)
         return structure.unflatten([next(numbers) if is_float else next(others) for is_float in floats])
 
     return Flat(v, [leaf for leaf, is_float in zip(leaves, floats, strict=True) if not is_float], join)
+
+
+def _is_float(leaf: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+
+
+def euclidean(leaves: list[jax.Array], kept: int = 0) -> jax.Array:
+    """The norm over all leaves and their axes but the first `kept`, by way of the largest: squares alone would be zero
+    or infinite long before the numbers are.
+    """
+    dtype = _precision.promote(*leaves)
+    wide = [a.astype(_precision.accumulator(dtype)) for a in leaves]
+    largest = [jnp.max(jnp.abs(a), range(kept, a.ndim), initial=0) for a in wide]
+    top = lax.stop_gradient(reduce(jnp.maximum, largest))
+    top = jnp.where(top > 0, top, jnp.ones((), top.dtype))
+    squares = [jnp.sum((a / jnp.expand_dims(top, range(kept, a.ndim))) ** 2, range(kept, a.ndim)) for a in wide]
+    return (jnp.sqrt(reduce(jnp.add, squares)) * top).astype(dtype)
 
 
 def on_vectors(f: Step, state: Flat) -> Callable[[jax.Array, list[Any], Any], tuple[jax.Array, list[Any]]]:
@@ -44,13 +70,18 @@ def on_vectors(f: Step, state: Flat) -> Callable[[jax.Array, list[Any], Any], tu
 
 
 def steps_of(f: Step, init: Any, xs: Any, length: int | None) -> tuple[Any, int]:
-    """(init as lax.scan types it, T). What is wrong with f, init or xs is told by lax."""
+    """(init as lax.scan types it, T). What is wrong with f, init or xs is told by lax. No init is zeros, of a cell that
+    takes none.
+    """
     if not callable(f):
         _checks.bad_type("f", "a step function (carry, x) -> (carry, y)", _checks.describe(f))
+    if init is None and xs is not None:
+        shapes = jax.eval_shape(lambda xs: f(None, jax.tree.map(lambda a: a[0], xs))[0], xs)
+        init = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
     carry, ys = jax.eval_shape(lambda s, xs: lax.scan(f, s, xs, length), init, xs)
     init = jax.tree.map(lambda a, like: lax.convert_element_type(a, like.dtype), init, carry)
     steps = next((leaf.shape[0] for leaf in jax.tree.leaves((xs, ys))), length)
     assert steps is not None
-    if not flat(init).v.size:
+    if not any(_is_float(leaf) and leaf.size for leaf in jax.tree.leaves(init)):
         _checks.bad_type("init", "a state that holds floats", str(jax.tree.map(_checks.describe, init)))
     return init, steps

@@ -8,6 +8,7 @@ keeps, and go back side by side,
 """
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -15,8 +16,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, PyTree
 
-from jaxseq import _checks
-from jaxseq.flow._step import steps_of
+from jaxseq import _checks, _precision
+from jaxseq.flow._step import euclidean, steps_of
 
 DOUBLE = 2  # from window to window where none are named
 
@@ -50,10 +51,13 @@ def truncation_bias(
     $$\frac{\lVert g_k - g \rVert}{\lVert g \rVert}, \qquad
       \cos = \frac{\langle g_k, g \rangle}{\lVert g_k \rVert \lVert g \rVert}$$
 
+    Boundaries are at t = k, 2k, ... from the first step of xs, so that an error also says where they happen to fall: a
+    loss on the last step alone sees the last of them only.
+
     Args:
         f: `(params, carry, x) -> (carry, y)`: a cell, for instance `jaxseq.gru_cell`, or any step with its parameters.
         params: any pytree of floats.
-        init: the first carry.
+        init: the first carry; None is zeros, for a step that takes none.
         xs: what is read, `(T, ...)` leaves; None with `length`.
         loss: `(carry, ys) -> L`, a number made of what the scan of f returns.
         windows: which k; None is 1, 2, 4, ... and T.
@@ -101,14 +105,14 @@ def truncation_bias(
     found = jax.vmap(gradient)(jnp.asarray([*asked, max(1, steps)], int))
     cut, full = (jax.tree.map(part, found) for part in (lambda a: a[:-1], lambda a: a[-1]))
 
-    def inner(a: Any, b: Any) -> jax.Array:
-        pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-        return sum((jnp.sum(x * y) for x, y in pairs), jnp.zeros(()))
+    size = euclidean(jax.tree.leaves(full))
 
     def compared(g_k: Any) -> tuple[jax.Array, jax.Array]:
-        off = jax.tree.map(jnp.subtract, g_k, full)
-        size = inner(full, full)
-        return jnp.sqrt(inner(off, off) / size), inner(g_k, full) / jnp.sqrt(inner(g_k, g_k) * size)
+        own, off = (euclidean(jax.tree.leaves(g)) for g in (g_k, jax.tree.map(jnp.subtract, g_k, full)))
+        dtype = _precision.accumulator(size.dtype)
+        unit = lambda g, n: [a.astype(dtype) / n.astype(dtype) for a in jax.tree.leaves(g)]  # noqa: E731
+        pairs = zip(unit(g_k, own), unit(full, size), strict=True)
+        return off / size, reduce(jnp.add, [jnp.sum(a * b) for a, b in pairs]).astype(size.dtype)
 
     return TruncationBias(jnp.asarray(asked, int), *jax.vmap(compared)(cut))
 

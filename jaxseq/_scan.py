@@ -19,10 +19,10 @@ back to t = 0 or farther are one full scan together, the head. What T leaves ove
 
     | head, E steps from init       | windows of k1 steps, each from its own s*    | tail |
 
-That costs one more reading of time, which is cheap where a step is small, and pays: at T = 1024 and k = 64 a scan
-with `stop_gradient` takes 1.0 to 1.8 times as long, forward and gradient, for states of up to 2048 numbers (two cores,
-XLA on CPU, jax 0.10.2). Steps that keep a processor busy by themselves win nothing by it, 0.5 to 0.9 at 4096 and 8192 numbers,
-and are scanned just so: `SMALL`. On an accelerator no step is large enough, for each waits for its launch.
+That costs one more reading of time, which is cheap where a step is small, and pays: at T = 1024 and k = 64 a scan with
+`stop_gradient` takes 1.0 to 1.8 times as long, forward and gradient, for states of up to 2048 numbers (two cores, XLA
+on CPU, jax 0.10.2). Steps that keep a processor busy by themselves win nothing by it, 0.5 to 0.9 at 4096 and 8192
+numbers, and are scanned just so: `SMALL`. On an accelerator no step is large enough, for each waits for its launch.
 
 With `checkpoint=n`, windows go side by side in groups of n steps, of which only the first state is kept, and a window
 of more than n steps is read in segments of n, of which also only the first state is kept.

@@ -36,6 +36,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import jaxseq
+from jaxseq import autoregressive
 
 Options = argparse.Namespace
 
@@ -156,19 +157,18 @@ def evaluate(
     return costs.mean(), costs.mean(where=marks)
 
 
-@partial(jax.jit, static_argnames="length")
+@partial(jax.jit, static_argnames=("temperature", "length"))
 def write(
     model: Model, key: PRNGKeyArray, prompt: Int[Array, " T"], temperature: float, *, length: int
 ) -> Int[Array, " length"]:
     """Reads the prompt, then goes on by itself: each character is drawn from p_t^(1/temperature) and read in turn."""
-    carry, hs = jaxseq.lstm(model.lstm, None, model.E[prompt])
+    carry, _ = jaxseq.lstm(model.lstm, None, model.E[prompt[:-1]])
 
-    def step(state: tuple[jaxseq.LSTMState, Float[Array, " H"]], key: PRNGKeyArray) -> Any:
-        carry, h = state
-        token = jax.random.categorical(key, (h @ model.W + model.b) / temperature)
-        return jaxseq.lstm_cell(model.lstm, carry, model.E[token]), token
+    def step(carry: jaxseq.LSTMState, token: Int[Array, ""]) -> Any:
+        carry, h = jaxseq.lstm_cell(model.lstm, carry, model.E[token])
+        return carry, h @ model.W + model.b
 
-    return lax.scan(step, (carry, hs[-1]), jax.random.split(key, length))[1]
+    return autoregressive.sample(key, step, carry, prompt[-1], length, temperature=temperature)[1]
 
 
 # --- Options, mistakes, and the curve that stays ---

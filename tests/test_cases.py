@@ -4,7 +4,7 @@ import inspect
 
 import jax
 import pytest
-from helpers import GRID, OPS, arguments, bound, subjaxprs
+from helpers import GRID, OPS, arguments, bound, derived, long_where, subjaxprs
 
 import jaxseq
 from jaxseq._cases import CASES
@@ -29,7 +29,7 @@ def test_twin_has_the_signature_of_its_op(name):
     assert [(p.name, p.kind, p.default) for p in op] == [(p.name, p.kind, p.default) for p in twin]
 
 
-@pytest.mark.parametrize(("name", "label"), GRID)
+@pytest.mark.parametrize(("name", "label"), long_where(GRID, derived))
 def test_no_custom_rule_below_a_twin_and_one_below_an_op(name, label, key):
     args = arguments(name, label, key)
 

@@ -24,6 +24,7 @@ def digits():
     return script(SCRIPT)
 
 
+@pytest.mark.long
 def test_it_learns(digits, capsys):
     """Chance is 10 %; with the 500 steps of the default it is 99 %."""
     assert digits.main(["--steps=80", "--quiet"]) == 0

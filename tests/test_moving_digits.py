@@ -158,6 +158,7 @@ def test_the_error_of_a_copy(moving):
 # --- The job ---
 
 
+@pytest.mark.long
 def test_it_learns_and_leaves_a_picture(moving, monkeypatch, tmp_path, capsys):
     """One digit and short videos are soon learnt; what the default learns is the long test's."""
     for name, value in (("DIGITS", 1), ("GIVEN", 5), ("MEASURED", 8)):

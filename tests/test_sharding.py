@@ -57,8 +57,27 @@ def while_bodies(hlo):
     return [computations[name] for name in re.findall(r"body=%?([\w.-]+)", hlo)]
 
 
-@pytest.mark.parametrize("kind", ["automatic", "explicit", "shard_map"])
-@pytest.mark.parametrize(("name", "label"), GRID)
+# Of variants the first stage sees the one mesh under which JAX itself checks every step.
+KINDS = [
+    pytest.param(
+        kind,
+        *p.values,
+        id=f"{p.id}-{kind}",
+        marks=[
+            *p.marks,
+            *(
+                [pytest.mark.long]
+                if kind != "explicit" and p.values not in [q.values for q in OPS] and not p.marks
+                else []
+            ),
+        ],
+    )
+    for p in GRID
+    for kind in ("automatic", "explicit", "shard_map")
+]
+
+
+@pytest.mark.parametrize(("kind", "name", "label"), KINDS)
 def test_batch_over_two_devices(name, label, kind, key):
     f = bound(name, label)
     make = lambda batch: arguments(name, label, key, batch=batch)  # noqa: E731

@@ -184,7 +184,7 @@ def _read(f: Step, s: Any, xs: Any, steps: int, plan: _Plan) -> tuple[Any, Any]:
     count, rest = divmod(steps, size)
     again = partial(jax.checkpoint, prevent_cse=False)  # a scan around it is barrier enough
     s, ys = lax.scan(again(lambda s, x: over(s, x, size)), s, _cut(xs, 0, count, size), count)
-    ys = jax.tree.map(lambda a: a.reshape(count * size, *a.shape[2:]), ys)
+    ys = _merged(ys)
     if rest:
         s, more = again(lambda s, x: over(s, x, rest))(s, _piece(xs, count * size, rest))
         ys = _joined([ys, more])
@@ -230,6 +230,9 @@ def _emitting(f: Step, s: Any, xs: Any, parts: list[tuple[int, int]], unroll: in
     """((s, ys), the state at the beginning of every part): parts are `count` pieces of `size` steps each."""
     at, found, outputs = 0, [], []
     for count, size in parts:
+        if not size:
+            found.append(jax.tree.map(lambda a: a[None], s))
+            continue
 
         def piece(s: Any, x: Any, size: int = size) -> tuple[Any, Any]:
             end, ys = lax.scan(f, s, x, size, unroll=unroll)
@@ -237,7 +240,7 @@ def _emitting(f: Step, s: Any, xs: Any, parts: list[tuple[int, int]], unroll: in
 
         s, (states, ys) = lax.scan(piece, s, _cut(xs, at, count, size), count)
         found.append(states)
-        outputs.append(jax.tree.map(lambda a, n=count * size: a.reshape(n, *a.shape[2:]), ys))
+        outputs.append(_merged(ys))
         at += count * size
     return (s, _joined(outputs)), found
 
@@ -282,7 +285,7 @@ def _windows(step: _Step, plan: _Plan, states: Any, consts: list[Any], init: Any
             (last, _), (between,) = _emitting(blind, lax.stop_gradient(s), known, [(size - 1, k1)], plan.unroll)
             starts = _joined([starts, jax.tree.map(lambda a: a[1:], between), jax.tree.map(lambda a: a[None], last)])
         ends, ys = jax.vmap(window)(starts, _cut(x, 0, size, k1, before))
-        return jax.tree.map(lambda a: a[-1], ends), jax.tree.map(lambda a: a.reshape(size * k1, *a.shape[2:]), ys)
+        return jax.tree.map(lambda a: a[-1], ends), _merged(ys)
 
     for (count, size), starts in zip(plan.groups, states[0], strict=True):
         if not plan.head and at == 0:  # the first window has the gradient of init
@@ -293,7 +296,7 @@ def _windows(step: _Step, plan: _Plan, states: Any, consts: list[Any], init: Any
             again = jax.checkpoint(partial(group, size), prevent_cse=False)
             ends, ys = lax.map(lambda a: again(*a), (starts, _cut(xs, at - before, count, size * k1, before)))  # noqa: B023
         s = jax.tree.map(lambda a: a[-1], ends)
-        outputs.append(jax.tree.map(lambda a, n=count * size * k1: a.reshape(n, *a.shape[2:]), ys))
+        outputs.append(_merged(ys))
         at += count * size * k1
     if plan.tail:
         s, ys = _read(f, states[1], _piece(xs, at - before, before + plan.tail), before + plan.tail, plan)
@@ -317,6 +320,11 @@ def _cut(xs: Any, at: int, count: int, size: int, before: int = 0) -> Any:
         return a[at + size * jnp.arange(count)[:, None] + jnp.arange(before + size)[None]]
 
     return jax.tree.map(cut, xs)
+
+
+def _merged(pieces: Any) -> Any:
+    """(count, size, ...) to (count size, ...)."""
+    return jax.tree.map(lambda a: a.reshape(a.shape[0] * a.shape[1], *a.shape[2:]), pieces)
 
 
 def _joined(parts: list[Any]) -> Any:

@@ -947,3 +947,11 @@ BIAS = bias_of([1, 2, 4], [0.5, 0.3, 0.2])
 def test_mistakes(call, kind, message):
     with pytest.raises(kind, match=message):
         call()
+
+
+@pytest.mark.parametrize("f", [flow.lyapunov, partial(flow.jacobian_products, k=2)], ids=["lyapunov", "k"])
+def test_a_step_without_a_forward_mode_is_shown_the_twin(f):
+    params = jaxseq.gru_init(jax.random.key(0), 3, 4, dtype=jnp.float64)
+    with pytest.raises(TypeError, match="forward-mode") as info:
+        f(partial(jaxseq.gru_cell, params), jnp.zeros(4), jnp.ones((5, 3)))
+    assert "jaxseq.reference" in "".join(info.value.__notes__)

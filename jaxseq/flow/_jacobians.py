@@ -19,7 +19,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from jaxseq import _checks
-from jaxseq.flow._step import Step, flat, on_vectors, steps_of
+from jaxseq.flow._step import Step, flat, on_vectors, pushing_forwards, steps_of
 
 ITERATIONS, MORE = 20, 4  # of the power iteration, and by how many vectors it leads
 
@@ -41,6 +41,7 @@ class JacobianProducts(NamedTuple):
         return self.singular_values[:, 0]
 
 
+@pushing_forwards("jacobian_products")
 def jacobian_products(
     f: Step,
     init: PyTree[Array],

@@ -20,7 +20,7 @@ from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jaxseq import _checks
-from jaxseq.flow._step import Step, flat, on_vectors, steps_of
+from jaxseq.flow._step import Step, flat, on_vectors, pushing_forwards, steps_of
 
 
 class Lyapunov(NamedTuple):
@@ -37,6 +37,7 @@ class Lyapunov(NamedTuple):
     final: PyTree[Array]
 
 
+@pushing_forwards("lyapunov")
 def lyapunov(
     f: Step,
     init: PyTree[Array],

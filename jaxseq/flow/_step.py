@@ -1,6 +1,7 @@
 """A step function, looked at as a map from one vector of numbers to the next."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import reduce
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -13,6 +14,20 @@ from jax import lax
 from jaxseq import _checks, _precision
 
 Step = Callable[[Any, Any], tuple[Any, Any]]
+
+
+@contextmanager
+def pushing_forwards(name: str) -> Iterator[None]:
+    """A way out for who gives a function of forward mode a step that has none."""
+    try:
+        yield
+    except TypeError as error:
+        if "forward-mode" in str(error):
+            error.add_note(
+                f"jaxseq.flow.{name} pushes directions forwards through `f`, which has a rule for reverse mode only. "
+                "Of an op of jaxseq take its plain twin, of the same name in jaxseq.reference."
+            )
+        raise
 
 
 class Flat(NamedTuple):

@@ -192,7 +192,8 @@ def scans_within(eqn):
 def test_values_are_computed_once():
     """Nothing of the windows is in a program that asks for values only."""
     loss, args = grown(48, truncation=4)
-    assert max(v.aval.ndim for e in scans(loss, *args) for v in e.invars[e.params["num_consts"] :]) <= 2
+    assert max(v.aval.ndim for e in scans(loss, *args) for v in e.params["jaxpr"].jaxpr.outvars) <= 2
+    assert max(v.aval.ndim for e in scans(jax.grad(loss), *args) for v in e.params["jaxpr"].jaxpr.outvars) > 2
 
 
 def test_no_gradient_crosses_a_boundary(key):

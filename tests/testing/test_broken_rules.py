@@ -34,7 +34,7 @@ def test_passes_where_nothing_is_broken(args):
     check_vjp(broken(), args).raise_if_failed(strict=True)
 
 
-@pytest.mark.parametrize("level", ["quick", "full"])
+@pytest.mark.parametrize("level", ["quick", pytest.param("full", marks=pytest.mark.long)])
 def test_a_broken_rule_fails_with_a_reference_too(level, args):
     report = check_vjp(broken("recurrent weight not transposed"), args, reference=plain, level=level)
     assert report.of("value") is report.of("elements") is Verdict.FAIL
@@ -64,7 +64,13 @@ def mutants():
     return mutate(pooled)
 
 
-@pytest.mark.parametrize("name", mutants())
+# The first for each check; the second stage sees all of them.
+FIRST = set({mutant.check: name for name, mutant in reversed(mutants().items())}.values())
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in FIRST else [pytest.mark.long]) for name in mutants()]
+)
 def test_each_mutant_is_killed_by_its_check(name, mixed):
     mutant = mutants()[name]
     assert mutant.applies(*mixed)

@@ -25,6 +25,20 @@ def _axes(ax: Any) -> Any:
     return Figure(figsize=(7, 4), layout="constrained").add_subplot()
 
 
+def _named(argument: str, value: Any, kind: type) -> Mapping[str, Any]:
+    """Several by name, or one without."""
+    named = value if isinstance(value, Mapping) else {"": value}
+    for one in named.values():
+        _checks.container(argument, one, kind)
+    return named
+
+
+def _finished(ax: Any) -> Any:
+    ax.grid(color=FAINT, lw=0.5)
+    ax.legend(frameon=False)
+    return ax
+
+
 def _log_scale(ax: Any) -> None:
     """On y, where anything that is drawn can be there."""
     drawn = [np.asarray(line.get_ydata(), float) for line in ax.lines]
@@ -77,9 +91,7 @@ def plot_norms(curves: Mapping[str, Any], *, lags: Any = None, ax: Any = None, d
     ax.set_xlabel("lag (steps)")
     ax.set_ylabel("norm of the gradient")
     ax.set_title(f"where the gradient dies: × the last above {dead:g} of the largest", fontsize="medium")
-    ax.grid(color=FAINT, lw=0.5)
-    ax.legend(frameon=False)
-    return ax
+    return _finished(ax)
 
 
 def plot_bias(biases: TruncationBias | Mapping[str, TruncationBias], *, tolerance: float = 0.1, ax: Any = None) -> Any:
@@ -104,10 +116,7 @@ def plot_bias(biases: TruncationBias | Mapping[str, TruncationBias], *, toleranc
         >>> flow.plot_bias(bias).get_xlabel()
         'window k (steps)'
     """
-    named = biases if isinstance(biases, Mapping) else {"": biases}
-    for bias in named.values():
-        _checks.container("biases", bias, TruncationBias)
-    ax = _axes(ax)
+    named, ax = _named("biases", biases, TruncationBias), _axes(ax)
     for name, bias in named.items():
         k, error = np.asarray(bias.windows), np.asarray(bias.relative_error, float)
         order = np.argsort(k)
@@ -129,9 +138,7 @@ def plot_bias(biases: TruncationBias | Mapping[str, TruncationBias], *, toleranc
     ax.set_xlabel("window k (steps)")
     ax.set_ylabel(r"$\|g_k - g\| \,/\, \|g\|$")
     ax.set_title(f"what truncation loses; dots: the shortest window within {tolerance:g}", fontsize="medium")
-    ax.grid(color=FAINT, lw=0.5)
-    ax.legend(frameon=False)
-    return ax
+    return _finished(ax)
 
 
 def plot_spectrum(spectra: Lyapunov | Mapping[str, Lyapunov], *, ax: Any = None) -> Any:
@@ -153,10 +160,7 @@ def plot_spectrum(spectra: Lyapunov | Mapping[str, Lyapunov], *, ax: Any = None)
         >>> flow.plot_spectrum(flow.lyapunov(logistic, 0.3, None, length=100)).get_xlabel()
         'i'
     """
-    named = spectra if isinstance(spectra, Mapping) else {"": spectra}
-    for spectrum in named.values():
-        _checks.container("spectra", spectrum, Lyapunov)
-    ax = _axes(ax)
+    named, ax = _named("spectra", spectra, Lyapunov), _axes(ax)
     for name, spectrum in named.items():
         exponents = np.asarray(spectrum.exponents, float)
         label = f"{name}: $\\lambda_1$ = {exponents[0]:.3g}".removeprefix(": ")
@@ -165,6 +169,4 @@ def plot_spectrum(spectra: Lyapunov | Mapping[str, Lyapunov], *, ax: Any = None)
     ax.set_xlabel("i")
     ax.set_ylabel(r"$\lambda_i$")
     ax.set_title("above zero gradients explode, below they vanish", fontsize="medium")
-    ax.grid(color=FAINT, lw=0.5)
-    ax.legend(frameon=False)
-    return ax
+    return _finished(ax)

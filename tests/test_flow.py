@@ -955,3 +955,11 @@ def test_a_step_without_a_forward_mode_is_shown_the_twin(f):
     with pytest.raises(TypeError, match="forward-mode") as info:
         f(partial(jaxseq.gru_cell, params), jnp.zeros(4), jnp.ones((5, 3)))
     assert "jaxseq.reference" in "".join(info.value.__notes__)
+
+
+def test_no_state_is_one_of_zeros():
+    params = jaxseq.lstm_init(jax.random.key(0), 3, 4, dtype=jnp.float64)
+    step, xs = partial(jaxseq.reference.lstm_cell, params), jax.random.normal(jax.random.key(1), (5, 3))
+    zeros = jaxseq.LSTMState(jnp.zeros(4), jnp.zeros(4))
+    found, expected = (flow.jacobian_products(step, s, xs).singular_values for s in (None, zeros))
+    np.testing.assert_array_equal(found, expected)

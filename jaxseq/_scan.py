@@ -113,10 +113,7 @@ def scan(
     whole = partial(lax.scan, f, length=length, reverse=reverse, unroll=unroll)
     if window is None and every is None:
         return whole(init, xs)
-    carry, ys = jax.eval_shape(whole, init, xs)  # whatever is wrong with f, init or xs is told by lax
-    init = jax.tree.map(lambda a, like: lax.convert_element_type(a, like.dtype), init, carry)
-    steps = next((leaf.shape[0] for leaf in jax.tree.leaves((xs, ys))), length)
-    assert steps is not None
+    init, steps = as_scanned(whole, init, xs, length)
     unrolled = max(1, steps) if unroll is True else max(1, int(unroll))
 
     turn = (lambda a: jnp.flip(a, 0)) if reverse else jnp.asarray
@@ -132,6 +129,15 @@ def scan(
         step = _Step(program.jaxpr, jax.tree.structure(shapes))
         (end, ys), _ = _forward(step, plan, program.consts, init, xs)
     return end, jax.tree.map(turn, ys)
+
+
+def as_scanned(scan: Callable[[Any, Any], Any], init: Any, xs: Any, length: int | None) -> tuple[Any, int]:
+    """(init as lax.scan types it, T). Whatever is wrong with f, init or xs is told by lax."""
+    carry, ys = jax.eval_shape(scan, init, xs)
+    init = jax.tree.map(lambda a, like: lax.convert_element_type(a, like.dtype), init, carry)
+    steps = next((leaf.shape[0] for leaf in jax.tree.leaves((xs, ys))), length)
+    assert steps is not None
+    return init, steps
 
 
 class _Step(NamedTuple):

@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array, Float, PyTree
 
 from jaxseq import _checks
-from jaxseq.flow._step import Step, euclidean, steps_of
+from jaxseq.flow._step import Step, euclidean, is_float_leaf, steps_of
 
 
 def state_cotangents(
@@ -59,7 +59,7 @@ def state_cotangents(
     """
     init, steps = steps_of(f, init, xs, length)
     leaves, structure = jax.tree.flatten(init)
-    floats = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
+    floats = [is_float_leaf(leaf) for leaf in leaves]
 
     def moved(s: Any, e: list[Any]) -> Any:
         pairs = zip(structure.flatten_up_to(s), e, strict=True)

@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxseq import _checks
 from jaxseq.flow._lyapunov import Lyapunov
-from jaxseq.flow._truncation import TruncationBias
+from jaxseq.flow._truncation import TruncationBias, within
 
 DEAD = 1e-3  # of the largest: what arrives there teaches nothing beside it
 INK, FAINT = "0.25", "0.85"
@@ -118,12 +118,8 @@ def plot_bias(biases: TruncationBias | Mapping[str, TruncationBias], *, toleranc
     """
     named, ax = _named("biases", biases, TruncationBias), _axes(ax)
     for name, bias in named.items():
-        k, error = np.asarray(bias.windows), np.asarray(bias.relative_error, float)
-        order = np.argsort(k)
-        k, error = k[order], error[order]
+        k, error, held = within(bias, tolerance)
         (line,) = ax.plot(k, np.where(error > 0, error, np.nan), "o-", markersize=3, label=name)
-        bad = np.flatnonzero(~(error <= tolerance))
-        held = bad[-1] + 1 if bad.size else 0
         if held < k.size:
             if error[held] > 0:  # that of all of time has none, and no place on this axis
                 ax.plot(k[held], error[held], "o", color=line.get_color(), markersize=8)

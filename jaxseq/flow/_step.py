@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import reduce
+from functools import partial, reduce
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ import numpy as np
 from jax import lax
 
 from jaxseq import _checks, _precision
+from jaxseq._scan import as_scanned
 
 Step = Callable[[Any, Any], tuple[Any, Any]]
 
@@ -42,7 +43,7 @@ class Flat(NamedTuple):
 
 def flat(state: Any) -> Flat:
     leaves, structure = jax.tree.flatten(state)
-    floats = [_is_float(leaf) for leaf in leaves]
+    floats = [is_float_leaf(leaf) for leaf in leaves]
     ours = [jnp.asarray(leaf) for leaf, is_float in zip(leaves, floats, strict=True) if is_float]
     dtype = _precision.accumulator(_precision.promote(*ours)) if ours else np.dtype(np.float32)
     ends = list(accumulate(leaf.size for leaf in ours))
@@ -57,7 +58,7 @@ def flat(state: Any) -> Flat:
     return Flat(v, [leaf for leaf, is_float in zip(leaves, floats, strict=True) if not is_float], join)
 
 
-def _is_float(leaf: Any) -> bool:
+def is_float_leaf(leaf: Any) -> bool:
     return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
 
 
@@ -93,10 +94,7 @@ def steps_of(f: Step, init: Any, xs: Any, length: int | None) -> tuple[Any, int]
     if init is None and xs is not None:
         shapes = jax.eval_shape(lambda xs: f(None, jax.tree.map(lambda a: a[0], xs))[0], xs)
         init = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
-    carry, ys = jax.eval_shape(lambda s, xs: lax.scan(f, s, xs, length), init, xs)
-    init = jax.tree.map(lambda a, like: lax.convert_element_type(a, like.dtype), init, carry)
-    steps = next((leaf.shape[0] for leaf in jax.tree.leaves((xs, ys))), length)
-    assert steps is not None
-    if not any(_is_float(leaf) and leaf.size for leaf in jax.tree.leaves(init)):
+    init, steps = as_scanned(partial(lax.scan, f, length=length), init, xs, length)
+    if not any(is_float_leaf(leaf) and leaf.size for leaf in jax.tree.leaves(init)):
         _checks.bad_type("init", "a state that holds floats", str(jax.tree.map(_checks.describe, init)))
     return init, steps

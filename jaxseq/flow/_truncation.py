@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, PyTree
 
@@ -145,17 +146,19 @@ def suggest_truncation(bias: TruncationBias, tolerance: float = 0.1) -> int:
     _checks.container("bias", bias, TruncationBias)
     if not tolerance > 0:
         _checks.bad_value("tolerance", "a number above 0", _checks.describe(tolerance))
-    pairs = sorted(zip(map(int, bias.windows), map(float, bias.relative_error), strict=True), reverse=True)
-    best = None
-    for k, error in pairs:
-        if not error <= tolerance:
-            break
-        best = k
-    if best is None:
-        longest, error = pairs[0]
-        expected = f"above {error:.2g}, the error of the longest window measured, {longest}"
+    k, error, first = within(bias, tolerance)
+    if first == k.size:
+        expected = f"above {error[-1]:.2g}, the error of the longest window measured, {k[-1]}"
         _checks.bad_value("tolerance", expected, _checks.describe(tolerance))
-    return best
+    return int(k[first])
+
+
+def within(bias: TruncationBias, tolerance: float) -> tuple[np.ndarray, np.ndarray, int]:
+    """(windows, the shortest first; their errors; the place from which on no error is above the tolerance, or NaN)."""
+    k, error = np.asarray(bias.windows), np.asarray(bias.relative_error, float)
+    order = np.argsort(k, kind="stable")
+    bad = np.flatnonzero(~(error[order] <= tolerance))
+    return k[order], error[order], int(bad[-1]) + 1 if bad.size else 0
 
 
 @jax.custom_vjp

@@ -20,6 +20,7 @@ from jaxseq._gru import GRUParams, gru, gru_cell, gru_init
 from jaxseq._layers import bidirectional, stack
 from jaxseq._lstm import LSTMParams, LSTMState, lstm, lstm_cell, lstm_init
 from jaxseq._recurrence import Cell
+from jaxseq._relay import relay
 from jaxseq._rnn import RNNParams, rnn, rnn_cell, rnn_init
 from jaxseq._scan import scan
 from jaxseq._separable import depthwise_conv, separable_conv
@@ -60,6 +61,7 @@ __all__ = [
     "recurrence",
     "recurrence_cell",
     "reference",
+    "relay",
     "rnn",
     "rnn_cell",
     "rnn_init",

@@ -46,6 +46,7 @@ from jaxtyping import Array, Bool, Inexact
 from jaxseq import _checks, _conv, _correlation, _dense, _precision, _sharding, _time
 from jaxseq._geometry import Geometry
 from jaxseq._op import op
+from jaxseq._relay import from_one, is_first, relay
 
 
 class Options(NamedTuple):
@@ -236,6 +237,67 @@ def _grouped(options: Options, which: str, a: jax.Array, b: jax.Array, sharding:
     return result.reshape(*result.shape[:-2], -1) if g > 1 else result
 
 
+# --- Over devices ---
+
+
+def _over_devices(
+    options: Options,
+    carry: jax.Array,
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None,
+    resets: jax.Array | None,
+) -> tuple[jax.Array, jax.Array]:
+    """(carry', y), of any number of batch axes, and wherever the arrays lie."""
+    carry, x, kernel, bias, resets = _sharding.together((carry, x, kernel, bias, resets))
+    dividing, home = _sharding.dividing, _sharding.of(x)
+    if home is not None:
+        carry = _sharding.laid_out(carry, _sharding.with_features(home, carry, 2))
+        resets = None if resets is None else _sharding.laid_out(resets, _sharding.head(home, x.ndim - 1))
+    names = dividing(x, -1).union(dividing(carry, slice(-2, None)), *(map(dividing, jax.tree.leaves((kernel, bias)))))
+    if x.ndim != 3:
+        names |= dividing(x, slice(-2))
+    results = _sharding.of(carry), _sharding.joined(x, kernel)
+    run = _sharding.handed_over(partial(_stretches, options), names, results)
+    return run(carry, x, kernel, bias, resets)
+
+
+def _stretches(options: Options, carry: jax.Array, x: jax.Array, *rest: Any) -> tuple[jax.Array, jax.Array]:
+    """Where an explicit mesh divides time, each device goes on with what the one before it hands on."""
+    names = _sharding.names_of(x, -2)
+    if not names:
+        return _one_stretch(options, carry, x, *rest)
+
+    def run(carry: jax.Array, x: jax.Array, kernel: jax.Array, bias: Any, resets: Any) -> tuple[jax.Array, jax.Array]:
+        carry, x, kernel, bias, resets = _sharding.together((carry, x, kernel, bias, resets))
+        rounds = -(-carry.shape[-2] // x.shape[-2])
+        start = carry
+        if rounds:
+            start = relay(lambda carry: _handed_on(carry, x, resets), carry, names, rounds=rounds)
+        last, y = _one_stretch(options, start, x, kernel, bias, resets)
+        return from_one(is_first(names, reverse=True), last, names), y
+
+    over_time = PartitionSpec(*(None,) * (x.ndim - 2), names)
+    return jax.shard_map(
+        run,
+        mesh=jax.typeof(x).sharding.mesh,
+        in_specs=(PartitionSpec(), over_time, PartitionSpec(), PartitionSpec(), over_time),
+        out_specs=(PartitionSpec(), over_time),
+        axis_names={*names},
+    )(carry, x, *rest)
+
+
+def _one_stretch(
+    options: Options, carry: jax.Array, x: jax.Array, kernel: jax.Array, bias: Any, resets: Any
+) -> tuple[jax.Array, jax.Array]:
+    last, batch = _handed_on(carry, x, resets), x.shape[:-2]
+    flat = resets is None and len(batch) != 1  # lax's convolution has one batch axis, the masked form has any number
+    if flat:
+        carry, x = (a.reshape(prod(batch), *a.shape[-2:]) for a in (carry, x))
+    y: Any = _causal_conv(options, *_sharding.together((carry, x, kernel, bias, resets)))
+    return last, y.reshape(*batch, *y.shape[1:]) if flat else y
+
+
 # --- Public ---
 
 
@@ -302,13 +364,13 @@ def causal_conv(
     if kernel.ndim != 3:
         _checks.bad_value("kernel", "3 axes (window, c_in // groups, c_out)", str(kernel.ndim), kernel=kernel)
     x, kernel, bias, _ = _conv.operands(x, kernel, bias)
-    (K, _, c_out), (*batch, T, c_in) = kernel.shape, x.shape
+    K, (*batch, T, c_in) = kernel.shape[0], x.shape
     dilation = _checks.integer("dilation", dilation, at_least=1)
     groups = _checks.integer("groups", groups, at_least=1)
     _conv.check_channels(groups, x, kernel, bias)
     past = (*batch, (K - 1) * dilation, c_in)
     if carry is None:
-        carry = jnp.zeros(past, x.dtype, out_sharding=_sharding.of(x))
+        carry = _sharding.zeros(past, x)
     else:
         carry = _checks.array("carry", carry, complex_ok=True)
         if jnp.iscomplexobj(carry) != jnp.iscomplexobj(x):
@@ -319,10 +381,4 @@ def causal_conv(
         _checks.shape("resets", resets, (*batch, T), "(*batch, T)", x=x)
         if not resets.size or K == 1:  # there is no boundary, or nothing to see across it
             resets = None
-    last = _handed_on(carry, x, resets)
-    rule = partial(_causal_conv, Options(dilation, groups, _checks.precision(precision)))
-    flat = resets is None and len(batch) != 1  # lax's convolution has one batch axis, the masked form has any number
-    if flat:
-        carry, x = (a.reshape(prod(batch), *a.shape[-2:]) for a in (carry, x))
-    y = rule(*_sharding.together((carry, x, kernel, bias, resets)))
-    return last, y.reshape(*batch, T, c_out) if flat else y
+    return _over_devices(Options(dilation, groups, _checks.precision(precision)), carry, x, kernel, bias, resets)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact, PRNGKeyArray
 
-from jaxseq import _checks, _correlation, _dense, _geometry, _init, _precision, _sharding
+from jaxseq import _checks, _correlation, _dense, _geometry, _halo, _init, _precision, _sharding
 from jaxseq._geometry import Geometry
 from jaxseq._op import op
 
@@ -124,7 +124,12 @@ def conv(
     check_channels(geometry.groups, x, kernel, bias)
     if _checks.boolean("flip", flip):
         kernel = jnp.flip(kernel, range(axes))
-    rule = partial(_conv, geometry, _checks.precision(precision))
+    precision = _checks.precision(precision)
+
+    def rule(x: jax.Array, *weights: Any) -> jax.Array:
+        here, parts = _halo.of_conv(geometry, kernel.shape[:axes], x)
+        return _halo.over(parts, partial(_conv, here, precision), x, *weights)
+
     return over_batch(rule, x, kernel, bias)
 
 
@@ -214,11 +219,23 @@ def check_channels(groups: int, x: jax.Array, kernel: jax.Array, bias: jax.Array
         _checks.shape("bias", bias, (c_out,), "(c_out,)", kernel=kernel)
 
 
-def over_batch(rule: Callable[..., jax.Array], x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
-    """`rule`, which has one batch axis, for any number of them."""
+def over_batch(
+    rule: Callable[..., jax.Array], x: jax.Array, kernel: jax.Array, bias: jax.Array | None, c_out: int = -1
+) -> jax.Array:
+    """`rule`, which has one batch axis, for any number of them, and for any arrays over devices. Axis `c_out` of the
+    kernel holds the channels of the result.
+    """
+    x, kernel, bias = _sharding.together((x, kernel, bias))
     axes = kernel.ndim - 2
-    batch = x.shape[: -axes - 1]
-    if len(batch) != 1:  # one batch axis needs no reshape, which a sharded axis may forbid
-        x = x.reshape(prod(batch), *x.shape[-axes - 1 :])
-    y = rule(*_sharding.together((x, kernel, bias)))
-    return y if len(batch) == 1 else y.reshape(*batch, *y.shape[1:])
+    batch, dividing = x.shape[: -axes - 1], _sharding.dividing
+
+    def run(x: jax.Array, *weights: Any) -> jax.Array:
+        if len(batch) == 1:  # no reshape, which a divided axis may forbid
+            return rule(x, *weights)
+        y = rule(x.reshape(prod(batch), *x.shape[-axes - 1 :]), *weights)
+        return y.reshape(*batch, *y.shape[1:])
+
+    names = dividing(x, -1).union(*(dividing(w) for w in jax.tree.leaves((kernel, bias))))
+    if len(batch) != 1:
+        names |= dividing(x, slice(-axes - 1))
+    return _sharding.handed_over(run, names, _sharding.joined(x, kernel, c_out))(x, kernel, bias)

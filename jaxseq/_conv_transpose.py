@@ -16,7 +16,7 @@ from typing import Any
 import jax
 from jaxtyping import Array, Inexact
 
-from jaxseq import _checks, _conv, _correlation, _dense, _geometry, _precision, _sharding
+from jaxseq import _checks, _conv, _correlation, _dense, _geometry, _halo, _precision, _sharding
 from jaxseq._geometry import Geometry
 from jaxseq._op import op
 
@@ -127,5 +127,10 @@ def conv_transpose(
         _checks.bad_value("kernel", f"c_in = {x.shape[-1]} channels on its last axis", str(c_in), x=x, kernel=kernel)
     if bias is not None:
         _checks.shape("bias", bias, (c_out,), "(c_out,)", kernel=kernel)
-    rule = partial(_conv_transpose, geometry, space, _checks.precision(precision))
-    return _conv.over_batch(rule, x, kernel, bias)
+    precision = _checks.precision(precision)
+
+    def rule(x: jax.Array, *weights: Any) -> jax.Array:
+        here, space_here, parts = _halo.of_transpose(geometry, window, space, x)
+        return _halo.over(parts, partial(_conv_transpose, here, space_here, precision), x, *weights)
+
+    return _conv.over_batch(rule, x, kernel, bias, c_out=-2)

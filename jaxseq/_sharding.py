@@ -1,11 +1,21 @@
 """What JAX's types say of an array beyond shape and dtype: on which devices its parts lie.
 
-Two places need to say so by hand. Inside `shard_map`, arrays that vary over a mesh axis meet arrays that do not;
-`together` makes all vary alike before a custom rule sees them, so that JAX itself sums the cotangents of those that
-did not. On an explicit mesh, a contraction over a sharded axis needs the sharding of its result: `of` names that of
-the array whose cotangent it is.
+Three places need to say so by hand.
+
+Inside `shard_map`, arrays that vary over a mesh axis meet arrays that do not; `together` makes all vary alike before a
+custom rule sees them, so that JAX itself sums the cotangents of those that did not.
+
+On an explicit mesh, a contraction over a sharded axis needs the sharding of its result: `of` names that of the array
+whose cotangent it is.
+
+There too every operation wants to know how features are laid out that a weight divides otherwise than a state: four
+gates over two devices, for one. What JAX knows of its automatic axes by itself it would have to be told step by step.
+`handed_over` makes the mesh axes over which features lie automatic for the length of a rule, and says of its results
+alone how they lie. Those of the batch remain explicit, and JAX holds us to them: no sum over devices where none is
+meant.
 """
 
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import jax
@@ -17,10 +27,16 @@ Tree = TypeVar("Tree")
 
 
 def together(tree: Tree) -> Tree:
-    """The same arrays, all varying over the union of the mesh axes that any of them varies over."""
-    union = frozenset().union(*(_varying(leaf) for leaf in jax.tree.leaves(tree)))
+    """The same arrays, all on the explicit mesh where any of them is on one, and all varying over the union of the mesh
+    axes that any of them varies over.
+    """
+    leaves = jax.tree.leaves(tree)
+    union = frozenset().union(*(_varying(leaf) for leaf in leaves))
+    mesh = next((sharding.mesh for leaf in leaves if (sharding := of(leaf)) is not None), None)
 
     def cast(leaf: jax.Array) -> jax.Array:
+        if mesh is not None and jax.typeof(leaf).sharding.mesh.empty:
+            leaf = jax.sharding.reshard(leaf, NamedSharding(mesh, PartitionSpec()))
         missing = tuple(sorted(union - _varying(leaf)))
         return lax.pcast(leaf, missing, to="varying") if missing else leaf
 
@@ -37,7 +53,39 @@ def of(x: jax.Array) -> NamedSharding | None:
     return sharding if AxisType.Explicit in sharding.mesh.axis_types else None
 
 
-def zeros(shape: tuple[int, ...], x: jax.Array, axis: int | None, features: int) -> jax.Array:
+def dividing(x: jax.Array, axes: slice | int = slice(None)) -> frozenset[str]:
+    """The explicit mesh axes over which those axes of x are divided."""
+    sharding = of(x)
+    if sharding is None:
+        return frozenset()
+    parts = tuple(sharding.spec)[axes] if isinstance(axes, slice) else (tuple(sharding.spec)[axes],)
+    return frozenset(name for part in parts if part is not None for name in _names(part))
+
+
+def _names(part: Any) -> tuple[str, ...]:
+    """The mesh axes of one entry of a PartitionSpec."""
+    return part if isinstance(part, tuple) else (part,)
+
+
+def handed_over(rule: Callable[..., Any], names: Iterable[str], results: Any) -> Callable[..., Any]:
+    """`rule`, to which the mesh axes of those names are automatic; its results are laid out as `results` says."""
+    names = tuple(sorted(names))
+    return jax.sharding.auto_axes(rule, axes=names, out_sharding=results) if names else rule
+
+
+def names_of(x: jax.Array, axis: int) -> tuple[str, ...]:
+    """The explicit mesh axes that divide one axis of x, in their order."""
+    sharding = of(x)
+    part = None if sharding is None else sharding.spec[axis]
+    return () if part is None else _names(part)
+
+
+def sizes(x: jax.Array, axis: int) -> tuple[int, ...]:
+    """How many devices each of them has."""
+    return tuple(jax.typeof(x).sharding.mesh.shape[name] for name in names_of(x, axis))
+
+
+def zeros(shape: tuple[int, ...], x: jax.Array, axis: int | None = None, features: int = 2) -> jax.Array:
     """Zeros (*batch, *features) whose batch axes lie where those of x do, which may have one more, at `axis`."""
     sharding = of(x)
     if sharding is not None:
@@ -62,14 +110,47 @@ def undivided() -> bool:
 def joined(x: jax.Array, w: jax.Array, axis: int = -1) -> NamedSharding | None:
     """The sharding of a linear map's result: that of x, with the last axis as the last of w, or another of w."""
     sharding = of(x)
-    return sharding and NamedSharding(
-        sharding.mesh, PartitionSpec(*sharding.spec[:-1], jax.typeof(w).sharding.spec[axis])
-    )
+    if sharding is None:
+        return None
+    last, taken = jax.typeof(w).sharding.spec[axis], dividing(x, slice(-1))
+    if last is not None and taken & {*_names(last)}:
+        last = None
+    return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:-1], last))
+
+
+def with_features(sharding: NamedSharding, a: jax.Array, features: int) -> NamedSharding:
+    """That sharding, so many of its last axes divided as those of a, but for mesh axes that divide others already."""
+    first = tuple(sharding.spec)[: len(sharding.spec) - features]
+    taken = {name for part in first if part is not None for name in _names(part)}
+    last = tuple(jax.typeof(a).sharding.spec)[a.ndim - features :]
+    last = [None if part is None or taken & {*_names(part)} else part for part in last]
+    return NamedSharding(sharding.mesh, PartitionSpec(*first, *last))
+
+
+def without(sharding: NamedSharding, axis: int) -> NamedSharding:
+    """That sharding, that axis in one place."""
+    return NamedSharding(sharding.mesh, PartitionSpec(*(None if i == axis else p for i, p in enumerate(sharding.spec))))
+
+
+def gathered(x: jax.Array, axis: int) -> jax.Array:
+    """x, that axis in one place."""
+    sharding = of(x)
+    return x if sharding is None else laid_out(x, without(sharding, axis))
+
+
+def dropped(sharding: NamedSharding, axis: int) -> NamedSharding:
+    """That sharding, of an array without that axis."""
+    return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:axis], *sharding.spec[axis + 1 :]))
 
 
 def tail(sharding: NamedSharding | None, axes: int) -> NamedSharding | None:
     """That of the last axes alone."""
     return sharding and NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[-axes:]))
+
+
+def head(sharding: NamedSharding | None, axes: int) -> NamedSharding | None:
+    """That of the first axes alone."""
+    return sharding and NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:axes]))
 
 
 def laid_out(x: jax.Array, sharding: NamedSharding | None) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Strict settings: float64 where it is asked for, no silent promotion of dtypes or ranks, two devices."""
+"""Strict settings: float64 where it is asked for, no silent promotion of dtypes or ranks, eight devices."""
 
 import os
 import sys
@@ -15,7 +15,7 @@ from jaxseq import _sharding
 
 pytest_plugins = ["pytester"]
 
-jax.config.update("jax_num_cpu_devices", 2)
+jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -23,8 +23,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 @pytest.fixture(autouse=True)
 def undivided(request, monkeypatch):
-    """Rules are those of one device, where most users are; test_sharding.py sees the two that there are."""
-    if request.path.name != "test_sharding.py":
+    """Rules are those of one device, where most users are; these files see the eight that there are."""
+    if request.path.name not in ("test_sharding.py", "test_stretches.py", "test_scale.py"):
         monkeypatch.setattr(_sharding, "undivided", lambda: True)
 
 

@@ -2,12 +2,14 @@
 
 import importlib.util
 from functools import cache
+from math import prod
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
 
 from jaxseq._cases import CASES
 from jaxseq._init import normal
@@ -101,6 +103,20 @@ def subjaxprs(jaxpr):
 def scans(f, *args):
     """The scan equations in the jaxpr of f(*args), outermost first."""
     return [eqn for eqn in subjaxprs(jax.make_jaxpr(f)(*args).jaxpr) if eqn.primitive.name == "scan"]
+
+
+# --- Devices ---
+
+
+def mesh_of(sizes, names, kind):
+    """A mesh of the first devices, all axes of one kind: "explicit", or automatic."""
+    axis = AxisType.Explicit if kind == "explicit" else AxisType.Auto
+    return jax.make_mesh(sizes, names, axis_types=(axis,) * len(sizes), devices=jax.devices()[: prod(sizes)])
+
+
+def place(mesh, tree, specs):
+    """The arrays of a tree laid out by a tree of PartitionSpecs."""
+    return jax.device_put(tree, jax.tree.map(lambda s: NamedSharding(mesh, s), specs))
 
 
 def script(path):

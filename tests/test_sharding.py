@@ -1,116 +1,243 @@
-"""Every op with its batch over two devices, under each kind of mesh: same numbers, and no collective in the loop."""
+"""Every op with batch and features over devices, under each kind of mesh: same numbers, no collective in the loop.
 
-import re
+Time and space over devices are the matter of test_stretches.py.
+"""
 
 import jax
+import jax.numpy as jnp
 import pytest
-from helpers import OPS, arguments, assert_close, bound, compiled, cotangents_for, derived, long_where, pullback
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from helpers import (
+    OPS,
+    arguments,
+    assert_close,
+    bound,
+    compiled,
+    cotangents_for,
+    derived,
+    long_where,
+    mesh_of,
+    normals,
+    place,
+    pullback,
+)
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
-GRID = [
-    *long_where(OPS, derived),
-    *[pytest.param(name, "truncation, reverse", id=f"{name}-truncation, reverse") for name in ("gru", "lstm")],
-]
-GRID += [
-    pytest.param("lstm", label, id=f"lstm-{label}")
-    for label in (
+import jaxseq
+from benchmarks import hlo
+from jaxseq._cases import CASES
+
+VARIANTS = {
+    "gru": ["truncation, reverse"],
+    "lstm": [
         "no bias, zero carry",
+        "truncation, reverse",
         "windows that reach back",
         "lengths, resets, reverse",
         "batch first, lengths, checkpoint",
-    )
-]
-GRID += [
-    pytest.param("recurrence", label, id=f"recurrence-{label}")
-    for label in ("twice, lengths, checkpoint", "slstm", "layer_norm_gru", "indrnn, resets, truncation, reverse")
-]
-GRID += [
-    pytest.param("causal_conv", label, id=f"causal_conv-{label}")
-    for label in ("no carry", "resets", "resets, grouped, no carry", "resets, depthwise, dilated")
-]
-GRID += [  # one of each rule
-    pytest.param("conv", label, id=f"conv-{label}")
-    for label in ("depthwise", "2d depthwise, long", "one tap", "2d grouped, dilated", "3d")
-]
+    ],
+    "bidirectional": ["rnn and gru, lengths, checkpoint"],
+    "stack": ["bidirectional lstm, dropout, resets"],
+    "recurrence": ["twice, lengths, checkpoint", "slstm", "layer_norm_gru", "indrnn, resets, truncation, reverse"],
+    "causal_conv": ["no carry", "resets", "resets, grouped, no carry", "resets, depthwise, dilated"],
+    "conv": ["depthwise", "2d depthwise, long", "one tap", "2d grouped, dilated", "3d"],  # one of each rule
+}
+GRID = [pytest.param(name, label, id=f"{name}-{label}") for name, labels in VARIANTS.items() for label in labels]
 # A loop over taps in which each tap's own weight is summed over devices: all of the kernel, once, in K parts.
 TAP_BY_TAP = [("causal_conv", "resets"), ("causal_conv", "resets, grouped, no carry")]
 # A loop over segments, each of which is recomputed and contracted by itself: one sum a segment, none a step.
-BY_SEGMENT = [("lstm", "batch first, lengths, checkpoint"), ("recurrence", "twice, lengths, checkpoint")]
+BY_SEGMENT = [
+    ("bidirectional", "rnn and gru, lengths, checkpoint"),
+    ("lstm", "batch first, lengths, checkpoint"),
+    ("recurrence", "twice, lengths, checkpoint"),
+]
 # Steps of the user's own, which JAX differentiates: nothing is known of them by which a sum could wait for the end.
 BY_STEP = [("scan", "truncation")]
 # The compiler splits no Fourier transform, so that it gathers what goes through one.
 GATHERED = [("conv", "2d depthwise, long", "automatic")]
-COLLECTIVE = re.compile(r" (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(-start)?\(")
 
 
 def batch_specs(make):
     """Where the batch axis of each array is: the axis that grows with the batch."""
 
     def spec(small, large):
-        return PartitionSpec(*("d" if a != b else None for a, b in zip(small.shape, large.shape, strict=True)))
+        return P(*("d" if a != b else None for a, b in zip(small.shape, large.shape, strict=True)))
 
-    return jax.tree.map(spec, make(batch=(2,)), make(batch=(4,)))
+    return jax.tree.map(spec, make(batch=(8,)), make(batch=(16,)))
 
 
-def while_bodies(hlo):
-    computations = dict(re.findall(r"^%?([\w.-]+) [^\n]*\{\n(.*?)^\}", hlo, flags=re.DOTALL | re.MULTILINE))
-    return [computations[name] for name in re.findall(r"body=%?([\w.-]+)", hlo)]
+def is_spec(s):
+    return isinstance(s, P)
 
 
 # Of variants the first stage sees the one mesh under which JAX itself checks every step.
-KINDS = [
-    pytest.param(
-        kind,
-        *p.values,
-        id=f"{p.id}-{kind}",
-        marks=[
-            *p.marks,
-            *(
-                [pytest.mark.long]
-                if kind != "explicit" and p.values not in [q.values for q in OPS] and not p.marks
-                else []
-            ),
-        ],
-    )
-    for p in GRID
-    for kind in ("automatic", "explicit", "shard_map")
-]
+def over_kinds(ops, variants, kinds):
+    return [
+        pytest.param(
+            kind,
+            *p.values,
+            id=f"{p.id}-{kind}",
+            marks=[*p.marks] or ([pytest.mark.long] if kind != "explicit" and p in variants else []),
+        )
+        for p in [*ops, *variants]
+        for kind in kinds
+    ]
 
 
-@pytest.mark.parametrize(("kind", "name", "label"), KINDS)
-def test_batch_over_two_devices(name, label, kind, key):
+@pytest.mark.parametrize(
+    ("kind", "name", "label"), over_kinds(long_where(OPS, derived), GRID, ("automatic", "explicit", "shard_map"))
+)
+def test_batch_over_eight_devices(name, label, kind, key):
     f = bound(name, label)
     make = lambda batch: arguments(name, label, key, batch=batch)  # noqa: E731
     outputs = lambda batch: jax.eval_shape(f, *make(batch))  # noqa: E731
-    args, specs = make((4,)), batch_specs(make)
+    args, specs = make((8,)), batch_specs(make)
     cotangents, out_specs = cotangents_for(f, args, jax.random.fold_in(key, 1)), batch_specs(outputs)
     expected = compiled(name, label, twin=True)(args, cotangents)
 
-    mesh = jax.make_mesh((2,), ("d",), axis_types=(AxisType.Explicit if kind == "explicit" else AxisType.Auto,))
-    place = lambda tree, specs: jax.device_put(tree, jax.tree.map(lambda s: NamedSharding(mesh, s), specs))  # noqa: E731
+    mesh = mesh_of((8,), ("d",), kind)
     run = pullback(f)
     if kind == "shard_map":
         run = jax.shard_map(run, mesh=mesh, in_specs=(specs, out_specs), out_specs=(out_specs, specs))
     with jax.set_mesh(mesh):
-        placed = place(args, specs), place(cotangents, out_specs)
+        placed = place(mesh, args, specs), place(mesh, cotangents, out_specs)
         program = jax.jit(run).lower(*placed).compile()
         assert_close(program(*placed), expected)
 
-    hlo = program.as_text()
-    replicated = [s for s in jax.tree.leaves(specs, is_leaf=lambda s: isinstance(s, PartitionSpec)) if "d" not in s]
-    assert len(COLLECTIVE.findall(hlo)) >= 1
-    assert len(COLLECTIVE.findall(hlo)) <= len(replicated) or (name, label, kind) in GATHERED or name == "scan"
-    bodies = while_bodies(hlo)
-    assert bodies or name not in ("rnn", "gru", "lstm")
-    assert not any(COLLECTIVE.search(body) for body in bodies) or (name, label) in TAP_BY_TAP + BY_SEGMENT + BY_STEP
+    collectives = hlo.collectives(program.as_text())
+    replicated = [s for s in jax.tree.leaves(specs, is_leaf=is_spec) if "d" not in s]
+    assert collectives
+    assert len(collectives) <= len(replicated) or (name, label, kind) in GATHERED or name == "scan"
+    in_loops = [c for c in collectives if c.loops]
+    assert not in_loops or (name, label) in TAP_BY_TAP + BY_SEGMENT + BY_STEP
 
 
 def test_the_search_for_collectives_finds_one():
     """Autodiff of a scan puts one in every step: the sum of a replicated weight's cotangent."""
-    mesh = jax.make_mesh((2,), ("d",), axis_types=(AxisType.Auto,))
-    params, carry, xs = arguments("lstm", "plain", jax.random.key(0), batch=(4,))
+    mesh = mesh_of((8,), ("d",), "automatic")
+    params, carry, xs = arguments("lstm", "plain", jax.random.key(0), batch=(8,))
     with jax.set_mesh(mesh):
-        xs = jax.device_put(xs, NamedSharding(mesh, PartitionSpec(None, "d")))
+        xs = jax.device_put(xs, NamedSharding(mesh, P(None, "d")))
         loss = lambda p, xs: (bound("lstm", "plain", twin=True)(p, carry, xs)[1] ** 2).sum()  # noqa: E731
-        hlo = jax.jit(jax.grad(loss)).lower(params, xs).compile().as_text()
-    assert any(COLLECTIVE.search(body) for body in while_bodies(hlo))
+        program = jax.jit(jax.grad(loss)).lower(params, xs).compile()
+    assert any(c.times == len(xs) for c in hlo.collectives(program.as_text()))
+
+
+# --- Features: those of weights, inputs and states that a mesh axis divides evenly ---
+
+# Sizes are 3, 5, 6 and the like: two meshes divide each of them once.
+MESHES = {(2, 3): "2x3", (1, 5): "1x5"}
+
+
+def feature_specs(make, sizes):
+    """The batch over b, and the last axis over f where that goes."""
+    (nb, nf), small, large = sizes, make((2,)), make((4,))
+
+    def spec(a, b):
+        parts = ["b" if m != n and nb > 1 else None for m, n in zip(a.shape, b.shape, strict=True)]
+        if parts and a.shape[-1] == b.shape[-1] and a.shape[-1] % nf == 0 and jnp.issubdtype(a.dtype, jnp.inexact):
+            parts[-1] = "f"
+        return P(*parts)
+
+    return jax.tree.map(spec, small, large)
+
+
+def feature_grid():
+    found = []
+    for p in [*long_where(OPS, derived), *GRID]:
+        for sizes, shown in MESHES.items():
+            for kind in ("explicit", "automatic"):
+                # The first stage sees of each op the mesh that divides most, and the kind that says what is divided.
+                first = kind == "explicit" and not p.marks and p not in GRID and sizes == (1, 5)
+                marks = [] if first else [pytest.mark.long]
+                found.append(pytest.param(kind, sizes, *p.values, id=f"{p.id}-{shown}-{kind}", marks=marks))
+    return found
+
+
+@pytest.mark.parametrize(("kind", "sizes", "name", "label"), feature_grid())
+def test_features_over_devices(name, label, sizes, kind, key):
+    f = bound(name, label)
+    make = lambda batch: arguments(name, label, key, batch=batch)  # noqa: E731
+    args, specs = make((4,)), feature_specs(make, sizes)
+    cotangents = cotangents_for(f, args, jax.random.fold_in(key, 1))
+    expected = compiled(name, label, twin=True)(args, cotangents)
+    mesh = mesh_of(sizes, ("b", "f"), kind)
+    with jax.set_mesh(mesh):
+        placed = place(mesh, args, specs)
+        types = jax.eval_shape(f, *placed)
+        lay = lambda c, t: jax.device_put(c, NamedSharding(mesh, t.sharding.spec if kind == "explicit" else P()))  # noqa: E731
+        program = jax.jit(pullback(f)).lower(placed, jax.tree.map(lay, cotangents, types)).compile()
+        assert_close(program(placed, jax.tree.map(lay, cotangents, types)), expected)
+
+
+def test_hidden_units_over_devices_and_batch_too(key):
+    """Weights and states of a layer divided by columns, on every kind of mesh; ys lies as the state does."""
+    params = jaxseq.lstm_init(key, 3, 4, dtype=jnp.float64)
+    carry, xs = normals(key, (jaxseq.LSTMState(jnp.ones((4, 4)), jnp.ones((4, 4))), jnp.ones((5, 4, 3))))
+    expected = jax.jit(pullback(jaxseq.reference.lstm))((params, carry, xs), (carry, jnp.ones((5, 4, 4))))
+    specs = type(params)(P(None, "f"), P(None, "f"), P("f")), type(carry)(*[P("b", "f")] * 2), P(None, "b")
+    for kind in "explicit", "automatic":
+        mesh = mesh_of((2, 4), ("b", "f"), kind)
+        with jax.set_mesh(mesh):
+            placed = place(mesh, (params, carry, xs), specs)
+            cotangents = place(mesh, (carry, jnp.ones((5, 4, 4))), (specs[1], P(None, "b", "f")))
+            assert_close(jax.jit(pullback(jaxseq.lstm))(placed, cotangents), expected)
+            if kind == "explicit":
+                state, ys = jax.eval_shape(jaxseq.lstm, *placed)
+                assert {a.sharding.spec for a in (*state, ys)} == {P("b", "f"), P(None, "b", "f")}
+                gradient = jax.eval_shape(pullback(jaxseq.lstm), placed, cotangents)[1]
+                assert [a.sharding.spec for a in jax.tree.leaves(gradient)[:3]] == [P(None, "f"), P(None, "f"), P("f")]
+
+
+def test_weights_over_the_axis_of_the_batch(key):
+    """Fully sharded data parallelism: one mesh axis divides the batch of xs and the rows of weights."""
+    params, xs = jaxseq.gru_init(key, 8, 8, dtype=jnp.float64), normals(key, jnp.ones((5, 8, 8)))
+    ȳ = normals(jax.random.fold_in(key, 1), jnp.ones((5, 8, 8)))
+    run = lambda gru: pullback(lambda params, xs: gru(params, None, xs)[1])  # noqa: E731
+    expected = jax.jit(run(jaxseq.reference.gru))((params, xs), ȳ)
+    mesh = mesh_of((8,), ("d",), "explicit")
+    with jax.set_mesh(mesh):
+        placed = place(mesh, (params, xs), (jax.tree.map(lambda _: P("d"), params), P(None, "d")))
+        assert_close(jax.jit(run(jaxseq.gru))(placed, place(mesh, ȳ, P(None, "d"))), expected)
+
+
+# --- What users do not place ---
+
+
+@pytest.mark.parametrize("name", ["lstm", "conv", "causal_conv"])
+def test_weights_and_states_that_were_never_placed_follow_the_input(name, key):
+    label = next(iter(CASES[name].variants))
+    args, f = arguments(name, label, key, batch=(8,)), bound(name, label)
+    cotangents = cotangents_for(f, args, key)
+    expected = compiled(name, label, twin=True)(args, cotangents)
+    where = {"lstm": 2, "conv": 0, "causal_conv": 1}[name]
+    mesh = mesh_of((8,), ("d",), "explicit")
+
+    def gradient(x, cotangents, others):
+        return pullback(f)((*others[:where], x, *others[where:]), cotangents)
+
+    with jax.set_mesh(mesh):
+        x = jax.device_put(args[where], NamedSharding(mesh, P(*("d" if n == 8 else None for n in args[where].shape))))
+        types = jax.eval_shape(lambda x: f(*args[:where], x, *args[where + 1 :]), x)
+        cotangents = jax.tree.map(
+            lambda c, t: jax.device_put(c, NamedSharding(mesh, t.sharding.spec)), cotangents, types
+        )
+        assert_close(jax.jit(gradient)(x, cotangents, (*args[:where], *args[where + 1 :])), expected)
+
+
+def test_lengths_resets_and_dropout_that_lie_elsewhere_follow_the_input(key):
+    params, _, xs = arguments("lstm", "plain", key, batch=(8,))
+    keys = iter(jax.random.split(key, 4))
+    time = {
+        "lengths": jax.random.randint(next(keys), (8,), 0, len(xs) + 1),
+        "resets": jax.random.bernoulli(next(keys), 0.3, xs.shape[:2]),
+        "drop": jax.random.bernoulli(next(keys), 0.5, (8, params.w_h.shape[0])).astype(xs.dtype),
+        "hold": jaxseq.LSTMState(*jax.random.bernoulli(next(keys), 0.5, (2, *xs.shape[:2], params.w_h.shape[0]))),
+    }
+    run = lambda lstm: jax.jit(jax.grad(lambda params, xs: (lstm(params, None, xs, **time)[1] ** 2).sum(), (0, 1)))  # noqa: E731
+    expected = run(jaxseq.reference.lstm)(params, xs)
+    mesh = mesh_of((8,), ("d",), "explicit")
+    with jax.set_mesh(mesh):
+        assert_close(
+            run(jaxseq.lstm)(*place(mesh, (params, xs), (jax.tree.map(lambda _: P(), params), P(None, "d")))), expected
+        )

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxseq import _checks, _sharding, _time
+from jaxseq._recurrence import _devices
 from jaxseq._recurrence._cell import MAPS, Cell, Inputs, State, Weights, h_of
 from jaxseq._recurrence._inspect import inspect
 from jaxseq._recurrence._rule import rule
@@ -45,16 +46,23 @@ def sequence(cell: Cell, params: Any, carry: State | None, xs: Any, **time: Unpa
     hold = _hold(cell, given.hold, carry, axis, steps)
     if steps == 0:
         return carry, jnp.zeros((*sizes, *h_of(carry).shape[len(batch) :]), xs.dtype)
+    lengths, resets = _devices.beside(xs, axis, lengths, resets)
     live, stop, last = _time.masks(options, steps, lengths, resets)
-    # Windows are counted from where each sequence is begun to be read.
-    turned = lambda tree: tree  # noqa: E731
+    home, turned = _sharding.of(xs), lambda tree: tree
     if options.reverse and lengths is not None and options.truncation is not None:
+        # Windows are counted from where each sequence is begun to be read.
         options = options._replace(reverse=False)
         turned = partial(jax.tree.map, partial(_time.turned, lengths=lengths, axis=axis))
-    inputs = _sharding.together(Inputs(weights, carry, *turned((xs, live, stop, hold))))
-    run = partial(_of_one, len(batch)) if prod(batch) == 1 else rule
-    result: tuple[State, jax.Array] = run(cell, options, inputs)
-    return _time.zeroed(last, result[0]), turned(result[1])
+        xs, hold = jax.tree.map(lambda a: _sharding.gathered(a, axis), (xs, hold))
+    out, ys = _run(cell, options, len(batch), Inputs(weights, carry, *turned((xs, live, stop, hold))))
+    ys = turned(ys)
+    return _time.zeroed(last, out), _sharding.laid_out(ys, home and _sharding.with_features(home, ys, features))
+
+
+def _run(cell: Cell, options: Options, batch: int, inputs: Inputs) -> tuple[State, jax.Array]:
+    """The rule, for so many axes of batch."""
+    of_one = prod(h_of(inputs.carry).shape[:batch]) == 1
+    return _devices.run(partial(_of_one, batch) if of_one else rule, cell, options, batch, inputs)
 
 
 def _of_one(axes: int, cell: Cell, options: Options, inputs: Inputs) -> tuple[State, jax.Array]:
@@ -89,9 +97,8 @@ def one_step(cell: Cell, params: Any, carry: State | None, x: Any, *, precision:
     batch = x.shape[:-features]
     carry = _carry(cell, weights, carry, "x", x, None, batch)
     inspect(cell, options.precision, weights, carry, x, len(batch))
-    inputs = _sharding.together(Inputs(weights, carry, x[None], None, None))
-    out: tuple[State, jax.Array] = rule(cell, options, inputs)
-    return out[0], out[1][0]
+    out, ys = _run(cell, options, len(batch), Inputs(weights, carry, x[None], None, None))
+    return out, ys[0]
 
 
 def _drop(value: Any, carry: State) -> jax.Array | None:

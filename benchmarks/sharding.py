@@ -1,0 +1,108 @@
+"""Recurrences with their batch over two devices: what passes between these, and how long a gradient takes.
+
+    python -m benchmarks.sharding [--rounds N] [--json FILE] [--picture FILE] [--quick]
+
+Each device has half of the batch and all parameters, so that the gradient of a parameter is a sum over devices. What a
+library decides is when that sum is taken: autodiff of a scan takes it in every step, the rule by hand once. Above the
+times of each problem stands what the compiled program says of it (`benchmarks/hlo.py`): how often a collective runs in
+one gradient, how many of these runs are in a loop over time, and what they leave on each device, all together.
+
+Times are those of forward and the gradient of all parameters, with the outputs beside it. The two devices are threads
+of one CPU: what passes between them goes through memory. Of real ones `docs/scale.md` says what to expect.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from benchmarks import harness, hlo
+from benchmarks.harness import Candidate, Problem
+from benchmarks.recurrence import KINDS, TINY, Size, data, ours, outputs
+from benchmarks.recurrent_peers import LIBRARIES, Library, bias_of_n
+from jaxseq import GRUParams
+
+PEERS = ("flax", "equinox", "haiku", "keras")  # those on JAX
+SIZES = (Size(32, 128, 128, 128), Size(16, 512, 64, 64), Size(8, 2048, 64, 64))
+DEVICES = 2
+
+
+def problems(quick: bool) -> Iterator[Problem]:
+    for kind in KINDS:
+        for size in (TINY,) if quick else SIZES:
+            problem = over_devices(kind, size)
+            print(f"{problem.title}: between devices", *map(line, problem.candidates), sep="\n", flush=True)
+            yield problem
+
+
+def over_devices(kind: str, size: Size) -> Problem:
+    """Every library on JAX, its arrays placed in our layout and then brought into its own."""
+    peers = {name: LIBRARIES[name] for name in PEERS}
+    libraries = {"hand": ours(kind)}
+    libraries |= {name: make(kind, size.D, size.H) for name, (make, kinds) in peers.items() if kind in kinds}
+    mesh = jax.make_mesh((DEVICES,), ("d",), devices=jax.devices()[:DEVICES], axis_types=(AxisType.Auto,))
+
+    def place(tree: Any, *spec: str | None) -> Any:
+        return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(*spec)))
+
+    params, carry, xs, (c̄, ȳs) = data(kind, size)
+    args = (place(c̄, "d"), place(ȳs, None, "d")), place(params), place(carry, "d"), place(xs, None, "d")
+    found = [candidate(name, library, args) for name, library in libraries.items()]
+    return Problem(f"{kind}, {size}, {DEVICES} devices", "hand", found)
+
+
+def candidate(name: str, library: Library | None, args: tuple[Any, ...]) -> Candidate:
+    """Outputs and the gradient of all parameters."""
+    if library is None:
+        return Candidate(name, None)
+
+    def run(cotangents: Any, params: Any, carry: Any, xs: Any) -> Any:
+        out, pull = jax.vjp(lambda params: library.run(params, carry, xs), params)
+        return out, pull(cotangents)[0]
+
+    def common(result: Any) -> Any:
+        out, gradient = result
+        gradient = library.params[1](gradient)
+        if isinstance(gradient, GRUParams):
+            gradient = gradient._replace(b_h=bias_of_n(gradient))  # the rest of b_h is not everywhere
+        return outputs(library, out), gradient
+
+    (c̄, ȳs), params, carry, xs = args
+    cotangents = library.carry[0](c̄), library.xs[0](ȳs)
+    return Candidate(
+        name, run, (cotangents, library.params[0](params), library.carry[0](carry), library.xs[0](xs)), common
+    )
+
+
+def collectives(candidate: Candidate) -> list[hlo.Collective]:
+    """Those of the program that is timed, compiled apart from it: else `measure` would find it compiled already."""
+    run = candidate.run
+    assert run is not None
+    compiled = jax.jit(partial(run)).lower(*candidate.args).compile().as_text()
+    assert compiled is not None
+    return hlo.collectives(compiled)
+
+
+def line(candidate: Candidate) -> str:
+    """What one candidate's devices exchange."""
+    if candidate.run is None:
+        return f"  {candidate.name:<18}{'not installed':>21}"
+    found = collectives(candidate)
+    if any(c.times is None for c in found):
+        return f"  {candidate.name:<18}in a loop of unknown length"
+    runs = [(c.times or 0, c) for c in found]
+    count, in_loop = sum(n for n, _ in runs), sum(n for n, c in runs if c.loops)
+    megabytes = sum(n * c.bytes for n, c in runs) / 1e6
+    return f"  {candidate.name:<18}{count:>6} collectives,{in_loop:>6} of them in a loop,{megabytes:>9.2f} MB"
+
+
+def main(argv: Any = None) -> None:
+    about = "Recurrences with their batch over two devices: sums between them, and time."
+    harness.main(problems, about, ["flax", "equinox", "keras"], argv)
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_num_cpu_devices", DEVICES)
+    main()

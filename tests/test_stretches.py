@@ -1,0 +1,317 @@
+"""Time and space over devices: halos for a convolution, a relay for a recurrence, and how many bytes they move."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import pytest
+from helpers import arguments, assert_close, bound, compiled, cotangents_for, mesh_of, normals, place, pullback, scans
+from jax import lax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jaxseq
+from benchmarks import hlo
+from jaxseq._cases import CASES
+
+# --- Convolution: x, kernel, options; rows borrowed forward from before and behind ---
+
+CONVOLUTIONS = {
+    "causal": ((4, 24, 3), (5, 3, 2), {"padding": "CAUSAL"}, 4),
+    "same": ((4, 24, 3), (4, 3, 2), {"padding": "SAME"}, 3),
+    "dilated": ((4, 24, 3), (3, 3, 2), {"padding": "CAUSAL", "dilation": 2}, 4),
+    "strided": ((4, 24, 3), (5, 3, 2), {"padding": "SAME", "stride": 3}, 2),
+    "stride beyond the window": ((4, 24, 3), (2, 3, 2), {"padding": [(0, 0)], "stride": 3}, 0),
+    "depthwise": ((4, 24, 6), (4, 1, 6), {"padding": "SAME", "groups": 6}, 3),
+    "long": ((4, 320, 2), (100, 1, 2), {"padding": "CAUSAL", "groups": 2}, 99),
+    "window of three parts": ((4, 24, 3), (8, 3, 2), {"padding": "CAUSAL"}, 7),
+    "grouped": ((4, 24, 4), (3, 2, 6), {"padding": "SAME", "groups": 2}, 2),
+    "one tap": ((4, 24, 3), (1, 3, 2), {}, 0),
+    "cropped in front": ((4, 24, 3), (3, 3, 2), {"padding": [(-1, 3)]}, 3),
+}
+TRANSPOSES = {
+    "causal": ((4, 24, 3), (5, 2, 3), {"padding": "CAUSAL"}, 4),
+    "strided": ((4, 16, 3), (5, 2, 3), {"padding": "SAME", "stride": 2}, 2),
+    "stride 3, grouped": ((4, 16, 4), (4, 3, 4), {"padding": [(0, 1)], "stride": 3, "groups": 2}, 1),
+    "depthwise": ((4, 24, 6), (4, 1, 6), {"padding": "SAME", "groups": 6}, 3),
+}
+SPACES = [
+    pytest.param(op, *case, id=f"{op}-{label}")
+    for op, cases in (("conv", CONVOLUTIONS), ("conv_transpose", TRANSPOSES))
+    for label, case in cases.items()
+]
+
+
+@pytest.mark.parametrize(("op", "shape", "window", "options", "rows"), SPACES)
+def test_space_over_eight_devices_moves_halos_and_no_more(op, shape, window, options, rows, key):
+    """Forward borrows the rows that the window reaches into, backward sends their cotangents home, one sum ends it."""
+    f, twin = (partial(getattr(module, op), **options) for module in (jaxseq, jaxseq.reference))
+    keys = jax.random.split(key)
+    channels = window[-1] if op == "conv" else window[-2] * options.get("groups", 1)
+    x, w, b = normals(keys[0], (jnp.ones(shape), jnp.ones(window), jnp.ones(channels)))
+    ȳ = cotangents_for(twin, (x, w, b), keys[1])
+    expected = jax.jit(pullback(twin))((x, w, b), ȳ)
+    mesh = mesh_of((8,), ("t",), "explicit")
+    with jax.set_mesh(mesh):
+        placed = place(mesh, (x, w, b), (P(None, "t"), P(), P())), place(mesh, ȳ, P(None, "t"))
+        program = jax.jit(pullback(f)).lower(*placed).compile()
+        y, (x̄, *_) = program(*placed)
+        assert_close((y, (x̄, *program(*placed)[1][1:])), expected)
+        assert y.sharding.spec == x̄.sharding.spec == P(None, "t", None)
+    collectives = hlo.collectives(program.as_text())
+    assert {c.kind for c in collectives} <= {"collective-permute", "all-reduce"}
+    assert sum(c.kind == "all-reduce" for c in collectives) <= 2  # kernel and bias
+    moved = sum(c.bytes for c in collectives if c.kind == "collective-permute")
+    assert moved == 2 * rows * x.nbytes // x.shape[1]  # there and back
+
+
+@pytest.mark.parametrize(
+    "spec", [("h", "w"), ("hw", None), (None, "h")], ids=["both axes", "one axis over both", "the second axis"]
+)
+def test_an_image_over_devices_with_its_corners(spec, key):
+    run = lambda conv: pullback(partial(conv, padding="SAME", dilation=(1, 2)))  # noqa: E731
+    x, w, ȳ = normals(key, (jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 2)), jnp.ones((2, 8, 8, 2))))
+    expected = jax.jit(run(jaxseq.reference.conv))((x, w), ȳ)
+    mesh = mesh_of((4, 2), ("h", "w"), "explicit")
+    space = P(None, *(("h", "w") if part == "hw" else part for part in spec))
+    with jax.set_mesh(mesh):
+        placed = place(mesh, (x, w), (space, P())), place(mesh, ȳ, space)
+        program = jax.jit(run(jaxseq.conv)).lower(*placed).compile()
+        assert_close(program(*placed), expected)
+    assert all(c.kind != "all-gather" for c in hlo.collectives(program.as_text()))
+
+
+def test_space_batch_and_channels_over_devices_at_once(key):
+    run = lambda conv: pullback(partial(conv, padding="CAUSAL"))  # noqa: E731
+    x, w, b, ȳ = normals(key, (jnp.ones((4, 8, 4)), jnp.ones((3, 4, 6)), jnp.ones(6), jnp.ones((4, 8, 6))))
+    expected = jax.jit(run(jaxseq.reference.conv))((x, w, b), ȳ)
+    mesh = mesh_of((2, 2, 2), ("b", "t", "c"), "explicit")
+    with jax.set_mesh(mesh):
+        placed = (
+            place(mesh, (x, w, b), (P("b", "t", "c"), P(None, None, "c"), P("c"))),
+            place(mesh, ȳ, P("b", "t", "c")),
+        )
+        assert_close(jax.jit(run(jaxseq.conv))(*placed), expected)
+
+
+def test_without_jit_and_without_a_mesh_in_context(key):
+    x, w = normals(key, (jnp.ones((2, 8, 3)), jnp.ones((3, 3, 2))))
+    placed = place(mesh_of((4,), ("t",), "explicit"), (x, w), (P(None, "t"), P()))
+    assert_close(jaxseq.conv(*placed, padding="SAME"), jaxseq.reference.conv(x, w, padding="SAME"))
+
+
+def test_automatic_axes_leave_halos_to_the_compiler(key):
+    """It has them for the convolutions that XLA computes itself."""
+    run = lambda conv: pullback(partial(conv, padding="CAUSAL"))  # noqa: E731
+    x, w, ȳ = normals(key, (jnp.ones((4, 24, 3)), jnp.ones((3, 3, 2)), jnp.ones((4, 24, 2))))
+    mesh = mesh_of((8,), ("t",), "automatic")
+    with jax.set_mesh(mesh):
+        placed = place(mesh, (x, w), (P(None, "t"), P())), place(mesh, ȳ, P(None, "t"))
+        program = jax.jit(run(jaxseq.conv)).lower(*placed).compile()
+        assert_close(program(*placed), jax.jit(run(jaxseq.reference.conv))((x, w), ȳ))
+    moved = [c.bytes // (x.itemsize * 4) for c in hlo.collectives(program.as_text()) if c.kind == "collective-permute"]
+    assert sorted(moved) == [2 * 2, 2 * 3, 2 * 3]  # two rows: of ȳ for x̄, of x for y and once more for w̄
+
+
+REFUSED = {
+    "valid": ((2, 16, 3), {}, "16 inputs and 14 outputs at stride 1 over 4"),
+    "a stride that is no divisor": (
+        (2, 12, 3),
+        {"stride": 2, "padding": "SAME"},
+        "12 inputs and 6 outputs at stride 2",
+    ),
+}
+
+
+@pytest.mark.parametrize("label", REFUSED)
+def test_outputs_that_cannot_be_divided_alike_are_refused(label):
+    shape, options, got = REFUSED[label]
+    mesh = mesh_of((4,), ("t",), "explicit")
+    x = place(mesh, jnp.ones(shape), P(None, "t"))
+    with jax.set_mesh(mesh), pytest.raises(ValueError, match=rf"`x`: expected along an axis .* \('t',\).* got {got}"):
+        jaxseq.conv(x, jnp.ones((3, 3, 2)), **options)
+
+
+def test_a_transpose_that_cannot_be_divided_alike_is_refused():
+    mesh = mesh_of((4,), ("t",), "explicit")
+    x = place(mesh, jnp.ones((2, 16, 3)), P(None, "t"))
+    with jax.set_mesh(mesh), pytest.raises(ValueError, match="got 16 inputs and 18 outputs at stride 1 over 4"):
+        jaxseq.conv_transpose(x, jnp.ones((3, 2, 3)))
+
+
+# --- Time: every variant of what reads it, over four devices, the batch over two ---
+
+
+def time_specs(make):
+    """The batch over b and time over t: the axes that grow with the one and with the other."""
+
+    def spec(a, b, c):
+        axes = zip(a.shape, b.shape, c.shape, strict=True)
+        return P(*("b" if n != more else "t" if n != longer and not n % 4 else None for n, more, longer in axes))
+
+    return jax.tree.map(spec, make(4, 12), make(6, 12), make(4, 16))
+
+
+FIRST = {
+    "rnn": ["plain"],
+    "gru": ["truncation, reverse"],
+    "lstm": ["plain", "windows that reach back", "lengths, resets, reverse"],
+    "bidirectional": ["lstm"],
+    "stack": ["bidirectional lstm, dropout, resets"],
+    "causal_conv": ["plain", "resets", "resets, depthwise, dilated"],
+}
+OVER_TIME = [
+    pytest.param(name, label, id=f"{name}-{label}", marks=[] if label in FIRST.get(name, []) else [pytest.mark.long])
+    for name, case in CASES.items()
+    for label in case.variants
+    if not (name.endswith("_cell") or name in ("conv", "conv_transpose", "depthwise_conv", "separable_conv", "scan"))
+]
+
+
+@pytest.mark.parametrize(("name", "label"), OVER_TIME)
+def test_time_over_devices(name, label, key):
+    f = bound(name, label)
+    make = lambda batch, length: arguments(name, label, key, batch=(batch,), length=length)  # noqa: E731
+    args, specs = make(4, 12), time_specs(make)
+    assert any("t" in s for s in jax.tree.leaves(specs, is_leaf=lambda s: isinstance(s, P)))
+    cotangents = cotangents_for(f, args, jax.random.fold_in(key, 1))
+    expected = compiled(name, label, twin=True)(args, cotangents)
+    mesh = mesh_of((2, 4), ("b", "t"), "explicit")
+    with jax.set_mesh(mesh):
+        placed = place(mesh, args, specs)
+        types = jax.eval_shape(f, *placed)
+        assert any("t" in a.sharding.spec for a in jax.tree.leaves(types))
+        lay = lambda c, t: jax.device_put(c, NamedSharding(mesh, t.sharding.spec))  # noqa: E731
+        program = jax.jit(pullback(f)).lower(placed, jax.tree.map(lay, cotangents, types)).compile()
+        assert_close(program(placed, jax.tree.map(lay, cotangents, types)), expected)
+
+
+def test_a_causal_convolution_over_time_moves_its_carry(key):
+    """A halo of window - 1 steps forward, one back, and to all devices what the next chunk begins with."""
+    (T, B, C), K = (24, 2, 3), 4
+    carry, x, w = normals(key, (jnp.ones((B, K - 1, C)), jnp.ones((B, T, C)), jnp.ones((K, C, 5))))
+    f = lambda carry, x, w: jaxseq.causal_conv(carry, x, w)[1]  # noqa: E731
+    mesh = mesh_of((8,), ("t",), "explicit")
+    with jax.set_mesh(mesh):
+        placed = place(mesh, (carry, x, w), (P(), P(None, "t"), P()))
+        ȳ = jax.device_put(jnp.ones((B, T, 5)), NamedSharding(mesh, P(None, "t")))
+        collectives = hlo.collectives(jax.jit(pullback(f)).lower(placed, ȳ).compile().as_text())
+    moved = [c.bytes for c in collectives if c.kind == "collective-permute"]
+    assert moved == [carry.nbytes] * 2
+    assert {c.kind for c in collectives} == {"collective-permute", "all-reduce"}
+
+
+def over_time(truncation, devices, key, kind="explicit", reverse=False):
+    """(the compiled gradient of an LSTM over so many devices, its parameters, its input)."""
+    params = jaxseq.lstm_init(key, 3, 4, dtype=jnp.float64)
+    xs = normals(key, jnp.ones((256, 2, 3)))
+    run = lambda params, xs: jaxseq.lstm(params, None, xs, truncation=truncation, reverse=reverse)[1]  # noqa: E731
+    gradient = jax.grad(lambda params, xs: (run(params, xs) ** 2).sum(), (0, 1))
+    mesh = mesh_of((devices,), ("t",), kind)
+    with jax.set_mesh(mesh):
+        placed = place(mesh, (params, xs), (jax.tree.map(lambda _: P(), params), P("t")))
+        return jax.jit(gradient).lower(*placed).compile(), params, xs
+
+
+def test_truncated_windows_go_back_on_all_devices_at_once(key):
+    """Forward hands a state from device to device; backward has one sum, and nothing else that devices share."""
+    program, params, xs = over_time(16, 8, key)
+    state = 2 * 4 * xs.itemsize  # of h or c
+    weights = sum(p.nbytes for p in params)
+    collectives = hlo.collectives(program.as_text())
+    relay = [c for c in collectives if c.kind == "collective-permute"]
+    assert [(c.bytes, c.loops, c.times) for c in relay] == [(state, 1, 7)] * 2
+    (total,) = (c for c in collectives if c not in relay)
+    assert (total.kind, total.bytes, total.loops) == ("all-reduce", weights, 0)
+
+
+def test_memory_is_divided_over_devices(key):
+    (one, *_), (eight, *_) = over_time(None, 1, key), over_time(None, 8, key)
+    assert eight.memory_analysis().temp_size_in_bytes < one.memory_analysis().temp_size_in_bytes / 3
+    assert not any(c.kind == "all-gather" for c in hlo.collectives(eight.as_text()))
+
+
+def test_automatic_axes_gather_the_input_and_divide_the_windows(key):
+    """The compiler puts what is kept for backward, and its windows, on the devices that hold them: no sum in a loop."""
+    program, params, xs = over_time(16, 8, key, kind="automatic")
+    collectives = hlo.collectives(program.as_text())
+    assert not any(c.loops for c in collectives)
+    assert [c.bytes for c in collectives if c.kind == "all-reduce"] == [sum(p.nbytes for p in params)]
+    assert sum(c.bytes for c in collectives if c.kind == "all-gather") <= 2 * xs.nbytes
+    one, *_ = over_time(16, 1, key, kind="automatic")
+    assert program.memory_analysis().temp_size_in_bytes < one.memory_analysis().temp_size_in_bytes / 2
+
+
+# --- The relay, in shard_map ---
+
+
+def stretched(f, devices):
+    mesh = mesh_of((devices,), ("t",), "automatic")
+    return jax.shard_map(f, mesh=mesh, in_specs=(P(), P(), P("t")), out_specs=P("t"))
+
+
+@pytest.mark.parametrize("reverse", [False, True], ids=["forwards", "backwards"])
+def test_relay_goes_through_all_stretches_and_back(reverse, key):
+    params, h, xs = arguments("gru", "plain", key, batch=(2,), length=12)
+
+    def run(params, h, xs):
+        gru = partial(jaxseq.gru, params, xs=xs, reverse=reverse)
+        return gru(jaxseq.relay(lambda h: gru(h)[0], h, "t", reverse=reverse))[1]
+
+    twin = lambda params, h, xs: jaxseq.reference.gru(params, h, xs, reverse=reverse)[1]  # noqa: E731
+    ȳ = cotangents_for(twin, (params, h, xs), key)
+    expected = jax.jit(pullback(twin))((params, h, xs), ȳ)
+    assert_close(jax.jit(pullback(stretched(run, 4)))((params, h, xs), ȳ), expected)
+
+
+def test_relay_whose_gradient_stops_is_truncation(key):
+    params, h, xs = arguments("gru", "plain", key, batch=(2,), length=12)
+
+    def run(params, h, xs):
+        start = lax.stop_gradient(jaxseq.relay(lambda h: jaxseq.gru(params, h, xs)[0], h, "t"))
+        first = lax.axis_index("t") == 0
+        return jaxseq.gru(params, jnp.where(first, h, start), xs, truncation=3)[1]
+
+    twin = lambda params, h, xs: jaxseq.reference.gru(params, h, xs, truncation=3)[1]  # noqa: E731
+    ȳ = cotangents_for(twin, (params, h, xs), key)
+    expected = jax.jit(pullback(twin))((params, h, xs), ȳ)
+    assert_close(jax.jit(pullback(stretched(run, 4)))((params, h, xs), ȳ), expected)
+
+
+def test_relay_takes_as_many_rounds_as_it_is_told(key):
+    """A sum over the last three numbers forgets in one round what lies more than one stretch of three behind."""
+    xs = jnp.arange(1.0, 13.0)
+
+    def starts(rounds, forgets):
+        step = lambda s, xs: xs.sum() if forgets else s + xs.sum()  # noqa: E731
+        return stretched(lambda _, s, xs: jaxseq.relay(partial(step, xs=xs), s, "t", rounds=rounds)[None], 4)
+
+    assert starts(1, forgets=True)(0.0, jnp.zeros(()), xs).tolist() == [0.0, 6.0, 15.0, 24.0]
+    assert starts(None, forgets=False)(0.0, jnp.zeros(()), xs).tolist() == [0.0, 6.0, 21.0, 45.0]
+    for rounds, expected in (1, 1), (2, 2), (None, 3), (9, 3):
+        loops = scans(starts(rounds, forgets=False), 0.0, jnp.zeros(()), xs)
+        assert [eqn.params["length"] for eqn in loops] == [expected]
+
+
+def test_one_device_has_nobody_to_hand_to():
+    run = lambda _, carry, xs: jaxseq.relay(lambda s: s + xs.sum(), carry, "t")[None]  # noqa: E731
+    assert stretched(run, 1)(0.0, jnp.full((), 5.0), jnp.ones(4)).tolist() == [5.0]
+
+
+MISTAKES = {
+    "an axis that does not exist": (lambda s: jaxseq.relay(lambda s: s, s, "x"), ValueError, r"`axis_name`.*'x'"),
+    "no function": (lambda s: jaxseq.relay(1, s, "t"), TypeError, r"`step`: expected a function .* got 1"),
+    "no rounds": (lambda s: jaxseq.relay(lambda s: s, s, "t", rounds=0), ValueError, r"`rounds`.*0"),
+}
+
+
+@pytest.mark.parametrize("label", MISTAKES)
+def test_mistakes_with_the_relay(label):
+    wrong, error, match = MISTAKES[label]
+    with pytest.raises(error, match=match):
+        stretched(lambda _, carry, xs: wrong(carry), 2)(0.0, jnp.zeros(()), jnp.ones(4))
+
+
+def test_the_relay_outside_of_shard_map():
+    with pytest.raises(ValueError, match=r"`axis_name`: expected mesh axes that `shard_map` divides.*got 't'"):
+        jaxseq.relay(lambda s: s, jnp.zeros(()), "t")

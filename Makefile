@@ -6,10 +6,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo filters digits moving convolution sunspots vanishing memory shuffled test lint bench clean
+.PHONY: demo processes filters digits moving convolution sunspots vanishing memory shuffled test lint bench clean
 
 demo: $(VENV)/.examples  ## train a character model on the language reference of Python
 	$(BIN)/python examples/char_lm.py $(ARGS)
+
+processes: $(VENV)/.examples  ## the same model in two processes of two devices each
+	$(BIN)/python examples/char_lm_processes.py $(ARGS)
 
 filters: $(VENV)/.examples  ## classical kernels on a photograph: out/filters.png
 	$(BIN)/python examples/filters.py $(ARGS)

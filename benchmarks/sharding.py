@@ -7,6 +7,8 @@ library decides is when that sum is taken: autodiff of a scan takes it in every 
 times of each problem stands what the compiled program says of it (`benchmarks/hlo.py`): how often a collective runs in
 one gradient, how many of these runs are in a loop over time, and what they leave on each device, all together.
 
+The mesh is automatic, and for `hand, explicit` an explicit one, on which each device has the rule of one device.
+
 Times are those of forward and the gradient of all parameters, with the outputs beside it. The two devices are threads
 of one CPU: what passes between them goes through memory. Of real ones `docs/scale.md` says what to expect.
 """
@@ -42,14 +44,15 @@ def over_devices(kind: str, size: Size) -> Problem:
     peers = {name: LIBRARIES[name] for name in PEERS}
     libraries = {"hand": ours(kind)}
     libraries |= {name: make(kind, size.D, size.H) for name, (make, kinds) in peers.items() if kind in kinds}
-    mesh = jax.make_mesh((DEVICES,), ("d",), devices=jax.devices()[:DEVICES], axis_types=(AxisType.Auto,))
-
-    def place(tree: Any, *spec: str | None) -> Any:
-        return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(*spec)))
-
     params, carry, xs, (c̄, ȳs) = data(kind, size)
-    args = (place(c̄, "d"), place(ȳs, None, "d")), place(params), place(carry, "d"), place(xs, None, "d")
-    found = [candidate(name, library, args) for name, library in libraries.items()]
+
+    def placed(axis: AxisType) -> Any:
+        mesh = jax.make_mesh((DEVICES,), ("d",), devices=jax.devices()[:DEVICES], axis_types=(axis,))
+        place = lambda tree, *spec: jax.device_put(tree, NamedSharding(mesh, PartitionSpec(*spec)))  # noqa: E731
+        return (place(c̄, "d"), place(ȳs, None, "d")), place(params), place(carry, "d"), place(xs, None, "d")
+
+    found = [candidate(name, library, placed(AxisType.Auto)) for name, library in libraries.items()]
+    found.insert(1, candidate("hand, explicit", ours(kind), placed(AxisType.Explicit)))
     return Problem(f"{kind}, {size}, {DEVICES} devices", "hand", found)
 
 

@@ -40,7 +40,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Inexact
 
 from jaxseq import _checks, _conv, _correlation, _dense, _precision, _sharding, _time
@@ -87,11 +86,10 @@ def apply(
 ) -> jax.Array:
     """y, in the dtype of x."""
     z, age = _joined(carry, x), _age(resets, reach=carry.shape[-2])
-    sharding = _sharding.joined(z, kernel)
     if age is None:
-        y = _correlation.to_output(options.geometry, options.precision, z, kernel, x.shape[1:-1], sharding)
+        y = _correlation.to_output(options.geometry, options.precision, z, kernel, x.shape[1:-1])
     else:
-        y = _masked_output(options, z, kernel, age, sharding)
+        y = _masked_output(options, z, kernel, age)
     return _dense.add_bias(y, bias).astype(x.dtype)
 
 
@@ -105,8 +103,8 @@ def _bwd(options: Options, operands: Any, ȳ: jax.Array) -> Any:
     age = _age(resets, reach=P)
     if age is None:
         geometry, precision = options.geometry, options.precision
-        z̄ = _correlation.to_input(geometry, precision, kernel, ȳ, z.shape[1:-1], _sharding.of(z))
-        w̄ = _correlation.to_kernel(geometry, precision, z, ȳ, kernel.shape[:-2], _sharding.of(kernel))
+        z̄ = _correlation.to_input(geometry, precision, kernel, ȳ, z.shape[1:-1])
+        w̄ = _correlation.to_kernel(geometry, precision, z, ȳ, kernel.shape[:-2])
     else:
         z̄, w̄ = _masked_pullback(options, z, kernel, age, ȳ)
     b̄ = None if bias is None else _dense.pull_bias(ȳ)
@@ -149,7 +147,7 @@ def _age(resets: jax.Array | None, *, reach: int) -> jax.Array | None:
 # --- The masked form (4), in a loop over taps: one program for all windows, and the memory of one tap ---
 
 
-def _masked_output(options: Options, z: jax.Array, kernel: jax.Array, age: jax.Array, sharding: Any) -> jax.Array:
+def _masked_output(options: Options, z: jax.Array, kernel: jax.Array, age: jax.Array) -> jax.Array:
     """y."""
     form, taps = _form(options, z, kernel)
     T, time = age.shape[-1], age.ndim - 1
@@ -158,9 +156,9 @@ def _masked_output(options: Options, z: jax.Array, kernel: jax.Array, age: jax.A
     def step(y: jax.Array, at: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         start, w = at
         s = _time.seen(P - start <= age, lax.dynamic_slice_in_dim(z, start, T, time))
-        return y + form("z,w->y", s, w, sharding), None
+        return y + form("z,w->y", s, w), None
 
-    y = _zeros((*age.shape, kernel.shape[-1]), z, kernel, sharding)
+    y = _zeros((*age.shape, kernel.shape[-1]), z, kernel)
     return _over_taps(step, y, options, taps)[0]
 
 
@@ -170,19 +168,19 @@ def _masked_pullback(
     """(z̄, w̄)."""
     form, taps = _form(options, z, kernel)
     ȳ = ȳ.astype(_precision.promote(z, kernel))
-    T, time, sharding = age.shape[-1], age.ndim - 1, _sharding.of(z)
+    T, time = age.shape[-1], age.ndim - 1
     P = z.shape[time] - T
 
     def step(z̄: jax.Array, at: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         start, w = at
         seen = P - start <= age
         s = _time.seen(seen, lax.dynamic_slice_in_dim(z, start, T, time))
-        rows = lax.dynamic_slice_in_dim(z̄, start, T, time) + _time.seen(seen, form("y,w->z", ȳ, w, sharding))
-        return lax.dynamic_update_slice_in_dim(z̄, rows, start, time), form("z,y->w", s, ȳ, _sharding.of(w))
+        rows = lax.dynamic_slice_in_dim(z̄, start, T, time) + _time.seen(seen, form("y,w->z", ȳ, w))
+        return lax.dynamic_update_slice_in_dim(z̄, rows, start, time), form("z,y->w", s, ȳ)
 
-    z̄, w̄ = _over_taps(step, _zeros(z.shape, z, kernel, sharding), options, taps)
+    z̄, w̄ = _over_taps(step, _zeros(z.shape, z, kernel), options, taps)
     w̄ = jnp.sum(w̄, range(1, 1 + w̄.ndim - taps.ndim))  # over the batch, where the form has left that to do
-    return z̄, _sharding.laid_out(w̄.reshape(kernel.shape), _sharding.of(kernel))
+    return z̄, w̄.reshape(kernel.shape)
 
 
 def _over_taps(
@@ -194,9 +192,9 @@ def _over_taps(
     return lax.scan(jax.checkpoint(step, prevent_cse=False), total, (starts, taps))
 
 
-def _zeros(shape: tuple[int, ...], z: jax.Array, kernel: jax.Array, sharding: NamedSharding | None) -> jax.Array:
+def _zeros(shape: tuple[int, ...], z: jax.Array, kernel: jax.Array) -> jax.Array:
     """Where a sum of products of z and kernel starts, varying over what they vary over."""
-    zeros = jnp.zeros(shape, _precision.accumulator(_precision.promote(z, kernel)), out_sharding=sharding)
+    zeros = jnp.zeros(shape, _precision.accumulator(_precision.promote(z, kernel)))
     return _sharding.together((zeros, z))[0]
 
 
@@ -204,20 +202,20 @@ def _zeros(shape: tuple[int, ...], z: jax.Array, kernel: jax.Array, sharding: Na
 
 
 def _form(options: Options, z: jax.Array, kernel: jax.Array) -> tuple[Callable[..., jax.Array], jax.Array]:
-    """How two of z, w and y give the third, `form("z,w->y", s, w, sharding)`, and the w[k] as it takes them."""
+    """How two of z, w and y give the third, `form("z,w->y", s, w)`, and the w[k] as it takes them."""
     if options.groups == z.shape[-1] == kernel.shape[-1]:
         return _depthwise, kernel[:, 0]
     return partial(_grouped, options), kernel
 
 
-def _depthwise(which: str, a: jax.Array, b: jax.Array, sharding: NamedSharding | None) -> jax.Array:
+def _depthwise(which: str, a: jax.Array, b: jax.Array) -> jax.Array:
     """No sum over channels is left. That over the batch waits for the end of the loop, where devices meet once."""
     wide = _precision.accumulator(_precision.promote(a, b))
     product = a.astype(wide) * jnp.expand_dims(b.astype(wide), range(a.ndim - b.ndim))
-    return jnp.sum(product, -2) if which == "z,y->w" else _sharding.laid_out(product, sharding)
+    return jnp.sum(product, -2) if which == "z,y->w" else product
 
 
-def _grouped(options: Options, which: str, a: jax.Array, b: jax.Array, sharding: NamedSharding | None) -> jax.Array:
+def _grouped(options: Options, which: str, a: jax.Array, b: jax.Array) -> jax.Array:
     """A matrix product in each group."""
     g, common = options.groups, _precision.promote(a, b)
     a, b = a.astype(common), b.astype(common)
@@ -225,22 +223,20 @@ def _grouped(options: Options, which: str, a: jax.Array, b: jax.Array, sharding:
     if g > 1:  # the last axis of all three is (g, ·)
         letters = {"z": "...gi", "w": "igo", "y": "...go"}
         a, b = (part.reshape(*part.shape[:-1], g, -1) for part in (a, b))
-        sharding = sharding and NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec, None))
     result = jnp.einsum(
         which.translate(str.maketrans(letters)),
         a,
         b,
         precision=options.precision,
         preferred_element_type=_precision.accumulator(common),
-        out_sharding=sharding,
     )
     return result.reshape(*result.shape[:-2], -1) if g > 1 else result
 
 
-# --- Over devices ---
+# --- Wherever the arrays lie, and for any number of batch axes ---
 
 
-def _over_devices(
+def _run(
     options: Options,
     carry: jax.Array,
     x: jax.Array,
@@ -248,54 +244,36 @@ def _over_devices(
     bias: jax.Array | None,
     resets: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array]:
-    """(carry', y), of any number of batch axes, and wherever the arrays lie."""
+    """(carry', y). On an explicit mesh batch and time of all arrays go with those of x."""
     carry, x, kernel, bias, resets = _sharding.together((carry, x, kernel, bias, resets))
     dividing, home = _sharding.dividing, _sharding.of(x)
     if home is not None:
         carry = _sharding.laid_out(carry, _sharding.with_features(home, carry, 2))
         resets = None if resets is None else _sharding.laid_out(resets, _sharding.head(home, x.ndim - 1))
+    kernel, bias = _sharding.freed((kernel, bias), dividing(x, slice(-1)))
     names = dividing(x, -1).union(dividing(carry, slice(-2, None)), *(map(dividing, jax.tree.leaves((kernel, bias)))))
-    if x.ndim != 3:
-        names |= dividing(x, slice(-2))
     results = _sharding.of(carry), _sharding.joined(x, kernel)
-    run = _sharding.handed_over(partial(_stretches, options), names, results)
-    return run(carry, x, kernel, bias, resets)
+    return _sharding.handed_over(partial(_apart, options), names, results)(carry, x, kernel, bias, resets)
 
 
-def _stretches(options: Options, carry: jax.Array, x: jax.Array, *rest: Any) -> tuple[jax.Array, jax.Array]:
-    """Where an explicit mesh divides time, each device goes on with what the one before it hands on."""
+def _apart(options: Options, carry: jax.Array, x: jax.Array, *rest: Any) -> tuple[jax.Array, jax.Array]:
+    """Each device its own part of the batch; where time is divided it goes on with what the one before it hands on."""
     names = _sharding.names_of(x, -2)
-    if not names:
-        return _one_stretch(options, carry, x, *rest)
 
     def run(carry: jax.Array, x: jax.Array, kernel: jax.Array, bias: Any, resets: Any) -> tuple[jax.Array, jax.Array]:
-        carry, x, kernel, bias, resets = _sharding.together((carry, x, kernel, bias, resets))
-        rounds = -(-carry.shape[-2] // x.shape[-2])
-        start = carry
-        if rounds:
-            start = relay(lambda carry: _handed_on(carry, x, resets), carry, names, rounds=rounds)
-        last, y = _one_stretch(options, start, x, kernel, bias, resets)
-        return from_one(is_first(names, reverse=True), last, names), y
+        if names and carry.size:
+            rounds = -(-carry.shape[-2] // x.shape[-2])
+            carry = relay(lambda carry: _handed_on(carry, x, resets), carry, names, rounds=rounds)
+        last, batch = _handed_on(carry, x, resets), x.shape[:-2]
+        if names:
+            last = from_one(is_first(names, reverse=True), last, names)
+        flat = resets is None and len(batch) != 1  # lax's convolution has one batch axis, the masked form has any
+        if flat:
+            carry, x = (a.reshape(prod(batch), *a.shape[-2:]) for a in (carry, x))
+        y: Any = _causal_conv(options, *_sharding.together((carry, x, kernel, bias, resets)))
+        return last, y.reshape(*batch, *y.shape[1:]) if flat else y
 
-    over_time = PartitionSpec(*(None,) * (x.ndim - 2), names)
-    return jax.shard_map(
-        run,
-        mesh=jax.typeof(x).sharding.mesh,
-        in_specs=(PartitionSpec(), over_time, PartitionSpec(), PartitionSpec(), over_time),
-        out_specs=(PartitionSpec(), over_time),
-        axis_names={*names},
-    )(carry, x, *rest)
-
-
-def _one_stretch(
-    options: Options, carry: jax.Array, x: jax.Array, kernel: jax.Array, bias: Any, resets: Any
-) -> tuple[jax.Array, jax.Array]:
-    last, batch = _handed_on(carry, x, resets), x.shape[:-2]
-    flat = resets is None and len(batch) != 1  # lax's convolution has one batch axis, the masked form has any number
-    if flat:
-        carry, x = (a.reshape(prod(batch), *a.shape[-2:]) for a in (carry, x))
-    y: Any = _causal_conv(options, *_sharding.together((carry, x, kernel, bias, resets)))
-    return last, y.reshape(*batch, *y.shape[1:]) if flat else y
+    return _sharding.apart(run, (carry, x, *rest), (carry, x))
 
 
 # --- Public ---
@@ -381,4 +359,4 @@ def causal_conv(
         _checks.shape("resets", resets, (*batch, T), "(*batch, T)", x=x)
         if not resets.size or K == 1:  # there is no boundary, or nothing to see across it
             resets = None
-    return _over_devices(Options(dilation, groups, _checks.precision(precision)), carry, x, kernel, bias, resets)
+    return _run(Options(dilation, groups, _checks.precision(precision)), carry, x, kernel, bias, resets)

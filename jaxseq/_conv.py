@@ -39,7 +39,7 @@ def _conv(geometry: Geometry, precision: Any, x: jax.Array, kernel: jax.Array, b
 def apply(geometry: Geometry, precision: Any, x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
     """y, in the dtype of x."""
     outputs = _geometry.output_sizes(geometry, x.shape[1:-1], kernel.shape[:-2])
-    y = _correlation.to_output(geometry, precision, x, kernel, outputs, _sharding.joined(x, kernel))
+    y = _correlation.to_output(geometry, precision, x, kernel, outputs)
     return _dense.add_bias(y, bias).astype(x.dtype)
 
 
@@ -49,8 +49,8 @@ def _conv_fwd(geometry: Geometry, precision: Any, x: jax.Array, kernel: jax.Arra
 
 def _conv_bwd(geometry: Geometry, precision: Any, residuals: Any, ȳ: jax.Array) -> Any:
     x, kernel, bias = residuals
-    x̄ = _correlation.to_input(geometry, precision, kernel, ȳ, x.shape[1:-1], _sharding.of(x))
-    w̄ = _correlation.to_kernel(geometry, precision, x, ȳ, kernel.shape[:-2], _sharding.of(kernel))
+    x̄ = _correlation.to_input(geometry, precision, kernel, ȳ, x.shape[1:-1])
+    w̄ = _correlation.to_kernel(geometry, precision, x, ȳ, kernel.shape[:-2])
     b̄ = None if bias is None else _dense.pull_bias(ȳ)
     return _precision.cast_like((x̄, w̄, b̄), residuals)
 
@@ -128,7 +128,7 @@ def conv(
 
     def rule(x: jax.Array, *weights: Any) -> jax.Array:
         here, parts = _halo.of_conv(geometry, kernel.shape[:axes], x)
-        return _halo.over(parts, partial(_conv, here, precision), x, *weights)
+        return _sharding.apart(lambda x, *w: _conv(here, precision, _halo.extended(parts, x), *w), (x, *weights), x)
 
     return over_batch(rule, x, kernel, bias)
 
@@ -228,6 +228,7 @@ def over_batch(
     x, kernel, bias = _sharding.together((x, kernel, bias))
     axes = kernel.ndim - 2
     batch, dividing = x.shape[: -axes - 1], _sharding.dividing
+    kernel, bias = _sharding.freed((kernel, bias), dividing(x, slice(-1)))
 
     def run(x: jax.Array, *weights: Any) -> jax.Array:
         if len(batch) == 1:  # no reshape, which a divided axis may forbid
@@ -238,4 +239,5 @@ def over_batch(
     names = dividing(x, -1).union(*(dividing(w) for w in jax.tree.leaves((kernel, bias))))
     if len(batch) != 1:
         names |= dividing(x, slice(-axes - 1))
-    return _sharding.handed_over(run, names, _sharding.joined(x, kernel, c_out))(x, kernel, bias)
+    y: jax.Array = _sharding.handed_over(run, names, _sharding.joined(x, kernel, c_out))(x, kernel, bias)
+    return y

@@ -44,7 +44,7 @@ def apply(
     bias: jax.Array | None,
 ) -> jax.Array:
     """y, in the dtype of x."""
-    y = _correlation.to_input(geometry, precision, kernel, x, space, _sharding.joined(x, kernel, axis=-2))
+    y = _correlation.to_input(geometry, precision, kernel, x, space)
     return _dense.add_bias(y, bias).astype(x.dtype)
 
 
@@ -54,8 +54,8 @@ def _fwd(geometry: Geometry, space: tuple[int, ...], precision: Any, *operands: 
 
 def _bwd(geometry: Geometry, space: tuple[int, ...], precision: Any, operands: Any, ȳ: jax.Array) -> Any:
     x, kernel, bias = operands
-    x̄ = _correlation.to_output(geometry, precision, ȳ, kernel, x.shape[1:-1], _sharding.of(x))
-    w̄ = _correlation.to_kernel(geometry, precision, ȳ, x, kernel.shape[:-2], _sharding.of(kernel))
+    x̄ = _correlation.to_output(geometry, precision, ȳ, kernel, x.shape[1:-1])
+    w̄ = _correlation.to_kernel(geometry, precision, ȳ, x, kernel.shape[:-2])
     b̄ = None if bias is None else _dense.pull_bias(ȳ)
     return _precision.cast_like((x̄, w̄, b̄), operands)
 
@@ -131,6 +131,7 @@ def conv_transpose(
 
     def rule(x: jax.Array, *weights: Any) -> jax.Array:
         here, space_here, parts = _halo.of_transpose(geometry, window, space, x)
-        return _halo.over(parts, partial(_conv_transpose, here, space_here, precision), x, *weights)
+        run = lambda x, *w: _conv_transpose(here, space_here, precision, _halo.extended(parts, x), *w)  # noqa: E731
+        return _sharding.apart(run, (x, *weights), x)
 
     return _conv.over_batch(rule, x, kernel, bias, c_out=-2)

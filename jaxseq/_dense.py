@@ -39,12 +39,12 @@ def pull_input(precision: Any, w: jax.Array, ȳ: jax.Array) -> jax.Array:
     return _contract(precision, ȳ, w, (ȳ.ndim - 1,), (1,))
 
 
-def pull_weight(precision: Any, x: jax.Array, ȳ: jax.Array, sharding: Any) -> jax.Array:
-    """w̄ = xᵀ ȳ, summed over all leading axes and laid out as `sharding` says."""
-    if sharding is None and _sharding.undivided():
+def pull_weight(precision: Any, x: jax.Array, ȳ: jax.Array) -> jax.Array:
+    """w̄ = xᵀ ȳ, summed over all leading axes."""
+    if _sharding.undivided():
         x, ȳ = (a.reshape(prod(a.shape[:-1]), a.shape[-1]) for a in (x, ȳ))
     leading = tuple(range(x.ndim - 1))
-    return _contract(precision, x, ȳ, leading, leading, out_sharding=sharding)
+    return _contract(precision, x, ȳ, leading, leading)
 
 
 def pull_bias(ȳ: jax.Array) -> jax.Array:
@@ -58,7 +58,6 @@ def _contract(
     b: jax.Array,
     over_a: tuple[int, ...],
     over_b: tuple[int, ...],
-    out_sharding: Any = None,
 ) -> jax.Array:
     dtype = _precision.promote(a, b)
     return lax.dot_general(
@@ -67,5 +66,4 @@ def _contract(
         ((over_a, over_b), ((), ())),
         precision=precision,
         preferred_element_type=_precision.accumulator(dtype),
-        out_sharding=out_sharding,
     )

@@ -16,18 +16,17 @@ Before the first part and behind the last one lie zeros, as the padding would ha
 that nobody sends to. Its transpose sends cotangents of borrowed rows home. All else is the rule of one device, and JAX
 sums the kernel's cotangent over devices, once.
 
-Only an explicit mesh or `shard_map` says in its types what is divided. Over automatic axes the compiler does the same
+Only an explicit mesh says in its types what is divided. Over automatic axes the compiler does the same
 for the convolutions that it has itself; see `docs/devices.md`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from math import prod
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import PartitionSpec
 
 from jaxseq import _checks, _sharding
 from jaxseq._geometry import Geometry
@@ -70,27 +69,6 @@ def of_transpose(
         padding[axis - 1] = crop, (before + rows + behind - 1) * s + d * (K - 1) + 1 - crop - I
         here[axis - 1] = I
     return geometry._replace(padding=tuple(padding)), tuple(here), parts
-
-
-def over(parts: list[Part], rule: Callable[..., jax.Array], x: jax.Array, *rest: Any) -> jax.Array:
-    """`rule(x, *rest)`, each device its own part with what it borrows; the result is divided as x is."""
-    if not parts:
-        return rule(x, *rest)
-    names = {name for part in parts for name in part.names}
-    spec: list[Any] = [None] * x.ndim
-    for part in parts:
-        spec[part.axis] = part.names
-
-    def run(x: jax.Array, *rest: Any) -> jax.Array:
-        return rule(*_sharding.together((extended(parts, x), *rest)))
-
-    return jax.shard_map(
-        run,
-        mesh=jax.typeof(x).sharding.mesh,
-        in_specs=(PartitionSpec(*spec), *[PartitionSpec()] * len(rest)),
-        out_specs=PartitionSpec(*spec),
-        axis_names=names,
-    )(x, *rest)
 
 
 def extended(parts: list[Part], x: jax.Array) -> jax.Array:

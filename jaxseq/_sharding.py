@@ -1,18 +1,18 @@
 """What JAX's types say of an array beyond shape and dtype: on which devices its parts lie.
 
-Three places need to say so by hand.
-
 Inside `shard_map`, arrays that vary over a mesh axis meet arrays that do not; `together` makes all vary alike before a
 custom rule sees them, so that JAX itself sums the cotangents of those that did not.
 
-On an explicit mesh, a contraction over a sharded axis needs the sharding of its result: `of` names that of the array
-whose cotangent it is.
+On an explicit mesh JAX asks of every operation how its result lies. No rule of ours answers: none knows of devices.
+What surrounds it sorts the axes of the mesh by what they divide.
 
-There too every operation wants to know how features are laid out that a weight divides otherwise than a state: four
-gates over two devices, for one. What JAX knows of its automatic axes by itself it would have to be told step by step.
-`handed_over` makes the mesh axes over which features lie automatic for the length of a rule, and says of its results
-alone how they lie. Those of the batch remain explicit, and JAX holds us to them: no sum over devices where none is
-meant.
+    features        `handed_over` makes these mesh axes automatic for the length of a rule, and says of its results
+                    alone how they lie: a weight divides otherwise than a state, four gates over two devices for one,
+                    and step by step the compiler knows better what to move
+    batch           `apart` runs the rule on each device, with its own part of the batch: there is nothing to tell each
+                    other but the sums of the weights' cotangents, once, at the end
+    space and time  likewise, after neighbours have exchanged what a window reaches into (`_halo.py`) or a state goes
+                    through (`_relay.py`)
 """
 
 from collections.abc import Callable, Iterable
@@ -71,6 +71,19 @@ def handed_over(rule: Callable[..., Any], names: Iterable[str], results: Any) ->
     """`rule`, to which the mesh axes of those names are automatic; its results are laid out as `results` says."""
     names = tuple(sorted(names))
     return jax.sharding.auto_axes(rule, axes=names, out_sharding=results) if names else rule
+
+
+def apart(run: Callable[..., Any], args: tuple[Any, ...], like: Any) -> Any:
+    """`run(*args)`, each device of an explicit mesh for itself, with its parts of those arguments that are divided and
+    all of the others; the results are divided as the arrays in `like` are.
+    """
+    names = frozenset().union(*map(dividing, jax.tree.leaves(args)))
+    if not names:
+        return run(*args)
+    specs, out = (jax.tree.map(lambda a: jax.typeof(a).sharding.spec, tree) for tree in (args, like))
+    mesh = next(sharding.mesh for a in jax.tree.leaves(args) if (sharding := of(a)) is not None)
+    alone = lambda *args: run(*together(args))  # noqa: E731
+    return jax.shard_map(alone, mesh=mesh, in_specs=specs, out_specs=out, axis_names={*names})(*args)
 
 
 def names_of(x: jax.Array, axis: int) -> tuple[str, ...]:
@@ -138,14 +151,28 @@ def gathered(x: jax.Array, axis: int) -> jax.Array:
     return x if sharding is None else laid_out(x, without(sharding, axis))
 
 
+def freed(tree: Tree, names: Iterable[str]) -> Tree:
+    """The same arrays, not divided over those mesh axes: weights that lie over the axis of the batch too are gathered
+    before a rule, and what is summed of their cotangents is scattered after it.
+    """
+    names = {*names}
+
+    def free(part: Any) -> Any:
+        left = () if part is None else tuple(name for name in _names(part) if name not in names)
+        return left or None
+
+    def lay(a: jax.Array) -> jax.Array:
+        sharding = of(a)
+        if sharding is None or not names & dividing(a):
+            return a
+        return laid_out(a, NamedSharding(sharding.mesh, PartitionSpec(*map(free, sharding.spec))))
+
+    return jax.tree.map(lay, tree)
+
+
 def dropped(sharding: NamedSharding, axis: int) -> NamedSharding:
     """That sharding, of an array without that axis."""
     return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:axis], *sharding.spec[axis + 1 :]))
-
-
-def tail(sharding: NamedSharding | None, axes: int) -> NamedSharding | None:
-    """That of the last axes alone."""
-    return sharding and NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[-axes:]))
 
 
 def head(sharding: NamedSharding | None, axes: int) -> NamedSharding | None:
@@ -156,9 +183,3 @@ def head(sharding: NamedSharding | None, axes: int) -> NamedSharding | None:
 def laid_out(x: jax.Array, sharding: NamedSharding | None) -> jax.Array:
     """x with that sharding, where a mesh is explicit."""
     return x if sharding is None else jax.sharding.reshard(x, sharding)
-
-
-def whole(*arrays: jax.Array, but_batch: bool) -> bool:
-    """Whether no axis is split over an explicit mesh, or none but the first."""
-    specs = [tuple(sharding.spec)[but_batch:] for a in arrays if (sharding := of(a)) is not None]
-    return not any(part is not None for spec in specs for part in spec)

@@ -49,7 +49,7 @@ class Map(ABC):
 
     @abstractmethod
     def pull_weight(self, precision: Any, x: jax.Array, ȳ: jax.Array, w: jax.Array) -> jax.Array:
-        """ȳ ⊗ x, summed over all leading axes, laid out as w."""
+        """ȳ ⊗ x, summed over all leading axes; of w its shape alone matters."""
 
     @abstractmethod
     def shape(self, inputs: Any, gates: int, outputs: Any) -> str:
@@ -91,7 +91,7 @@ class Dense(Map):
         return _dense.pull_input(precision, w, ȳ)
 
     def pull_weight(self, precision: Any, x: jax.Array, ȳ: jax.Array, w: jax.Array) -> jax.Array:
-        return _dense.pull_weight(precision, x, ȳ, _sharding.of(w))
+        return _dense.pull_weight(precision, x, ȳ)
 
     def pull_in_a_loop(self, precision: Any, w: jax.Array, space: Space) -> Callable[[jax.Array], jax.Array]:
         # Transposed once, and kept so: XLA's CPU backend takes 1.2 times as long over a transposed operand every step.
@@ -146,7 +146,7 @@ class Blocks(Map):
         n, d, g, i = w.shape
         x, ȳ = x.reshape(*x.shape[:-1], n, d), ȳ.reshape(*ȳ.shape[:-1], g, n, i)
         leading = "stuvwxyz"[: x.ndim - 2]  # where they stand: each of them may be divided over devices
-        return _einsum(f"{leading}nd,{leading}gni->ndgi", x, ȳ, precision, _sharding.of(w))
+        return _einsum(f"{leading}nd,{leading}gni->ndgi", x, ȳ, precision)
 
     def shape(self, inputs: Any, gates: int, outputs: Any) -> str:
         return f"(n, {inputs} / n, {gates}, {outputs} / n)"
@@ -167,21 +167,21 @@ class Conv(Map):
         axes = w.ndim - 2
         geometry, outputs = self._geometry(w, x.shape[-axes - 1 : -1])
         rows = _rows(x, axes)
-        y = _correlation.to_output(geometry, precision, rows, w, outputs, _sharding.joined(rows, w))
+        y = _correlation.to_output(geometry, precision, rows, w, outputs)
         return _unrolled(y, x.shape[: -axes - 1])
 
     def pull_input(self, precision: Any, w: jax.Array, ȳ: jax.Array, space: Space) -> jax.Array:
         axes = w.ndim - 2
         geometry, _ = self._geometry(w, space)
         rows = _rows(ȳ, axes)
-        x̄ = _correlation.to_input(geometry, precision, w, rows, space, _sharding.joined(rows, w, -2))
+        x̄ = _correlation.to_input(geometry, precision, w, rows, space)
         return _unrolled(x̄, ȳ.shape[: -axes - 1])
 
     def pull_weight(self, precision: Any, x: jax.Array, ȳ: jax.Array, w: jax.Array) -> jax.Array:
         axes = w.ndim - 2
         geometry, _ = self._geometry(w, x.shape[-axes - 1 : -1])
         x, ȳ = _rows(x, axes), _rows(ȳ, axes)
-        return _correlation.to_kernel(geometry, precision, x, ȳ, w.shape[:axes], _sharding.of(w))
+        return _correlation.to_kernel(geometry, precision, x, ȳ, w.shape[:axes])
 
     def shape(self, inputs: Any, gates: int, outputs: Any) -> str:
         return f"(*window, {inputs}, {_times(gates, outputs)})"
@@ -221,7 +221,7 @@ def _unrolled(y: jax.Array, leading: tuple[int, ...]) -> jax.Array:
     return y.reshape(*leading, *y.shape[1:])
 
 
-def _einsum(equation: str, a: jax.Array, b: jax.Array, precision: Any, sharding: Any = None) -> jax.Array:
+def _einsum(equation: str, a: jax.Array, b: jax.Array, precision: Any) -> jax.Array:
     common = _precision.promote(a, b)
     return jnp.einsum(
         equation,
@@ -229,7 +229,6 @@ def _einsum(equation: str, a: jax.Array, b: jax.Array, precision: Any, sharding:
         b.astype(common),
         precision=precision,
         preferred_element_type=_precision.accumulator(common),
-        out_sharding=sharding,
     )
 
 

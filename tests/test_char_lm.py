@@ -1,10 +1,13 @@
-"""`make demo`: what it measures, what it leaves, what it says to mistakes."""
+"""`make demo`: what it measures, what it leaves, what it says to mistakes. Its checkpoints: test_checkpoints.py."""
 
 import argparse
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,6 +23,7 @@ SCRIPT = Path(__file__).parents[1] / "examples" / "char_lm.py"
 pytest.importorskip("optax", reason="the examples need the extra `examples`: optax, tqdm, matplotlib")
 pytest.importorskip("tqdm", reason="the examples need the extra `examples`: optax, tqdm, matplotlib")
 pytest.importorskip("matplotlib", reason="the examples need the extra `examples`: optax, tqdm, matplotlib")
+pytest.importorskip("orbax.checkpoint", reason="the examples need the extra `examples`: orbax-checkpoint")
 
 CYCLE = "0123456789\n"
 TINY = ["--quiet", "--batch=3", "--window=7", "--hidden=16"]
@@ -29,17 +33,19 @@ pytestmark = pytest.mark.usefixtures("as_users_have_jax")
 
 @pytest.fixture(scope="module")
 def char_lm():
-    return script(SCRIPT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(SCRIPT.parent)  # as Python does for a script: `import checkpoints`
+        return script(SCRIPT)
 
 
 @pytest.fixture(scope="module")
 def prose(tmp_path_factory):
-    """The shortest text that will do for TINY: one window to train on and one held out, of 3 · 7 + 1 characters each.
+    """The shortest text that will do for TINY: one window to train on and one held out, of 3 · (7 + 1) characters each.
 
     The last holds characters that the first lacks.
     """
     path = tmp_path_factory.mktemp("prose") / "prose.txt"
-    path.write_text("Été and a 🙂, so;\nso on" + " until Ω and the end.\r\n", encoding="utf-8", newline="")
+    path.write_text("Été and a 🙂, so;\nso onto" + " until Ω, then the end.\r\n", encoding="utf-8", newline="")
     return path
 
 
@@ -119,47 +125,93 @@ def test_a_wrong_gradient_stops_it(char_lm, prose, tmp_path, monkeypatch, capsys
 def test_it_measures_the_held_out_part(char_lm, prose, tmp_path, monkeypatch):
     """Characters that the training part lacks are all one, number 0."""
     measured = []
-    monkeypatch.setattr(char_lm, "train_step", lambda model, state, carry, *_, **__: (model, state, carry, 1.0))
+    monkeypatch.setattr(char_lm, "train_step", lambda training, *_, **__: (training, 1.0))
     monkeypatch.setattr(char_lm, "evaluate", lambda model, text, *_, **__: measured.append(text) or (1.0, 1.0))
     train(char_lm, prose, tmp_path, "--steps=10")
-    train_part, held_out = prose.read_text("utf-8")[:22], prose.read_text("utf-8")[22:]
-    assert [c not in train_part for c in held_out] == [number == 0 for number in measured[0].tolist()]
+    train_part, held_out = prose.read_text("utf-8")[:24], prose.read_text("utf-8")[24:]
+    assert [c not in train_part for c in held_out] == [number == 0 for number in measured[0].ravel().tolist()]
     assert len(measured) == 5 + 1  # every second step, and at the end
 
 
-def test_an_interrupt_keeps_the_curve_so_far(char_lm, prose, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_keeps_the_curve_so_far(char_lm, prose, tmp_path, monkeypatch, capsys, number, status):
+    """The step that is running is finished."""
     step, calls = char_lm.train_step, iter(range(4))
 
     def interrupted(*args, **options):
-        if next(calls) == 3:
-            raise KeyboardInterrupt
+        if next(calls) == 2:
+            os.kill(os.getpid(), number)
         return step(*args, **options)
 
+    before = signal.getsignal(number)
     monkeypatch.setattr(char_lm, "train_step", interrupted)
-    assert char_lm.main([f"--text={prose}", f"--out={tmp_path}", *TINY, "--steps=9"]) == 130
+    assert char_lm.main([f"--text={prose}", f"--out={tmp_path}", *TINY, "--steps=9"]) == status
+    assert signal.getsignal(number) is before
     assert capsys.readouterr().err == "interrupted after 3 of 9 steps\n"
     assert len(json.loads((tmp_path / "curve.json").read_text("utf-8"))["train_bits"]) == 3
     assert (tmp_path / "curve.png").exists()
 
 
+def test_a_second_interrupt_does_not_wait(char_lm, prose, tmp_path, monkeypatch, capsys):
+    def interrupted_twice(*_, **__):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        pytest.fail("it went on")
+
+    monkeypatch.setattr(char_lm, "train_step", interrupted_twice)
+    assert char_lm.main([f"--text={prose}", f"--out={tmp_path}", *TINY, "--steps=9"]) == 130
+    assert capsys.readouterr().err == "interrupted after 0 of 9 steps\n"
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_loss_that_is_not_finite_stops_it(char_lm, prose, tmp_path, monkeypatch, capsys):
     step = char_lm.train_step
-    monkeypatch.setattr(char_lm, "train_step", lambda *a, **k: (*step(*a, **k)[:3], jnp.float32(jnp.nan)))
+    monkeypatch.setattr(char_lm, "train_step", lambda *a, **k: (step(*a, **k)[0], jnp.float32(jnp.nan)))
     assert char_lm.main([f"--text={prose}", f"--out={tmp_path}", *TINY]) == 1
     assert capsys.readouterr().err == ("char_lm.py: error: the loss is nan at step 1: try a smaller --learning-rate\n")
+
+
+def test_a_curve_that_cannot_be_written_costs_one_line(char_lm, prose, tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(char_lm, "save", full)
+    assert char_lm.main([f"--text={prose}", f"--out={tmp_path}", *TINY, "--steps=1"]) == 1
+    assert capsys.readouterr().err == f"char_lm.py: error: cannot write to {tmp_path}: No space left on device\n"
 
 
 # --- Its parts ---
 
 
 def test_windows_read_every_place_on_and_on(char_lm):
-    text, batch, T = jnp.arange(23), 2, 4
-    read = [np.asarray(char_lm.windows(text, step, batch, T)) for step in range(9)]
+    text, T = char_lm.stretches(np.arange(23), 2), 4
+    assert text.shape == (2, 11)
+    read = [np.asarray(char_lm.windows(jnp.array(text), step, T)) for step in range(9)]
     for now, later in pairwise(read):
         np.testing.assert_array_equal(now[-1], later[0])  # the last target is the next input
     for place, start in enumerate((0, 11)):
         inputs = np.concatenate([window[:-1, place] for window in read])
-        np.testing.assert_array_equal(inputs, (start + np.arange(36)) % 23)
+        np.testing.assert_array_equal(inputs, start + np.arange(36) % 11)
+
+
+def test_dropout_keeps_the_mean_and_is_drawn_anew_each_step(char_lm, key):
+    hs = 1 + jax.random.uniform(key, (50, 20, 30), jnp.float32)
+    thinned = char_lm.dropout(key, 0.25, hs)
+    kept = thinned != 0
+    assert np.mean(kept) == pytest.approx(0.75, abs=0.01)
+    np.testing.assert_allclose(thinned[kept], hs[kept] / 0.75, rtol=1e-6)
+    assert char_lm.dropout(key, 0.0, hs) is hs
+
+    optimizer = char_lm.adam(1e-9, 2)  # weights that hardly move: what differs is what is dropped
+    start = char_lm.one_device().start(0, optimizer, vocabulary=5, hidden=8, batch=2)
+    text = jnp.tile(jax.random.randint(key, (2, 4), 0, 5), (1, 3))  # each window reads the same
+    again = partial(jax.tree.map, jnp.copy)  # a step consumes what it starts from
+    step = partial(char_lm.train_step, text=text, optimizer=optimizer, T=4)
+    without = float(step(again(start))[1])
+    training, first = step(again(start), rate=0.5)
+    second = float(step(training._replace(carry=again(start).carry), rate=0.5)[1])
+    assert len({without, float(first), second}) == 3
+    assert float(step(again(start), rate=0.5)[1]) == float(first)
 
 
 def plain_bits(model, stream):
@@ -172,25 +224,25 @@ def plain_bits(model, stream):
 
 def test_held_out_bits_are_those_of_the_plain_twin(char_lm):
     model = char_lm.init(jax.random.key(1), vocabulary=5, hidden=3)
-    text = jax.random.randint(jax.random.key(2), (38,), 0, 5)
-    new = jax.random.bernoulli(jax.random.key(3), 0.5, (38,))
-    mean, mean_of_new = char_lm.evaluate(model, text, new, batch=2, T=4)
+    text = jax.random.randint(jax.random.key(2), (2, 19), 0, 5)
+    new = jax.random.bernoulli(jax.random.key(3), 0.5, (2, 19))
+    mean, mean_of_new = char_lm.evaluate(model, text, new, T=4)
 
-    streams = slice(0, 17), slice(18, 35)  # of 4 whole windows of 4 characters each
-    costs = np.concatenate([plain_bits(model, text[stream]) for stream in streams])
-    marks = np.concatenate([np.asarray(new[stream])[1:] for stream in streams])
+    costs = np.concatenate([plain_bits(model, stretch[:17]) for stretch in text])  # 4 whole windows of 4 characters
+    marks = np.asarray(new)[:, 1:17].ravel()
     assert float(mean) == pytest.approx(costs.mean(), rel=1e-5)
     assert float(mean_of_new) == pytest.approx(costs[marks].mean(), rel=1e-5)
 
 
 def test_the_state_flows_on_from_window_to_window(char_lm):
     """Training that hardly moves costs, window by window, what the text costs in one piece."""
-    model = char_lm.init(jax.random.key(1), vocabulary=5, hidden=3)
-    text = jax.random.randint(jax.random.key(2), (38,), 0, 5)
-    expected = np.mean([plain_bits(model, text[s : s + 17]).reshape(4, 4).mean(1) for s in (0, 18)], axis=0)
+    optimizer = char_lm.adam(1e-9, 4)
+    training = char_lm.one_device().start(1, optimizer, vocabulary=5, hidden=3, batch=2)
+    text = jax.random.randint(jax.random.key(2), (2, 19), 0, 5)
+    expected = np.mean([plain_bits(training.model, row[:17]).reshape(4, 4).mean(1) for row in text], axis=0)
     curve = {name: [] for name in ("steps", "train_bits", "held_out_steps", "held_out_bits")}
-    options = argparse.Namespace(batch=2, window=4, steps=4, hidden=3, learning_rate=1e-9, quiet=True)
-    char_lm.learn(options, model, text, lambda _: [0.0, 0.0], curve)
+    options = argparse.Namespace(batch=2, window=4, steps=4, dropout=0.0, quiet=True)
+    char_lm.learn(options, training, text, optimizer, lambda _: [0.0, 0.0], curve)
     np.testing.assert_allclose(curve["train_bits"], expected, rtol=1e-5)
 
 
@@ -225,7 +277,7 @@ MISTAKES = {
     "empty": (a_file("empty.txt", b""), r"empty\.txt is empty"),
     "only a mark of byte order": (a_file("bom.txt", b"\xef\xbb\xbf"), r"bom\.txt is empty"),
     "undecodable": (a_file("latin.txt", b"caf\xe9 " * 999), r"latin\.txt is not UTF-8: .* at byte 3"),
-    "too short": (a_file("short.txt", b"x" * 43), r"too short: 43 characters, .* read 44"),
+    "too short": (a_file("short.txt", b"x" * 47), r"too short: 47 characters, .* read 48"),
     "out is a file": (lambda path: ["--out", str(SCRIPT)], r"cannot write to .*char_lm\.py: File exists"),
     "out under a file": (a_folder_under_a_file, r"cannot write to .*out: Not a directory"),
     "no steps": (lambda path: ["--steps=0"], r"--steps: expected int from 1 to \d+, got '0'"),
@@ -233,6 +285,8 @@ MISTAKES = {
     "negative seed": (lambda path: ["--seed=-1"], r"--seed: expected int from 0 to \d+, got '-1'"),
     "rate": (lambda path: ["--learning-rate=nan"], r"--learning-rate: expected float from 1e-06 to \d+, got 'nan'"),
     "cold": (lambda path: ["--temperature=0"], r"--temperature: expected float from 1e-06 to \d+, got '0'"),
+    "all dropped": (lambda path: ["--dropout=1"], r"--dropout: expected float from 0 to 0.99, got '1'"),
+    "none kept": (lambda path: ["--keep=0"], r"--keep: expected int from 1 to \d+, got '0'"),
     "unknown": (lambda path: ["--layers=2"], r"unrecognized arguments: --layers=2"),
 }
 
@@ -253,10 +307,10 @@ def test_what_is_held_out(char_lm, prose, tmp_path):
     """The last twentieth, but a window at least and 2¹⁶ characters at most."""
 
     def parts(path):
-        return char_lm.arguments([f"--text={path}", f"--out={tmp_path}", *TINY])[1:]
+        return char_lm.arguments([f"--text={path}", f"--out={tmp_path}", *TINY], char_lm.parser())[1:]
 
     path = tmp_path / "text.txt"
-    assert parts(prose) == ("Été and a 🙂, so;\nso on", " until Ω and the end.\n")
+    assert parts(prose) == ("Été and a 🙂, so;\nso onto", " until Ω, then the end.\n")
     for length, last in (1000, 50), (3_000_000, 2**16):
         path.write_text("x" * (length - last) + "y" * last)
         train, held_out = parts(path)

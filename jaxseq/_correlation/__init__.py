@@ -59,7 +59,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxseq import _precision, _sharding
+from jaxseq import _precision
 from jaxseq._correlation import _blocks, _planes, _product, _shifts, _spectrum, _xla
 from jaxseq._correlation._form import Form
 from jaxseq._geometry import Geometry
@@ -104,51 +104,43 @@ def choose(form: Form) -> ModuleType:
 
 
 def to_output(
-    geometry: Geometry, precision: Any, x: jax.Array, kernel: jax.Array, outputs: tuple[int, ...], sharding: Any
+    geometry: Geometry, precision: Any, x: jax.Array, kernel: jax.Array, outputs: tuple[int, ...]
 ) -> jax.Array:
-    """y of (1), of size `outputs`, laid out over devices as `sharding` says."""
+    """y of (1), of size `outputs`."""
     far = kernel.shape[-1] // geometry.groups
     form = Form(geometry, precision, x.shape[1:-1], outputs, kernel.shape[:-2], kernel.shape[-2], far)
-    return _contract("to_output", form, x, kernel, (x.shape[0], *outputs, kernel.shape[-1]), sharding)
+    return _contract("to_output", form, x, kernel, (x.shape[0], *outputs, kernel.shape[-1]))
 
 
-def to_input(
-    geometry: Geometry, precision: Any, kernel: jax.Array, ȳ: jax.Array, space: tuple[int, ...], sharding: Any
-) -> jax.Array:
+def to_input(geometry: Geometry, precision: Any, kernel: jax.Array, ȳ: jax.Array, space: tuple[int, ...]) -> jax.Array:
     """x̄ of (2), for an input of size `space`."""
     near, far = kernel.shape[-2], kernel.shape[-1] // geometry.groups
     form = Form(geometry, precision, space, ȳ.shape[1:-1], kernel.shape[:-2], near, far)
-    return _contract("to_input", form, kernel, ȳ, (ȳ.shape[0], *space, near * geometry.groups), sharding)
+    return _contract("to_input", form, kernel, ȳ, (ȳ.shape[0], *space, near * geometry.groups))
 
 
-def to_kernel(
-    geometry: Geometry, precision: Any, x: jax.Array, ȳ: jax.Array, window: tuple[int, ...], sharding: Any
-) -> jax.Array:
+def to_kernel(geometry: Geometry, precision: Any, x: jax.Array, ȳ: jax.Array, window: tuple[int, ...]) -> jax.Array:
     """w̄ of (3), for a kernel of size `window`."""
     near, far = x.shape[-1] // geometry.groups, ȳ.shape[-1] // geometry.groups
     form = Form(geometry, precision, x.shape[1:-1], ȳ.shape[1:-1], window, near, far)
-    return _contract("to_kernel", form, x, ȳ, (*window, near, ȳ.shape[-1]), sharding)
+    return _contract("to_kernel", form, x, ȳ, (*window, near, ȳ.shape[-1]))
 
 
-def _contract(which: str, form: Form, a: jax.Array, b: jax.Array, shape: tuple[int, ...], sharding: Any) -> jax.Array:
+def _contract(which: str, form: Form, a: jax.Array, b: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """One of the three, of operands a and b, by the rule for the form and the device."""
     common = _precision.promote(a, b)
     if a.size == 0 or b.size == 0 or not form.reaches():
-        return jnp.zeros(shape, _precision.accumulator(common), out_sharding=sharding)
+        return jnp.zeros(shape, _precision.accumulator(common))
     a, b = a.astype(common), b.astype(common)
     rule = choose(form)
-    if not _sharding.whole(a, b, but_batch=rule not in (_planes, _spectrum)):  # one folds the batch, one gathers it
-        rule = _xla
-    here = partial(_apply, rule, which, form, sharding=sharding)
+    here = partial(_apply, rule, which, form)
     if rule in (_blocks, _planes):
-        return lax.platform_dependent(a, b, cpu=here, default=partial(_apply, _xla, which, form, sharding=sharding))
+        return lax.platform_dependent(a, b, cpu=here, default=partial(_apply, _xla, which, form))
     return here(a, b)
 
 
-def _apply(rule: ModuleType, which: str, form: Form, a: jax.Array, b: jax.Array, sharding: Any) -> jax.Array:
+def _apply(rule: ModuleType, which: str, form: Form, a: jax.Array, b: jax.Array) -> jax.Array:
     contraction = getattr(rule, which)
     if rule in (_blocks, _planes):  # they break the form into smaller ones of the same kind
-        return contraction(
-            lambda smaller, a, b, s: _apply(choose(smaller), which, smaller, a, b, s), form, a, b, sharding
-        )
-    return contraction(form, a, b, sharding)
+        return contraction(lambda smaller, a, b: _apply(choose(smaller), which, smaller, a, b), form, a, b)
+    return contraction(form, a, b)

@@ -22,8 +22,6 @@ written for it; no arrangement of XLA's own products was found that does.
 A NaN or an infinity in one group reaches the others of its block.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
@@ -34,26 +32,26 @@ WIDTH, KERNEL_WIDTH = 16, 32
 BLOCKS = 32
 
 
-def to_output(again: Contraction, form: Form, x: jax.Array, kernel: jax.Array, sharding: Any) -> jax.Array:
+def to_output(again: Contraction, form: Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """y of (1)."""
     m = _merged(form)
     pairs = zip(_split(form, m, x), _split(form, m, _widened(form, m, kernel)), strict=True)
-    return jnp.concatenate([again(_block(form, m), x_, w_, sharding) for x_, w_ in pairs], -1)
+    return jnp.concatenate([again(_block(form, m), x_, w_) for x_, w_ in pairs], -1)
 
 
-def to_input(again: Contraction, form: Form, kernel: jax.Array, ȳ: jax.Array, sharding: Any) -> jax.Array:
+def to_input(again: Contraction, form: Form, kernel: jax.Array, ȳ: jax.Array) -> jax.Array:
     """x̄ of (2)."""
     m = _merged(form)
     pairs = zip(_split(form, m, _widened(form, m, kernel)), _split(form, m, ȳ), strict=True)
-    return jnp.concatenate([again(_block(form, m), w_, ȳ_, sharding) for w_, ȳ_ in pairs], -1)
+    return jnp.concatenate([again(_block(form, m), w_, ȳ_) for w_, ȳ_ in pairs], -1)
 
 
-def to_kernel(again: Contraction, form: Form, x: jax.Array, ȳ: jax.Array, sharding: Any) -> jax.Array:
+def to_kernel(again: Contraction, form: Form, x: jax.Array, ȳ: jax.Array) -> jax.Array:
     """w̄ of (3)."""
     m, axes = _merged(form, KERNEL_WIDTH), len(form.window)
     W̄s = []
     for x_, ȳ_ in zip(_split(form, m, x), _split(form, m, ȳ), strict=True):
-        W̄ = again(_block(form, m), x_, ȳ_, sharding).reshape(*form.window, m, form.near, m, form.far)
+        W̄ = again(_block(form, m), x_, ȳ_).reshape(*form.window, m, form.near, m, form.far)
         W̄ = jnp.diagonal(W̄, axis1=axes, axis2=axes + 2)  # (*K, I', O', m)
         W̄s.append(W̄.swapaxes(-1, -2).reshape(*form.window, form.near, -1))
     return jnp.concatenate(W̄s, -1)

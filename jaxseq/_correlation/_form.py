@@ -47,8 +47,8 @@ class Form(NamedTuple):
         return zip(self.space, self.outputs, self.window, stride, dilation, padding, strict=True)
 
 
-# One of the three of a form, of its two operands and the sharding of the result.
-Contraction = Callable[[Form, jax.Array, jax.Array, Any], jax.Array]
+# One of the three of a form, of its two operands.
+Contraction = Callable[[Form, jax.Array, jax.Array], jax.Array]
 
 
 def padded(a: jax.Array, places: Sequence[tuple[int, int, int]], first: int = 1) -> jax.Array:

@@ -20,21 +20,21 @@ from jaxseq._correlation._form import Contraction, Form, padded
 from jaxseq._geometry import Geometry
 
 
-def to_output(again: Contraction, form: Form, x: jax.Array, kernel: jax.Array, sharding: Any) -> jax.Array:
+def to_output(again: Contraction, form: Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """y of (1)."""
     total: Any = None
     for κ, plane in enumerate(_seen(form, x)):
-        term = again(_rest(form), plane, kernel[κ], sharding)
+        term = again(_rest(form), plane, kernel[κ])
         total = term if total is None else total + term
     return total.reshape(x.shape[0], -1, *total.shape[1:])
 
 
-def to_input(again: Contraction, form: Form, kernel: jax.Array, ȳ: jax.Array, sharding: Any) -> jax.Array:
+def to_input(again: Contraction, form: Form, kernel: jax.Array, ȳ: jax.Array) -> jax.Array:
     """x̄ of (2)."""
     total: Any = None
     I, O, K, s, d, (lo, _) = next(form.axes())
     for κ in range(K):
-        planes = again(_rest(form), kernel[κ], _flat(ȳ), sharding)
+        planes = again(_rest(form), kernel[κ], _flat(ȳ))
         planes = planes.reshape(ȳ.shape[0], O, *planes.shape[1:])
         first = d * κ - lo
         term = padded(planes, [(first, I - (first + (O - 1) * s + 1), s - 1)])
@@ -42,9 +42,9 @@ def to_input(again: Contraction, form: Form, kernel: jax.Array, ȳ: jax.Array, s
     return total
 
 
-def to_kernel(again: Contraction, form: Form, x: jax.Array, ȳ: jax.Array, sharding: Any) -> jax.Array:
+def to_kernel(again: Contraction, form: Form, x: jax.Array, ȳ: jax.Array) -> jax.Array:
     """w̄ of (3)."""
-    return jnp.stack([again(_rest(form), plane, _flat(ȳ), sharding) for plane in _seen(form, x)])
+    return jnp.stack([again(_rest(form), plane, _flat(ȳ)) for plane in _seen(form, x)])
 
 
 def _rest(form: Form) -> Form:

@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxseq import _precision, _sharding
+from jaxseq import _precision
 from jaxseq._correlation._form import Form, padded
 from jaxseq._geometry import extent
 
@@ -36,7 +36,7 @@ from jaxseq._geometry import extent
 CACHE = 2**18
 
 
-def to_output(form: Form, x: jax.Array, kernel: jax.Array, sharding: Any) -> jax.Array:
+def to_output(form: Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """y of (1)."""
     geometry = form.geometry
     x = padded(x, [(lo, hi, 0) for lo, hi in geometry.padding])
@@ -47,10 +47,10 @@ def to_output(form: Form, x: jax.Array, kernel: jax.Array, sharding: Any) -> jax
         _sum((part, kernel[(*tap, i, slice(o, None, form.far))]) for i, parts in enumerate(seen) for tap, part in parts)
         for o in range(form.far)
     ]
-    return _sharding.laid_out(_together(ys), sharding)
+    return _together(ys)
 
 
-def to_input(form: Form, kernel: jax.Array, ȳ: jax.Array, sharding: Any) -> jax.Array:
+def to_input(form: Form, kernel: jax.Array, ȳ: jax.Array) -> jax.Array:
     """x̄ of (2)."""
     geometry = form.geometry
     ỹ = padded(ȳ, [(lo, hi, s - 1) for (lo, hi), s in zip(form.input_padding(), geometry.stride, strict=True)])
@@ -64,10 +64,10 @@ def to_input(form: Form, kernel: jax.Array, ȳ: jax.Array, sharding: Any) -> jax
         )
         for i in range(form.near)
     ]
-    return _sharding.laid_out(_together(x̄s), sharding)
+    return _together(x̄s)
 
 
-def to_kernel(form: Form, x: jax.Array, ȳ: jax.Array, sharding: Any) -> jax.Array:
+def to_kernel(form: Form, x: jax.Array, ȳ: jax.Array) -> jax.Array:
     """w̄ of (3)."""
     x = padded(x, [(lo, hi, 0) for lo, hi in form.geometry.padding])
 
@@ -76,7 +76,7 @@ def to_kernel(form: Form, x: jax.Array, ȳ: jax.Array, sharding: Any) -> jax.Arr
 
     w̄ = lax.platform_dependent(x, ȳ, cpu=lambda x, ȳ: _by_blocks(form, x, ȳ), default=sums)
     w̄ = w̄.reshape(*form.window, form.near, form.far, form.geometry.groups)
-    return _sharding.laid_out(w̄.swapaxes(-1, -2).reshape(*form.window, form.near, -1), sharding)
+    return w̄.swapaxes(-1, -2).reshape(*form.window, form.near, -1)
 
 
 def _by_blocks(form: Form, x: jax.Array, ȳ: jax.Array) -> jax.Array:

@@ -19,44 +19,40 @@ things differ from the other rules: rounding is relative to the largest outputs 
 (one complex number for two of the array padded), and a NaN or an infinity reaches all positions of its channel.
 
 The compiler does not split a Fourier transform over devices, not even by its batch: on a mesh of automatic axes it
-gathers the batch first. Under `shard_map` each device transforms its own part; explicit axes go to `_xla`.
+gathers the batch first. Under `shard_map` and on an explicit mesh each device transforms its own part.
 
 J. W. Cooley and J. W. Tukey, An algorithm for the machine calculation of complex Fourier series (1965); T. G. Stockham,
 High-speed convolution and correlation (1966).
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
-from jaxseq import _precision, _sharding
+from jaxseq import _precision
 from jaxseq._correlation._form import Form, padded
 from jaxseq._geometry import extent
 
 
-def to_output(form: Form, x: jax.Array, kernel: jax.Array, sharding: Any) -> jax.Array:
+def to_output(form: Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """y of (1)."""
     X, W = _of_x(form, x), _of_w(form, kernel)
     y = _inverse(form, _products(form, "n...gi,...igo->n...go", X, _backwards(form, W, x, first=0)), x, first=1)
-    y = y[(slice(None), *[slice(0, s * (O - 1) + 1, s) for _, O, _, s, _, _ in form.axes()])]
-    return _sharding.laid_out(y, sharding)
+    return y[(slice(None), *[slice(0, s * (O - 1) + 1, s) for _, O, _, s, _, _ in form.axes()])]
 
 
-def to_input(form: Form, kernel: jax.Array, ȳ: jax.Array, sharding: Any) -> jax.Array:
+def to_input(form: Form, kernel: jax.Array, ȳ: jax.Array) -> jax.Array:
     """x̄ of (2)."""
     W, Y = _of_w(form, kernel), _of_y(form, ȳ)
     x̄ = _inverse(form, _products(form, "n...go,...igo->n...gi", Y, W), ȳ, first=1)
     places = [(-lo, I + lo - n, 0) for (I, *_, (lo, _)), n in zip(form.axes(), x̄.shape[1:-1], strict=True)]
-    return _sharding.laid_out(padded(x̄, places), sharding)
+    return padded(x̄, places)
 
 
-def to_kernel(form: Form, x: jax.Array, ȳ: jax.Array, sharding: Any) -> jax.Array:
+def to_kernel(form: Form, x: jax.Array, ȳ: jax.Array) -> jax.Array:
     """w̄ of (3)."""
     X, Y = _of_x(form, x), _backwards(form, _of_y(form, ȳ), ȳ, first=1)
     w̄ = _inverse(form, _products(form, "n...gi,n...go->...igo", X, Y), x, first=0)
-    w̄ = w̄[tuple(slice(0, d * (K - 1) + 1, d) for _, _, K, _, d, _ in form.axes())]
-    return _sharding.laid_out(w̄, sharding)
+    return w̄[tuple(slice(0, d * (K - 1) + 1, d) for _, _, K, _, d, _ in form.axes())]
 
 
 def positions(form: Form) -> list[int]:

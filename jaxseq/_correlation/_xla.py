@@ -21,7 +21,7 @@ from jaxseq._correlation._form import Form
 _SPACE = ("", "W", "HW", "DHW")
 
 
-def to_output(form: Form, x: jax.Array, kernel: jax.Array, sharding: Any) -> jax.Array:
+def to_output(form: Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """y of (1)."""
     return _correlate(
         x,
@@ -31,11 +31,10 @@ def to_output(form: Form, x: jax.Array, kernel: jax.Array, sharding: Any) -> jax
         dilation=form.geometry.dilation,
         groups=form.geometry.groups,
         precision=form.precision,
-        out_sharding=sharding,
     )
 
 
-def to_input(form: Form, kernel: jax.Array, ȳ: jax.Array, sharding: Any) -> jax.Array:
+def to_input(form: Form, kernel: jax.Array, ȳ: jax.Array) -> jax.Array:
     """x̄ of (2)."""
     g = form.geometry.groups
     w = jnp.flip(kernel, range(len(form.window)))  # (*K, I', g O')
@@ -49,11 +48,10 @@ def to_input(form: Form, kernel: jax.Array, ȳ: jax.Array, sharding: Any) -> jax
         dilation=form.geometry.dilation,
         groups=g,
         precision=form.precision,
-        out_sharding=sharding,
     )
 
 
-def to_kernel(form: Form, x: jax.Array, ȳ: jax.Array, sharding: Any) -> jax.Array:
+def to_kernel(form: Form, x: jax.Array, ȳ: jax.Array) -> jax.Array:
     """w̄ of (3): the channel of x plays the batch, the batch the contracted channel, and w̄ comes out as (*K, I', O')."""
     geometry, space = form.geometry, _SPACE[len(form.window)]
     correlate = partial(
@@ -63,9 +61,9 @@ def to_kernel(form: Form, x: jax.Array, ȳ: jax.Array, sharding: Any) -> jax.Arr
         dilation=geometry.stride,
         precision=form.precision,
     )
-    if geometry.groups > 1 or sharding is not None:
+    if geometry.groups > 1:
         letters = f"C{space}N", f"I{space}O", f"{space}NC"
-        return correlate(x, ȳ, letters=letters, batch_groups=geometry.groups, out_sharding=sharding)
+        return correlate(x, ȳ, letters=letters, batch_groups=geometry.groups)
     # The same in the letters of (1). In those above XLA's CPU backend takes 1.15 times as long, and inside of a loop,
     # where it leaves letters as they are, 27 times: (8, 32, 32, 16) to 64 channels, 3 x 3 taps, 67 ms and 2.5.
     w̄ = correlate(x.swapaxes(0, -1), jnp.moveaxis(ȳ, 0, -2))  # (C, *I, N), (*O, N, O') -> (C, *K, O')
@@ -84,7 +82,6 @@ def _correlate(
     spread: tuple[int, ...] | None = None,
     groups: int = 1,
     batch_groups: int = 1,
-    out_sharding: Any = None,
 ) -> jax.Array:
     """The one call of lax: (1) for an input first dilated by `spread`, accumulated in float32 at least."""
     axes = len(dilation)
@@ -112,5 +109,4 @@ def _correlate(
         batch_group_count=batch_groups,
         precision=precision,
         preferred_element_type=_precision.accumulator(x.dtype),
-        out_sharding=out_sharding,
     )

@@ -18,7 +18,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import PartitionSpec
 
 from jaxseq import _sharding, _time
 from jaxseq._recurrence._cell import Cell, Inputs, State, h_of
@@ -41,7 +40,7 @@ def run(rule: Any, cell: Cell, options: Options, batch: int, inputs: Inputs) -> 
     home = _sharding.of(xs)
     of_ys = home and _sharding.with_features(home, h_of(carry), xs.ndim - batch - 1)
     results = jax.tree.map(_sharding.of, carry), of_ys
-    result: tuple[State, jax.Array] = _sharding.handed_over(partial(_stretches, rule, cell, options), names, results)(
+    result: tuple[State, jax.Array] = _sharding.handed_over(partial(_apart, rule, cell, options), names, results)(
         inputs
     )
     return result
@@ -68,7 +67,9 @@ def _alike(inputs: Inputs, batch: int, axis: int) -> Inputs:
         return jax.tree.map(lambda a: _sharding.laid_out(a, _sharding.with_features(home, a, features)), tree)
 
     live, stop = lay((live, stop), _sharding.head(home, batch + 1), 0)
-    weights = weights._replace(drop=lay(weights.drop, of_batch))
+    weights = _sharding.freed(weights, _sharding.dividing(xs, slice(batch + 1)))._replace(
+        drop=lay(weights.drop, of_batch)
+    )
     return Inputs(weights, lay(carry, of_batch), xs, live, stop, lay(hold, home))
 
 
@@ -82,16 +83,15 @@ def _fit(options: Options, xs: jax.Array) -> bool:
     return k1 >= steps or (k1 == k2 and steps // devices % k1 == 0)
 
 
-def _stretches(rule: Rule, cell: Cell, options: Options, inputs: Inputs) -> tuple[State, jax.Array]:
-    """`rule`, over stretches where time is divided."""
+def _apart(rule: Rule, cell: Cell, options: Options, inputs: Inputs) -> tuple[State, jax.Array]:
+    """`rule`, each device its own part of the batch, and its own stretch of time."""
     xs, axis = inputs.xs, options.axis
     names, steps = _sharding.names_of(xs, axis), xs.shape[axis]
-    if not names:
-        return rule(cell, options, inputs)
 
-    def of_this_device(inputs: Inputs) -> tuple[State, jax.Array]:
-        inputs = _sharding.together(inputs)
+    def run(inputs: Inputs) -> tuple[State, jax.Array]:
         here = lambda carry: rule(cell, options, inputs._replace(carry=carry))  # noqa: E731
+        if not names:
+            return here(inputs.carry)
         start = relay(lambda carry: here(carry)[0], inputs.carry, names, reverse=options.reverse)
         if _time.window(options, steps)[0] < steps:
             first = is_first(names, reverse=options.reverse)
@@ -99,15 +99,7 @@ def _stretches(rule: Rule, cell: Cell, options: Options, inputs: Inputs) -> tupl
         last, ys = here(start)
         return from_one(_ends_here(options, inputs, names), last, names), ys
 
-    over_time: Any = PartitionSpec(*(None,) * axis, names)
-    whole: Any = PartitionSpec()
-    result: tuple[State, jax.Array] = jax.shard_map(
-        of_this_device,
-        mesh=jax.typeof(xs).sharding.mesh,
-        in_specs=(Inputs(whole, whole, *(over_time,) * 4),),
-        out_specs=(whole, over_time),
-        axis_names={*names},
-    )(inputs)
+    result: tuple[State, jax.Array] = _sharding.apart(run, (inputs,), (inputs.carry, xs))
     return result
 
 

@@ -52,6 +52,7 @@ bench: $(VENV)/.bench  ## the tables of the README, side by side in one process
 	$(BIN)/python -m benchmarks.conv $(ARGS)
 	$(BIN)/python -m benchmarks.cells $(ARGS)
 	$(BIN)/python -m benchmarks.scan $(ARGS)
+	$(BIN)/python -m benchmarks.sharding $(ARGS)
 
 # One stamp for each extra of pyproject.toml.
 $(VENV)/.%: pyproject.toml | $(BIN)/python

@@ -97,7 +97,7 @@ def test_each_rule_is_the_form(rule, space, window, near, far, options):
     assert _correlation.choose(form) is rule
     y, x̄, w̄ = tap_by_tap(form, x, w, ȳ)
     for which, a, b, expected in (("to_output", x, w, y), ("to_input", w, ȳ, x̄), ("to_kernel", x, ȳ, w̄)):
-        actual = jax.jit(partial(_correlation._apply, rule, which, form, sharding=None))(a, b)
+        actual = jax.jit(partial(_correlation._apply, rule, which, form))(a, b)
         assert actual.dtype == jnp.float64
         assert_close(actual, expected, relative=1e-13)
 
@@ -107,7 +107,7 @@ def test_half_precision_accumulates_in_full(rule, space, window, near, far, opti
     form, x, w, ȳ = trilinear(space, window, near, far, options, jnp.bfloat16)
     y, x̄, w̄ = tap_by_tap(form, x, w, ȳ)
     for which, a, b, expected in (("to_output", x, w, y), ("to_input", w, ȳ, x̄), ("to_kernel", x, ȳ, w̄)):
-        actual = jax.jit(partial(_correlation._apply, rule, which, form, sharding=None))(a, b)
+        actual = jax.jit(partial(_correlation._apply, rule, which, form))(a, b)
         assert actual.dtype == jnp.float32
         assert_close(actual, expected.astype(np.float32), relative=1e-5)
 
@@ -203,7 +203,7 @@ def test_depthwise_sums_its_kernel_in_little_memory(key):
     """Not one array for each tap."""
     x = jax.random.normal(key, (4, 512, 64), jnp.float32)
     form = trilinear((512,), (16,), 1, 1, {"groups": 64, "padding": ((15, 0),)})[0]
-    f = jax.jit(partial(_correlation._apply, _shifts, "to_kernel", form, sharding=None))
+    f = jax.jit(partial(_correlation._apply, _shifts, "to_kernel", form))
     assert f.lower(x, x).compile().memory_analysis().temp_size_in_bytes < 4 * x.nbytes
 
 

@@ -189,6 +189,24 @@ def test_hidden_units_over_devices_and_batch_too(key):
                 assert [a.sharding.spec for a in jax.tree.leaves(gradient)[:3]] == [P(None, "f"), P(None, "f"), P("f")]
 
 
+@pytest.mark.parametrize("kind", ["explicit", "automatic"])
+def test_the_batch_in_shard_map_and_features_in_what_it_leaves(kind, key):
+    """`shard_map` over one axis of the mesh alone."""
+    params, carry = jaxseq.gru_init(key, 3, 4, dtype=jnp.float64), jnp.zeros((4, 4))
+    xs, ȳ = normals(key, (jnp.ones((5, 4, 3)), jnp.ones((5, 4, 4))))
+    run = lambda gru: pullback(lambda params, carry, xs: gru(params, carry, xs)[1])  # noqa: E731
+    expected = jax.jit(run(jaxseq.reference.gru))((params, carry, xs), ȳ)
+    mesh = mesh_of((2, 4), ("b", "f"), kind)
+    specs = (P(), P("b"), P(None, "b")), P(None, "b")
+    divided = jax.shard_map(
+        run(jaxseq.gru), mesh=mesh, in_specs=specs, out_specs=(specs[1], specs[0]), axis_names={"b"}
+    )
+    with jax.set_mesh(mesh):
+        columns = jax.tree.map(lambda p: P(*(None,) * (p.ndim - 1), "f"), params)
+        placed = place(mesh, (params, carry, xs), (columns, P("b", "f"), P(None, "b")))
+        assert_close(jax.jit(divided)(placed, place(mesh, ȳ, P(None, "b", "f"))), expected)
+
+
 @pytest.mark.parametrize("spec", [P("d"), P(None, "d")], ids=["rows", "columns"])
 def test_weights_over_the_axis_of_the_batch(spec, key):
     """Fully sharded data parallelism: weights are gathered before the loop, and one sum is taken after it."""

@@ -113,11 +113,11 @@ def zeros_like(tree: Tree) -> Tree:
 
 
 def undivided() -> bool:
-    """Whether no compiler can divide arrays over devices behind our back: there is one device, or all axes of the mesh
-    are in the hands of `shard_map`.
+    """Whether no compiler can divide arrays over devices behind our back: there is one device, or no automatic axis in
+    the mesh, so that types tell all.
     """
     kinds = jax.sharding.get_abstract_mesh().axis_types
-    return jax.device_count() == 1 or (len(kinds) > 0 and all(kind == AxisType.Manual for kind in kinds))
+    return jax.device_count() == 1 or (len(kinds) > 0 and AxisType.Auto not in kinds)
 
 
 def joined(x: jax.Array, w: jax.Array, axis: int = -1) -> NamedSharding | None:

@@ -25,6 +25,7 @@ from jax.sharding import PartitionSpec as P
 
 import jaxseq
 from benchmarks import hlo
+from jaxseq import _sharding
 from jaxseq._cases import CASES
 
 VARIANTS = {
@@ -224,6 +225,22 @@ def test_weights_over_the_axis_of_the_batch(spec, key):
     assert not any(c.loops for c in collectives)
     assert sum(c.kind == "all-gather" for c in collectives) <= len(jax.tree.leaves(params))
     assert sum(c.kind in ("all-reduce", "reduce-scatter") for c in collectives) <= len(jax.tree.leaves(params))
+
+
+def test_what_lies_on_one_device_of_many_has_the_rule_of_one(key, monkeypatch):
+    """In chunks of time, if an explicit mesh says that nothing is divided; without one nobody knows."""
+    params, xs = jaxseq.rnn_init(key, 3, 4), jnp.ones((512, 2, 3), jnp.float32)
+
+    def temporaries():
+        loss = lambda params, xs: (jaxseq.rnn(params, None, xs)[1] ** 2).sum()  # noqa: E731  # traced anew
+        program = jax.jit(jax.grad(loss)).lower(params, xs).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    unknown = temporaries()
+    with jax.set_mesh(mesh_of((8,), ("d",), "explicit")):
+        known = temporaries()
+    monkeypatch.setattr(_sharding, "undivided", lambda: True)
+    assert known == temporaries() < unknown / 2
 
 
 # --- What users do not place ---

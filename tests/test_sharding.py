@@ -240,7 +240,7 @@ def test_what_lies_on_one_device_of_many_has_the_rule_of_one(key, monkeypatch):
     with jax.set_mesh(mesh_of((8,), ("d",), "explicit")):
         known = temporaries()
     monkeypatch.setattr(_sharding, "undivided", lambda: True)
-    assert known == temporaries() < unknown / 2
+    assert known == temporaries() < 0.7 * unknown
 
 
 # --- What users do not place ---

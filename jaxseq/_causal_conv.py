@@ -236,16 +236,9 @@ def _grouped(options: Options, which: str, a: jax.Array, b: jax.Array) -> jax.Ar
 # --- Wherever the arrays lie, and for any number of batch axes ---
 
 
-def _run(
-    options: Options,
-    carry: jax.Array,
-    x: jax.Array,
-    kernel: jax.Array,
-    bias: jax.Array | None,
-    resets: jax.Array | None,
-) -> tuple[jax.Array, jax.Array]:
+def _run(options: Options, *operands: Any) -> tuple[jax.Array, jax.Array]:
     """(carry', y). On an explicit mesh batch and time of all arrays go with those of x."""
-    carry, x, kernel, bias, resets = _sharding.together((carry, x, kernel, bias, resets))
+    carry, x, kernel, bias, resets = _sharding.together(operands)
     dividing, home = _sharding.dividing, _sharding.of(x)
     if home is not None:
         carry = _sharding.laid_out(carry, _sharding.with_features(home, carry, 2))
@@ -270,7 +263,7 @@ def _apart(options: Options, carry: jax.Array, x: jax.Array, *rest: Any) -> tupl
         flat = resets is None and len(batch) != 1  # lax's convolution has one batch axis, the masked form has any
         if flat:
             carry, x = (a.reshape(prod(batch), *a.shape[-2:]) for a in (carry, x))
-        y: Any = _causal_conv(options, *_sharding.together((carry, x, kernel, bias, resets)))
+        y: Any = _causal_conv(options, carry, x, kernel, bias, resets)
         return last, y.reshape(*batch, *y.shape[1:]) if flat else y
 
     return _sharding.apart(run, (carry, x, *rest), (carry, x))

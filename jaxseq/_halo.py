@@ -21,7 +21,6 @@ for the convolutions that it has itself; see `docs/devices.md`.
 """
 
 from collections.abc import Iterator
-from math import prod
 from typing import Any, NamedTuple
 
 import jax
@@ -33,11 +32,10 @@ from jaxseq._geometry import Geometry
 
 
 class Part(NamedTuple):
-    """Of an axis of x: the mesh axes that divide it, into how many, and the rows borrowed from before and behind."""
+    """Of an axis of x: the mesh axes that divide it, and the rows borrowed from before and behind."""
 
     axis: int
     names: tuple[str, ...]
-    devices: int
     before: int
     behind: int
 
@@ -49,7 +47,7 @@ def of_conv(geometry: Geometry, window: tuple[int, ...], x: jax.Array) -> tuple[
         O = (I + lo + hi - d * (K - 1) - 1) // s + 1
         if s * O != I or O % devices:
             _refuse(f"{I} inputs and {O} outputs at stride {s} over {devices}", names, x)
-        parts.append(Part(axis, names, devices, lo, d * (K - 1) - (s - 1) - lo))
+        parts.append(Part(axis, names, lo, d * (K - 1) - (s - 1) - lo))
         padding[axis - 1] = 0, 0
     return geometry._replace(padding=tuple(padding)), parts
 
@@ -64,7 +62,7 @@ def of_transpose(
         if s * O != space[axis - 1]:
             _refuse(f"{O} inputs and {space[axis - 1]} outputs at stride {s} over {devices}", names, x)
         before, behind = (d * (K - 1) - lo) // s, (I - 1 + lo) // s - rows + 1
-        parts.append(Part(axis, names, devices, before, behind))
+        parts.append(Part(axis, names, before, behind))
         crop = s * before + lo
         padding[axis - 1] = crop, (before + rows + behind - 1) * s + d * (K - 1) + 1 - crop - I
         here[axis - 1] = I
@@ -89,8 +87,7 @@ def _borrowed(x: jax.Array, part: Part, rows: int, towards: int) -> list[jax.Arr
         count = min(size, rows - (hop - 1) * size)
         first = size - count if towards == 1 else 0
         piece = lax.slice_in_dim(x, first, first + count, axis=part.axis)
-        pairs = [(i, i + towards * hop) for i in range(part.devices) if 0 <= i + towards * hop < part.devices]
-        found.append(lax.ppermute(piece, part.names, pairs) if pairs else _sharding.zeros_like(piece))
+        found.append(_sharding.shifted(piece, part.names, towards * hop))
     return found
 
 
@@ -100,7 +97,7 @@ def _divided(geometry: Geometry, window: tuple[int, ...], x: jax.Array) -> Itera
     for axis, *of_axis in zip(range(1, x.ndim - 1), stride, window, dilation, padding, strict=True):
         names = _sharding.names_of(x, axis)
         if names:
-            yield axis, names, prod(_sharding.sizes(x, axis)), x.shape[axis], *of_axis
+            yield axis, names, _sharding.devices(x, axis), x.shape[axis], *of_axis
 
 
 def _refuse(got: str, names: tuple[str, ...], x: jax.Array) -> None:

@@ -89,10 +89,9 @@ def relay(
     reverse = _checks.boolean("reverse", reverse)
     carry, _ = _sharding.together((carry, lax.axis_index(names)))
     leads, towards = is_first(names, reverse=reverse), -1 if reverse else 1
-    pairs = [(i, i + towards) for i in range(devices) if 0 <= i + towards < devices]
 
     def hand_on(start: State, _: None) -> tuple[State, None]:
-        sent = jax.tree.map(lambda a: lax.ppermute(a, names, pairs), step(start))
+        sent = jax.tree.map(lambda a: _sharding.shifted(a, names, towards), step(start))
         return jax.tree.map(lambda a, b: jnp.where(leads, a, b.astype(a.dtype)), carry, sent), None
 
     start = jax.tree.map(lambda a: jnp.where(leads, a, jnp.zeros_like(a)), carry)

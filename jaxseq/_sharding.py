@@ -16,6 +16,7 @@ What surrounds it sorts the axes of the mesh by what they divide.
 """
 
 from collections.abc import Callable, Iterable
+from math import prod
 from typing import Any, TypeVar
 
 import jax
@@ -93,9 +94,16 @@ def names_of(x: jax.Array, axis: int) -> tuple[str, ...]:
     return () if part is None else _names(part)
 
 
-def sizes(x: jax.Array, axis: int) -> tuple[int, ...]:
-    """How many devices each of them has."""
-    return tuple(jax.typeof(x).sharding.mesh.shape[name] for name in names_of(x, axis))
+def devices(x: jax.Array, axis: int) -> int:
+    """Over how many devices an explicit mesh divides one axis of x."""
+    return prod(jax.typeof(x).sharding.mesh.shape[name] for name in names_of(x, axis))
+
+
+def shifted(x: jax.Array, names: tuple[str, ...], by: int) -> jax.Array:
+    """In `shard_map`: the x of the device so many places before this one, behind it if negative; zeros if none is."""
+    count = lax.axis_size(names)
+    pairs = [(i, i + by) for i in range(count) if 0 <= i + by < count]
+    return lax.ppermute(x, names, pairs) if pairs else zeros_like(x)
 
 
 def zeros(shape: tuple[int, ...], x: jax.Array, axis: int | None = None, features: int = 2) -> jax.Array:
@@ -125,19 +133,20 @@ def joined(x: jax.Array, w: jax.Array, axis: int = -1) -> NamedSharding | None:
     sharding = of(x)
     if sharding is None:
         return None
-    last, taken = jax.typeof(w).sharding.spec[axis], dividing(x, slice(-1))
-    if last is not None and taken & {*_names(last)}:
-        last = None
-    return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:-1], last))
+    return _beside(sharding, tuple(sharding.spec[:-1]), (jax.typeof(w).sharding.spec[axis],))
 
 
 def with_features(sharding: NamedSharding, a: jax.Array, features: int) -> NamedSharding:
-    """That sharding, so many of its last axes divided as those of a, but for mesh axes that divide others already."""
+    """That sharding, so many of its last axes divided as those of a."""
     first = tuple(sharding.spec)[: len(sharding.spec) - features]
+    return _beside(sharding, first, tuple(jax.typeof(a).sharding.spec)[a.ndim - features :])
+
+
+def _beside(sharding: NamedSharding, first: tuple[Any, ...], last: tuple[Any, ...]) -> NamedSharding:
+    """First axes divided so, and the last ones so, but for mesh axes that divide the first already."""
     taken = {name for part in first if part is not None for name in _names(part)}
-    last = tuple(jax.typeof(a).sharding.spec)[a.ndim - features :]
-    last = [None if part is None or taken & {*_names(part)} else part for part in last]
-    return NamedSharding(sharding.mesh, PartitionSpec(*first, *last))
+    free = (None if part is None or taken & {*_names(part)} else part for part in last)
+    return NamedSharding(sharding.mesh, PartitionSpec(*first, *free))
 
 
 def without(sharding: NamedSharding, axis: int) -> NamedSharding:
@@ -175,9 +184,9 @@ def dropped(sharding: NamedSharding, axis: int) -> NamedSharding:
     return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:axis], *sharding.spec[axis + 1 :]))
 
 
-def head(sharding: NamedSharding | None, axes: int) -> NamedSharding | None:
+def head(sharding: NamedSharding, axes: int) -> NamedSharding:
     """That of the first axes alone."""
-    return sharding and NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:axes]))
+    return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:axes]))
 
 
 def laid_out(x: jax.Array, sharding: NamedSharding | None) -> jax.Array:

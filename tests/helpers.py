@@ -123,5 +123,7 @@ def script(path):
     """An example as a module."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(path.parent)  # as Python does for a script, which may import its neighbours
+        spec.loader.exec_module(module)
     return module

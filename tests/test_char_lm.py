@@ -34,9 +34,7 @@ pytestmark = pytest.mark.usefixtures("as_users_have_jax")
 
 @pytest.fixture(scope="module")
 def char_lm():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(SCRIPT.parent)  # as Python does for a script: `import checkpoints`
-        return script(SCRIPT)
+    return script(SCRIPT)
 
 
 @pytest.fixture(scope="module")

@@ -31,9 +31,7 @@ pytestmark = pytest.mark.usefixtures("as_users_have_jax")
 
 @pytest.fixture(scope="module")
 def processes():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(EXAMPLES)
-        return script(SCRIPT)
+    return script(SCRIPT)
 
 
 @pytest.fixture

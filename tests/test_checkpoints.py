@@ -31,10 +31,7 @@ pytestmark = pytest.mark.usefixtures("as_users_have_jax")
 
 @pytest.fixture(scope="module")
 def modules():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(EXAMPLES)
-        char_lm = script(EXAMPLES / "char_lm.py")
-        yield char_lm, sys.modules["checkpoints"]
+    return script(EXAMPLES / "char_lm.py"), sys.modules["checkpoints"]
 
 
 @pytest.fixture(scope="module")

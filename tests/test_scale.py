@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from helpers import mesh_of
+from jax.sharding import NamedSharding, PartitionSpec
 
 import jaxseq
 from benchmarks import cost, harness, hlo, sharding
@@ -26,10 +27,6 @@ def devices(*counts, unmarked):
     return [pytest.param(n, marks=[] if n in unmarked else [pytest.mark.long]) for n in counts]
 
 
-def mesh_of(n, kind=AxisType.Auto):
-    return jax.make_mesh((n,), ("d",), devices=jax.devices()[:n], axis_types=(kind,))
-
-
 def placed(mesh, *spec, shape, dtype=jnp.float32):
     """What a program is compiled for: an array of that shape, divided so."""
     return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec(*spec)))
@@ -37,7 +34,7 @@ def placed(mesh, *spec, shape, dtype=jnp.float32):
 
 def gradient(r, module=jaxseq, of_xs=False, dtype=jnp.float32):
     """The compiled gradient of a recurrence at a cotangent of ys, its batch over r.n devices."""
-    mesh = mesh_of(r.n)
+    mesh = mesh_of((r.n,), ("d",), "automatic")
     init = partial(getattr(jaxseq, f"{r.kind}_init"), input_size=r.D, hidden_size=r.H)
     params = jax.tree.map(lambda p: placed(mesh, shape=p.shape, dtype=dtype), jax.eval_shape(init, jax.random.key(0)))
     xs, ȳs = (placed(mesh, None, "d", shape=(r.T, r.B, size), dtype=dtype) for size in (r.D, r.H))
@@ -95,7 +92,7 @@ def test_autodiff_of_a_scan_takes_the_same_products_and_a_sum_in_every_step(kind
 @pytest.mark.parametrize("n", devices(1, 2, 4, 8, unmarked=(1, 2, 8)))
 def test_a_convolution_with_time_divided(n):
     c = cost.Convolution(B=3, T=64, K=4, d=2, C_in=5, C_out=6, n=n)
-    mesh = mesh_of(n, AxisType.Explicit if n > 1 else AxisType.Auto)
+    mesh = mesh_of((n,), ("d",), "explicit" if n > 1 else "automatic")
     conv = partial(jaxseq.conv, padding="CAUSAL", dilation=c.d)
     arrays = [placed(mesh, None, "d", shape=(c.B, c.T, size)) for size in (c.C_in, c.C_out)]
     weights = [placed(mesh, shape=shape) for shape in ((c.K, c.C_in, c.C_out), (c.C_out,))]

@@ -166,9 +166,10 @@ def test_features_over_devices(name, label, sizes, kind, key):
     with jax.set_mesh(mesh):
         placed = place(mesh, args, specs)
         types = jax.eval_shape(f, *placed)
-        lay = lambda c, t: jax.device_put(c, NamedSharding(mesh, t.sharding.spec if kind == "explicit" else P()))  # noqa: E731
-        program = jax.jit(pullback(f)).lower(placed, jax.tree.map(lay, cotangents, types)).compile()
-        assert_close(program(placed, jax.tree.map(lay, cotangents, types)), expected)
+        cotangents = place(
+            mesh, cotangents, jax.tree.map(lambda t: t.sharding.spec if kind == "explicit" else P(), types)
+        )
+        assert_close(jax.jit(pullback(f))(placed, cotangents), expected)
 
 
 def test_hidden_units_over_devices_and_batch_too(key):
@@ -261,9 +262,7 @@ def test_weights_and_states_that_were_never_placed_follow_the_input(name, key):
     with jax.set_mesh(mesh):
         x = jax.device_put(args[where], NamedSharding(mesh, P(*("d" if n == 8 else None for n in args[where].shape))))
         types = jax.eval_shape(lambda x: f(*args[:where], x, *args[where + 1 :]), x)
-        cotangents = jax.tree.map(
-            lambda c, t: jax.device_put(c, NamedSharding(mesh, t.sharding.spec)), cotangents, types
-        )
+        cotangents = place(mesh, cotangents, jax.tree.map(lambda t: t.sharding.spec, types))
         assert_close(jax.jit(gradient)(x, cotangents, (*args[:where], *args[where + 1 :])), expected)
 
 

@@ -12,7 +12,6 @@ divides what is kept for backward.
 
 from collections.abc import Callable
 from functools import partial
-from math import prod
 from typing import Any
 
 import jax
@@ -78,7 +77,7 @@ def _alike(inputs: Inputs, batch: int, axis: int) -> Inputs:
 
 def _fit(options: Options, xs: jax.Array) -> bool:
     """Whether time can be run stretch by stretch."""
-    steps, devices = xs.shape[options.axis], prod(_sharding.sizes(xs, options.axis))
+    steps, devices = xs.shape[options.axis], _sharding.devices(xs, options.axis)
     k1, k2 = _time.window(options, steps)
     return k1 >= steps or (k1 == k2 and steps // devices % k1 == 0)
 

@@ -83,7 +83,7 @@ def conv_transpose(
 
     $$y[b, m, i] = \sum_{n, k, o\,:\, s n + d k - lo = m} x[b, n, o]\; w[k, i, o] + \beta[i]$$
 
-    It is the transpose of `conv` with the **same kernel array** and the same options: with $C = $ `conv(·, kernel)`
+    It is the transpose of `conv` with the **same kernel array** and the same options: with $C =$ `conv(·, kernel)`
     from size $I$ to $O$ and $C^T$ this function, $\langle x, C(u) \rangle = \langle C^T(x), u \rangle$ for all $u$.
     Along each axis $O$ positions become $I = (O - 1) s + d (K - 1) + 1 - lo - hi$ and `output_padding`.
 

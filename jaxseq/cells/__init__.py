@@ -26,7 +26,14 @@ from jaxseq.cells._peephole_lstm import PeepholeLSTMParams, peephole_lstm, peeph
 from jaxseq.cells._projected_lstm import ProjectedLSTMParams, projected_lstm, projected_lstm_init
 from jaxseq.cells._slstm import SLSTMParams, SLSTMState, slstm, slstm_init
 
-rnn, relu_rnn, gru, lstm = _rnn.CELLS["tanh"], _rnn.CELLS["relu"], _gru.CELL, _lstm.CELL
+rnn = _rnn.CELLS["tanh"]
+"""The cell of `jaxseq.rnn`."""
+relu_rnn = _rnn.CELLS["relu"]
+"""The cell of `jaxseq.rnn` with `activation="relu"`."""
+gru = _gru.CELL
+"""The cell of `jaxseq.gru`."""
+lstm = _lstm.CELL
+"""The cell of `jaxseq.lstm`."""
 
 __all__ = [
     "ClassicGRUParams",

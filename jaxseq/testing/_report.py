@@ -27,6 +27,7 @@ CHECKS = {
     "truncation": "nothing crosses the edge of a window; a window as long as time is the full gradient",
     "transpose": "forward mode and reverse mode are each other's transpose",
 }
+"""Every check by its name, and what it asks."""
 
 
 class Verdict(enum.StrEnum):

@@ -1,0 +1,54 @@
+"""What the API reference says beyond the docstrings as they stand: an extension of griffe, which reads them.
+
+Example:                  the section of that name, which griffe knows in the plural
+Reference:                a paragraph
+`jaxseq.scan`             a link to that entry
+a NamedTuple              its fields, as the signature of its constructor
+a cell, `mgu = Cell(…)`    the docstring of its file: its equations and their pullback
+every entry               a link to its file, where a rule stands under its derivation
+"""
+
+import re
+from textwrap import dedent
+from typing import Any
+
+import griffe
+
+NAME = re.compile(r"(?<!`)`(jaxseq(?:\.[A-Za-z]\w*)+)`(?!`)")
+
+REFERENCE = re.compile(r"^Reference:\n((?: {4}.*\n?)+)", flags=re.MULTILINE)
+
+
+class Docstrings(griffe.Extension):
+    """Runs over the whole package, once it has been read."""
+
+    def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
+        """The text of an entry."""
+        file = str(obj.relative_package_filepath)
+        anchor = file.removesuffix("/__init__.py")
+        if obj.docstring is None or f"][{anchor}]" in obj.docstring.value:
+            return
+        text = obj.docstring.value.replace("\nExample:\n", "\nExamples:\n")
+        text = REFERENCE.sub(lambda match: f"**Reference:** {dedent(match[1]).strip()}\n", text)
+        text = NAME.sub(r"[`\1`][\1]", text)
+        if obj.parent is not None and obj.parent.is_module and not obj.is_module:
+            text += f"\n\n**Code:** [`{file}`][{anchor}]"
+        obj.docstring.value = text
+
+    def on_attribute(self, *, attr: griffe.Attribute, **_: Any) -> None:
+        """A cell without a docstring of its own."""
+        module = attr.parent
+        if attr.docstring is None and module.is_module and module.docstring and str(attr.value).startswith("Cell("):
+            attr.docstring = griffe.Docstring(module.docstring.value, parent=attr)
+            attr.annotation = griffe.ExprName("Cell", parent=module)
+
+    def on_class(self, *, cls: griffe.Class, **_: Any) -> None:
+        """The signature of a NamedTuple."""
+        if "NamedTuple" not in map(str, cls.bases):
+            return
+        kind = griffe.ParameterKind.positional_or_keyword
+        fields = (m for m in cls.attributes.values() if m.annotation is not None and "property" not in m.labels)
+        parameters = [griffe.Parameter(f.name, annotation=f.annotation, kind=kind, default=f.value) for f in fields]
+        self_ = griffe.Parameter("self", kind=kind)
+        constructor = griffe.Function("__init__", parameters=griffe.Parameters(self_, *parameters), parent=cls)
+        cls.set_member("__init__", constructor)

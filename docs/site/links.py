@@ -1,0 +1,128 @@
+"""What the pages of docs/ point at outside of docs/.
+
+Where the repository is read file by file, `../README.md` and `../jaxseq/_lstm.py` are files. The site has pages only:
+each such link becomes one to a page that is made here.
+
+    README.md             index.md
+    CHANGELOG.md          changelog.md       any page of prose in the root likewise
+    jaxseq/_lstm.py       source/jaxseq/_lstm.py.md, the file with its lines numbered
+    examples/             source/examples/index.md, the list of its files
+
+and `jaxseq.scan` in code font becomes a link to its entry in the API reference.
+
+A page takes in a section of the README with `<!-- README.md: Conventions -->`, by its heading.
+"""
+
+import posixpath
+import re
+from functools import cache
+from pathlib import Path
+
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File
+
+ROOT = Path(__file__).parents[2]
+LANGUAGES = {".py": "python", ".toml": "toml", "": "text"}  # the last for Makefile and LICENSE
+
+# Of running text alone: code that stands apart is left as it is.
+TEXT = re.compile(r"(^```.*?^```$)", flags=re.DOTALL | re.MULTILINE)
+NAME = re.compile(r"(?<![`\[])`(jaxseq(?:\.[A-Za-z]\w*)+)`(?![`\]])")
+LINK = re.compile(r"\]\((?!\w+:|#)([^)\s#]+)(#[^)\s]*)?\)")
+SECTION = re.compile(r"<!-- README\.md: (.+?) -->")
+
+META = "search:\n  exclude: true\nhide: [navigation, toc]\n"
+
+
+@cache
+def sources() -> list[Path]:
+    """Every file with a page of its own, from the root: those of the package, and what pages of prose link to."""
+    found = set(ROOT.glob("jaxseq/**/*.py"))
+    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]:
+        for target, _ in LINK.findall(page.read_text(encoding="utf-8")):
+            path = (page.parent / target).resolve()
+            found |= set(path.glob("**/*.py")) if path.is_dir() else {path}
+    paths = (f.relative_to(ROOT) for f in found if f.is_file() and f.is_relative_to(ROOT))
+    return sorted(path for path in paths if path.suffix in LANGUAGES)
+
+
+def prose() -> dict[str, str]:
+    """Pages of the site that are files of the root, by their names there."""
+    pages = (f.name for f in ROOT.glob("*.md") if f.name != "README.md")
+    return {name: name.lower() for name in pages}
+
+
+def page_of(path: str) -> str | None:
+    """The page of the site for a path from the root of the repository; None where it has none."""
+    if path == "README.md":
+        return "index.md"
+    if path in prose():
+        return prose()[path]
+    if path.startswith("docs/"):
+        return path.removeprefix("docs/")
+    if (ROOT / path).is_dir():
+        return f"source/{path}/index.md"
+    return f"source/{path}.md" if Path(path) in sources() else None
+
+
+def relinked(markdown: str, place: str, page: str) -> str:
+    """Markdown from a file of the repository in the folder `place`, its links as seen from `page` of the site."""
+
+    def link(match: re.Match[str]) -> str:
+        target, fragment = match.groups(default="")
+        path = posixpath.normpath(posixpath.join(place, target))
+        within = place.startswith("docs") and path.startswith("docs/")
+        target = page_of(path) if (ROOT / path).exists() and not within else None
+        return f"]({posixpath.relpath(target, posixpath.dirname(page))}{fragment})" if target else match[0]
+
+    return LINK.sub(link, markdown)
+
+
+def section(title: str) -> str:
+    """The section of the README under that heading, with it."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = re.search(rf"^## {re.escape(title)}\n.*?(?=^## |\Z)", text, flags=re.DOTALL | re.MULTILINE)
+    if not found:
+        raise PluginError(f"README.md has no section {title!r}, which a page of docs/ includes")
+    return found[0]
+
+
+def on_files(files, config):
+    """Adds the pages for what stands outside of docs/."""
+    for name, page in prose().items():
+        text = (ROOT / name).read_text(encoding="utf-8")
+        files.append(File.generated(config, page, content=relinked(text, "", page)))
+    paths = sources()
+    for path in paths:
+        files.append(File.generated(config, f"source/{path}.md", content=listing(path)))
+    for folder in sorted({f for path in paths for f in path.parents if f != Path()}):
+        files.append(File.generated(config, f"source/{folder}/index.md", content=contents(folder, paths)))
+    return files
+
+
+def listing(path: Path) -> str:
+    """A page that shows a file. A docstring names it by its anchor: the path, or for a package its folder."""
+    code = (ROOT / path).read_text(encoding="utf-8")
+    fence = "`" * 6
+    title, anchor = str(path).replace("__", r"\_\_"), str(path).removesuffix("/__init__.py")
+    numbered = f'{fence}{{.{LANGUAGES[path.suffix]} linenums="1"}}\n{code}{fence}\n'
+    return f"---\ntitle: '{path}'\n{META}---\n# {title} {{ #{anchor} }}\n\n{numbered}"
+
+
+def contents(folder: Path, paths: list[Path]) -> str:
+    """A page that lists the files of a folder, those of its subfolders below."""
+    names = [path.relative_to(folder) for path in paths if folder in path.parents]
+    lines = (f"- [{name}]({name}.md)" for name in sorted(names, key=lambda name: (len(name.parts), name)))
+    return "\n".join([f"---\ntitle: '{folder}/'\n{META}---\n# {folder}/\n", *lines])
+
+
+def on_page_markdown(markdown, page, config, files):
+    """Takes in sections of the README, and turns links out of docs/ into links between pages."""
+    uri = page.file.src_uri
+    if page.file.generated_by is not None:
+        return markdown
+    place = posixpath.normpath(posixpath.join("docs", posixpath.dirname(uri)))
+    markdown = relinked(markdown, place, uri)
+    markdown = SECTION.sub(lambda match: relinked(section(match[1]), "", uri), markdown)
+    parts = TEXT.split(markdown)
+    parts[::2] = (NAME.sub(r"[`\1`][\1]", part) for part in parts[::2])
+    return "".join(parts)

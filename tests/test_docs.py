@@ -13,7 +13,7 @@ from jaxseq import autoregressive, cells, flow, testing
 from jaxseq.testing import _check
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # What the repro of a failure calls, and what draws or sums up what others have found.
 HELPERS = ("jaxseq.testing.cotangents", "jaxseq.testing.lifted", "jaxseq.flow.norms", "jaxseq.flow.plot_bias")
 HELPERS += ("jaxseq.flow.plot_norms", "jaxseq.flow.plot_spectrum")
@@ -65,7 +65,7 @@ def test_the_options_of_time_are_said_once():
         assert option in ("params", "carry", "xs") or f"\n    {option}: " in text, option
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 @pytest.mark.usefixtures("as_users_have_it")
 def test_code_runs(page):
     """The blocks of a page one after the other, as a reader would type them."""
@@ -74,7 +74,7 @@ def test_code_runs(page):
         exec(compile(block, page.name, "exec"), scope)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_names_exist(page):
     for name in re.findall(r"`jaxseq\.([a-z_.]+)[`(]", page.read_text(encoding="utf-8")):
         target = jaxseq
@@ -82,7 +82,7 @@ def test_names_exist(page):
             target = getattr(target, part)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
         assert "://" in target or (page.parent / target).exists(), target

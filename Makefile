@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo processes filters digits moving convolution sunspots vanishing memory shuffled test lint bench clean
+.PHONY: demo processes filters digits moving convolution sunspots vanishing memory shuffled frameworks test lint bench clean
 
 demo: $(VENV)/.examples  ## train a character model on the language reference of Python
 	$(BIN)/python examples/char_lm.py $(ARGS)
@@ -38,6 +38,12 @@ memory: $(VENV)/.examples  ## the adding and the copying problem, by window of t
 
 shuffled: $(VENV)/.examples  ## the same model on the same text, its order destroyed
 	$(BIN)/python examples/shuffled.py $(ARGS)
+
+frameworks: $(VENV)/.frameworks  ## inside Flax linen, Flax nnx, Equinox, Haiku: the same losses as their own layers, and the time
+	$(BIN)/python examples/frameworks/in_linen.py $(ARGS)
+	$(BIN)/python examples/frameworks/in_nnx.py $(ARGS)
+	$(BIN)/python examples/frameworks/in_equinox.py $(ARGS)
+	$(BIN)/python examples/frameworks/in_haiku.py $(ARGS)
 
 test: $(VENV)/.test  ## the whole suite; ARGS="-k truncation" and the like reach pytest
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 $(ARGS)

@@ -1,0 +1,99 @@
+# pyright: reportMissingImports=false
+"""Haiku: an LSTM over episodes, `hk.dynamic_unroll(hk.ResetCore(hk.LSTM(...)))` and `jaxseq.lstm` with `resets`.
+
+    first_t   true where step t opens an episode, which happens at random
+    x_t       K numbers, drawn anew in each step
+    loss      = mean (h_t W + b - (mean of x since the episode began))²
+
+As in reinforcement learning, episodes follow each other in one sequence, and nothing may pass from one to the next,
+neither the state nor a gradient.
+
+The class `LSTM` is the module to copy. Haiku adds one to the forget gate in every step; ours stands in the bias, where
+`jaxseq.lstm_init` and `convert.from_haiku` put it.
+
+    python examples/frameworks/in_haiku.py        half a minute
+"""
+
+import sys
+from typing import Any
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, PRNGKeyArray
+from side_by_side import Batch, Side, main
+
+import jaxseq
+from jaxseq import convert
+
+T, B, H, K = 512, 16, 64, 5  # steps, batch, units, numbers
+EPISODE = 20  # steps, in the mean
+RATE = 3e-3
+
+
+class LSTM(hk.Module):
+    """`(T, batch, D) -> (LSTMState(h, c), (T, batch, H))`, time first as in Haiku."""
+
+    def __init__(self, hidden_size: int, name: str | None = None):
+        super().__init__(name)
+        self.hidden_size = hidden_size
+
+    def __call__(self, xs: Array, *, carry: Any = None, **time: Any) -> tuple[jaxseq.LSTMState, Array]:
+        D, H = xs.shape[-1], self.hidden_size
+        drawn = jaxseq.lstm_init(hk.next_rng_key(), D, H)._asdict() if hk.running_init() else {}
+
+        def parameter(name: str, *shape: int) -> Array:
+            return hk.get_parameter(name, shape, init=lambda *_: drawn[name])
+
+        params = jaxseq.LSTMParams(parameter("w_x", D, 4 * H), parameter("w_h", H, 4 * H), parameter("b", 4 * H))
+        return jaxseq.lstm(params, carry, xs, **time)
+
+
+def theirs(xs: Array, first: Array) -> Array:
+    core = hk.ResetCore(hk.LSTM(H, name="lstm"))
+    hs, _ = hk.dynamic_unroll(core, (xs, first), core.initial_state(xs.shape[1]))
+    return hk.Linear(K, name="read")(hs)
+
+
+def ours(xs: Array, first: Array) -> Array:
+    _, hs = LSTM(H, name="lstm")(xs, resets=first)
+    return hk.Linear(K, name="read")(hs)
+
+
+def sides(key: PRNGKeyArray) -> tuple[Side, Side]:
+    """Haiku's first weights, and the same as ours."""
+    params = hk.transform(theirs).init(key, *batch(key)[:2])
+    lstm = convert.from_haiku("lstm", params, name="lstm")
+
+    def side(name: str, model: Any, params: Any) -> Side:
+        apply = hk.without_apply_rng(hk.transform(model)).apply
+
+        def loss(params: Any, batch: Batch) -> Float[Array, ""]:
+            xs, first, means = batch
+            return jnp.mean((apply(params, xs, first) - means) ** 2)
+
+        return Side(name, loss, params)
+
+    own = {"lstm": lstm._asdict(), "read": params["read"]}
+    return side("Haiku", theirs, params), side("jaxseq", ours, own)
+
+
+def batch(key: PRNGKeyArray) -> Batch:
+    """(xs (T, B, K), first (T, B), means (T, B, K))."""
+    key_xs, key_first = jax.random.split(key)
+    xs = jax.random.normal(key_xs, (T, B, K))
+    first = jax.random.bernoulli(key_first, 1 / EPISODE, (T, B))
+
+    def mean(so_far: Any, now: Any) -> Any:
+        (n, m), (x, opens) = so_far, now
+        n = jnp.where(opens, 1, n + 1)
+        m = m * (1 - 1 / n)[:, None] + x / n[:, None]
+        return (n, m), m
+
+    _, means = lax.scan(mean, (jnp.zeros(B), jnp.zeros((B, K))), (xs, first))
+    return xs, first, means
+
+
+if __name__ == "__main__":
+    sys.exit(main(f"Haiku, LSTM with resets: T, B, H = {T}, {B}, {H}", sides, batch, rate=RATE))

@@ -1,0 +1,88 @@
+# pyright: reportMissingImports=false
+"""Flax linen: an LSTM over padded sequences, `nn.RNN(nn.OptimizedLSTMCell(...))` and `jaxseq.lstm`.
+
+    x_t  = sin(ω_k t + φ) + noise,  t < length     a wave of one of K frequencies, cut somewhere and padded
+    loss = -log softmax(h_length W + b)[k]         which one, said by the state at its own end
+
+The class `LSTM` is the module to copy. Its parameters are one entry of the tree, and it takes the options of
+`jaxseq.lstm`. Weights come over by `jaxseq.convert`, as `sides` shows.
+
+    python examples/frameworks/in_linen.py         half a minute
+"""
+
+import sys
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PRNGKeyArray
+from side_by_side import Batch, Side, main
+
+import jaxseq
+from jaxseq import convert
+
+B, T, H, K = 16, 512, 64, 5  # batch, longest sequence, units, frequencies
+RATE = 3e-3
+
+
+class LSTM(nn.Module):
+    """`(batch, T, D) -> (LSTMState(h, c), (batch, T, H))`, batch first as in Flax."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, xs: Array, *, carry: Any = None, **time: Any) -> tuple[jaxseq.LSTMState, Array]:
+        params = self.param("weights", jaxseq.lstm_init, xs.shape[-1], self.features)
+        return jaxseq.lstm(params, carry, xs, time_axis=-2, **time)
+
+
+class Theirs(nn.Module):
+    """The state at the end of each sequence, read by a linear map."""
+
+    @nn.compact
+    def __call__(self, xs: Array, lengths: Array) -> Array:
+        rnn = nn.RNN(nn.OptimizedLSTMCell(H, name="cell"), return_carry=True)
+        (_, h), _ = rnn(xs, seq_lengths=lengths)
+        return nn.Dense(K, name="which")(h)
+
+
+class Ours(nn.Module):
+    """The same."""
+
+    @nn.compact
+    def __call__(self, xs: Array, lengths: Array) -> Array:
+        (h, _), _ = LSTM(H, name="lstm")(xs, lengths=lengths)
+        return nn.Dense(K, name="which")(h)
+
+
+def sides(key: PRNGKeyArray) -> tuple[Side, Side]:
+    """Flax's first weights, and the same as ours."""
+    theirs: Any = Theirs().init(key, *batch(key)[:2])["params"]
+    ours = {"which": theirs["which"], "lstm": {"weights": convert.from_flax("lstm", theirs["cell"])}}
+
+    def side(name: str, model: nn.Module, params: Any) -> Side:
+        def loss(params: Any, batch: Batch) -> Float[Array, ""]:
+            xs, lengths, k = batch
+            logits: Any = model.apply({"params": params}, xs, lengths)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, k).mean()
+
+        return Side(name, loss, params)
+
+    return side("Flax linen", Theirs(), theirs), side("jaxseq", Ours(), ours)
+
+
+def batch(key: PRNGKeyArray) -> Batch:
+    """(xs (B, T, 1), lengths (B,), frequencies (B,))."""
+    keys = jax.random.split(key, 4)
+    k = jax.random.randint(keys[0], (B,), 0, K)
+    lengths = jax.random.randint(keys[1], (B,), T // 4, T + 1)
+    φ = jax.random.uniform(keys[2], (B,), maxval=2 * jnp.pi)
+    waves = jnp.sin(0.2 * (k[:, None] + 1) * jnp.arange(T) + φ[:, None])
+    xs = waves + 0.3 * jax.random.normal(keys[3], (B, T))
+    return jnp.where(jnp.arange(T) < lengths[:, None], xs, 0)[..., None], lengths, k
+
+
+if __name__ == "__main__":
+    sys.exit(main(f"Flax linen, LSTM with lengths: B, T, H = {B}, {T}, {H}", sides, batch, rate=RATE))

@@ -1,0 +1,103 @@
+# pyright: reportMissingImports=false
+"""Flax nnx: a GRU over symbols, `nnx.RNN(nnx.GRUCell(...))` and `jaxseq.gru`.
+
+    s_{t+1} = (s_t + s_{t-1}) mod K               mostly; one in eight is drawn at random
+    loss    = mean -log softmax(h_t W + b)[s_{t+1}],  h_t = GRU(h_{t-1}, E[s_t])
+
+The class `GRU` is the module to copy. Each array is an `nnx.Param` of its own, which `nnx.Optimizer` asks for. The GRU
+of nnx has no bias beside h, and so `b_h` is None here; with an `nnx.Param` in its place the cell is that of torch.
+
+    python examples/frameworks/in_nnx.py          half a minute
+"""
+
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Float, PRNGKeyArray
+from side_by_side import Batch, Side, main
+
+import jaxseq
+from jaxseq import convert
+
+B, T, D, H, K = 32, 128, 96, 128, 11  # batch, steps, features of a symbol, units, symbols
+RATE = 3e-3
+
+
+class GRU(nnx.Module):
+    """`(batch, T, D) -> (h, (batch, T, H))`, batch first as in Flax."""
+
+    def __init__(self, in_features: int, hidden_features: int, *, rngs: nnx.Rngs):
+        w_x, w_h, b_x, _ = jaxseq.gru_init(rngs.params(), in_features, hidden_features)
+        self.w_x, self.w_h, self.b_x = nnx.Param(w_x), nnx.Param(w_h), nnx.Param(b_x)
+
+    def __call__(self, xs: Array, *, carry: Array | None = None, **time: Any) -> tuple[Array, Array]:
+        params = jaxseq.GRUParams(self.w_x[...], self.w_h[...], self.b_x[...], None)
+        return jaxseq.gru(params, carry, xs, time_axis=-2, **time)
+
+
+class Theirs(nnx.Module):
+    """What follows each symbol."""
+
+    def __init__(self, *, rngs: nnx.Rngs):
+        self.embed = nnx.Embed(K, D, rngs=rngs)
+        self.rnn = nnx.RNN(nnx.GRUCell(D, H, rngs=rngs))
+        self.read = nnx.Linear(H, K, rngs=rngs)
+
+    def __call__(self, s: Array) -> Array:
+        hs: Any = self.rnn(self.embed(s), initial_carry=jnp.zeros((len(s), H)))
+        return self.read(hs)
+
+
+class Ours(nnx.Module):
+    """The same."""
+
+    def __init__(self, *, rngs: nnx.Rngs):
+        self.embed = nnx.Embed(K, D, rngs=rngs)
+        self.gru = GRU(D, H, rngs=rngs)
+        self.read = nnx.Linear(H, K, rngs=rngs)
+
+    def __call__(self, s: Array) -> Array:
+        _, hs = self.gru(self.embed(s))
+        return self.read(hs)
+
+
+def sides(key: PRNGKeyArray) -> tuple[Side, Side]:
+    """Flax's first weights, and the same as ours."""
+    theirs, ours = Theirs(rngs=nnx.Rngs(key)), Ours(rngs=nnx.Rngs(key))
+    params = convert.from_nnx("gru", theirs.rnn.cell)
+    ours.gru.w_x[...], ours.gru.w_h[...], ours.gru.b_x[...] = params.w_x, params.w_h, params.b_x
+    ours.embed, ours.read = theirs.embed, theirs.read
+
+    def side(name: str, model: nnx.Module) -> Side:
+        graph, params, rest = nnx.split(model, nnx.Param, ...)  # a module is a graph and its arrays
+
+        def loss(params: Any, s: Batch) -> Float[Array, ""]:
+            logits: Any = nnx.merge(graph, params, rest)(s[:, :-1])
+            return optax.softmax_cross_entropy_with_integer_labels(logits, s[:, 1:]).mean()
+
+        return Side(name, loss, params)
+
+    return side("Flax nnx", theirs), side("jaxseq", ours)
+
+
+def batch(key: PRNGKeyArray) -> Batch:
+    """Symbols (B, T + 1)."""
+    key_first, key_drawn, key_which = jax.random.split(key, 3)
+    drawn = jax.random.randint(key_drawn, (T + 1, B), 0, K)
+    anew = jax.random.bernoulli(key_which, 1 / 8, (T + 1, B))
+
+    def follow(last: Any, now: Any) -> Any:
+        s = jnp.where(now[0], now[1], sum(last) % K)
+        return (last[1], s), s
+
+    _, s = lax.scan(follow, tuple(jax.random.randint(key_first, (2, B), 0, K)), (anew, drawn))
+    return s.T
+
+
+if __name__ == "__main__":
+    sys.exit(main(f"Flax nnx, GRU: B, T, D, H = {B}, {T}, {D}, {H}", sides, batch, rate=RATE))

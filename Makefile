@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo processes filters digits moving convolution sunspots vanishing memory shuffled frameworks test lint bench clean
+.PHONY: demo processes filters digits moving convolution sunspots vanishing memory shuffled frameworks test lint bench docs clean
 
 demo: $(VENV)/.examples  ## train a character model on the language reference of Python
 	$(BIN)/python examples/char_lm.py $(ARGS)
@@ -59,6 +59,9 @@ bench: $(VENV)/.bench  ## the tables of the README, side by side in one process
 	$(BIN)/python -m benchmarks.cells $(ARGS)
 	$(BIN)/python -m benchmarks.scan $(ARGS)
 	$(BIN)/python -m benchmarks.sharding $(ARGS)
+
+docs: $(VENV)/.docs  ## the documentation as a site that reads from the disk: out/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(ARGS)
 
 # One stamp for each extra of pyproject.toml.
 $(VENV)/.%: pyproject.toml | $(BIN)/python

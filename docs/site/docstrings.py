@@ -24,23 +24,19 @@ class Docstrings(griffe.Extension):
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         """The text of an entry."""
-        file = str(obj.relative_package_filepath)
-        anchor = file.removesuffix("/__init__.py")
-        if obj.docstring is None or f"][{anchor}]" in obj.docstring.value:
+        module = obj.parent
+        if obj.is_attribute and str(obj.value).startswith("Cell(") and obj.docstring is None:
+            obj.docstring = griffe.Docstring(module.docstring.value, parent=obj)
+            obj.annotation = griffe.ExprName("Cell", parent=module)
+        if obj.docstring is None:
             return
         text = obj.docstring.value.replace("\nExample:\n", "\nExamples:\n")
         text = REFERENCE.sub(lambda match: f"**Reference:** {dedent(match[1]).strip()}\n", text)
         text = NAME.sub(r"[`\1`][\1]", text)
-        if obj.parent is not None and obj.parent.is_module and not obj.is_module:
-            text += f"\n\n**Code:** [`{file}`][{anchor}]"
+        if module is not None and module.is_module and not obj.is_module:
+            file = str(obj.relative_package_filepath)
+            text += f"\n\n**Code:** [`{file}`][{file.removesuffix('/__init__.py')}]"
         obj.docstring.value = text
-
-    def on_attribute(self, *, attr: griffe.Attribute, **_: Any) -> None:
-        """A cell without a docstring of its own."""
-        module = attr.parent
-        if attr.docstring is None and module.is_module and module.docstring and str(attr.value).startswith("Cell("):
-            attr.docstring = griffe.Docstring(module.docstring.value, parent=attr)
-            attr.annotation = griffe.ExprName("Cell", parent=module)
 
     def on_class(self, *, cls: griffe.Class, **_: Any) -> None:
         """The signature of a NamedTuple."""

@@ -57,7 +57,7 @@ def page_of(path: str) -> str | None:
         return "index.md"
     if path in prose():
         return prose()[path]
-    if path.startswith("docs/"):
+    if path.startswith("docs/") and not path.endswith(".py"):
         return path.removeprefix("docs/")
     if (ROOT / path).is_dir():
         return f"source/{path}/index.md"
@@ -70,8 +70,7 @@ def relinked(markdown: str, place: str, page: str) -> str:
     def link(match: re.Match[str]) -> str:
         target, fragment = match.groups(default="")
         path = posixpath.normpath(posixpath.join(place, target))
-        within = place.startswith("docs") and path.startswith("docs/")
-        target = page_of(path) if (ROOT / path).exists() and not within else None
+        target = page_of(path) if (ROOT / path).exists() else None
         return f"]({posixpath.relpath(target, posixpath.dirname(page))}{fragment})" if target else match[0]
 
     return LINK.sub(link, markdown)

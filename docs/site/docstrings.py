@@ -1,11 +1,14 @@
-"""What the API reference says beyond the docstrings as they stand: an extension of griffe, which reads them.
+"""Docstrings as the API reference shows them: an extension of griffe, which reads them.
 
-Example:                  the section of that name, which griffe knows in the plural
-Reference:                a paragraph
-`jaxseq.scan`             a link to that entry
-a NamedTuple              its fields, as the signature of its constructor
-a cell, `mgu = Cell(…)`    the docstring of its file: its equations and their pullback
-every entry               a link to its file, where a rule stands under its derivation
+They stand as they are written, but for
+
+    Example:                   which griffe knows in the plural
+    Reference:                 a paragraph
+    `jaxseq.scan`              a link to that entry
+    Float[Array, "T *batch"]   the shape, which griffe reads as a product
+    a NamedTuple               with its fields, as the signature of its constructor
+    a cell, `mgu = Cell(…)`     with the docstring of its file: its equations and their pullback
+    every entry                with a link to its file, where a rule stands under its derivation
 """
 
 import re
@@ -15,7 +18,6 @@ from typing import Any
 import griffe
 
 NAME = re.compile(r"(?<!`)`(jaxseq(?:\.[A-Za-z]\w*)+)`(?!`)")
-
 REFERENCE = re.compile(r"^Reference:\n((?: {4}.*\n?)+)", flags=re.MULTILINE)
 
 
@@ -23,7 +25,9 @@ class Docstrings(griffe.Extension):
     """Runs over the whole package, once it has been read."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
-        """The text of an entry."""
+        """The text of an entry, and its annotations."""
+        for annotation in annotations(obj):
+            quote_shapes(annotation)
         module = obj.parent
         if obj.is_attribute and str(obj.value).startswith("Cell(") and obj.docstring is None:
             obj.docstring = griffe.Docstring(module.docstring.value, parent=obj)
@@ -48,3 +52,22 @@ class Docstrings(griffe.Extension):
         self_ = griffe.Parameter("self", kind=kind)
         constructor = griffe.Function("__init__", parameters=griffe.Parameters(self_, *parameters), parent=cls)
         cls.set_member("__init__", constructor)
+
+
+def annotations(obj: griffe.Object) -> list[Any]:
+    """All of a function, or that of an attribute."""
+    if obj.is_function:
+        return [obj.returns, *(parameter.annotation for parameter in obj.parameters)]
+    return [obj.annotation] if obj.is_attribute else []
+
+
+def quote_shapes(annotation: Any) -> None:
+    """Makes strings of the products in it again."""
+    if not isinstance(annotation, griffe.Expr) or isinstance(annotation, griffe.ExprName):
+        return
+    for part in annotation.iterate(flat=False):
+        quote_shapes(part)
+    if isinstance(annotation, griffe.ExprTuple):
+        product = [isinstance(e, griffe.ExprBinOp) and e.operator == "*" for e in annotation.elements]
+        written = [repr(str(e).replace("* ", "*")) for e in annotation.elements]
+        annotation.elements = [w if p else e for p, w, e in zip(product, written, annotation.elements, strict=True)]

@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo processes filters digits moving convolution sunspots vanishing memory shuffled frameworks test lint bench docs clean
+.PHONY: demo processes filters digits moving convolution sunspots vanishing memory shuffled frameworks policy test lint bench docs clean
 
 demo: $(VENV)/.examples  ## train a character model on the language reference of Python
 	$(BIN)/python examples/char_lm.py $(ARGS)
@@ -38,6 +38,9 @@ memory: $(VENV)/.examples  ## the adding and the copying problem, by window of t
 
 shuffled: $(VENV)/.examples  ## the same model on the same text, its order destroyed
 	$(BIN)/python examples/shuffled.py $(ARGS)
+
+policy: $(VENV)/.examples  ## a policy that remembers, in a maze: out/memory_policy.png
+	$(BIN)/python examples/memory_policy.py $(ARGS)
 
 frameworks: $(VENV)/.frameworks  ## inside Flax linen, Flax nnx, Equinox, Haiku: the same losses as their own layers, and the time
 	$(BIN)/python examples/frameworks/in_linen.py $(ARGS)

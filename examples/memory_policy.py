@@ -1,0 +1,417 @@
+"""A policy with memory: a lamp at the entrance of a maze says, long before the fork, which way to turn.
+
+    an episode   a corridor of N steps, N drawn from SHORTEST to LONGEST, with a fork at its end. At the entrance a lamp
+                 is lit or not; an unlit one looks like the corridor
+    x_t          one of three, lit lamp, corridor or fork, and NOISE numbers that mean nothing
+    a_t          one of three: forward, which leads as far as the fork; left, right
+    reward       at the fork 1 for right if the lamp was lit, for left if it was not, 0 for the other turn, and either
+                 ends the episode; -0.1 for what leaves one where one is; after LIMIT steps it ends in any case
+    return       1 at best, 1/2 at best without memory, for the fork looks the same
+
+Many mazes are walked at once. Each starts anew as soon as its episode ends, so at any step some are at the entrance and
+others at the fork. The state has to be forgotten where an episode begins, and nowhere else:
+
+    first[t] = done[t-1]                           x_t opens an episode: what `resets` means
+    h_t      = cell(x_t, 0 if first[t] else h_{t-1})
+
+This runs twice. To act, cell step by cell step, h zeroed where first. To learn, over the same steps as one sequence,
+`gru(params, carry, xs, resets=first)`, from the carry that acting began with. The two agree to rounding. The last carry
+goes on into the next iteration, for most episodes do.
+
+Learning is advantage actor-critic: one step of Adam for T steps of all mazes. From h_t come a policy π and a value v_t;
+with γ_t = γ (1 - done[t]):
+
+    A_t   = r_t + γ_t v_{t+1} - v_t + λ γ_t A_{t+1}                    generalised advantage, of the values while acting
+    loss  = mean of -A_t log π(a_t) + (v_t - v*_t)² / 2 - β entropy(π),   v*_t = A_t + v_t; A and v* held constant
+
+The script trains one network five times. What differs is where it forgets, or how far gradients reach back:
+
+    memory       as above
+    none         every step forgets, in acting and in learning: π sees x_t alone
+    window       as memory, but the gradient of learning reaches back WINDOW steps at most
+    early marks  learning forgets where done[t] in place of done[t-1]: at the turn, in place of after it
+    no marks     learning forgets nowhere, though acting did
+
+`memory` reaches the best return. `none` and `early marks` stay at chance: at the fork they know nothing. `window` learns
+late and less surely: values cross a cut, and what the state happens to keep the readout may use. `no marks` learns too,
+for what it sees tells where an episode begins, but it corrects a policy that it does not follow: returns collapse
+again and again, with some seeds for good.
+
+    python examples/memory_policy.py               about a minute; leaves out/memory_policy.png
+    python examples/memory_policy.py --cell lstm   likewise
+
+Source: B. Bakker, Reinforcement learning with long short-term memory (2001), for the maze; V. Mnih et al., Asynchronous
+methods for deep reinforcement learning (2016), and J. Schulman et al., High-dimensional continuous control using
+generalized advantage estimation (2015), for the learning.
+"""
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+
+import jaxseq
+
+SHORTEST, LONGEST, LIMIT, NOISE = 10, 20, 60, 4
+LAMP, CORRIDOR, FORK = range(3)
+FORWARD, LEFT, RIGHT = range(3)
+STAY = -0.1
+MAZES, T, H = 128, 32, 32  # mazes at once, steps of each between two updates, units
+GAMMA, LAMBDA, BETA = 0.98, 0.95, 0.01
+LEARNING_RATE, CLIP = 1e-2, 0.5  # Adam's at first; it falls to zero on a straight line
+WINDOW = 4
+SPAN = 20  # iterations, over which a figure or a point of a curve is the mean
+CELLS = {
+    "gru": (jaxseq.gru_init, jaxseq.gru, jaxseq.gru_cell),
+    "lstm": (jaxseq.lstm_init, jaxseq.lstm, jaxseq.lstm_cell),
+}
+
+
+# --- The maze: pure functions of its state and a key ---
+
+
+class Maze(NamedTuple):
+    """One episode so far."""
+
+    place: Int[Array, ""]  # 0 at the entrance, `length` at the fork
+    length: Int[Array, ""]
+    lit: Bool[Array, ""]
+    steps: Int[Array, ""]
+    noise: Float[Array, " NOISE"]  # of this step
+
+
+def enter(key: PRNGKeyArray) -> Maze:
+    key_length, key_lit, key_noise = jax.random.split(key, 3)
+    length, lit = jax.random.randint(key_length, (), SHORTEST, LONGEST + 1), jax.random.bernoulli(key_lit)
+    return Maze(jnp.zeros_like(length), length, lit, jnp.zeros_like(length), jax.random.normal(key_noise, (NOISE,)))
+
+
+def see(maze: Maze) -> Float[Array, " D"]:
+    at_lamp = (maze.place == 0) & maze.lit
+    seen = jnp.where(maze.place == maze.length, FORK, jnp.where(at_lamp, LAMP, CORRIDOR))
+    return jnp.concatenate([jax.nn.one_hot(seen, 3) * 3**0.5, maze.noise])  # of the variance that *_init expects
+
+
+def walk(key: PRNGKeyArray, maze: Maze, action: Int[Array, ""]) -> tuple[Maze, Float[Array, ""], Bool[Array, ""]]:
+    """(maze, reward, done); where done, the maze is already the next."""
+    at_fork = maze.place == maze.length
+    turns, moves = at_fork & (action != FORWARD), ~at_fork & (action == FORWARD)
+    right = turns & ((action == RIGHT) == maze.lit)
+    reward = jnp.where(right, 1.0, jnp.where(turns | moves, 0.0, STAY))
+    following = enter(key)
+    after = Maze(maze.place + moves, maze.length, maze.lit, maze.steps + 1, following.noise)
+    done = turns | (after.steps == LIMIT)
+    return jax.tree.map(partial(jnp.where, done), following, after), reward, done
+
+
+# --- The policy: step by step to act, as a sequence to learn ---
+
+
+class Policy(NamedTuple):
+    """A recurrence, and what reads logits of three actions and a value from its output."""
+
+    recurrence: Any
+    W: Float[Array, "H 4"]
+    b: Float[Array, " 4"]
+
+
+def first_policy(key: PRNGKeyArray, cell: str) -> Policy:
+    """Of almost equal chances for each action, and values of almost zero."""
+    key_cell, key_W = jax.random.split(key)
+    W = 0.01 * jax.random.normal(key_W, (H, 4)) * H**-0.5
+    return Policy(CELLS[cell][0](key_cell, 3 + NOISE, H), W, jnp.zeros(4))
+
+
+def read(policy: Policy, h: Float[Array, "*batch H"]) -> tuple[Float[Array, "*batch 3"], Float[Array, "*batch"]]:
+    """(logits, values)."""
+    z = h @ policy.W + policy.b
+    return z[..., :3], z[..., 3]
+
+
+def forget(carry: Any, marks: Bool[Array, " mazes"]) -> Any:
+    return jax.tree.map(lambda c: jnp.where(marks[:, None], 0, c), carry)
+
+
+def one(cell: str, policy: Policy, carry: Any, x: Float[Array, "mazes D"], marks: Bool[Array, " mazes"]) -> Any:
+    """(carry, logits, values) after one step."""
+    carry, h = CELLS[cell][2](policy.recurrence, forget(carry, marks), x)
+    return carry, *read(policy, h)
+
+
+def replay(
+    cell: str,
+    policy: Policy,
+    carry: Any,
+    xs: Float[Array, "T mazes D"],
+    marks: Bool[Array, "T mazes"],
+    window: int | None = None,
+) -> tuple[Float[Array, "T mazes 3"], Float[Array, "T mazes"]]:
+    """(logits, values) of all steps: those of `one` from the same carry, under the same marks."""
+    _, hs = CELLS[cell][1](policy.recurrence, carry, xs, resets=marks, truncation=window)
+    return read(policy, hs)
+
+
+# --- Plans: where acting and learning forget, and how far gradients reach back ---
+
+
+class Plan(NamedTuple):
+    """The marks by which acting zeroes the state, those given to learning as `resets`, and its `truncation`."""
+
+    acting: Callable[[Any], Any]  # first -> marks
+    learning: Callable[[Any, Any], Any]  # first, done -> marks
+    window: int | None = None
+
+
+PLANS = {
+    "memory": Plan(lambda first: first, lambda first, done: first),
+    "none": Plan(jnp.ones_like, lambda first, done: jnp.ones_like(first)),
+    "window": Plan(lambda first: first, lambda first, done: first, WINDOW),
+    "early marks": Plan(lambda first: first, lambda first, done: done),
+    "no marks": Plan(lambda first: first, lambda first, done: jnp.zeros_like(first)),
+}
+
+
+# --- Acting ---
+
+
+class World(NamedTuple):
+    """What goes on from iteration to iteration, besides what is learnt. One entry for each maze."""
+
+    mazes: Maze
+    carry: Any
+    first: Bool[Array, " mazes"]  # whether what is seen now opens an episode
+
+
+class Rollout(NamedTuple):
+    """What was seen, done and got at each step, (T, mazes)."""
+
+    xs: Float[Array, "T mazes D"]
+    first: Bool[Array, "T mazes"]
+    actions: Int[Array, "T mazes"]
+    rewards: Float[Array, "T mazes"]
+    done: Bool[Array, "T mazes"]
+    values: Float[Array, "T mazes"]
+    beyond: Float[Array, " mazes"]  # the value of what is seen after the last step
+
+
+def first_world(key: PRNGKeyArray, cell: str, policy: Policy, mazes: int) -> World:
+    started = jax.vmap(enter)(jax.random.split(key, mazes))
+    state = jax.eval_shape(lambda x: CELLS[cell][2](policy.recurrence, None, x)[0], jax.vmap(see)(started))
+    return World(started, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), state), jnp.ones(mazes, bool))
+
+
+def act(key: PRNGKeyArray, cell: str, plan: Plan, policy: Policy, world: World, steps: int) -> tuple[World, Rollout]:
+    count = len(world.first)
+
+    def step(world: World, key: PRNGKeyArray) -> tuple[World, Any]:
+        key_action, key_maze = jax.random.split(key)
+        x = jax.vmap(see)(world.mazes)
+        carry, logits, values = one(cell, policy, world.carry, x, plan.acting(world.first))
+        actions = jax.random.categorical(key_action, logits)
+        mazes, rewards, done = jax.vmap(walk)(jax.random.split(key_maze, count), world.mazes, actions)
+        return World(mazes, carry, done), (x, world.first, actions, rewards, done, values)
+
+    world, taken = lax.scan(step, world, jax.random.split(key, steps))
+    _, _, beyond = one(cell, policy, world.carry, jax.vmap(see)(world.mazes), plan.acting(world.first))
+    return world, Rollout(*taken, beyond=beyond)
+
+
+# --- Learning ---
+
+
+def advantages(rollout: Rollout) -> Float[Array, "T mazes"]:
+    γ = GAMMA * (1 - rollout.done)
+    following = jnp.concatenate([rollout.values[1:], rollout.beyond[None]])
+    surprise = rollout.rewards + γ * following - rollout.values
+
+    def back(A: Any, at: Any) -> Any:
+        surprise, γ = at
+        A = surprise + LAMBDA * γ * A
+        return A, A
+
+    return lax.scan(back, jnp.zeros_like(rollout.beyond), (surprise, γ), reverse=True)[1]
+
+
+def loss(policy: Policy, cell: str, plan: Plan, carry: Any, rollout: Rollout) -> Float[Array, ""]:
+    marks = plan.learning(rollout.first, rollout.done)
+    logits, values = replay(cell, policy, carry, rollout.xs, marks, plan.window)
+    logπ = jax.nn.log_softmax(logits)
+    A = advantages(rollout)
+    chosen = jnp.take_along_axis(logπ, rollout.actions[..., None], -1)[..., 0]
+    entropy = -jnp.sum(jnp.exp(logπ) * logπ, -1)
+    return jnp.mean(-A * chosen + (values - (A + rollout.values)) ** 2 / 2 - BETA * entropy)
+
+
+class Score(NamedTuple):
+    """Of the episodes that ended in an iteration, or in each of many: how many, right turns among them, and rewards of
+    all steps. What one episode gets in the mean is the quotient over many iterations.
+    """
+
+    ended: Any
+    right: Any
+    reward: Any
+
+
+@partial(jax.jit, static_argnames=("name", "cell", "iterations"))
+def train(key: PRNGKeyArray, *, name: str, cell: str, iterations: int) -> tuple[Policy, World, Score]:
+    """All iterations, each of which acts and learns, as one program."""
+    plan = PLANS[name]
+    key_policy, key_world, key_steps = jax.random.split(key, 3)
+    policy = first_policy(key_policy, cell)
+    schedule = optax.linear_schedule(LEARNING_RATE, 0.0, iterations)
+    optimizer = optax.chain(optax.clip_by_global_norm(CLIP), optax.adam(schedule))
+
+    def iteration(state: Any, key: PRNGKeyArray) -> Any:
+        policy, memory, world = state
+        after, rollout = act(key, cell, plan, policy, world, T)
+        gradient = jax.grad(loss)(policy, cell, plan, world.carry, rollout)
+        updates, memory = optimizer.update(gradient, memory, policy)
+        score = Score(rollout.done.sum(), (rollout.rewards == 1).sum(), rollout.rewards.sum())
+        return (optax.apply_updates(policy, updates), memory, after), score
+
+    first = policy, optimizer.init(policy), first_world(key_world, cell, policy, MAZES)
+    (policy, _, world), score = lax.scan(iteration, first, jax.random.split(key_steps, iterations))
+    return policy, world, score
+
+
+def spans(score: Score) -> tuple[Any, Any]:
+    """(return, part of right turns) of an episode, each the mean over SPAN iterations; the last ones are whole."""
+    whole = jax.tree.map(np.asarray, score)
+    size = min(SPAN, len(whole.ended))
+    count = len(whole.ended) // size
+    ended, right, reward = (a[-count * size :].reshape(count, size).sum(1) for a in whole)
+    ended = np.maximum(ended, 1)  # LIMIT is less than the steps of a span: it is 0 in very short trainings only
+    return reward / ended, right / ended
+
+
+@partial(jax.jit, static_argnames=("name", "cell", "longest"))
+def straight(key: PRNGKeyArray, policy: Policy, *, name: str, cell: str, longest: int) -> Float[Array, " longest"]:
+    """The chance of the right turn at forks 1, 2, ... steps after the entrance, for one who goes straight on."""
+    forget_at, endless = PLANS[name].acting, longest + 1
+    key_world, key = jax.random.split(key)
+    world = first_world(key_world, cell, policy, MAZES)
+    world = world._replace(mazes=world.mazes._replace(length=jnp.full(MAZES, endless)))
+
+    def step(world: World, key: PRNGKeyArray) -> tuple[World, Any]:
+        carry, *_ = one(cell, policy, world.carry, jax.vmap(see)(world.mazes), forget_at(world.first))
+        mazes, *_ = jax.vmap(walk)(jax.random.split(key, MAZES), world.mazes, jnp.full(MAZES, FORWARD))
+        world = World(mazes._replace(steps=jnp.zeros(MAZES, int)), carry, jnp.zeros(MAZES, bool))
+        fork = jax.vmap(see)(mazes._replace(length=mazes.place))
+        _, logits, _ = one(cell, policy, carry, fork, forget_at(world.first))
+        turns = jax.nn.softmax(logits[:, LEFT:])
+        return world, jnp.mean(jnp.where(mazes.lit, turns[:, RIGHT - LEFT], turns[:, 0]))
+
+    return lax.scan(step, world, jax.random.split(key, longest))[1]
+
+
+# --- The picture ---
+
+
+def draw_mazes(axes: Any, rollout: Rollout) -> None:
+    """What is seen, mazes down and time across, and where an episode begins."""
+    seen, first = np.asarray(rollout.xs)[..., :3].argmax(-1).T, np.asarray(rollout.first).T
+    colours = {"lit lamp": "tab:orange", "corridor": "0.88", "fork": "tab:blue"}
+    axes.pcolormesh(seen, cmap=ListedColormap(list(colours.values())), vmin=0, vmax=2, edgecolors="white", lw=0.3)
+    for row, t in zip(*np.nonzero(first), strict=True):
+        axes.plot((t, t), (row, row + 1), color="black", lw=2.5)
+    for label, colour in colours.items():
+        axes.plot([], [], "s", color=colour, label=label, ms=9)
+    axes.plot([], [], color="black", lw=2.5, label="first")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=4, frameon=False)
+    axes.set(xlabel="t", ylabel="maze", title="a trained policy with memory: what it sees")
+    axes.invert_yaxis()
+
+
+def draw_all(found: dict[str, tuple[Any, Any, Any]], rollout: Rollout, path: Path) -> None:
+    figure = Figure(figsize=(18, 5.5), layout="constrained")
+    figure.suptitle("To turn as the lamp has said, remember it to the fork; forget it where an episode begins")
+    mazes, curves, corridors = figure.subplots(1, 3)
+    draw_mazes(mazes, rollout)
+    for colour, (name, (returns, steps, chances)) in enumerate(found.items()):
+        style = {"color": f"C{colour}", "lw": 3.5 if name == "memory" else 1.5, "label": name}
+        curves.plot(steps, returns, **style)
+        corridors.plot(np.arange(1, len(chances) + 1), chances, **style)
+    for level, label in ((1, "best"), (0.5, "best without memory")):
+        curves.axhline(level, color="0.25", ls="--", lw=1)
+        curves.text(0, level + 0.02, label, color="0.25", va="bottom")
+    curves.set(xlabel="steps of all mazes", title="return of an episode, in training", ylim=(-1, 1.15))
+    corridors.axvspan(SHORTEST, LONGEST, color="0.92")
+    corridors.text((SHORTEST + LONGEST) / 2, 1.03, "trained on", ha="center", color="0.4")
+    corridors.set(xlabel="steps from the lamp to the fork", title="chance of the right turn, trained", ylim=(0, 1.1))
+    for axes in (curves, corridors):
+        axes.grid(color="0.85", lw=0.5)
+        axes.legend(frameon=False, loc="lower right")
+    figure.savefig(path, dpi=90, format="png")
+
+
+# --- The job ---
+
+
+def run(cell: str, iterations: int, seed: int, out: Path) -> None:
+    started = time.perf_counter()
+    found: dict[str, tuple[Any, Any, Any]] = {}
+    per_iteration = MAZES * T
+    print(
+        f"{cell}, {MAZES} mazes, corridors of {SHORTEST} to {LONGEST} steps, {iterations} updates, each of {T} steps\n"
+    )
+    print("plan          return  right turns  return 0.9 after   steps a second")
+    rollout = None
+    for name, plan in PLANS.items():
+        key = jax.random.key(seed)
+        compiled = train.lower(key, name=name, cell=cell, iterations=iterations).compile()
+        begun = time.perf_counter()
+        policy, world, score = jax.block_until_ready(compiled(key))
+        seconds = time.perf_counter() - begun
+        returns, right = spans(score)
+        if not math.isfinite(returns[-1]):
+            raise FloatingPointError(f"the return of {name!r} is {returns[-1]}")
+        steps = (iterations - SPAN * np.arange(len(returns))[::-1]) * per_iteration
+        found[name] = returns, steps, straight(key, policy, name=name, cell=cell, longest=3 * LONGEST)
+        if rollout is None:  # of memory, the first
+            _, rollout = act(key, cell, plan, policy, jax.tree.map(lambda a: a[:12], world), 3 * LONGEST)
+        after = f"{steps[returns >= 0.9][0]:,}" if (returns >= 0.9).any() else "never"
+        rate = iterations * per_iteration / seconds
+        print(f"{name:12} {returns[-1]:7.3f}  {right[-1]:11.3f}  {after:>16}  {rate:15,.0f}", flush=True)
+    assert rollout is not None
+    draw_all(found, rollout, out)
+    print(f"\n{time.perf_counter() - started:.0f} s with compilation; curves: {out}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    about = "A policy that remembers, in a maze. Defaults stand in brackets."
+    parser = argparse.ArgumentParser("memory_policy.py", description=about)
+    parser.add_argument("--cell", choices=CELLS, default="gru", help="[%(default)s]")
+    parser.add_argument("--iterations", type=int, default=600, help="updates of each policy [%(default)s]")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, mazes and actions [%(default)s]")
+    parser.add_argument("--out", type=Path, default=Path("out/memory_policy.png"), metavar="FILE", help="[%(default)s]")
+    options = parser.parse_args(argv)
+    if options.iterations < 1 or not 0 <= options.seed < 2**31:
+        parser.error("expected --iterations from 1 on and --seed from 0 to 2**31 - 1")
+    try:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.open("ab").close()  # to learn now, not after training, that it can't be written
+        run(options.cell, options.iterations, options.seed, options.out)
+    except OSError as error:
+        print(f"memory_policy.py: error: cannot write to {options.out}: {error.strerror}", file=sys.stderr)
+        return 2
+    except FloatingPointError as error:
+        print(f"memory_policy.py: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -32,10 +32,10 @@ The script trains one network five times. What differs is where it forgets, or h
     early marks  learning forgets where done[t] in place of done[t-1]: at the turn, in place of after it
     no marks     learning forgets nowhere, though acting did
 
-`memory` reaches the best return. `none` and `early marks` stay at chance: at the fork they know nothing. `window` learns
-late and less surely: values cross a cut, and what the state happens to keep the readout may use. `no marks` learns too,
-for what it sees tells where an episode begins, but it corrects a policy that it does not follow: returns collapse
-again and again, with some seeds for good.
+`memory` reaches the best return. `none` and `early marks` stay at chance: at the fork they know nothing. `window`
+learns late and less surely: values cross a cut, and what the state happens to keep the readout may use. `no marks`
+learns too, for what is seen tells where an episode begins; but its gradient is that of a policy which nobody follows,
+and returns collapse again and again, with some seeds for good.
 
     python examples/memory_policy.py               about a minute; leaves out/memory_policy.png
     python examples/memory_policy.py --cell lstm   likewise

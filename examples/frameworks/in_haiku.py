@@ -63,7 +63,7 @@ def ours(xs: Array, first: Array) -> Array:
 
 def sides(key: PRNGKeyArray) -> tuple[Side, Side]:
     """Haiku's first weights, and the same as ours."""
-    params = hk.transform(theirs).init(key, *batch(key)[:2])
+    params = jax.jit(hk.transform(theirs).init)(key, *batch(key)[:2])
     lstm = convert.from_haiku("lstm", params, name="lstm")
 
     def side(name: str, model: Any, params: Any) -> Side:

@@ -59,7 +59,7 @@ class Ours(nn.Module):
 
 def sides(key: PRNGKeyArray) -> tuple[Side, Side]:
     """Flax's first weights, and the same as ours."""
-    theirs: Any = Theirs().init(key, *batch(key)[:2])["params"]
+    theirs: Any = jax.jit(Theirs().init)(key, *batch(key)[:2])["params"]
     ours = {"which": theirs["which"], "lstm": {"weights": convert.from_flax("lstm", theirs["cell"])}}
 
     def side(name: str, model: nn.Module, params: Any) -> Side:

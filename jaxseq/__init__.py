@@ -3,7 +3,7 @@
 A sequence layer is a pointwise cell between two linear maps, carried through time.
 """
 
-from jaxseq import autoregressive, cells, flow, maps, reference, testing
+from jaxseq import autoregressive, cells, convert, flow, maps, reference, testing
 from jaxseq._any_cell import recurrence, recurrence_cell
 from jaxseq._causal_conv import causal_conv
 from jaxseq._conv import ConvParams, conv, conv_init
@@ -49,6 +49,7 @@ __all__ = [
     "conv_lstm_cell",
     "conv_lstm_init",
     "conv_transpose",
+    "convert",
     "depthwise_conv",
     "flow",
     "gru",

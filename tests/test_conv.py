@@ -195,3 +195,18 @@ def test_first_weights(window, key):
     x = normal(jax.random.fold_in(key, 1), (8, *(12,) * len(taps), c_in), jnp.float32)
     y = jaxseq.conv(x, kernel, bias, groups=groups)
     np.testing.assert_allclose(np.std(np.asarray(y)), 1, rtol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("x", "kernel", "options"),
+    [((2, 6, 5, 3), (2, 4, 3, 2), {"stride": 2, "padding": 1}), ((2, 8, 7, 3), (4, 7, 3, 2), {"stride": (4, 1)})],
+    ids=["strided", "patches of a spectrogram"],
+)
+def test_taps_that_do_not_meet_beside_more_taps_than_outputs(x, kernel, options, key):
+    """XLA aborts the process over the gradient that lax.conv has here. Ours is the sum over inputs one at a time."""
+    x, kernel = normal(key, x, jnp.float64), normal(jax.random.fold_in(key, 1), kernel, jnp.float64)
+    f = jax.jit(partial(jaxseq.conv, **options))
+    y, pull = jax.vjp(lambda x: f(x, kernel), x)
+    ȳ = normal(jax.random.fold_in(key, 2), y.shape, y.dtype)
+    ones = jnp.eye(x[0].size).reshape(-1, *x.shape[1:])
+    assert_close(pull(ȳ)[0], jnp.einsum("n...,b...->bn", f(ones, kernel), ȳ).reshape(x.shape))

@@ -9,7 +9,7 @@ import jax
 import pytest
 
 import jaxseq
-from jaxseq import autoregressive, cells, flow, testing
+from jaxseq import autoregressive, cells, convert, flow, testing
 from jaxseq.testing import _check
 
 ROOT = Path(__file__).parents[1]
@@ -20,7 +20,7 @@ HELPERS += ("jaxseq.flow.plot_norms", "jaxseq.flow.plot_spectrum")
 # `jaxseq.lstm`, `jaxseq.cells.mgu_init`, `jaxseq.testing.check_vjp` and the like
 FUNCTIONS = {
     f"{module.__name__}.{name}": getattr(module, name)
-    for module in (jaxseq, autoregressive, cells, flow, testing)
+    for module in (jaxseq, autoregressive, cells, convert, flow, testing)
     for name in module.__all__
     if inspect.isfunction(getattr(module, name))
 }

@@ -90,12 +90,19 @@ def _correlate(
     stride, spread = stride or (1,) * axes, spread or (1,) * axes
     dims = lax.conv_dimension_numbers(x.shape, w.shape, letters)
     sizes = [(x.shape[axis] - 1) * p + 1 for axis, p in zip(dims.lhs_spec[2:], spread, strict=True)]
-    if any(-min(pair) > size for pair, size in zip(padding, sizes, strict=True)):
-        # A crop beyond the far edge: some backends of XLA then read wrong elements, lax.pad does not.
+    taps = [w.shape[axis] for axis in dims.rhs_spec[2:]]
+    # A crop beyond the far edge: some backends of XLA then read wrong elements, lax.pad does not.
+    cropped = any(-min(pair) > size for pair, size in zip(padding, sizes, strict=True))
+    # Taps that do not meet along one axis, and more of them than inputs along another: XLA (of jax 0.10 to 0.12) aborts
+    # the process as it exchanges the operands, unless the stretched input is kept from it.
+    apart = any(1 < p >= k for p, k in zip(spread, taps, strict=True))
+    exchanged = apart and any(k > x.shape[axis] for k, axis in zip(taps, dims.lhs_spec[2:], strict=True))
+    if cropped or exchanged:
         config = [(0, 0, 0)] * x.ndim
         for axis, (lo, hi), p in zip(dims.lhs_spec[2:], padding, spread, strict=True):
             config[axis] = (lo, hi, p - 1)
         x = lax.pad(x, jnp.zeros((), x.dtype), config)
+        x = lax.optimization_barrier(x) if exchanged else x
         padding, spread = ((0, 0),) * axes, (1,) * axes
     return lax.conv_general_dilated(
         x,

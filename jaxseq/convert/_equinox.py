@@ -1,0 +1,145 @@
+"""Equinox: `eqx.nn.GRUCell`, `LSTMCell`, `Conv` and `ConvTranspose`.
+
+    weight_ih (G H, D)     weight_hh (G H, H)     bias (G H,)     of a GRU bias_n (H,), that of h in n, inside of the
+    reset
+
+Gates come in our order. A convolution is that of torch but for its bias, (C_out, 1, ..., 1). A transposed one,
+weight (C_out, C_in / groups, *window), correlates with the input stretched by the stride, so that its kernel is ours
+turned round in space, group by group.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxseq import _checks
+from jaxseq._conv import ConvParams
+from jaxseq.convert import _layout
+from jaxseq.convert._layout import Maps
+
+OPS = ("gru", "lstm", *_layout.CONVOLUTIONS)
+ELSEWHERE = {
+    "rnn": "has no cell without gates",
+    "classic_gru": "resets after the recurrent product; its GRU is 'gru'",
+}
+
+
+def from_equinox(op: str, layer: Any) -> Any:
+    r"""Our parameters from those of an Equinox layer.
+
+    $w_x = W_{ih}^\top$, $w_h = W_{hh}^\top$; of a GRU $b_h = (0, 0, b_n)$.
+
+    Args:
+        op: `"gru"`, `"lstm"`, `"conv"` or `"conv_transpose"`.
+        layer: the module, `eqx.nn.GRUCell`, `LSTMCell`, `Conv1d` and so on.
+
+    Returns:
+        Parameters of `op`.
+
+    Raises:
+        TypeError: arrays that are not of floats.
+        ValueError: a layer that Equinox does not have or that has other equations (`padding_mode`), an attribute that
+            is missing, a size that does not fit.
+
+    Example:
+        >>> import collections, jax.numpy as jnp, jaxseq
+        >>> LSTMCell = collections.namedtuple("LSTMCell", "weight_ih weight_hh bias")  # in earnest eqx.nn.LSTMCell
+        >>> cell = LSTMCell(jnp.ones((20, 3)), jnp.ones((20, 5)), jnp.ones(20))
+        >>> params = jaxseq.convert.from_equinox("lstm", cell)
+        >>> params.w_x.shape, params.w_h.shape, params.b.shape
+        ((3, 20), (5, 20), (20,))
+
+    Reference:
+        Equinox documentation, `equinox.nn.GRUCell`, `LSTMCell`, `Conv`, `ConvTranspose`.
+    """
+    _layout.check_op(op, "Equinox", OPS, ELSEWHERE)
+    read = _layout.reader(layer)
+    if op in _layout.CONVOLUTIONS:
+        mode = getattr(layer, "padding_mode", "ZEROS")
+        if mode != "ZEROS":
+            _layout.refused(op, f"this layer pads by padding_mode={mode!r}, ours by zeros")
+        weight, bias = _layout.found("weight", read("weight"), layer), read("bias")
+        kernel = _layout.outer_last(weight) if op == "conv" else _untangled(weight, layer.groups)
+        return ConvParams(kernel, None if bias is None else bias.reshape(-1))
+    w_x, w_h = (_layout.found(name, read(name), layer).T for name in ("weight_ih", "weight_hh"))
+    b_n = read("bias_n")
+    if op == "gru" and (b_n is None) != (read("bias") is None):
+        _layout.refused(op, "this cell has no `bias_n`: it is no eqx.nn.GRUCell")
+    return _layout.joined(op, Maps(w_x, w_h, read("bias"), None if b_n is None else _layout.beside_zeros(b_n, w_h)))
+
+
+def to_equinox(op: str, params: Any, layer: Any) -> Any:
+    r"""An Equinox layer with our parameters: the way back of `from_equinox`.
+
+    Of a GRU $b_h$ of r and z is added to $b_x$. A bias that is None becomes zeros where the layer has one.
+
+    Args:
+        op: as in `from_equinox`.
+        params: parameters of `op`.
+        layer: a module of the sizes of `params`, whose other fields are kept.
+
+    Returns:
+        A module like `layer`.
+
+    Raises:
+        TypeError: parameters of another op.
+        ValueError: a layer that Equinox does not have or that has other equations, sizes that are not those of `layer`,
+            a bias that is not zero where the layer has none.
+
+    Example:
+        >>> import collections, jax, jax.numpy as jnp, jaxseq
+        >>> LSTMCell = collections.namedtuple("LSTMCell", "weight_ih weight_hh bias")  # in earnest eqx.nn.LSTMCell
+        >>> cell = LSTMCell(jnp.ones((20, 3)), jnp.ones((20, 5)), jnp.ones(20))
+        >>> params = jaxseq.lstm_init(jax.random.key(0), 3, 5)
+        >>> jaxseq.convert.to_equinox("lstm", params, cell).bias.sum()
+        Array(5., dtype=float32)
+
+    Reference:
+        Equinox documentation, `equinox.nn.GRUCell`, `LSTMCell`, `Conv`, `ConvTranspose`.
+    """
+    from_equinox(op, layer)  # is it such a layer?
+    if op in _layout.CONVOLUTIONS:
+        kernel, bias = _layout.kernel_and_bias(params)
+        weight = _layout.outer_first(kernel) if op == "conv" else _tangled(kernel, layer.groups)
+        fields = {"weight": weight, "bias": bias}
+    else:
+        maps = _layout.apart(op, params)
+        fields = {"weight_ih": maps.w_x.T, "weight_hh": maps.w_h.T, "bias": maps.b_x}
+        if op == "gru" and (maps.b_x is not None or maps.b_h is not None):
+            fields["bias"], fields["bias_n"] = _layout.bias_of_the_candidate(op, maps)
+    return _replaced(layer, fields)
+
+
+def _untangled(weight: jax.Array, groups: int) -> jax.Array:
+    """(C_out, C_in / groups, *window) of a transposed convolution as ours, (*window, C_out / groups, C_in).
+
+    Output o of group γ reads input i of group γ: (γ, o, i, *K) -> (*K, o, γ, i).
+    """
+    grouped = weight.reshape(groups, -1, *weight.shape[1:])
+    kernel = jnp.moveaxis(grouped, (1, 0, 2), (-3, -2, -1))
+    return _layout.turned(kernel.reshape(*kernel.shape[:-2], -1))
+
+
+def _tangled(kernel: jax.Array, groups: int) -> jax.Array:
+    """The way back: (*K, o, γ i) -> (γ o, i, *K)."""
+    grouped = _layout.turned(kernel).reshape(*kernel.shape[:-1], groups, -1)
+    weight = jnp.moveaxis(grouped, (-3, -2, -1), (1, 0, 2))
+    return weight.reshape(-1, *weight.shape[2:])
+
+
+def _replaced(layer: Any, fields: dict[str, jax.Array | None]) -> Any:
+    """The layer with these in the place of its arrays, by name."""
+    leaves, structure = jax.tree_util.tree_flatten_with_path(layer)
+    names = [getattr(path[0], "name", None) for path, _ in leaves]
+    for name, a in fields.items():
+        if name not in names and a is not None and not _layout.surely_zero(a):
+            _checks.bad_value("params", f"no {name}, or one of zeros: `layer` has none", _checks.describe(a))
+    new = []
+    for name, (_, old) in zip(names, leaves, strict=True):
+        a = fields.get(name, old) if isinstance(name, str) else old
+        a = jnp.zeros_like(old) if a is None else a
+        if a.size != old.size or (a.ndim > 1 and a.shape != old.shape):
+            _checks.bad_value("layer", f"{name} of shape {a.shape}, as `params` have it", f"shape {old.shape}")
+        new.append(a.reshape(old.shape))
+    return structure.unflatten(new)

@@ -1,0 +1,157 @@
+"""Haiku: `hk.VanillaRNN`, `hk.GRU`, `hk.LSTM`, convolutional LSTMs and convolutions.
+
+    LSTM          one matrix for x and h together, w (D + H, 4 H), gates i, g, f, o, and one more on f than is in b
+    GRU           w_i (D, 3 H), w_h (H, 3 H), b, gates z, r, n; it resets before the recurrent product, and mixes by
+                  h' = (1 - z) h + z n: as σ(-a) = 1 - σ(a), our z is that of minus the weights
+    VanillaRNN    two linear layers, each with a bias; its activation is a relu
+    ConvNDLSTM    two convolutions, as those of the LSTM in gates and forget bias, each with a bias
+
+Kernels of convolutions are ours, those of transposed ones turned round in space. Parameters are a dict from the names
+of modules to theirs.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxseq import _checks
+from jaxseq._conv import ConvParams
+from jaxseq.convert import _layout
+from jaxseq.convert._layout import Maps
+
+OPS = ("rnn", "lstm", "classic_gru", "conv_lstm", *_layout.CONVOLUTIONS)
+ELSEWHERE = {
+    "gru": "resets before the recurrent product, ours after it; the cell with the equations of its GRU is "
+    "'classic_gru' (jaxseq.cells.classic_gru)"
+}
+
+
+def from_haiku(op: str, weights: Any, *, name: str | None = None) -> Any:
+    r"""Our parameters from those of a Haiku module.
+
+    Of an LSTM $[w_x; w_h] = W$ with the gates in our order, and $b_f = b_f^{\mathrm{hk}} + 1$: what Haiku adds in every
+    step stands in our bias. Of a GRU $z$ has the opposite sign.
+
+    Args:
+        op: `"rnn"` (`VanillaRNN`: `activation="relu"` is yours to hand on), `"lstm"`, `"classic_gru"` (`GRU`),
+            `"conv_lstm"` (`Conv1DLSTM` to `Conv3DLSTM`), `"conv"` or `"conv_transpose"`.
+        weights: the parameters of a transform, a dict from names of modules to dicts of arrays.
+        name: the module's, `"policy/~/lstm"`, where there are others beside it.
+
+    Returns:
+        Parameters of `op`.
+
+    Raises:
+        TypeError: no dict of dicts of float arrays.
+        ValueError: a layer that Haiku does not have or that has other equations (`"gru"`), a name that is missing, a
+            size that does not fit.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxseq
+        >>> weights = {"lstm/linear": {"w": jnp.ones((3 + 5, 20)), "b": jnp.zeros(20)}}
+        >>> params = jaxseq.convert.from_haiku("lstm", weights)
+        >>> params.w_x.shape, params.w_h.shape, params.b.sum()
+        ((3, 20), (5, 20), Array(5., dtype=float32))
+
+    Reference:
+        Haiku documentation, `haiku.LSTM`, `haiku.GRU`, `haiku.VanillaRNN`, `haiku.Conv2DLSTM`.
+    """
+    _layout.check_op(op, "Haiku", OPS, ELSEWHERE)
+    own = _own(weights, name)
+    if op in _layout.CONVOLUTIONS:
+        read = _layout.reader(_only(own))
+        bias = read("b")
+        kernel = _layout.found("w", read("w"), _only(own))
+        kernel = kernel if op == "conv" else _layout.turned(kernel)
+        return ConvParams(kernel, None if bias is None else bias.reshape(-1))
+    if op == "classic_gru":
+        read = _layout.reader(_only(own))
+        arrays = [_layout.found(leaf, read(leaf), _only(own)) for leaf in ("w_i", "w_h", "b")]
+        w_x, w_h, b = (_layout.scaled(_layout.ordered(a, "zrn", "rzn"), (1, -1, 1)) for a in arrays)
+        return _layout.joined(op, Maps(w_x, w_h, b, None))
+    if op == "lstm":
+        read = _layout.reader(_only(own))
+        w, b = (_layout.ordered(_layout.found(leaf, read(leaf), _only(own)), "igfo", "ifgo") for leaf in "wb")
+        D = w.shape[0] - w.shape[1] // 4
+        maps = Maps(w[:D], w[D:], b, None)
+    else:
+        near, far = ("linear", "linear_1") if op == "rnn" else ("input_to_hidden", "hidden_to_hidden")
+        read = _layout.reader({path.rpartition("/")[2]: leaves for path, leaves in own.items()})
+        w_x, w_h = (_layout.found(f"{end}: w", read(end, "w"), own) for end in (near, far))
+        maps = Maps(w_x, w_h, read(near, "b"), read(far, "b"))
+        if op == "rnn":
+            return _layout.joined(op, maps)
+        maps = Maps(*(None if a is None else _layout.ordered(a, "igfo", "ifgo") for a in maps[:4]))
+    params = _layout.joined(op, maps)
+    return params._replace(b=_layout.with_forget_bias(params.b, +1, params.w_x))
+
+
+def to_haiku(op: str, params: Any, *, name: str | None = None) -> dict[str, dict[str, jax.Array]]:
+    r"""The parameters of a Haiku module from ours: the way back of `from_haiku`.
+
+    $b_f^{\mathrm{hk}} = b_f - 1$, which rounds where $b_f$ is far from one. A bias that is None becomes zeros, where
+    Haiku always has one.
+
+    Args:
+        op: as in `from_haiku`.
+        params: parameters of `op`.
+        name: the module's; if None what Haiku calls the first one of its class (`"lstm"`, `"conv2_d"`).
+
+    Returns:
+        A dict from names of modules to dicts of arrays.
+
+    Raises:
+        TypeError: parameters of another op.
+        ValueError: a layer that Haiku does not have or that has other equations, a size that does not fit.
+
+    Example:
+        >>> import jax, jaxseq
+        >>> params = jaxseq.lstm_init(jax.random.key(0), 3, 5)
+        >>> jax.tree.map(lambda a: a.shape, jaxseq.convert.to_haiku("lstm", params, name="policy/lstm"))
+        {'policy/lstm/linear': {'b': (20,), 'w': (8, 20)}}
+
+    Reference:
+        Haiku documentation, `haiku.LSTM`, `haiku.GRU`, `haiku.VanillaRNN`, `haiku.Conv2DLSTM`.
+    """
+    _layout.check_op(op, "Haiku", OPS, ELSEWHERE)
+    if op in _layout.CONVOLUTIONS:
+        kernel, bias = _layout.kernel_and_bias(params)
+        ending = "" if op == "conv" else "_transpose"
+        own = {"w": kernel if op == "conv" else _layout.turned(kernel)} | ({} if bias is None else {"b": bias})
+        return {name or f"conv{kernel.ndim - 2}_d{ending}": own}
+    maps = _layout.apart(op, params)
+    w_x, w_h, b = maps.w_x, maps.w_h, _layout.zeros_for(maps.w_x) if maps.b_x is None else maps.b_x
+    if op == "classic_gru":
+        w_x, w_h, b = (_layout.ordered(_layout.scaled(a, (1, -1, 1)), "rzn", "zrn") for a in (w_x, w_h, b))
+        return {name or "gru": {"w_i": w_x, "w_h": w_h, "b": b}}
+    if op == "rnn":
+        name = name or "vanilla_rnn"
+        return {f"{name}/linear": {"w": w_x, "b": b}, f"{name}/linear_1": {"w": w_h, "b": jnp.zeros_like(b)}}
+    b = _layout.with_forget_bias(b, -1, w_x)
+    w_x, w_h, b = (_layout.ordered(a, "ifgo", "igfo") for a in (w_x, w_h, b))
+    if op == "lstm":
+        return {f"{name or 'lstm'}/linear": {"w": jnp.concatenate([w_x, w_h]), "b": b}}
+    name = name or f"conv{w_x.ndim - 2}_d_lstm"
+    far = {"w": w_h, "b": jnp.zeros_like(b)}
+    return {f"{name}/input_to_hidden": {"w": w_x, "b": b}, f"{name}/hidden_to_hidden": far}
+
+
+def _own(weights: Any, name: str | None) -> dict[str, Any]:
+    """The modules that belong to the layer."""
+    if not isinstance(weights, Mapping) or not all(isinstance(leaves, Mapping) for leaves in weights.values()):
+        _checks.bad_type("weights", "a dict from names of modules to dicts of arrays", _checks.describe(weights))
+    own = {path: own for path, own in weights.items() if name is None or path == name or path.startswith(f"{name}/")}
+    if not own:
+        _checks.bad_value(
+            "weights", f"a module {name!r} in it" if name else "a module", ", ".join(weights) or "nothing"
+        )
+    return own
+
+
+def _only(own: dict[str, Any]) -> Any:
+    """Of a layer that has its arrays in one module."""
+    if len(own) > 1:
+        _checks.bad_value("weights", "one module; `name` says which", ", ".join(own))
+    return next(iter(own.values()))

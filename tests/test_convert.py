@@ -1,0 +1,635 @@
+"""Weights from and to other libraries: what they compute and its gradients, round trips, and what does not fit.
+
+The gradient by our rule goes through the conversion, so that it is one to *their* arrays, and is compared to theirs.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import assert_close
+
+import jaxseq
+from jaxseq import GRUParams, LSTMParams, RNNParams, cells, convert, reference
+from jaxseq._conv import ConvParams
+from jaxseq._init import normal
+from jaxseq.cells import ClassicGRUParams, MGUParams, ProjectedLSTMParams
+
+T, B, D, H = 4, 2, 3, 5
+WINDOW = (3, 2, 4)  # of which a convolution over n axes has the first n
+SPACE = (7, 6, 9)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def in_double_as_users_have_it():
+    """float64, but without the strictness about dtypes and ranks that the other libraries do not keep."""
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def drawn(key, tree):
+    """As `tree`, random normal, no zeros: not a bias either."""
+    leaves, structure = jax.tree.flatten(tree)
+    keys = jax.random.split(key, len(leaves))
+    new = [0.5 * normal(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)]
+    return structure.unflatten(new)
+
+
+def recurrence(op):
+    """`(params, xs) -> ys` of ours."""
+    if op in ("rnn", "gru", "lstm", "conv_lstm"):
+        return lambda params, xs, **options: getattr(jaxseq, op)(params, None, xs, **options)[1]
+    return lambda params, xs: jaxseq.recurrence(getattr(cells, op), params, None, xs)[1]
+
+
+def both(f, weights, xs, ȳ):
+    """y, and the cotangents of weights and xs."""
+
+    def run(weights, xs, ȳ):
+        y, pull = jax.vjp(f, weights, xs)
+        return y, pull(ȳ)
+
+    return jax.jit(run)(weights, xs, ȳ)
+
+
+def agree(theirs, ours, weights, xs, key, *, tolerance=1e-12):
+    """Both functions of (weights, xs) compute the same, and so do their pullbacks of a random cotangent."""
+    y = jax.eval_shape(theirs, weights, xs)
+    ȳ = normal(key, y.shape, y.dtype)
+
+    expected = both(theirs, weights, xs, ȳ)
+    with jax.numpy_dtype_promotion("strict"):
+        assert_close(both(ours, weights, xs, ȳ), expected, tolerance)
+    assert min(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected)) > 1e-3  # nothing was left out
+
+
+def equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+# --- Flax ---
+
+
+def xs_of(op, key, dtype=jnp.float64):
+    """Time first; a convolutional cell has two axes of space, as many steps."""
+    return normal(key, (T, B, *((6, 7) if op == "conv_lstm" else ()), D), dtype)
+
+
+LINEN = {
+    "rnn": lambda nn: nn.SimpleCell(H, param_dtype=jnp.float64),
+    "gru": lambda nn: nn.GRUCell(H, param_dtype=jnp.float64),
+    "lstm": lambda nn: nn.LSTMCell(H, param_dtype=jnp.float64),
+    "optimized": lambda nn: nn.OptimizedLSTMCell(H, param_dtype=jnp.float64),
+    "mgu": lambda nn: nn.MGUCell(H, param_dtype=jnp.float64),
+    "conv_lstm": lambda nn: nn.ConvLSTMCell(H, (3, 2), param_dtype=jnp.float64),
+}
+
+
+@pytest.mark.parametrize("name", LINEN)
+def test_linen(name, key):
+    nn = pytest.importorskip("flax.linen", reason="Flax is not installed (extra `peers`)")
+    op = "lstm" if name == "optimized" else name
+    layer, xs = nn.RNN(LINEN[name](nn), time_major=True), xs_of(op, key)
+    if op == "conv_lstm":  # its RNN knows one axis of features only
+        cell, zeros = LINEN[name](nn), jnp.zeros((B, 6, 7, H))
+        variables = drawn(key, cell.init(key, (zeros, zeros), xs[0]))
+
+        def apply(variables, xs):
+            carry, ys = (zeros, zeros), []
+            for x in xs:
+                carry, y = cell.apply(variables, carry, x)
+                ys.append(y)
+            return jnp.stack(ys)
+
+    else:
+        variables, apply = drawn(key, layer.init(key, xs)), layer.apply
+    agree(apply, lambda v, xs: recurrence(op)(convert.from_flax(op, v), xs), variables, xs, key)
+    cell = variables["params"].get("cell", variables["params"])
+    if op == "conv_lstm":
+        cell = {"ih": cell["ih"], "hh": cell["hh"] | {"bias": jnp.zeros_like(cell["hh"]["bias"])}}
+        assert_close(convert.to_flax(op, convert.from_flax(op, cell)), cell, 1e-15)  # one more on f, one less
+    else:
+        equal(convert.to_flax(op, convert.from_flax(op, cell)), dict(cell))
+
+
+NNX = {
+    "rnn": lambda nnx, **o: nnx.SimpleCell(D, H, dtype=jnp.float64, **o),
+    "gru": lambda nnx, **o: nnx.GRUCell(D, H, **o),
+    "lstm": lambda nnx, **o: nnx.LSTMCell(D, H, **o),
+    "optimized": lambda nnx, **o: nnx.OptimizedLSTMCell(D, H, **o),
+}
+
+
+@pytest.mark.parametrize("name", NNX)
+def test_nnx(name, key):
+    nnx = pytest.importorskip("flax.nnx", reason="Flax is not installed (extra `peers`)")
+    op = "lstm" if name == "optimized" else name
+    cell = NNX[name](nnx, rngs=nnx.Rngs(0), param_dtype=jnp.float64)
+    definition, state = nnx.split(cell)
+    weights, xs = drawn(key, nnx.to_pure_dict(state)), xs_of(op, key)
+
+    def theirs(weights, xs):
+        own = jax.tree.map(lambda a: a, state)
+        nnx.replace_by_pure_dict(own, weights)
+        return nnx.RNN(nnx.merge(definition, own), time_major=True)(xs)
+
+    agree(theirs, lambda w, xs: recurrence(op)(convert.from_nnx(op, w), xs), weights, xs, key)
+    back = partial(convert.to_nnx, op, optimized=name == "optimized") if op == "lstm" else partial(convert.to_nnx, op)
+    equal(back(convert.from_nnx(op, weights)), weights)
+    nnx.update(cell, weights)
+    for given in (cell, nnx.state(cell)):
+        equal(convert.from_nnx(op, given), convert.from_nnx(op, weights))
+
+
+@pytest.mark.parametrize("transpose_kernel", [False, True])
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_convolutions_of_flax(axes, transpose_kernel, key):
+    nn = pytest.importorskip("flax.linen", reason="Flax is not installed (extra `peers`)")
+    nnx = pytest.importorskip("flax.nnx")
+    x = normal(key, (B, *SPACE[:axes], 4), jnp.float64)
+    conv = {"strides": 2, "padding": 1, "feature_group_count": 2, "param_dtype": jnp.float64}
+    transposed = {"strides": (2,) * axes, "padding": "VALID", "param_dtype": jnp.float64}
+    transposed["transpose_kernel"] = transpose_kernel
+    linen = {
+        "conv": nn.Conv(6, WINDOW[:axes], **conv),
+        "conv_transpose": nn.ConvTranspose(6, WINDOW[:axes], **transposed),
+    }
+    ours = {"conv": {"stride": 2, "padding": 1, "groups": 2}, "conv_transpose": {"stride": 2}}
+    own = {"transpose_kernel": transpose_kernel}
+    for op, layer in linen.items():
+        variables = drawn(key, layer.init(key, x))
+        f = lambda v, x, op=op: getattr(jaxseq, op)(x, *convert.from_flax(op, v, **own), **ours[op])  # noqa: E731
+        agree(layer.apply, f, variables, x, key)
+        equal(convert.to_flax(op, convert.from_flax(op, variables, **own), **own), variables["params"])
+    kinds = {"conv": (nnx.Conv, conv), "conv_transpose": (nnx.ConvTranspose, transposed)}
+    for op, (kind, options) in kinds.items():
+        module = kind(4, 6, WINDOW[:axes], rngs=nnx.Rngs(0), **options)
+        params = convert.from_nnx(op, module)  # reads transpose_kernel itself
+        assert_close(getattr(jaxseq, op)(x, *params, **ours[op]), module(x))
+        weights = convert.to_nnx(op, params, **own)
+        equal(weights, {k: v for k, v in nnx.to_pure_dict(nnx.state(module)).items() if k in weights})
+
+
+# --- Haiku ---
+
+
+@pytest.mark.parametrize("op", ["rnn", "lstm", "classic_gru", "conv_lstm"])
+def test_haiku(op, key):
+    hk = pytest.importorskip("haiku", reason="Haiku is not installed (extra `peers`)")
+    xs = xs_of(op, key)
+    kinds = {"rnn": hk.VanillaRNN, "lstm": hk.LSTM, "classic_gru": hk.GRU}
+
+    def unroll(xs):
+        cell = hk.Conv2DLSTM((6, 7), H, (3, 2), name="core") if op == "conv_lstm" else kinds[op](H, name="core")
+        start = jax.tree.map(lambda a: a.astype(jnp.float64), cell.initial_state(B))
+        return hk.dynamic_unroll(cell, hk.Linear(D, name="before")(xs) if xs.ndim == 3 else xs, start)[0]
+
+    transformed = hk.without_apply_rng(hk.transform(unroll))
+    weights = drawn(key, transformed.init(key, xs))
+    options = {"activation": "relu"} if op == "rnn" else {}
+
+    def ours(weights, xs):
+        if xs.ndim == 3:
+            xs = xs @ weights["before"]["w"] + jnp.broadcast_to(weights["before"]["b"], xs.shape)
+        return recurrence(op)(convert.from_haiku(op, weights, name="core"), xs, **options)
+
+    agree(transformed.apply, ours, weights, xs, key)
+    own = {path: leaves for path, leaves in weights.items() if path.startswith("core")}
+    for path, leaves in own.items():
+        if path.endswith(("linear_1", "hidden_to_hidden")):  # of two biases the second is zero on the way back
+            leaves["b"] = jnp.zeros_like(leaves["b"])
+    back = convert.to_haiku(op, convert.from_haiku(op, own), name="core")
+    assert_close(back, own, 1e-15) if "lstm" in op else equal(back, own)  # one more on f, one less
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+@pytest.mark.parametrize("op", ["conv", "conv_transpose"])
+def test_convolutions_of_haiku(op, axes, key):
+    hk = pytest.importorskip("haiku", reason="Haiku is not installed (extra `peers`)")
+    x = normal(key, (B, *SPACE[:axes], 4), jnp.float64)
+    kind = getattr(hk, f"Conv{axes}D" + ("Transpose" if op == "conv_transpose" else ""))
+    layer = hk.without_apply_rng(hk.transform(lambda x: kind(6, WINDOW[:axes], stride=2, padding="VALID")(x)))  # noqa: PLW0108
+    weights = drawn(key, layer.init(key, x))
+    f = lambda w, x: getattr(jaxseq, op)(x, *convert.from_haiku(op, w), stride=2)  # noqa: E731
+    agree(layer.apply, f, weights, x, key)
+    equal(convert.to_haiku(op, convert.from_haiku(op, weights)), weights)  # by the name that Haiku gives it
+
+
+# --- Equinox ---
+
+
+@pytest.mark.parametrize("op", ["gru", "lstm"])
+@pytest.mark.parametrize("use_bias", [True, False])
+def test_equinox(op, use_bias, key):
+    eqx = pytest.importorskip("equinox", reason="Equinox is not installed (extra `peers`)")
+    kind = {"gru": eqx.nn.GRUCell, "lstm": eqx.nn.LSTMCell}[op]
+    cell = drawn(key, kind(D, H, use_bias=use_bias, key=key))
+    xs = xs_of(op, key)
+
+    def theirs(cell, xs):
+        def one(xs):
+            def body(state, x):
+                state = cell(x, state)
+                return state, jax.tree.leaves(state)[0]
+
+            zero = jnp.zeros(H)
+            return jax.lax.scan(body, (zero, zero) if op == "lstm" else zero, xs)[1]
+
+        return jax.vmap(one, 1, 1)(xs)
+
+    agree(theirs, lambda c, xs: recurrence(op)(convert.from_equinox(op, c), xs), cell, xs, key)
+    other = kind(D, H, use_bias=use_bias, key=jax.random.fold_in(key, 1))
+    equal(convert.to_equinox(op, convert.from_equinox(op, cell), other), cell)
+
+
+@pytest.mark.parametrize(("axes", "groups"), [(1, 2), (2, 1), (2, 2), (3, 1)])
+@pytest.mark.parametrize("op", ["conv", "conv_transpose"])
+def test_convolutions_of_equinox(op, axes, groups, key):
+    eqx = pytest.importorskip("equinox", reason="Equinox is not installed (extra `peers`)")
+    kind = eqx.nn.Conv if op == "conv" else eqx.nn.ConvTranspose
+    options = {"stride": 2, "padding": 1, "dilation": 1, "groups": groups}
+    layer = drawn(key, kind(axes, 4, 6, WINDOW[:axes], key=key, **options))
+    x = normal(key, (B, *SPACE[:axes], 4), jnp.float64)
+    theirs = lambda layer, x: jnp.moveaxis(jax.vmap(layer)(jnp.moveaxis(x, -1, 1)), 1, -1)  # noqa: E731
+    agree(theirs, lambda w, x: getattr(jaxseq, op)(x, *convert.from_equinox(op, w), **options), layer, x, key)
+    other = kind(axes, 4, 6, WINDOW[:axes], key=jax.random.fold_in(key, 1), **options)
+    equal(convert.to_equinox(op, convert.from_equinox(op, layer), other), layer)
+
+
+# --- Keras ---
+
+KERAS = {
+    "rnn": lambda layers, **o: layers.SimpleRNN(H, **o),
+    "gru": lambda layers, **o: layers.GRU(H, **o),
+    "classic_gru": lambda layers, **o: layers.GRU(H, reset_after=False, **o),
+    "lstm": lambda layers, **o: layers.LSTM(H, **o),
+    "conv_lstm": lambda layers, **o: layers.ConvLSTM2D(H, (3, 2), padding="same", **o),
+}
+
+
+@pytest.fixture
+def keras(monkeypatch):
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    keras = pytest.importorskip("keras", reason="Keras is not installed (extra `peers`)")
+    with jax.enable_x64(False):  # its operations make float32 of float64
+        yield keras
+
+
+def stateless(layer, shape):
+    """Its weights, and the function of them."""
+    layer.build(shape)
+    others = [variable.value for variable in layer.non_trainable_variables]
+    weights = [variable.value for variable in layer.trainable_variables]
+    return weights, lambda weights, x: layer.stateless_call(weights, others, x)[0]
+
+
+@pytest.mark.parametrize("use_bias", [True, False])
+@pytest.mark.parametrize("op", KERAS)
+def test_keras(op, use_bias, key, keras):
+    layer = KERAS[op](keras.layers, return_sequences=True, use_bias=use_bias)
+    xs = xs_of(op, key, jnp.float32)
+    weights, run = stateless(layer, (B, T, *xs.shape[2:]))
+    weights = drawn(key, weights)
+    theirs = lambda w, xs: run(w, xs.swapaxes(0, 1)).swapaxes(0, 1)  # noqa: E731
+    ours = lambda w, xs: recurrence(op)(convert.from_keras(op, w), xs)  # noqa: E731
+    agree(theirs, ours, weights, xs, key, tolerance=1e-5)
+    equal(convert.to_keras(op, convert.from_keras(op, weights)), weights)
+    layer.set_weights(weights)
+    equal(convert.from_keras(op, layer), convert.from_keras(op, weights))
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+@pytest.mark.parametrize("op", ["conv", "conv_transpose"])
+def test_convolutions_of_keras(op, axes, key, keras):
+    kind = getattr(keras.layers, f"Conv{axes}D" + ("Transpose" if op == "conv_transpose" else ""))
+    x = normal(key, (B, *SPACE[:axes], 4), jnp.float32)
+    weights, theirs = stateless(kind(6, WINDOW[:axes], strides=2, padding="valid"), x.shape)
+    weights = drawn(key, weights)
+    ours = lambda w, x: getattr(jaxseq, op)(x, *convert.from_keras(op, w), stride=2)  # noqa: E731
+    agree(theirs, ours, weights, x, key, tolerance=1e-5)
+    equal(convert.to_keras(op, convert.from_keras(op, weights)), weights)
+
+
+# --- torch ---
+
+
+def in_torch(torch, layer, xs, key):
+    """y, a cotangent, and the gradients to all weights by name, and to xs."""
+    with torch.no_grad():
+        for i, parameter in enumerate(layer.parameters()):
+            a = 0.5 * normal(jax.random.fold_in(key, i), tuple(parameter.shape), jnp.float64)
+            parameter.copy_(torch.from_dlpack(a))
+    x = torch.tensor(np.asarray(xs), requires_grad=True)
+    y = layer(x)
+    y = y[0] if isinstance(y, tuple) else y
+    ȳ = normal(key, tuple(y.shape), jnp.float64)
+    y.backward(torch.from_dlpack(ȳ))
+    gradients = {name: jnp.asarray(p.grad.numpy()) for name, p in layer.named_parameters()}
+    weights = {name: jnp.asarray(a.numpy()) for name, a in layer.state_dict().items()}
+    return jnp.asarray(y.detach().numpy()), ȳ, weights, gradients, jnp.asarray(x.grad.numpy())
+
+
+TORCH = {
+    "rnn": ("RNN", {}),
+    "relu": ("RNN", {"nonlinearity": "relu"}),
+    "gru": ("GRU", {}),
+    "lstm": ("LSTM", {}),
+    "projected_lstm": ("LSTM", {"proj_size": 2}),
+}
+LAYERS = {
+    "one": {},
+    "without bias": {"bias": False},
+    "three layers": {"num_layers": 3},
+    "two directions": {"bidirectional": True},
+    "two layers, two directions": {"num_layers": 2, "bidirectional": True, "bias": False},
+}
+
+
+# Each kind once as it is and once with all that there is; the other ways are alike for all.
+KINDS = [(name, layers) for name in TORCH for layers in ("one", "two layers, two directions")]
+KINDS += [("lstm", "without bias"), ("gru", "three layers"), ("rnn", "two directions")]
+
+
+@pytest.mark.parametrize(("name", "layers"), KINDS)
+def test_torch(name, layers, key):
+    torch = pytest.importorskip("torch", reason="torch is not installed (extra `peers`)")
+    kind, options = TORCH[name]
+    op, own = ("rnn", {"activation": "relu"}) if name == "relu" else (name, {})
+    layer = getattr(torch.nn, kind)(D, H, **options, **LAYERS[layers], dtype=torch.float64)
+    xs = xs_of(op, key)
+    y, ȳ, weights, gradients, x̄s = in_torch(torch, layer, xs, key)
+
+    def ours(weights, xs):
+        params = convert.from_torch(op, weights)
+        f = getattr(jaxseq, op, None) or partial(jaxseq.recurrence, getattr(cells, op))
+        f = partial(f, **own)
+        if layers in ("one", "without bias"):
+            return f(params, None, xs)[1]
+        return jaxseq.stack(partial(jaxseq.bidirectional, f) if "two" in layers else f, params, None, xs)[1]
+
+    assert_close(both(ours, weights, xs, ȳ), (y, (gradients, x̄s)), 1e-12)
+    assert len(gradients) == len(weights)
+
+    params = convert.from_torch(op, layer)  # the module itself, its tensors
+    equal(params, convert.from_torch(op, weights))
+    back = convert.to_torch(op, params)
+    equal(convert.from_torch(op, back), params)
+    assert {k: a.shape for k, a in back.items()} == {k: a.shape for k, a in weights.items()}
+    other = getattr(torch.nn, kind)(D, H, **options, **LAYERS[layers], dtype=torch.float64)
+    other.load_state_dict({k: torch.from_dlpack(a) for k, a in back.items()})
+    torch.testing.assert_close(other(torch.tensor(np.asarray(xs)))[0], torch.tensor(np.asarray(y)))
+    if op == "gru":
+        equal(back, weights)
+
+
+def test_torch_cells_prefixes_and_copies(key):
+    torch = pytest.importorskip("torch", reason="torch is not installed (extra `peers`)")
+    cell = torch.nn.LSTMCell(D, H)
+    model = torch.nn.ModuleDict({"before": torch.nn.Linear(2, D), "core": cell})
+    params = convert.from_torch("lstm", model.state_dict(), prefix="core.")
+    equal(params, convert.from_torch("lstm", cell))
+    assert params.w_x.dtype == jnp.float32
+    back = convert.to_torch("lstm", params, prefix="core.", cell=True)
+    assert set(back) == {k for k in model.state_dict() if k.startswith("core")}
+    x, h, c = (normal(k, (B, n), jnp.float32) for k, n in zip(jax.random.split(key, 3), (D, H, H), strict=True))
+    want = cell(*(torch.from_dlpack(a) for a in (x,)), tuple(torch.from_dlpack(a) for a in (h, c)))[0]
+    with jax.enable_x64(False):
+        _, y = jaxseq.lstm_cell(params, jaxseq.LSTMState(h, c), x)
+    np.testing.assert_allclose(y, want.detach().numpy(), rtol=1e-5, atol=1e-6)
+    before = np.asarray(params.w_x).copy()
+    with torch.no_grad():
+        cell.weight_ih.zero_()
+    np.testing.assert_array_equal(params.w_x, before)
+    half = convert.from_torch("lstm", torch.nn.LSTM(D, H, dtype=torch.bfloat16))
+    assert half.w_h.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize(("axes", "groups"), [(1, 2), (2, 1), (2, 2), (3, 1)])
+@pytest.mark.parametrize("op", ["conv", "conv_transpose"])
+def test_convolutions_of_torch(op, axes, groups, key):
+    torch = pytest.importorskip("torch", reason="torch is not installed (extra `peers`)")
+    kind = getattr(torch.nn, f"Conv{axes}d" if op == "conv" else f"ConvTranspose{axes}d")
+    options = {"stride": 2, "padding": 1, "groups": groups}
+    x = normal(key, (B, *SPACE[:axes], 4), jnp.float64)
+    layer = kind(4, 6, WINDOW[:axes], **options, dtype=torch.float64)
+    y, ȳ, weights, gradients, x̄ = in_torch(torch, layer, jnp.moveaxis(x, -1, 1), key)
+    ours = lambda w, x: getattr(jaxseq, op)(x, *convert.from_torch(op, w), **options)  # noqa: E731
+    y, ȳ, x̄ = (jnp.moveaxis(a, 1, -1) for a in (y, ȳ, x̄))
+    assert_close(both(ours, weights, x, ȳ), (y, (gradients, x̄)), 1e-12)
+    equal(convert.to_torch(op, convert.from_torch(op, layer)), weights)
+
+
+# --- There and back, from our side: needs no other library ---
+
+OURS = {
+    "rnn": RNNParams(*(np.ones(s) for s in [(D, H), (H, H), (H,)])),
+    "gru": GRUParams(*(np.ones(s) for s in [(D, 3 * H), (H, 3 * H), (3 * H,), (3 * H,)])),
+    "lstm": LSTMParams(*(np.ones(s) for s in [(D, 4 * H), (H, 4 * H), (4 * H,)])),
+    "classic_gru": ClassicGRUParams(*(np.ones(s) for s in [(D, 3 * H), (H, 2 * H), (3 * H,), (H, H)])),
+    "projected_lstm": ProjectedLSTMParams(*(np.ones(s) for s in [(D, 4 * H), (2, 4 * H), (4 * H,), (H, 2)])),
+    "mgu": MGUParams(*(np.ones(s) for s in [(D, 2 * H), (H, 2 * H), (2 * H,), (2 * H,)])),
+    "conv_lstm": LSTMParams(*(np.ones(s) for s in [(3, 2, D, 4 * H), (3, 2, H, 4 * H), (4 * H,)])),
+    "conv": ConvParams(np.ones((3, 2, D, H)), np.ones(H)),
+    "conv_transpose": ConvParams(np.ones((3, 2, H, D)), np.ones(H)),
+}
+WAYS = {
+    "torch": (convert.to_torch, convert.from_torch, ("rnn", "gru", "lstm", "projected_lstm", "conv", "conv_transpose")),
+    "flax": (
+        convert.to_flax,
+        convert.from_flax,
+        ("rnn", "gru", "lstm", "mgu", "conv_lstm", "conv", "conv_transpose"),
+    ),
+    "nnx": (convert.to_nnx, convert.from_nnx, ("rnn", "gru", "lstm", "conv", "conv_transpose")),
+    "haiku": (
+        convert.to_haiku,
+        convert.from_haiku,
+        ("rnn", "lstm", "classic_gru", "conv_lstm", "conv", "conv_transpose"),
+    ),
+    "keras": (
+        convert.to_keras,
+        convert.from_keras,
+        ("rnn", "gru", "classic_gru", "lstm", "conv_lstm", "conv", "conv_transpose"),
+    ),
+}
+PAIRS = [pytest.param(library, op, id=f"{library}-{op}") for library, (_, _, ops) in WAYS.items() for op in ops]
+
+
+def zeros_where_none(a, b):
+    return a if a is not None or b is None else jnp.zeros_like(b)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("library", "op"), PAIRS)
+def test_ours_come_back(library, op, bias, key):
+    to, back, _ = WAYS[library]
+    params = drawn(key, OURS[op])
+    if library in ("flax", "nnx") and op in ("gru", "mgu"):  # a second bias in the last gate alone; in nnx none
+        params = params._replace(b_h=None if library == "nnx" else params.b_h.at[:-H].set(0))
+    if not bias:
+        params = params._replace(**{f: None for f in params._fields if f in ("b", "b_x", "b_h", "bias")})
+    there = to(op, params)
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(there))
+    again = jax.jit(lambda there: back(op, there))(there)
+    if bias or jax.tree.structure(again) != jax.tree.structure(params):  # a bias that they always have is zeros
+        full = type(again)(*map(zeros_where_none, params, again))
+        one_more = library in ("haiku", "flax") and "lstm" in op and (library, op) != ("flax", "lstm")
+        assert_close(again, full, 1e-15) if one_more else equal(again, full)
+    else:
+        equal(again, params)
+
+
+def test_every_op_of_a_library_is_tried():
+    modules = {name: getattr(convert, f"_{name}") for name in ("torch", "haiku", "keras", "equinox")}
+    for name, (_, _, ops) in WAYS.items():
+        held = {"flax": convert._flax.LINEN, "nnx": convert._flax.NNX}.get(name) or modules[name].OPS
+        assert set(held) == set(ops)
+    assert set(convert._equinox.OPS) == {"gru", "lstm", "conv", "conv_transpose"}
+
+
+def test_a_second_bias_that_is_only_added_is_added(key):
+    """What Flax computes is what we compute, although it has one bias where we have two."""
+    params = drawn(key, OURS["gru"])
+    folded = convert.from_flax("gru", convert.to_flax("gru", params))
+    assert not jnp.any(folded.b_h[:-H])
+    xs = xs_of("gru", key)
+    assert_close(reference.gru(folded, None, xs), reference.gru(params, None, xs))
+
+
+# --- What does not fit ---
+
+
+def refuses(f, *parts, error=ValueError):
+    with pytest.raises(error) as raised:
+        f()
+    for part in parts:
+        assert part in str(raised.value), str(raised.value)
+
+
+def test_variants_of_the_gru_are_told_apart():
+    three = [np.ones((D, 3 * H)), np.ones((H, 3 * H))]
+    refuses(lambda: convert.from_haiku("gru", {}), "`op`", "'gru'", "resets before", "'classic_gru'")
+    refuses(lambda: convert.from_torch("classic_gru", {}), "'classic_gru'", "resets after", "'gru'")
+    refuses(lambda: convert.from_flax("classic_gru", {}), "'gru'")
+    refuses(lambda: convert.from_nnx("classic_gru", {}), "'gru'")
+    refuses(lambda: convert.from_equinox("classic_gru", {}), "'gru'")
+    refuses(lambda: convert.to_haiku("gru", OURS["gru"]), "resets before")
+    refuses(lambda: convert.from_keras("gru", [*three, np.ones(3 * H)]), "reset_after=False", "'classic_gru'")
+    refuses(lambda: convert.from_keras("classic_gru", [*three, np.ones((2, 3 * H))]), "reset_after=True", "'gru'")
+    refuses(lambda: convert.to_nnx("gru", OURS["gru"]), "no bias beside h", "`params.b_h`")
+    refuses(lambda: jax.jit(partial(convert.to_nnx, "gru"))(OURS["gru"]), "no bias beside h")
+    refuses(
+        lambda: convert.from_flax("mgu", {"if": _dense(2), "in": _dense(2), "hf": _w(2), "hn": _w(2)}), "reset_gate"
+    )
+
+
+def _w(n):
+    return {"kernel": np.ones((n, n))}
+
+
+def _dense(n):
+    return _w(n) | {"bias": np.ones(n)}
+
+
+def test_layers_of_keras_say_what_their_weights_do_not(keras):
+    layer = keras.layers.GRU(H, use_bias=False, reset_after=False)
+    layer.build((B, T, D))
+    refuses(lambda: convert.from_keras("gru", layer), "reset_after=False", "'classic_gru'")
+    assert convert.from_keras("classic_gru", layer).b is None
+    layer = keras.layers.LSTM(H, recurrent_activation="hard_sigmoid")
+    layer.build((B, T, D))
+    refuses(lambda: convert.from_keras("lstm", layer), "recurrent_activation", "hard_sigmoid", "sigmoid")
+
+
+def test_modules_of_flax_and_equinox_say_what_their_weights_do_not(key):
+    nnx = pytest.importorskip("flax.nnx", reason="Flax is not installed (extra `peers`)")
+    eqx = pytest.importorskip("equinox", reason="Equinox is not installed (extra `peers`)")
+    own = {"rngs": nnx.Rngs(0)}
+    refuses(lambda: convert.from_nnx("rnn", nnx.SimpleCell(D, H, residual=True, **own)), "residual")
+    refuses(lambda: convert.from_nnx("lstm", nnx.LSTMCell(D, H, gate_fn=jax.nn.hard_sigmoid, **own)), "gate_fn")
+    refuses(lambda: convert.from_nnx("gru", nnx.GRUCell(D, H, activation_fn=jax.nn.relu, **own)), "activation_fn")
+    circular = eqx.nn.Conv1d(4, 6, 3, padding=1, padding_mode="CIRCULAR", key=key)
+    refuses(lambda: convert.from_equinox("conv", circular), "padding_mode", "CIRCULAR")
+    small, bare = eqx.nn.LSTMCell(D, H + 1, key=key), eqx.nn.LSTMCell(D, H, use_bias=False, key=key)
+    refuses(lambda: convert.to_equinox("lstm", OURS["lstm"], small), "`layer`", "weight_ih", "(20, 3)", "(24, 3)")
+    refuses(lambda: convert.to_equinox("lstm", OURS["lstm"], bare), "`params`", "bias")
+    refuses(lambda: convert.from_equinox("gru", bare), "`weights`", "3 gates")
+
+
+STATE = {"weight_ih_l0": np.ones((4 * H, D)), "weight_hh_l0": np.ones((4 * H, H))}
+MISTAKES = {
+    "an op that nobody has": (lambda: convert.from_torch("transformer", STATE), ValueError, ("`op`", "'lstm'")),
+    "an LSTM taken for a GRU": (lambda: convert.from_torch("gru", STATE), ValueError, ("`weights`", "3 gates")),
+    "an LSTM taken for an RNN": (lambda: convert.from_torch("rnn", STATE), ValueError, ("1 gates", "(5, 20)")),
+    "a projection unasked for": (
+        lambda: convert.from_torch("lstm", STATE | {"weight_hr_l0": np.ones((2, H))}),
+        ValueError,
+        ("weight_hr", "'projected_lstm'"),
+    ),
+    "no projection": (lambda: convert.from_torch("projected_lstm", STATE), ValueError, ("no projection", "'lstm'")),
+    "a name too many": (lambda: convert.from_torch("lstm", STATE | {"weight": 1}), ValueError, ("'weight'",)),
+    "a name too few": (
+        lambda: convert.from_torch("lstm", {"weight_ih_l0": STATE["weight_ih_l0"]}),
+        ValueError,
+        ("'weight_hh' in it",),
+    ),
+    "a layer too few": (
+        lambda: convert.from_torch("lstm", {k.replace("l0", "l1"): a for k, a in STATE.items()}),
+        ValueError,
+        ("2 layers", "layer 0"),
+    ),
+    "another prefix": (
+        lambda: convert.from_torch("lstm", STATE, prefix="rnn."),
+        ValueError,
+        ("'rnn.'", "weight_ih_l0"),
+    ),
+    "no state dict": (lambda: convert.from_torch("lstm", np.ones(3)), TypeError, ("`weights`", "state_dict")),
+    "integers": (lambda: convert.from_torch("lstm", {"weight_ih_l0": np.ones((20, 3), int)}), TypeError, ("int64",)),
+    "a bias of another size": (
+        lambda: convert.from_torch("lstm", STATE | {"bias_ih_l0": np.ones(H)}),
+        ValueError,
+        ("bias of x", "(20,)", "(5,)"),
+    ),
+    "a dense weight": (lambda: convert.from_torch("conv", {"weight": np.ones((3, 4))}), ValueError, ("3 to 5 axes",)),
+    "names of no convolution": (lambda: convert.from_torch("conv", STATE), ValueError, ("'weight' and 'bias'",)),
+    "parameters of a GRU": (lambda: convert.to_torch("lstm", OURS["gru"]), TypeError, ("`params`", "LSTMParams")),
+    "layers for a cell": (lambda: convert.to_torch("gru", [OURS["gru"]], cell=True), ValueError, ("`cell`",)),
+    "no layers": (lambda: convert.to_torch("gru", []), TypeError, ("`params`", "GRUParams")),
+    "Flax without a gate": (lambda: convert.from_flax("lstm", {"ii": _w(2)}), ValueError, ("'if' in it", "ii")),
+    "Flax, no dict": (lambda: convert.from_flax("lstm", np.ones(3)), TypeError, ("`weights`", "dict")),
+    "nnx without its maps": (lambda: convert.from_nnx("gru", {"kernel": np.ones(3)}), ValueError, ("'dense_i' in it",)),
+    "a switch that is none": (
+        lambda: convert.from_flax("conv", _w(2), transpose_kernel=1),
+        TypeError,
+        ("`transpose_kernel`", "True or False"),
+    ),
+    "Haiku, several modules": (
+        lambda: convert.from_haiku("lstm", {"a": _w(2), "b": _w(2)}),
+        ValueError,
+        ("`name` says which", "a, b"),
+    ),
+    "Haiku, another name": (lambda: convert.from_haiku("lstm", {"a": _w(2)}, name="b"), ValueError, ("'b' in it", "a")),
+    "Haiku, arrays": (lambda: convert.from_haiku("lstm", {"w": np.ones(3)}), TypeError, ("`weights`", "dicts")),
+    "Keras, too few": (lambda: convert.from_keras("lstm", [np.ones((3, 20))]), ValueError, ("2 arrays", "1 arrays")),
+    "Keras, no list": (lambda: convert.from_keras("lstm", np.ones(3)), TypeError, ("`weights`", "get_weights")),
+    "Equinox has no such cell": (lambda: convert.from_equinox("rnn", None), ValueError, ("no cell without gates",)),
+    "Equinox, no module": (lambda: convert.from_equinox("lstm", {}), ValueError, ("'weight_ih' in it",)),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes(mistake):
+    f, error, parts = MISTAKES[mistake]
+    refuses(f, *parts, error=error)
+
+
+def test_no_library_is_imported():
+    import ast
+    from pathlib import Path
+
+    for file in Path(jaxseq.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not {name.partition(".")[0] for name in names} & {"torch", "flax", "haiku", "equinox", "keras"}, file

@@ -172,6 +172,19 @@ def test_convolutions_of_flax(axes, transpose_kernel, key):
         equal(weights, {k: v for k, v in nnx.to_pure_dict(nnx.state(module)).items() if k in weights})
 
 
+@pytest.mark.parametrize(("window", "stride"), [(2, 3), (3, 2), (4, 3)])
+def test_padding_of_transposed_convolutions_of_flax(window, stride, key):
+    """SAME means the same; VALID puts out more where the stride is above the window."""
+    nn = pytest.importorskip("flax.linen", reason="Flax is not installed (extra `peers`)")
+    x = normal(key, (B, 5, 4), jnp.float64)
+    for padding, more in (("SAME", 0), ("VALID", max(stride - window, 0))):
+        layer = nn.ConvTranspose(6, (window,), strides=(stride,), padding=padding, param_dtype=jnp.float64)
+        variables = drawn(key, layer.init(key, x))
+        own = convert.from_flax("conv_transpose", variables)
+        y = jaxseq.conv_transpose(x, *own, stride=stride, padding=padding, output_padding=more)
+        assert_close(y, layer.apply(variables, x), 1e-12)
+
+
 # --- Haiku ---
 
 

@@ -1,7 +1,7 @@
-"""All that the site needs lies in the site: it is read from a disk as from a server, and asks nobody.
+"""All that the site needs lies in the site: it reads from a disk as from a server, and asks nobody.
 
 MathJax, one file, comes from the package django-static-mathjax, of which nothing else is used. The search of the theme
-runs in a worker, and from file:// browsers start one only from text that they have already.
+runs in a worker, and on file:// browsers start one from text that they have already, not from a file.
 """
 
 import json
@@ -9,9 +9,10 @@ from importlib.metadata import distribution
 
 from mkdocs.structure.files import File
 
-MATHJAX = "mathjax/static/mathjax/es5/tex-svg.js"
+MATHJAX = {"site/mathjax.js": "es5/tex-svg.js", "site/mathjax-license.txt": "LICENSE"}
 WORKER = "site/worker.js"
 
+# %s is the text of the worker.
 START = """if (location.protocol === "file:") {
   const text = %s
   const Native = window.Worker
@@ -23,17 +24,17 @@ START = """if (location.protocol === "file:") {
 
 
 def on_config(config):
-    """In place of the script for the same purpose that the theme's plugin would load from elsewhere."""
+    """Runs after the theme's plugin, which for the same purpose names a script that stands elsewhere."""
     config.extra["polyfills"] = [WORKER]
     return config
 
 
 def on_files(files, config):
     """Adds both scripts."""
-    mathjax = str(distribution("django-static-mathjax").locate_file(MATHJAX))
-    files.append(File.generated(config, "site/mathjax.js", abs_src_path=mathjax))
+    package = distribution("django-static-mathjax")
+    for place, name in MATHJAX.items():
+        path = package.locate_file(f"mathjax/static/mathjax/{name}")
+        files.append(File.generated(config, place, abs_src_path=str(path)))
     (worker,) = (f for f in files if f.src_uri.startswith("assets/javascripts/workers/") and f.src_uri.endswith(".js"))
-    # "</" would end the script early, were it ever inlined in a page
-    text = json.dumps(worker.content_string)
-    files.append(File.generated(config, WORKER, content=START % text))
+    files.append(File.generated(config, WORKER, content=START % json.dumps(worker.content_string)))
     return files

@@ -12,14 +12,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 import jaxseq
 from benchmarks import harness
 from benchmarks.harness import Candidate, Problem, with_gradient
 from benchmarks.recurrence import Size, like
-from benchmarks.recurrent_peers import Library, reordered, same, swapped
-from jaxseq import Cell, LSTMParams, LSTMState, cells, reference
+from benchmarks.recurrent_peers import Library, same, swapped
+from jaxseq import Cell, LSTMParams, LSTMState, cells, convert, reference
 from jaxseq._init import normal
 
 SIZES = (Size(32, 128, 64, 64), Size(4, 1024, 64, 64), Size(16, 64, 256, 256))
@@ -137,39 +136,32 @@ def in_keras(params: LSTMParams, xs: jax.Array) -> Library | None:
         (ys, *carry), _ = layer.stateless_call(weights, others, xs, initial_state=carry)
         return carry, ys
 
-    return Library(run, (list, lambda ws: LSTMParams(*ws)), (list, LSTMState._make), (swapped, swapped))
+    return Library(
+        run,
+        (partial(convert.to_keras, "conv_lstm"), lambda ws: LSTMParams(*ws)),
+        (list, LSTMState._make),
+        (swapped, swapped),
+    )
 
 
 def in_haiku(params: LSTMParams, xs: jax.Array) -> Library | None:
-    """Gates in the order i, g, f, o, a forget bias of one that is not a parameter, and two biases, the second zero."""
+    """Its second bias zero."""
     hk = harness.peer("haiku")
     if hk is None:
         return None
     window, F = params.w_h.shape[:-2], params.w_h.shape[-2]
-    one_on_f = np.repeat(np.array([0, 1, 0, 0], np.float32), F)
     cell = getattr(hk, f"Conv{len(window)}DLSTM")
 
     def unroll(carry: Any, xs: jax.Array) -> Any:
         return hk.dynamic_unroll(cell(xs.shape[2:-1], F, window), xs, carry)
 
     transformed = hk.without_apply_rng(hk.transform(unroll))
-    shapes = jax.eval_shape(
-        transformed.init, jax.random.key(0), hk.LSTMState(*[jnp.zeros((*xs.shape[1:-1], F))] * 2), xs
-    )
-    name = next(iter(shapes)).partition("/")[0]
-    near, far = f"{name}/input_to_hidden", f"{name}/hidden_to_hidden"
 
     def run(params: Any, carry: Any, xs: jax.Array) -> tuple[Any, jax.Array]:
         return transformed.apply(params, carry, xs)[::-1]
 
-    def there(p: LSTMParams) -> Any:
-        assert p.b is not None
-        w_x, w_h, b = (reordered(a, 0, 2, 1, 3) for a in (p.w_x, p.w_h, p.b - one_on_f))
-        return {near: {"w": w_x, "b": b}, far: {"w": w_h, "b": jnp.zeros_like(b)}}
-
-    def back(p: Any) -> LSTMParams:
-        return LSTMParams(*(reordered(a, 0, 2, 1, 3) for a in (p[near]["w"], p[far]["w"], p[near]["b"])))
-
+    there = partial(convert.to_haiku, "conv_lstm")
+    back = lambda gradient: jax.vjp(there, params)[1](gradient)[0]  # noqa: E731
     return Library(run, (there, back), (lambda s: hk.LSTMState(*s), LSTMState._make), (same, same))
 
 

@@ -18,8 +18,8 @@ from jax import lax
 import jaxseq
 from benchmarks import harness
 from benchmarks.harness import Candidate, Problem
-from benchmarks.recurrent_peers import LIBRARIES, PARAMS, Library, bias_of_n, in_flax, swapped
-from jaxseq import GRUParams, LSTMParams, LSTMState, reference
+from benchmarks.recurrent_peers import LIBRARIES, PARAMS, Library, in_flax, swapped
+from jaxseq import LSTMParams, LSTMState, reference
 from jaxseq._init import normal
 
 Function = Callable[..., Any]
@@ -167,10 +167,7 @@ def gradient(name: str, library: Library | None, case: Case, **options: jax.Arra
 
     def common(result: Any) -> Any:
         out, (params, *others) = result
-        params = library.params[1](params)
-        if isinstance(params, GRUParams):
-            params = params._replace(b_h=bias_of_n(params))  # the rest of b_h is not everywhere
-        return outputs(library, out), (params, outputs(library, others))
+        return outputs(library, out), (library.params[1](params), outputs(library, others))
 
     (_, carry, xs), (c̄, ȳs) = case[:3], case.cotangents
     cotangents = library.carry[0](c̄), library.xs[0](ȳs)
@@ -202,16 +199,13 @@ def where_in_a_scan(
 
 
 def data(kind: str, size: Size) -> Case:
-    """Random; zero is only what some library lacks, the second bias of a GRU in the gates r and z."""
+    """Random, all of it."""
     B, T, D, H = size
     key_params, *keys = jax.random.split(jax.random.key(0), 6)
     w_x, w_h, *biases = getattr(jaxseq, f"{kind}_init")(key_params, D, H)
-    biases = like(keys[0], biases)
-    if kind == "gru":
-        biases[1] = biases[1].at[: 2 * H].set(0)
     h, y = jnp.zeros((B, H)), jnp.zeros((T, B, H))
     state = LSTMState(h, h) if kind == "lstm" else h
-    params = PARAMS[kind](w_x, w_h, *biases)
+    params = PARAMS[kind](w_x, w_h, *like(keys[0], biases))
     xs = normal(keys[1], (T, B, D), jnp.float32)
     return Case(params, like(keys[2], state), xs, like(keys[3], (state, y)))
 

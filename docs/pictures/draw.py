@@ -29,7 +29,7 @@ import jaxseq
 from jaxseq import _time, flow
 
 HERE = Path(__file__).parent
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9.0,
     "font.family": "DejaVu Sans",  # comes with matplotlib
     "axes.titlesize": 9.0,
@@ -196,7 +196,7 @@ def _chunk(ax: Axes, line: int, start: int, length: int, order: int) -> None:
 def schedule() -> Figure:
     """At which step of the backward sweep each step of time has its turn, for T = 12."""
     cases: dict[str, tuple[int, int]] = {"full": (T, T), "truncation=4": (4, 4), "truncation=(3, 6)": (3, 6)}
-    figure = Figure(figsize=(5.4, 3.1), layout="constrained")
+    figure = Figure(figsize=(5.4, 2.4), layout="constrained")
     axes = figure.subplots(1, 3, sharey=True)
     for ax, (title, (k1, k2)) in zip(axes, cases.items(), strict=True):
         for window in range(T // k1):

@@ -61,7 +61,9 @@ def container(name: str, value: Any, kind: type) -> None:
     """A NamedTuple of exactly this class: parameters of another cell never slip through by their length."""
     if not isinstance(value, kind):
         fields = ", ".join(getattr(kind, "_fields", ()))
-        bad_type(name, f"{kind.__name__}({fields})", describe(value))
+        other = type(value)
+        whose = f"that of {other.__module__.partition('.')[0]}, " if other.__name__ == kind.__name__ else ""
+        bad_type(name, f"{kind.__name__}({fields})", whose + describe(value))
 
 
 def integer(name: str, value: Any, *, at_least: int | None = None) -> int:

@@ -1,6 +1,8 @@
 # ruff: noqa: E501 - a message stands on one line
 """Bad input: the argument, what was expected and what came. Never a silent number, never an assert."""
 
+from collections import namedtuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -319,6 +321,11 @@ MISTAKES = {
     ),
     "array for a state": (lstm(carry=H), TypeError, r"`carry`: expected LSTMState\(h, c\), got float32\[2, 5\]"),
     "tuple for a state": (lstm(carry=(H, H)), TypeError, r"`carry`: expected LSTMState\(h, c\), got tuple"),
+    "a state of that name from elsewhere": (
+        lstm(carry=namedtuple("LSTMState", "hidden cell", module="haiku._src.recurrent")(H, H)),
+        TypeError,
+        r"`carry`: expected LSTMState\(h, c\), got that of haiku, LSTMState",
+    ),
     "state for an array": (gru(carry=STATE), TypeError, r"`carry`: expected a float array, got LSTMState"),
     # --- recurrences: arrays ---
     "integer xs": (

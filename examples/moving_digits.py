@@ -123,8 +123,8 @@ class Model(NamedTuple):
 @jax.jit
 def init(key: PRNGKeyArray) -> Model:
     key_lstm, key_readout = jax.random.split(key)
-    kernel, _ = jaxseq.conv_init(key_readout, (4, 4), WAYS + 1, STATE)  # of the convolution that is transposed
-    return Model(jaxseq.conv_lstm_init(key_lstm, (3, 3), 1, STATE), jaxseq.ConvParams(kernel, jnp.zeros(WAYS + 1)))
+    readout = jaxseq.conv_transpose_init(key_readout, (4, 4), STATE, WAYS + 1, stride=2)
+    return Model(jaxseq.conv_lstm_init(key_lstm, (3, 3), 1, STATE), readout)
 
 
 def read_out(model: Model, h: Any, frame: Frame, ops: Any = jaxseq) -> Frame:

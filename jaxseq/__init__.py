@@ -15,7 +15,7 @@ from jaxseq._conv_recurrence import (
     conv_lstm_cell,
     conv_lstm_init,
 )
-from jaxseq._conv_transpose import conv_transpose
+from jaxseq._conv_transpose import conv_transpose, conv_transpose_init
 from jaxseq._gru import GRUParams, gru, gru_cell, gru_init
 from jaxseq._layers import bidirectional, stack
 from jaxseq._lstm import LSTMParams, LSTMState, lstm, lstm_cell, lstm_init
@@ -49,6 +49,7 @@ __all__ = [
     "conv_lstm_cell",
     "conv_lstm_init",
     "conv_transpose",
+    "conv_transpose_init",
     "convert",
     "depthwise_conv",
     "flow",

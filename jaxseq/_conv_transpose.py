@@ -11,12 +11,15 @@ and what pulls it back are the other two:
 
 from collections.abc import Sequence
 from functools import partial
+from math import prod
 from typing import Any
 
 import jax
-from jaxtyping import Array, Inexact
+import jax.numpy as jnp
+from jaxtyping import Array, Inexact, PRNGKeyArray
 
-from jaxseq import _checks, _conv, _correlation, _dense, _geometry, _halo, _precision, _sharding
+from jaxseq import _checks, _conv, _correlation, _dense, _geometry, _halo, _init, _precision, _sharding
+from jaxseq._conv import ConvParams
 from jaxseq._geometry import Geometry
 from jaxseq._op import op
 
@@ -135,3 +138,55 @@ def conv_transpose(
         return _sharding.apart(run, (x, *weights), x)
 
     return _conv.over_batch(rule, x, kernel, bias, c_out=-2)
+
+
+def conv_transpose_init(
+    key: PRNGKeyArray,
+    window: int | Sequence[int],
+    c_in: int,
+    c_out: int,
+    *,
+    stride: int | Sequence[int] = 1,
+    groups: int = 1,
+    dtype: Any = jnp.float32,
+) -> ConvParams:
+    r"""A random kernel and a zero bias for `conv_transpose`.
+
+    $$w \sim N\Bigl(0,\; \frac{s}{K\, c_{in} / g}\Bigr)$$
+
+    with K the taps of the window and s the product of the strides: an output is a sum over K / s taps in the mean, so
+    that white input of variance one gives output of variance one.
+
+    Args:
+        key: a JAX random key.
+        window: taps along each spatial axis, an integer for 1-D or one for each of 1 to 3 axes.
+        c_in: channels of the input.
+        c_out: channels of the output.
+        stride: that of `conv_transpose`, one integer or one for each spatial axis.
+        groups: channel groups, as in `conv_transpose`.
+        dtype: floating dtype of the parameters.
+
+    Returns:
+        `ConvParams(kernel (*window, c_out // groups, c_in), bias (c_out,))`, as `conv_transpose` takes them.
+
+    Raises:
+        TypeError: a size that is no integer or a dtype that is no floating dtype.
+        ValueError: a size below one, more than three axes, or groups that do not divide the channels.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxseq
+        >>> params = jaxseq.conv_transpose_init(jax.random.key(0), (4, 4), 8, 3, stride=2)
+        >>> jaxseq.conv_transpose(jnp.ones((10, 14, 14, 8)), *params, stride=2, padding="SAME").shape
+        (10, 28, 28, 3)
+
+    Reference:
+        Y. LeCun, L. Bottou, G. B. Orr and K.-R. Müller, Efficient BackProp (1998), section 4.6.
+    """
+    taps, c_in, c_out = _init.window_sizes(window, c_in, c_out)
+    strides = _geometry.per_axis("stride", stride, len(taps))
+    groups = _checks.integer("groups", groups, at_least=1)
+    _conv.check_groups(groups, c_in, c_out)
+    dtype = _checks.dtype("dtype", dtype)
+    scale = (prod(strides) / (prod(taps) * (c_in // groups))) ** 0.5
+    kernel = scale * _init.normal(key, (*taps, c_out // groups, c_in), dtype)
+    return ConvParams(kernel, jnp.zeros((c_out,), dtype))

@@ -113,3 +113,19 @@ def test_of_nothing(shape, key):
     assert x̄.shape == x.shape
     assert not w̄.any()
     assert not b̄.any()
+
+
+@pytest.mark.parametrize(("window", "stride"), [(4, 2), ((3, 4), (1, 3)), ((2, 1, 3), 1)])
+def test_first_weights(window, stride, key):
+    """White input of variance one gives output of variance one, away from the borders."""
+    groups, c_in, c_out = 2, 64, 96
+    kernel, bias = jaxseq.conv_transpose_init(key, window, c_in, c_out, stride=stride, groups=groups, dtype=jnp.float32)
+    taps = (window,) if isinstance(window, int) else window
+    assert kernel.shape == (*taps, c_out // groups, c_in)
+    assert kernel.dtype == bias.dtype == jnp.float32
+    assert bias.shape == (c_out,)
+    assert not bias.any()
+    x = normal(jax.random.fold_in(key, 1), (8, *(12,) * len(taps), c_in), jnp.float32)
+    y = jaxseq.conv_transpose(x, kernel, bias, stride=stride, groups=groups)
+    inner = y[(slice(None), *(slice(6, 12),) * len(taps))]  # whole strides, for a period of 1, 2 or 3
+    np.testing.assert_allclose(np.std(np.asarray(inner)), 1, rtol=0.1)

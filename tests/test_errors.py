@@ -298,6 +298,11 @@ MISTAKES = {
         ValueError,
         r"`c_in`: expected an integer >= 1, got 0",
     ),
+    "init of strides": (
+        lambda: jaxseq.conv_transpose_init(jax.random.key(0), (3, 3), 4, 6, stride=(1, 2, 3)),
+        ValueError,
+        r"`stride`: expected",
+    ),
     "init in integers": (
         lambda: jaxseq.conv_init(jax.random.key(0), 3, 1, 6, dtype=int),
         TypeError,

@@ -346,7 +346,7 @@ def draw_all(found: dict[str, tuple[Any, Any, Any]], rollout: Rollout, path: Pat
         corridors.plot(np.arange(1, len(chances) + 1), chances, **style)
     for level, label in ((1, "best"), (0.5, "best without memory")):
         curves.axhline(level, color="0.25", ls="--", lw=1)
-        curves.text(0, level + 0.02, label, color="0.25", va="bottom")
+        curves.text(1, level + 0.03, label, color="0.25", ha="right", transform=curves.get_yaxis_transform())
     curves.set(xlabel="steps of all mazes", title="return of an episode, in training", ylim=(-1, 1.15))
     corridors.axvspan(SHORTEST, LONGEST, color="0.92")
     corridors.text((SHORTEST + LONGEST) / 2, 1.03, "trained on", ha="center", color="0.4")

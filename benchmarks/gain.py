@@ -90,7 +90,12 @@ def draw(tables: Sequence[dict[str, Any]], file: Path) -> None:
     import matplotlib as mpl  # noqa: PLC0415
     from matplotlib.figure import Figure  # noqa: PLC0415
 
-    style: dict[Any, Any] = {"font.size": 9, "svg.fonttype": "path", "svg.hashsalt": "jaxseq", "figure.facecolor": "white"}
+    style: dict[Any, Any] = {
+        "font.size": 9,
+        "svg.fonttype": "path",
+        "svg.hashsalt": "jaxseq",
+        "figure.facecolor": "white",
+    }
     with mpl.rc_context({**style, "axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(8.4, 4.6), layout="constrained")
         panels = figure.subplots(1, 2, sharey=True, width_ratios=[3, 2])

@@ -68,8 +68,8 @@ from jaxseq._time import Block, Options
 from jaxseq.maps import Dense
 
 # Where the gates of a chunk are made again as fast as they are kept: h is all of the state, there are several gates and
-# no product inside of the step, and a pre-activation takes no more multiplications than this: D + H of a matrix. Not for
-# one feature alone, whose product XLA makes anew wherever a gate is read: 1.5 to 1.8 times as long as keeping.
+# no product inside of the step, and a pre-activation takes no more multiplications than this: D + H of a matrix. One
+# feature alone is an exception, whose product XLA makes anew wherever a gate is read: 1.5 to 1.8 times as long.
 GATES, SMALL = 3, 128
 
 

@@ -56,7 +56,7 @@ lint: $(VENV)/.dev  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-bench: $(VENV)/.bench  ## the tables of the README, side by side in one process
+bench: $(VENV)/.bench  ## the tables of docs/measured.md, side by side in one process
 	$(BIN)/python -m benchmarks.recurrence $(ARGS)
 	$(BIN)/python -m benchmarks.conv $(ARGS)
 	$(BIN)/python -m benchmarks.cells $(ARGS)

@@ -27,7 +27,7 @@ ROWS = {
     "`conv`, depthwise": r"forward \+ gradient, depthwise",
     "`conv`, grouped": r"forward \+ gradient, groups",
     "`conv`, three axes": r"forward \+ gradient, dense 3-D",
-    "`conv`, one and two axes": r"forward \+ gradient, (dense [12]-D|strided|dilated|batch)",
+    "`conv`, one and two axes": r"forward \+ gradient, (dense [12]-D|strided|dilated|1×1|batch)",
     "`conv_transpose`": r"forward \+ gradient, transposed",
 }
 # A column, and what its candidates are called.
@@ -97,10 +97,10 @@ def draw(tables: Sequence[dict[str, Any]], file: Path) -> None:
         "figure.facecolor": "white",
     }
     with mpl.rc_context({**style, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(8.4, 4.6), layout="constrained")
+        figure = Figure(figsize=(8.4, 5.2), layout="constrained")
         panels = figure.subplots(1, 2, sharey=True, width_ratios=[3, 2])
         rows, columns = list(ROWS), list(COLUMNS)
-        for ax, key, title in zip(panels, ("median_s", "temp_bytes"), ("time", "temporary bytes"), strict=True):
+        for ax, key, title in zip(panels, ("median_s", "temp_bytes"), ("Time", "Temporary bytes"), strict=True):
             found = gains(tables, key)
             for n, column in enumerate(columns):
                 at = [i + 0.13 * (n - (len(columns) - 1) / 2) for i in range(len(rows))]
@@ -114,7 +114,10 @@ def draw(tables: Sequence[dict[str, Any]], file: Path) -> None:
             ticks = [x for x in (0.25, 0.5, 1, 2, 5, 10, 20, 50, 100, 200) if ax.get_xlim()[0] <= x <= ax.get_xlim()[1]]
             ax.set_xticks(ticks, [f"{x:g}" for x in ticks])
             ax.minorticks_off()
-            ax.set_xlabel(f"{title}, forward and gradient: times as much as jaxseq")
+            ax.set_title(title)
+        figure.supxlabel(
+            "values and gradients: times as much as jaxseq (right of the line jaxseq is ahead)", fontsize=9
+        )
         panels[0].set_yticks(range(len(rows)), [row.replace("`", "") for row in rows])
         panels[0].invert_yaxis()
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=6, frameon=False)

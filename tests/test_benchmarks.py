@@ -3,13 +3,14 @@
 import json
 import re
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import conv, harness, recurrence
+from benchmarks import conv, gain, harness, recurrence
 from benchmarks.harness import Candidate, Problem, measure
 
 pytestmark = pytest.mark.usefixtures("as_users_have_jax")
@@ -229,3 +230,56 @@ def test_mistakes_on_the_command_line(argv, complaint, capsys):
         recurrence.main([*argv, "--quick"])
     assert caught.value.code == 2
     assert complaint in capsys.readouterr().err.replace("\\", "/")
+
+
+# --- The one table ---
+
+MEASURED = Path(__file__).parents[1] / "docs" / "measured"
+
+
+def table(title, **ratios):
+    """As the harness writes it; a candidate's bytes are a tenth of its ratio."""
+    rows = [
+        {"name": name, "ratio": ratio, "median_s": ratio, "temp_bytes": ratio / 10} for name, ratio in ratios.items()
+    ]
+    return {
+        "title": title,
+        "baseline": "hand",
+        "rows": [{"name": "hand", "ratio": 1, "median_s": 1, "temp_bytes": 0.1}, *rows],
+    }
+
+
+def test_a_row_is_the_geometric_mean_over_sizes():
+    tables = [
+        table("lstm forward + gradient, B=1", twin=2, torch=0.5),
+        table("lstm forward + gradient, B=2", twin=8, flax=3),
+        table("lstm forward, B=1", twin=100),
+        table("forward + gradient, depthwise 1-D: 8", lax=5, torch=1),
+    ]
+    found = gain.gains(tables, "median_s")
+    assert found["`lstm`"]["plain JAX"] == pytest.approx((4, 2, 8))
+    assert found["`lstm`"]["Flax"] == (3, 3, 3)
+    assert found["`lstm`"]["torch"] == (0.5, 0.5, 0.5)
+    assert found["`gru`"]["torch"] is None
+    lines = gain.markdown(tables).splitlines()
+    assert (
+        lines[2 + list(gain.ROWS).index("`lstm`")]
+        == "| `lstm` | 4.0 (2.0 to 8.0) | 3.0 |  |  |  | 0.50 | 4.0 (2.0 to 8.0) |"
+    )
+
+
+def test_every_problem_is_in_one_row():
+    """Of those with a gradient, but for what compares us with ourselves."""
+    tables = gain.read(sorted(MEASURED.glob("*.json")))
+    with_gradient = [t["title"] for t in tables if "gradient" in t["title"] or t["title"].startswith("lstm with")]
+    for title in with_gradient:
+        rows = [row for row, pattern in gain.ROWS.items() if re.match(pattern, title)]
+        assert len(rows) == (0 if "in time only" in title else 1), title
+
+
+def test_the_readme_shows_what_was_measured(tmp_path):
+    files = sorted(MEASURED.glob("*.json"))
+    assert gain.markdown(gain.read(files)) in (MEASURED.parents[1] / "README.md").read_text("utf-8")
+    gain.main([*map(str, files), "--picture", str(tmp_path / "gain.svg")])
+    drawn, kept = ((folder / "gain.svg").read_text("utf-8") for folder in (tmp_path, MEASURED))
+    assert drawn.count("<path") == kept.count("<path"), "run python -m benchmarks.gain again"

@@ -217,6 +217,20 @@ def test_haiku(op, key):
     assert_close(back, own, 1e-15) if "lstm" in op else equal(back, own)  # one more on f, one less
 
 
+def test_names_are_those_that_haiku_gives(key):
+    hk = pytest.importorskip("haiku", reason="Haiku is not installed (extra `peers`)")
+    cells = {
+        "rnn": lambda: hk.VanillaRNN(H),
+        "lstm": lambda: hk.LSTM(H),
+        "classic_gru": lambda: hk.GRU(H),
+        "conv_lstm": lambda: hk.Conv2DLSTM((6, 7), H, (3, 2)),
+    }
+    for op, cell in cells.items():
+        step = hk.transform(lambda x, cell=cell: (core := cell())(x, core.initial_state(B)))
+        names = jax.eval_shape(step.init, key, xs_of(op, key, jnp.float32)[0])
+        assert set(convert.to_haiku(op, drawn(key, OURS[op]))) == set(names)
+
+
 @pytest.mark.parametrize("axes", [1, 2, 3])
 @pytest.mark.parametrize("op", ["conv", "conv_transpose"])
 def test_convolutions_of_haiku(op, axes, key):

@@ -133,7 +133,7 @@ def to_haiku(op: str, params: Any, *, name: str | None = None) -> dict[str, dict
     w_x, w_h, b = (_layout.ordered(a, "ifgo", "igfo") for a in (w_x, w_h, b))
     if op == "lstm":
         return {f"{name or 'lstm'}/linear": {"w": jnp.concatenate([w_x, w_h]), "b": b}}
-    name = name or f"conv{w_x.ndim - 2}_d_lstm"
+    name = name or f"conv{w_x.ndim - 2}_dlstm"
     far = {"w": w_h, "b": jnp.zeros_like(b)}
     return {f"{name}/input_to_hidden": {"w": w_x, "b": b}, f"{name}/hidden_to_hidden": far}
 

@@ -105,8 +105,8 @@ def from_nnx(op: str, weights: Any, *, transpose_kernel: bool = False) -> Any:
     one. A `GRUCell` of nnx has no bias beside $h$: $b_h$ is None.
 
     Args:
-        op: `"rnn"` (`SimpleCell`), `"gru"`, `"lstm"` (`LSTMCell` or `OptimizedLSTMCell`), `"conv"` or
-            `"conv_transpose"`.
+        op: `"rnn"` (`SimpleCell`; with `activation_fn=nnx.relu`, `activation="relu"` is yours to hand on), `"gru"`,
+            `"lstm"` (`LSTMCell` or `OptimizedLSTMCell`), `"conv"` or `"conv_transpose"`.
         weights: the module itself, the cell of an `nnx.RNN`, or its `nnx.state`, or that as a plain dict.
         transpose_kernel: the option of that name that an `nnx.ConvTranspose` has; of a module it is read.
 
@@ -177,9 +177,8 @@ def to_nnx(op: str, params: Any, *, optimized: bool = True, transpose_kernel: bo
     if op == "gru" and maps.b_h is not None:
         b, b_n = _layout.bias_of_the_candidate(op, maps)
         if not _layout.surely_zero(b_n):
-            _layout.refused(
-                op, "a GRU of nnx has no bias beside h, and `params.b_h` is not zero in n, inside of the reset"
-            )
+            why = "a GRU of nnx has no bias beside h, and `params.b_h` is not zero in n, inside of the reset"
+            _layout.refused(op, why)
     place = "dense_h" if op == "lstm" else "dense_i"
     state: dict[str, Any] = {"dense_i": {"kernel": maps.w_x}, "dense_h": {"kernel": maps.w_h}}
     state[place]["bias"] = b
@@ -217,11 +216,8 @@ def _gate_by_gate_in(op: str, weights: Any, **names: str) -> Any:
     read, cell = _layout.reader(weights), _layout.RECURRENCES[op]
     gates = ("",) if op == "rnn" else tuple(cell.gates)
 
-    def side(letter: str, leaf: str) -> list[Any]:
-        return [read(names.get(f"{letter + gate}_", letter + gate), leaf) for gate in gates]
-
     def joined(letter: str, leaf: str) -> Any:
-        parts = side(letter, leaf)
+        parts = [read(names.get(f"{letter + gate}_", letter + gate), leaf) for gate in gates]
         if leaf == "bias" and parts[-1] is None:
             return None
         found = [_layout.found(letter + gate, part, weights) for gate, part in zip(gates, parts, strict=True)]
@@ -281,13 +277,14 @@ def _conv_lstm_out(maps: Maps) -> dict[str, Any]:
 def _kernel_in(op: str, weights: Any, transpose_kernel: bool) -> ConvParams:
     read = _layout.reader(weights)
     kernel = _layout.found("kernel", read("kernel"), weights)
-    if op == "conv_transpose" and not transpose_kernel:
-        kernel = _layout.turned(kernel.swapaxes(-1, -2))
-    return ConvParams(kernel, read("bias"))
+    return ConvParams(_stored(op, kernel, transpose_kernel), read("bias"))
 
 
 def _kernel_out(op: str, params: Any, transpose_kernel: bool) -> dict[str, Any]:
     kernel, bias = _layout.kernel_and_bias(params)
-    if op == "conv_transpose" and not transpose_kernel:
-        kernel = _layout.turned(kernel.swapaxes(-1, -2))
-    return {"kernel": kernel} | ({} if bias is None else {"bias": bias})
+    return {"kernel": _stored(op, kernel, transpose_kernel)} | ({} if bias is None else {"bias": bias})
+
+
+def _stored(op: str, kernel: jax.Array, transpose_kernel: bool) -> jax.Array:
+    """As Flax stores ours, or the way back, which is the same."""
+    return kernel if op == "conv" or transpose_kernel else _layout.turned(kernel.swapaxes(-1, -2))

@@ -622,6 +622,13 @@ MISTAKES = {
     "names of no convolution": (lambda: convert.from_torch("conv", STATE), ValueError, ("'weight' and 'bias'",)),
     "parameters of a GRU": (lambda: convert.to_torch("lstm", OURS["gru"]), TypeError, ("`params`", "LSTMParams")),
     "layers for a cell": (lambda: convert.to_torch("gru", [OURS["gru"]], cell=True), ValueError, ("`cell`",)),
+    "what is no layer": (lambda: convert.to_torch("gru", [1, 2]), TypeError, ("`params`", "GRUParams", "int 1")),
+    "three directions": (
+        lambda: convert.to_torch("gru", [[OURS["gru"]] * 3]),
+        ValueError,
+        ("`params`", "two directions", "3 in layer 0"),
+    ),
+    "arguments the other way round": (lambda: convert.from_torch(STATE, "lstm"), TypeError, ("`op`", "'lstm'", "dict")),
     "no layers": (lambda: convert.to_torch("gru", []), TypeError, ("`params`", "GRUParams")),
     "Flax without a gate": (lambda: convert.from_flax("lstm", {"ii": _w(2)}), ValueError, ("'if' in it", "ii")),
     "Flax, no dict": (lambda: convert.from_flax("lstm", np.ones(3)), TypeError, ("`weights`", "dict")),

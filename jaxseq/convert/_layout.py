@@ -161,6 +161,8 @@ def turned(kernel: jax.Array) -> jax.Array:
 
 def check_op(op: Any, framework: str, names: Sequence[str], elsewhere: Mapping[str, str]) -> str:
     """One of the layers that the framework has; `elsewhere` says of others why it is not."""
+    if not isinstance(op, str):
+        _checks.bad_type("op", "the name of a layer, such as 'lstm'", _checks.describe(op))
     if op in elsewhere:
         refused(op, f"{framework} {elsewhere[op]}")
     return _checks.choice("op", op, tuple(names))

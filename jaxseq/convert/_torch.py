@@ -8,7 +8,7 @@ transposed one as (C_in, C_out / groups, *window): in both the last two axes of 
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -110,15 +110,17 @@ def to_torch(op: str, params: Any, *, prefix: str = "", cell: bool = False) -> d
         kernel, bias = _layout.kernel_and_bias(params)
         state = {"weight": _layout.outer_first(kernel)} | ({} if bias is None else {"bias": bias})
         return {prefix + name: a for name, a in state.items()}
-    one = isinstance(params, _layout.RECURRENCES[op].params)
-    if not one and (not isinstance(params, Sequence) or hasattr(params, "_fields") or not params):
-        _checks.container("params", params, _layout.RECURRENCES[op].params)
-    if cell and not one:
+    kind = _layout.RECURRENCES[op].params
+    several = isinstance(params, list | tuple) and len(params) > 0 and not hasattr(params, "_fields")
+    if cell and several:
         _checks.bad_value("params", "one layer of one direction, where `cell` is True", f"{len(params)} layers")
     state = {}
-    for i, layer in enumerate([params] if one else params):
-        pair = [layer] if hasattr(layer, "_fields") else layer
+    for i, layer in enumerate(params if several else [params]):
+        pair = layer if several and isinstance(layer, list | tuple) and not hasattr(layer, "_fields") else [layer]
+        if len(pair) > 2:
+            _checks.bad_value("params", "one or two directions of a layer", f"{len(pair)} in layer {i}")
         for direction, own in zip(("", "_reverse"), pair, strict=False):
+            _checks.container("params", own, kind)
             end = "" if cell else f"_l{i}{direction}"
             state |= {prefix + name + end: a for name, a in _names(op, _layout.apart(op, own)).items()}
     return state

@@ -13,7 +13,7 @@ from jaxseq import autoregressive, cells, convert, flow, testing
 from jaxseq.testing import _check
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 # What the repro of a failure calls, and what draws or sums up what others have found.
 HELPERS = ("jaxseq.testing.cotangents", "jaxseq.testing.lifted", "jaxseq.flow.norms", "jaxseq.flow.plot_bias")
 HELPERS += ("jaxseq.flow.plot_norms", "jaxseq.flow.plot_spectrum")

@@ -74,14 +74,8 @@ def test_citation_has_what_the_format_asks_for():
 
 
 @pytest.mark.parametrize("page", ["CHANGELOG.md", "CONTRIBUTING.md"])
-def test_links_and_names(page):
+def test_files_and_commands_are_there(page):
     text = (ROOT / page).read_text("utf-8")
-    for target in re.findall(r"\]\(([^)#]+)\)", text):
-        assert "://" in target or (ROOT / target).exists(), target
-    for name in re.findall(r"`jaxseq\.([a-z_.]+)[`(]", text):
-        target = jaxseq
-        for part in name.split("."):
-            target = getattr(target, part)
     for path in re.findall(r"`((?:jaxseq|tests|benchmarks|docs|examples)/[\w./]+)`", text):
         assert (ROOT / path).exists(), path
     for target in re.findall(r"\bmake (?!it\b)([a-z]+)", text):

@@ -173,9 +173,9 @@ def to_nnx(op: str, params: Any, *, optimized: bool = True, transpose_kernel: bo
     maps = _layout.apart(op, params)
     if op == "lstm" and not _checks.boolean("optimized", optimized):
         return _gate_by_gate_out(op, maps, if_="if_")
-    b = _layout.zeros_for(maps.w_x) if maps.b_x is None else maps.b_x
+    b = _layout.or_zeros(maps.b_x, maps.w_x)
     if op == "gru" and maps.b_h is not None:
-        b, b_n = _layout.bias_of_the_candidate(op, maps)
+        b, b_n = _layout.bias_of_the_candidate(maps)
         if not _layout.surely_zero(b_n):
             why = "a GRU of nnx has no bias beside h, and `params.b_h` is not zero in n, inside of the reset"
             _layout.refused(op, why)
@@ -243,9 +243,9 @@ def _gate_by_gate_out(op: str, maps: Maps, **names: str) -> dict[str, Any]:
         for letter, all_ in (("i", maps.w_x), ("h", maps.w_h))
     )
     if op in ("gru", "mgu"):
-        b, far["hn"]["bias"] = _layout.bias_of_the_candidate(op, maps)
+        b, far["hn"]["bias"] = _layout.bias_of_the_candidate(maps)
     else:
-        b = _layout.zeros_for(maps.w_x) if maps.b_x is None else maps.b_x
+        b = _layout.or_zeros(maps.b_x, maps.w_x)
     for layer, part in zip((far if op == "lstm" else near).values(), jnp.split(b, len(gates)), strict=True):
         layer["bias"] = part
     return near | far

@@ -61,19 +61,16 @@ def from_haiku(op: str, weights: Any, *, name: str | None = None) -> Any:
     _layout.check_op(op, "Haiku", OPS, ELSEWHERE)
     own = _own(weights, name)
     if op in _layout.CONVOLUTIONS:
-        read = _layout.reader(_only(own))
-        bias = read("b")
-        kernel = _layout.found("w", read("w"), _only(own))
+        leaves = _only(own)
+        kernel, bias = _array(leaves, "w"), _layout.reader(leaves)("b")
         kernel = kernel if op == "conv" else _layout.turned(kernel)
         return ConvParams(kernel, None if bias is None else bias.reshape(-1))
     if op == "classic_gru":
-        read = _layout.reader(_only(own))
-        arrays = [_layout.found(leaf, read(leaf), _only(own)) for leaf in ("w_i", "w_h", "b")]
+        arrays = [_array(_only(own), name) for name in ("w_i", "w_h", "b")]
         w_x, w_h, b = (_layout.scaled(_layout.ordered(a, "zrn", "rzn"), (1, -1, 1)) for a in arrays)
         return _layout.joined(op, Maps(w_x, w_h, b, None))
     if op == "lstm":
-        read = _layout.reader(_only(own))
-        w, b = (_layout.ordered(_layout.found(leaf, read(leaf), _only(own)), "igfo", "ifgo") for leaf in "wb")
+        w, b = (_layout.ordered(_array(_only(own), name), "igfo", "ifgo") for name in "wb")
         D = w.shape[0] - w.shape[1] // 4
         maps = Maps(w[:D], w[D:], b, None)
     else:
@@ -122,7 +119,7 @@ def to_haiku(op: str, params: Any, *, name: str | None = None) -> dict[str, dict
         own = {"w": kernel if op == "conv" else _layout.turned(kernel)} | ({} if bias is None else {"b": bias})
         return {name or f"conv{kernel.ndim - 2}_d{ending}": own}
     maps = _layout.apart(op, params)
-    w_x, w_h, b = maps.w_x, maps.w_h, _layout.zeros_for(maps.w_x) if maps.b_x is None else maps.b_x
+    w_x, w_h, b = maps.w_x, maps.w_h, _layout.or_zeros(maps.b_x, maps.w_x)
     if op == "classic_gru":
         w_x, w_h, b = (_layout.ordered(_layout.scaled(a, (1, -1, 1)), "rzn", "zrn") for a in (w_x, w_h, b))
         return {name or "gru": {"w_i": w_x, "w_h": w_h, "b": b}}
@@ -155,3 +152,8 @@ def _only(own: dict[str, Any]) -> Any:
     if len(own) > 1:
         _checks.bad_value("weights", "one module; `name` says which", ", ".join(own))
     return next(iter(own.values()))
+
+
+def _array(leaves: Any, name: str) -> jax.Array:
+    """One that has to be there."""
+    return _layout.found(name, _layout.reader(leaves)(name), leaves)

@@ -102,7 +102,7 @@ def to_keras(op: str, params: Any) -> list[jax.Array]:
     w_x, w_h, b_x, b_h, _ = _layout.apart(op, params)
     b = b_x
     if op == "gru" and (b_x is not None or b_h is not None):
-        b = jnp.stack([_layout.zeros_for(w_x) if b_x is None else b_x, _layout.zeros_for(w_h) if b_h is None else b_h])
+        b = jnp.stack([_layout.or_zeros(b_x, w_x), _layout.or_zeros(b_h, w_h)])
     arrays = [a for a in (w_x, w_h, b) if a is not None]
     return [_layout.ordered(a, "rzn", "zrn") for a in arrays] if op in ("gru", "classic_gru") else arrays
 

@@ -115,30 +115,28 @@ def scaled(a: jax.Array, factors: Sequence[int]) -> jax.Array:
 
 def with_forget_bias(b: jax.Array | None, amount: int, like: jax.Array) -> jax.Array:
     """A bias (4 H,) of the gates i, f, g, o with so much more on f; no bias is one of zeros, as wide as `like`."""
-    b = jnp.zeros(like.shape[-1:], like.dtype) if b is None else b
-    i, f, g, o = jnp.split(b, 4)
+    i, f, g, o = jnp.split(or_zeros(b, like), 4)
     return jnp.concatenate([i, f + amount, g, o])
 
 
-def zeros_for(w: jax.Array) -> jax.Array:
-    """A bias for what comes out of w."""
-    return jnp.zeros(w.shape[-1:], w.dtype)
+def or_zeros(b: jax.Array | None, w: jax.Array) -> jax.Array:
+    """A bias for what comes out of w, where frameworks always have one."""
+    return jnp.zeros(w.shape[-1:], w.dtype) if b is None else b
 
 
-def bias_of_the_candidate(op: str, maps: Maps) -> tuple[jax.Array, jax.Array]:
+def bias_of_the_candidate(maps: Maps) -> tuple[jax.Array, jax.Array]:
     """b_x with all that is only ever added to it, and of b_h the part inside of the reset, that of the last gate.
 
     For frameworks that have no second bias elsewhere. No bias is one of zeros.
     """
     H = maps.w_h.shape[-2]
-    b_x = zeros_for(maps.w_x) if maps.b_x is None else maps.b_x
-    b_h = zeros_for(maps.w_h) if maps.b_h is None else maps.b_h
+    b_x, b_h = or_zeros(maps.b_x, maps.w_x), or_zeros(maps.b_h, maps.w_h)
     return b_x.at[:-H].add(b_h[:-H].astype(b_x.dtype)), b_h[-H:]
 
 
 def beside_zeros(b_n: jax.Array, like: jax.Array) -> jax.Array:
     """b_h of which a framework has the part of the last gate alone."""
-    return zeros_for(like).astype(b_n.dtype).at[-len(b_n) :].set(b_n)
+    return or_zeros(None, like).astype(b_n.dtype).at[-len(b_n) :].set(b_n)
 
 
 def outer_first(kernel: jax.Array) -> jax.Array:

@@ -161,6 +161,6 @@ def _names(op: str, maps: Maps) -> dict[str, jax.Array]:
     w_x, w_h, b_x, b_h, w_q = maps
     names = {"weight_ih": w_x.T, "weight_hh": w_h.T}
     if b_x is not None or b_h is not None:
-        names["bias_ih"] = _layout.zeros_for(w_x) if b_x is None else b_x
-        names["bias_hh"] = _layout.zeros_for(w_h) if b_h is None else b_h
+        names["bias_ih"] = _layout.or_zeros(b_x, w_x)
+        names["bias_hh"] = _layout.or_zeros(b_h, w_h)
     return names if w_q is None else names | {"weight_hr": w_q.T}

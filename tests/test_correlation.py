@@ -12,7 +12,7 @@ from jax import lax
 
 import jaxseq
 from jaxseq import _correlation, _geometry, maps
-from jaxseq._correlation import _blocks, _form, _planes, _product, _shifts, _spectrum, _xla
+from jaxseq._correlation import _blocks, _form, _patches, _planes, _shifts, _spectrum, _xla
 
 RNG = np.random.default_rng(0)
 
@@ -31,7 +31,7 @@ FORMS = {
         ((460,), (450,), 2, 3, {"padding": "SAME", "groups": 2}),
         ((6, 7, 5), (4, 6, 3), 1, 1, {"groups": 2, "padding": "SAME"}),
     ],
-    _product: [
+    _patches: [
         ((7,), (1,), 3, 4, {}),
         ((8, 5), (1, 1), 3, 4, {"stride": (3, 2), "dilation": 4}),
     ],
@@ -174,7 +174,7 @@ def primitives(f, *args):
     return [e.primitive.name for e in subjaxprs(jax.make_jaxpr(f)(*args).jaxpr)]
 
 
-@pytest.mark.parametrize("rule", [_shifts, _spectrum, _product])
+@pytest.mark.parametrize("rule", [_shifts, _spectrum, _patches])
 def test_where_xla_has_no_part(rule):
     space, window, near, far, options = FORMS[rule][0]
     _, x, w, ȳ = trilinear(space, window, near, far, options)

@@ -60,7 +60,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxseq import _precision
-from jaxseq._correlation import _blocks, _planes, _product, _shifts, _spectrum, _xla
+from jaxseq._correlation import _blocks, _patches, _planes, _shifts, _spectrum, _xla
 from jaxseq._correlation._form import Form
 from jaxseq._geometry import Geometry
 
@@ -87,14 +87,16 @@ def choose(form: Form) -> ModuleType:
     """The rule for a form."""
     geometry, taps = form.geometry, prod(form.window)
     pairs = form.near * form.far
+    if all(_patches.disjoint(form)):
+        return _patches
     if taps * pairs <= TERMS and (pairs == 1 or geometry.groups >= LANES):
         return _shifts
     if pairs == 1 or taps * prod(form.outputs) >= LONG * prod(_spectrum.positions(form)):
         return _spectrum
     if geometry.groups > 1:
         return _blocks
-    if taps == 1 and not any(map(any, geometry.padding)):
-        return _product
+    if any(_patches.disjoint(form)):
+        return _patches
     if len(form.window) == 3 and form.window[0] <= PLANES:
         return _planes
     return _xla
@@ -141,6 +143,6 @@ def _contract(which: str, form: Form, a: jax.Array, b: jax.Array, shape: tuple[i
 
 def _apply(rule: ModuleType, which: str, form: Form, a: jax.Array, b: jax.Array) -> jax.Array:
     contraction = getattr(rule, which)
-    if rule in (_blocks, _planes):  # they break the form into smaller ones of the same kind
+    if rule in (_blocks, _patches, _planes):  # they break the form into smaller ones of the same kind
         return contraction(lambda smaller, a, b: _apply(choose(smaller), which, smaller, a, b), form, a, b)
     return contraction(form, a, b)

@@ -188,7 +188,7 @@ def _patches(plan: _Plan, x: jax.Array) -> jax.Array:
     for cut, I in axes:
         shape += [cut.P, cut.a if cut.Q > 1 else 1] if cut else [I]
         columns += [slice(None), slice(0, cut.c * (cut.Q - 1) + 1, cut.c)] if cut else [slice(None)]
-    return x.reshape(x.shape[0], *shape, plan.sizes["g"], -1)[(slice(None), *columns)]
+    return x.reshape(x.shape[0], *shape, plan.sizes["g"], plan.sizes["i"])[(slice(None), *columns)]
 
 
 def _joined(plan: _Plan, x: jax.Array) -> jax.Array:
@@ -202,7 +202,7 @@ def _joined(plan: _Plan, x: jax.Array) -> jax.Array:
         shape.append(cut.size() if cut.Q > 1 else cut.P)
         back.append((-cut.lo, I + cut.lo - cut.size(), cut.a - 1 if cut.Q == 1 else 0))
     x = padded(x, places)
-    return padded(x.reshape(x.shape[0], *shape, -1), back)
+    return padded(x.reshape(x.shape[0], *shape, plan.sizes["g"] * plan.sizes["i"]), back)
 
 
 def _apart(plan: _Plan, name: str, a: jax.Array) -> jax.Array:
@@ -233,12 +233,13 @@ def _contract(names: str, again: Contraction, plan: _Plan, a: jax.Array, b: jax.
 
 
 def _products(plan: _Plan, letters: list[str], a: jax.Array, b: jax.Array) -> jax.Array:
-    """The same for one channel in each group: a product of arrays, and a sum."""
-    joint = plan.apart["x"].replace("i", "io")
-    a, b = (_spread(a.astype(_precision.accumulator(a.dtype)), of, joint) for a, of in zip((a, b), letters, strict=False))
-    c = jnp.sum(a * b, [axis for axis, letter in enumerate(joint) if letter not in letters[2]])
-    order = "".join(letter for letter in joint if letter in letters[2])
-    return c.transpose([order.index(letter) for letter in letters[2]])
+    """The same for one channel in each group: a product of arrays, and a sum. The last axis is that of the groups."""
+    joint, *bare = ("".join(letter for letter in of if letter not in "io") for of in (plan.apart["x"], *letters))
+    a, b = (_spread(plan, x, of, joint) for x, of in zip((a, b), bare, strict=False))
+    c = jnp.sum(a * b, [axis for axis, letter in enumerate(joint) if letter not in bare[2]])
+    order = [letter for letter in joint if letter in bare[2]]
+    c = c.transpose([order.index(letter) for letter in bare[2]])
+    return c.reshape([plan.sizes[letter] for letter in letters[2]])
 
 
 def _merged(a: jax.Array, letters: str, groups: list[str]) -> jax.Array:
@@ -247,7 +248,8 @@ def _merged(a: jax.Array, letters: str, groups: list[str]) -> jax.Array:
     return a.reshape([prod(sizes[letter] for letter in group) for group in groups])
 
 
-def _spread(a: jax.Array, letters: str, joint: str) -> jax.Array:
+def _spread(plan: _Plan, a: jax.Array, letters: str, joint: str) -> jax.Array:
     """a with the axes of `joint`: those that it has in their order, the others of size one."""
+    a = a.reshape([plan.sizes[letter] for letter in letters]).astype(_precision.accumulator(a.dtype))
     a = a.transpose([letters.index(letter) for letter in joint if letter in letters])
     return jnp.expand_dims(a, [axis for axis, letter in enumerate(joint) if letter not in letters])

@@ -98,15 +98,6 @@ def _correlate(
     x = _slice(x, at_x, [part.rows for part in parts])
     w = _slice(w, at_w, [part.taps for part in parts])
     padding = [part.padding for part in parts]
-    # Taps that do not meet along one axis, and more of them than inputs along another: XLA (of jax 0.10 to 0.12) aborts
-    # the process as it exchanges the operands, unless the stretched input is kept from it.
-    apart = any(1 < p >= w.shape[axis] for p, axis in zip(spread, at_w, strict=True))
-    if apart and any(w.shape[k] > x.shape[m] for k, m in zip(at_w, at_x, strict=True)):
-        config = [(0, 0, 0)] * x.ndim
-        for axis, (lo, hi), p in zip(at_x, padding, spread, strict=True):
-            config[axis] = (lo, hi, p - 1)
-        x = lax.optimization_barrier(lax.pad(x, jnp.zeros((), x.dtype), config))
-        padding, spread = ((0, 0),) * axes, (1,) * axes
     y = lax.conv_general_dilated(
         x,
         w,

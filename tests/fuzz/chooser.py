@@ -76,7 +76,7 @@ def _fits(case: dict[str, Any]) -> bool:
 # --- In a process of its own ---
 
 
-def measure(seed: int, times: bool) -> dict[str, Any]:
+def measure(seed: int, times: bool, case: dict[str, Any] | None = None) -> dict[str, Any]:
     """What each way costs, {contraction: {way: {"flops", "bytes", "seconds"}}}, and which one is chosen."""
     import jax
     import jax.numpy as jnp
@@ -86,7 +86,7 @@ def measure(seed: int, times: bool) -> dict[str, Any]:
     from jaxseq._correlation import _blocks, _patches, _planes, _shifts, _spectrum, _xla
     from jaxseq._correlation._form import Form
 
-    case = geometry(seed)
+    case = case or geometry(seed)
     space, window = tuple(case["space"]), tuple(case["window"])
     g, near, far, axes = case["groups"], case["near"], case["far"], len(window)
     options = [case[name] for name in ("stride", "padding", "dilation")]
@@ -116,7 +116,7 @@ def measure(seed: int, times: bool) -> dict[str, Any]:
     taps = prod(window) * near * far
     rules = {
         _shifts: taps <= 128,
-        _spectrum: near * far == 1 or prod(window) >= 32,
+        _spectrum: (near * far == 1 and not all(_patches.disjoint(form))) or 32 <= prod(window) <= 64,
         _patches: any(_patches.disjoint(form)),
         _blocks: g > 1 and near * far > 1,
         _planes: axes == 3 and g == 1 and window[0] <= 16,

@@ -337,6 +337,7 @@ def causal_conv(
     x, kernel, bias, _ = _conv.operands(x, kernel, bias)
     K, (*batch, T, c_in) = kernel.shape[0], x.shape
     dilation = _checks.integer("dilation", dilation, at_least=1)
+    dilation = dilation if K > 1 else 1  # of one tap it has no effect, and may be beyond what XLA takes
     groups = _checks.integer("groups", groups, at_least=1)
     _conv.check_channels(groups, x, kernel, bias)
     past = (*batch, (K - 1) * dilation, c_in)

@@ -81,6 +81,7 @@ def conv_transpose(
     groups: int = 1,
     output_padding: int | Sequence[int] = 0,
     precision: Any = None,
+    method: str = "auto",
 ) -> Inexact[Array, "*batch_and_outputs c_out"]:
     r"""Transposed convolution over 1, 2 or 3 spatial axes, channels last, with a hand-derived gradient.
 
@@ -104,6 +105,7 @@ def conv_transpose(
         output_padding: more outputs at the end, less than `stride` or `dilation`: with a stride, which of the $s$ sizes
             that `conv` takes to $O$. The same as `padding=[(lo, hi - output_padding)]`.
         precision: as in `jax.lax.conv_general_dilated`.
+        method: `"auto"` or `"direct"`, as in `conv`.
 
     Returns:
         `(*batch, *outputs, c_out)` in the dtype of `x`; products accumulate in float32 at least.
@@ -127,6 +129,7 @@ def conv_transpose(
     window, (per_out, c_in) = kernel.shape[:axes], kernel.shape[axes:]
     outputs = x.shape[-axes - 1 : -1]
     geometry, space = _geometry.resolve_transposed(outputs, window, stride, padding, dilation, groups, output_padding)
+    geometry = geometry.by(method)
     c_out = per_out * geometry.groups
     _conv.check_groups(geometry.groups, x.shape[-1], c_out, x=x, kernel=kernel)
     if x.shape[-1] != c_in:

@@ -22,15 +22,21 @@ from typing import Any, NamedTuple
 from jaxseq import _checks
 
 WORDS = ("SAME", "VALID", "CAUSAL")
+METHODS = ("auto", "direct")
 
 
 class Geometry(NamedTuple):
-    """Stride, padding and dilation of each spatial axis, and the number of channel groups. Hashable."""
+    """Stride, padding and dilation of each spatial axis, the number of channel groups, and the method. Hashable."""
 
     stride: tuple[int, ...]
     padding: tuple[tuple[int, int], ...]
     dilation: tuple[int, ...]
     groups: int
+    method: str = "auto"  # or "direct": not by spectra
+
+    def by(self, method: Any) -> "Geometry":
+        """The same geometry with a user's `method`."""
+        return self._replace(method=_checks.choice("method", method, METHODS))
 
 
 def extent(window: int, dilation: int) -> int:

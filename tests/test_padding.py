@@ -1,4 +1,4 @@
-"""Padding of two signs, in float32: XLA's CPU backend reads out of bounds where a convolution crops and pads at once."""
+"""Padding of two signs in float32: XLA's CPU backend reads out of bounds where a convolution crops and pads."""
 
 import re
 from functools import partial

@@ -43,10 +43,11 @@ different sizes within a rule (blocks), the rule says so.
     `_spectrum`  long windows: products of spectra
     `_product`   windows of one tap: one matrix product
     `_blocks`    groups: merged to blocks of some width, then one dense convolution for each block         on CPU
+    `_taps`      groups by the method "direct": a loop over taps                                           on CPU
     `_planes`    three axes: the taps of the first written out, each a convolution over the other two      on CPU
     `_xla`       all others: XLA's convolution, (2) and (3) in the form of (1)
 
-The last but one and the one before it mend what XLA's CPU backend does with such convolutions. Other devices have
+The three before the last mend what XLA's CPU backend does with such convolutions. Other devices have
 libraries of their own for them, and there they go to `_xla` as well.
 """
 
@@ -60,7 +61,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxseq import _precision
-from jaxseq._correlation import _blocks, _patches, _planes, _shifts, _spectrum, _xla
+from jaxseq._correlation import _blocks, _patches, _planes, _shifts, _spectrum, _taps, _xla
 from jaxseq._correlation._form import Form
 from jaxseq._geometry import Geometry
 
@@ -73,6 +74,8 @@ from jaxseq._geometry import Geometry
 # to_kernel  shifts   1.3   3.3   3.4   3.9   3.6
 #            spectrum 4.1   4.9   2.9   2.7   2.2
 TERMS = 64
+# The most taps of a depthwise window that are written out for (1) although windows do not overlap.
+FEW = 16
 # From how many groups on their vectors of one channel a group pay, where a group has several.
 LANES = 8
 # Taps for each output, in lengths of the transform, from which on the spectrum wins where channels are contracted:
@@ -83,21 +86,22 @@ LONG = 192
 PLANES = 16
 
 
-def choose(form: Form) -> ModuleType:
-    """The rule for a form."""
-    geometry, taps = form.geometry, prod(form.window)
-    pairs = form.near * form.far
-    if all(_patches.disjoint(form)):
+def choose(which: str, form: Form, cpu: bool = True) -> ModuleType:
+    """The rule for one of the three contractions of a form, on CPU or elsewhere."""
+    geometry, taps, axes = form.geometry, prod(form.window), len(form.window)
+    pairs, disjoint = form.near * form.far, _patches.disjoint(form)
+    direct = geometry.method == "direct"
+    if pairs == 1 and all(disjoint) and (which != "to_output" or taps > FEW):
         return _patches
     if taps * pairs <= TERMS and (pairs == 1 or geometry.groups >= LANES):
         return _shifts
-    if pairs == 1 or taps * prod(form.outputs) >= LONG * prod(_spectrum.positions(form)):
+    if not direct and (pairs == 1 or taps * prod(form.outputs) >= LONG * prod(_spectrum.positions(form))):
         return _spectrum
-    if geometry.groups > 1:
-        return _blocks
-    if any(_patches.disjoint(form)):
+    if geometry.groups > 1 and cpu and not (direct and all(disjoint)):
+        return _taps if direct else _blocks
+    if any(disjoint) and not (which == "to_output" and axes < 3 and taps > 1 and _patches.xla_differentiates(form)):
         return _patches
-    if len(form.window) == 3 and form.window[0] <= PLANES:
+    if cpu and axes == 3 and form.window[0] <= PLANES:
         return _planes
     return _xla
 
@@ -134,15 +138,15 @@ def _contract(which: str, form: Form, a: jax.Array, b: jax.Array, shape: tuple[i
     if a.size == 0 or b.size == 0 or not form.reaches():
         return jnp.zeros(shape, _precision.accumulator(common))
     a, b = a.astype(common), b.astype(common)
-    rule = choose(form)
-    here = partial(_apply, rule, which, form)
-    if rule in (_blocks, _planes):
-        return lax.platform_dependent(a, b, cpu=here, default=partial(_apply, _xla, which, form))
-    return here(a, b)
+    here, elsewhere = (choose(which, form, cpu) for cpu in (True, False))
+    if here is elsewhere:
+        return _apply(here, which, form, a, b)
+    cpu, default = (partial(_apply, rule, which, form) for rule in (here, elsewhere))
+    return lax.platform_dependent(a, b, cpu=cpu, default=default)
 
 
 def _apply(rule: ModuleType, which: str, form: Form, a: jax.Array, b: jax.Array) -> jax.Array:
     contraction = getattr(rule, which)
-    if rule in (_blocks, _patches, _planes):  # they break the form into smaller ones of the same kind
-        return contraction(lambda smaller, a, b: _apply(choose(smaller), which, smaller, a, b), form, a, b)
+    if rule in (_blocks, _patches, _planes):  # they make of the form smaller ones of the same kind
+        return contraction(lambda smaller, a, b: _apply(choose(which, smaller), which, smaller, a, b), form, a, b)
     return contraction(form, a, b)

@@ -37,7 +37,7 @@ import jax.numpy as jnp
 
 from jaxseq import _precision, _sharding
 from jaxseq._correlation._form import Contraction, Form, padded
-from jaxseq._geometry import Geometry, extent
+from jaxseq._geometry import extent
 
 # Letters of the axes of outputs, of taps, and of inputs that are not cut. b is the batch, g groups, i and o the channels
 # of a group.
@@ -47,6 +47,15 @@ _N, _K, _M = "uvw", "xyz", "rst"
 def disjoint(form: Form) -> list[bool]:
     """For each axis: True if no two pairs of an output and a tap read the same input position."""
     return [s >= extent(K, d) or d >= extent(O, s) for _, O, K, s, d, _ in form.axes()]
+
+
+def xla_differentiates(form: Form) -> bool:
+    """False if XLA may abort the process over a derivative that JAX makes of its convolution (1).
+
+    That was seen where taps do not meet along an axis with several of them, and the derivative has no padding there.
+    """
+    paddings = form.input_padding()
+    return not any(cut and K > 1 and pads == (0, 0) for cut, K, pads in zip(disjoint(form), form.window, paddings, strict=True))
 
 
 def to_output(again: Contraction, form: Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -165,9 +174,10 @@ def _reaching(I: int, O: int, K: int, s: int, d: int, lo: int) -> tuple[int, int
 
 def _over(form: Form, axes: list[int]) -> Form:
     """The form over some of the axes."""
-    stride, padding, dilation = ([option[axis] for axis in axes] for option in form.geometry[:3])
+    g = form.geometry
+    stride, padding, dilation = (tuple(option[axis] for axis in axes) for option in (g.stride, g.padding, g.dilation))
     space, outputs, window = ([sizes[axis] for axis in axes] for sizes in (form.space, form.outputs, form.window))
-    geometry = Geometry(tuple(stride), tuple(padding), tuple(dilation), form.geometry.groups)
+    geometry = g._replace(stride=stride, padding=padding, dilation=dilation)
     return form._replace(geometry=geometry, space=tuple(space), outputs=tuple(outputs), window=tuple(window))
 
 

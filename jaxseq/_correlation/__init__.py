@@ -74,8 +74,6 @@ from jaxseq._geometry import Geometry
 # to_kernel  shifts   1.3   3.3   3.4   3.9   3.6
 #            spectrum 4.1   4.9   2.9   2.7   2.2
 TERMS = 64
-# The most taps of a depthwise window that are written out for (1) although windows do not overlap.
-FEW = 16
 # From how many groups on their vectors of one channel a group pay, where a group has several.
 LANES = 8
 # Taps for each output, in lengths of the transform, from which on the spectrum wins where channels are contracted:
@@ -91,7 +89,7 @@ def choose(which: str, form: Form, cpu: bool = True) -> ModuleType:
     geometry, taps, axes = form.geometry, prod(form.window), len(form.window)
     pairs, disjoint = form.near * form.far, _patches.disjoint(form)
     direct = geometry.method == "direct"
-    if pairs == 1 and all(disjoint) and (which != "to_output" or taps > FEW):
+    if pairs == 1 and all(disjoint) and (which != "to_output" or taps > TERMS):
         return _patches
     if taps * pairs <= TERMS and (pairs == 1 or geometry.groups >= LANES):
         return _shifts
@@ -141,12 +139,12 @@ def _contract(which: str, form: Form, a: jax.Array, b: jax.Array, shape: tuple[i
     here, elsewhere = (choose(which, form, cpu) for cpu in (True, False))
     if here is elsewhere:
         return _apply(here, which, form, a, b)
-    cpu, default = (partial(_apply, rule, which, form) for rule in (here, elsewhere))
+    cpu, default = (partial(_apply, rule, which, form, cpu=rule is here) for rule in (here, elsewhere))
     return lax.platform_dependent(a, b, cpu=cpu, default=default)
 
 
-def _apply(rule: ModuleType, which: str, form: Form, a: jax.Array, b: jax.Array) -> jax.Array:
+def _apply(rule: ModuleType, which: str, form: Form, a: jax.Array, b: jax.Array, cpu: bool = True) -> jax.Array:
     contraction = getattr(rule, which)
     if rule in (_blocks, _patches, _planes):  # they make of the form smaller ones of the same kind
-        return contraction(lambda smaller, a, b: _apply(choose(which, smaller), which, smaller, a, b), form, a, b)
+        return contraction(lambda smaller, a, b: _apply(choose(which, smaller, cpu), which, smaller, a, b, cpu), form, a, b)
     return contraction(form, a, b)

@@ -125,14 +125,15 @@ def _parts(cell: Cell, name: str, value: Any) -> list[tuple[str, Any]]:
     """Of something laid out as the state: each leaf and what to call it."""
     if cell.state is None:
         return [(name, value)]
-    _checks.container(name, value, cell.state)
-    return [(f"{name}.{field}", part) for field, part in value._asdict().items()]
+    parts = _checks.container(name, value, cell.state)._asdict()
+    return [(f"{name}.{field}", part) for field, part in parts.items()]
 
 
 def _amount(name: str, value: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     """Booleans, or floats, of that shape, or one number for all of it."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return jnp.full(shape, _checks.rate(name, value), dtype)
+    value = _checks.converted(value)
     is_mask = isinstance(value, jax.Array | np.ndarray) and value.dtype == np.bool_
     amount = _checks.mask(name, value) if is_mask else _checks.array(name, value)
     _checks.shape(name, amount, shape, "that of the state, with time as in xs")
@@ -141,7 +142,7 @@ def _amount(name: str, value: Any, shape: tuple[int, ...], dtype: Any) -> jax.Ar
 
 def _weights(cell: Cell, params: Any) -> Weights:
     """The linear maps and what else the cell has, checked against each other."""
-    _checks.container("params", params, cell.params)
+    params = _checks.container("params", params, cell.params)
     given = params._asdict()
     w_x, w_h = (_checks.array(f"params.{f}", given[f]) for f in ("w_x", "w_h"))
     w_q = _checks.array("params.w_q", given["w_q"]) if "w_q" in given else None
@@ -169,7 +170,7 @@ def _weights(cell: Cell, params: Any) -> Weights:
             _checks.shape(f"params.{field}", bias, (served * H,), f"({served} H,)", w_h=w_h)
     own = None
     if cell.own:
-        own = {f: jax.tree.map(partial(_checks.array, f"params.{f}"), given[f]) for f in cell.own}
+        own = {f: _checks.arrays(f"params.{f}", given[f]) for f in cell.own}
         own = params._replace(**{f: own.get(f) for f in given})
     return Weights(w_x, w_h, biases.get("b", biases.get("b_x")), biases.get("b_h"), w_q, own)
 

@@ -18,8 +18,9 @@ from jaxseq import _checks
 
 def series(name: str, xs: Any) -> Any:
     """An array with time first, without NaN where its numbers are known."""
+    given, xs = xs, _checks.converted(xs)
     if not isinstance(xs, jax.Array | np.ndarray) or xs.dtype == bool or xs.ndim < 1:
-        _checks.bad_type(name, "an array of numbers (T, ...)", _checks.describe(xs))
+        _checks.not_an_array(name, "an array of numbers (T, ...)", given)
     if not isinstance(xs, Tracer) and jnp.issubdtype(xs.dtype, jnp.inexact):
         bad = np.argwhere(~np.isfinite(np.asarray(xs)))
         if bad.size:
@@ -102,7 +103,7 @@ def histories(
     Reference:
         A. Zhang, Z. C. Lipton, M. Li and A. J. Smola, Dive into deep learning, section 9.1.
     """
-    xs = jnp.asarray(series("xs", xs))
+    xs, order = jnp.asarray(series("xs", xs)), _checks.converted(order)
     T = xs.shape[0]
     if isinstance(order, jax.Array | np.ndarray) and order.ndim:
         if not jnp.issubdtype(order.dtype, jnp.integer):

@@ -39,6 +39,7 @@ def through_time(
     live = reset = last = None
     t = order = jnp.broadcast_to(jnp.arange(T).reshape(T, *(1 for _ in batch)), (T, *batch))
     if lengths is not None:
+        lengths = jnp.clip(lengths, 0, T)
         live = t < lengths[None]
     if resets is not None:
         reset = jnp.moveaxis(resets, time_axis, 0)

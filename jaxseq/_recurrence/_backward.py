@@ -275,7 +275,7 @@ def _stage(
 
 
 def _step_by_step(
-    cell: Cell, options: Options, weights: Weights, start: State, x: Any, _: Any, live: Any, stop: Any, hold: Any, idle: Any
+    cell: Cell, options: Options, weights: Weights, start: State, x: Any, _: Any, *masks: Any
 ) -> tuple[State, Any]:
     """(ŝ, saved) of every step of a chunk, by the forward sweep."""
 
@@ -283,15 +283,16 @@ def _step_by_step(
         s, (_, ŝ, saved) = advance(cell, options.precision, weights, s, *at)
         return s, (ŝ, saved)
 
-    return lax.scan(step, start, (x, live, stop, hold, idle), reverse=options.reverse, unroll=options.unroll)[1]
+    return lax.scan(step, start, (x, *masks), reverse=options.reverse, unroll=options.unroll)[1]
 
 
 def _in_bulk(
-    cell: Cell, options: Options, weights: Weights, start: State, x: Any, y: Any, live: Any, stop: Any, hold: Any, idle: Any
+    cell: Cell, options: Options, weights: Weights, start: State, x: Any, y: Any, *masks: Any
 ) -> tuple[State, Any]:
     """(ŝ, saved) of every step of a chunk. h is known, so that both maps are one product each: no step waits for the
     one before it but by the other leaves of the state, pointwise.
     """
+    live, stop, hold, idle = masks
     h = _h_before(options, start, y, live, stop)
     u = cell.input.apply(options.precision, weights.w_x, weights.b_x, _time.seen(_time.read(live, idle), x))
     r = cell.recurrent.apply(options.precision, weights.w_h, weights.b_h, into_map(weights, h))

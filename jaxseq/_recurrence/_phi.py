@@ -54,8 +54,8 @@ def phi(cell: Cell, precision: Any, weights: Weights, product: Any) -> Phi:
     def step_where(mask: jax.Array, a: Gates, s_prev: State) -> tuple[State, Any]:
         def one(mask: jax.Array, a: Gates, s_prev: State) -> tuple[State, Any]:
             seen = partial(_time.seen, mask)
-            product = [lambda q: seen(L(seen(q))) for L in inner]
-            return cell.step(*seen((a, s_prev, *own)), *product)
+            products = [lambda q, L=L: seen(L(seen(q))) for L in inner]
+            return cell.step(*seen((a, s_prev, *own)), *products)
 
         for _ in range(mask.ndim if own else 0):  # the cell's parameters are selected for each example
             one = jax.vmap(one)

@@ -42,6 +42,7 @@ from jax.extend.core import Jaxpr
 from jaxtyping import Array, PyTree
 
 from jaxseq import _checks
+from jaxseq._derivative import with_derivative_of
 from jaxseq._op import op
 
 Step = Callable[[Any, Any], tuple[Any, Any]]
@@ -223,13 +224,17 @@ def _forward(step: _Step, plan: _Plan, consts: list[Any], init: Any, xs: Any) ->
     """((s_T, ys), states): for each of `plan.groups` the states (count, ...) at the beginnings of its groups, or,
     where all windows go side by side, of its windows; then the state from which the tail is read.
     """
+    args = consts, init, xs
+    consts, init, xs = lax.stop_gradient(args)
     f, k1 = partial(step, consts), plan.k1
     first = plan.head - plan.before if plan.head else 0
     parts = [(1, first)]
     parts += [(count * size, k1) if plan.segment is None else (count, size * k1) for count, size in plan.groups]
     read = sum(count * size for count, size in parts)
     (end, ys), states = _emitting(f, init, xs, [*parts, (1, plan.steps - read)], plan.unroll)
-    return (end, ys), (states[1:-1], jax.tree.map(lambda a: a[0], states[-1]))
+    states = states[1:-1], jax.tree.map(lambda a: a[0], states[-1])
+    # JAX may drop the rule below (`_derivative.py`).
+    return with_derivative_of(partial(_windows, step, plan), (end, ys), states, *args), states
 
 
 def _emitting(f: Step, s: Any, xs: Any, parts: list[tuple[int, int]], unroll: int) -> tuple[Any, list[Any]]:

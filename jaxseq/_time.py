@@ -30,6 +30,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxseq import _checks, _sizes
+
 # A chunk holds about twelve arrays (c, B, H) of its own, so that it takes an eighth of a window at most, and no more
 # rows, steps x batch, than make its contraction as fast as a longer one; but neither fewer than below which that is
 # slow, nor so few steps, of few rows each, that its own overhead counts.
@@ -124,6 +126,12 @@ def blocks(options: Options, steps: int, rows: int, *, whole: bool) -> list[Bloc
 
 
 def _block(options: Options, first: int, windows: int, k: int, steps: int, rows: int, whole: bool) -> Block:
+    if not _sizes.known(k):  # one chunk: one of a fixed length may be longer than all of T
+        if options.checkpoint is not None:
+            _checks.bad_value("checkpoint", "None, since the number of steps is symbolic", repr(options.checkpoint))
+        return Block(first, windows, k, windows, k)
+    if not _sizes.known(rows):
+        rows = ROWS // FEWEST_STEPS
     if options.checkpoint is not None:
         n = isqrt(steps - 1) + 1 if isinstance(options.checkpoint, str) else options.checkpoint
         group = max(g for g in range(1, windows + 1) if windows % g == 0 and g <= max(1, n // k))
@@ -140,6 +148,8 @@ def _block(options: Options, first: int, windows: int, k: int, steps: int, rows:
 
 def window(options: Options, steps: int) -> tuple[int, int]:
     """(k, k2): the steps of a window, at most T, and how far back from its end gradients reach."""
+    if not _sizes.known(steps):
+        return options.truncation or (steps, steps)
     if options.truncation is None or options.truncation[0] >= steps:
         return max(1, steps), max(1, steps)
     return options.truncation

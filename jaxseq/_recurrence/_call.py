@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxseq import _checks, _sharding, _time
+from jaxseq import _checks, _sharding, _sizes, _time
 from jaxseq._recurrence import _devices
 from jaxseq._recurrence._cell import MAPS, Cell, Inputs, State, Weights, h_of
+from jaxseq._recurrence._forward import plain
 from jaxseq._recurrence._inspect import inspect
 from jaxseq._recurrence._rule import rule
 from jaxseq._time import Given, Options, Time
@@ -63,7 +64,12 @@ def sequence(cell: Cell, params: Any, carry: State | None, xs: Any, **time: Unpa
 def _run(cell: Cell, options: Options, batch: int, inputs: Inputs) -> tuple[State, jax.Array]:
     """The rule, for so many axes of batch."""
     of_one = prod(h_of(inputs.carry).shape[:batch]) == 1
-    return _devices.run(partial(_of_one, batch) if of_one else rule, cell, options, batch, inputs)
+    symbolic = not _sizes.known(inputs.xs.shape[options.axis])
+    if symbolic and options.truncation is not None and options.checkpoint is None:
+        chosen = plain  # it may be that there is no whole window
+    else:
+        chosen = partial(_of_one, batch) if of_one else rule
+    return _devices.run(chosen, cell, options, batch, inputs)
 
 
 def _of_one(axes: int, cell: Cell, options: Options, inputs: Inputs) -> tuple[State, jax.Array]:

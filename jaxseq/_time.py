@@ -117,6 +117,10 @@ class Block(NamedTuple):
 
 def blocks(options: Options, steps: int, rows: int, *, whole: bool) -> list[Block]:
     """The blocks of T steps, in reading order; `whole` asks for a single chunk where nothing has to be recomputed."""
+    if not _sizes.known(steps):  # one chunk: one of a fixed length may be longer than all of T
+        if options.checkpoint is not None:
+            _checks.bad_value("checkpoint", "None, since the number of steps is symbolic", repr(options.checkpoint))
+        return [Block(0, 1, steps, 1, steps)]
     k, _ = window(options, steps)
     count, rest = divmod(steps, k)
     main = _block(options, rest if options.reverse else 0, count, k, steps, rows, whole)
@@ -126,10 +130,6 @@ def blocks(options: Options, steps: int, rows: int, *, whole: bool) -> list[Bloc
 
 
 def _block(options: Options, first: int, windows: int, k: int, steps: int, rows: int, whole: bool) -> Block:
-    if not _sizes.known(k):  # one chunk: one of a fixed length may be longer than all of T
-        if options.checkpoint is not None:
-            _checks.bad_value("checkpoint", "None, since the number of steps is symbolic", repr(options.checkpoint))
-        return Block(first, windows, k, windows, k)
     if not _sizes.known(rows):
         rows = ROWS // FEWEST_STEPS
     if options.checkpoint is not None:

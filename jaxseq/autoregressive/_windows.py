@@ -13,7 +13,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Int, Num
 
-from jaxseq import _checks
+from jaxseq import _checks, _sizes
 
 
 def series(name: str, xs: Any) -> Any:
@@ -67,7 +67,7 @@ def lagged(
 def longer(xs: Any, order: Any, name: str = "order") -> int:
     """τ, of which there has to be one window and one value after it."""
     order = _checks.integer(name, order, at_least=1)
-    if xs.shape[0] <= order:
+    if _sizes.known(xs.shape[0]) and xs.shape[0] <= order:
         _checks.bad_value(name, f"a window shorter than the series, {xs.shape[0]} steps", str(order), xs=xs)
     return order
 

@@ -83,7 +83,10 @@ CASES = {
         "t, b, 3",
         lambda x: jaxseq.lstm(LSTM, None, x, truncation=(3, 5), lengths=lengths_of(x), reverse=True),
     ),
-    "lstm, batch, truncation, checkpoint": ("30, b, 3", lambda x: jaxseq.lstm(LSTM, None, x, truncation=4, checkpoint=8)),
+    "lstm, batch, truncation, checkpoint": (
+        "30, b, 3",
+        lambda x: jaxseq.lstm(LSTM, None, x, truncation=4, checkpoint=8),
+    ),
     "lstm_cell": ("b, 3", lambda x: jaxseq.lstm_cell(LSTM, None, x)),
     "conv_lstm": ("t, b, h, w, 2", lambda x: jaxseq.conv_lstm(CONV_LSTM, None, x)),
     "conv_gru": ("t, b, h, 2", lambda x: jaxseq.conv_gru(CONV_GRU, None, x, stride=2)),
@@ -191,7 +194,7 @@ def test_reload_registers_nothing_twice():
 
 def test_serialized_functions_take_and_return_namedtuples():
     pytest.importorskip("flatbuffers")
-    f = jax.jit(lambda params, carry, xs: jaxseq.lstm(params, carry, xs))
+    f = jax.jit(jaxseq.lstm)
     state = jaxseq.LSTMState(draw(2, 4), draw(2, 4))
     xs = jax.ShapeDtypeStruct(export.symbolic_shape("t, 2, 3"), jnp.float32)
     loaded = export.deserialize(export.export(f)(LSTM, state, xs).serialize(vjp_order=1))

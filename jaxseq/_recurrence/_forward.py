@@ -124,9 +124,7 @@ def run(cell: Cell, options: Options, inputs: Inputs, plan: Plan | None) -> tupl
     number = _time.chunk_of_step(options, parts, steps) if chunks > 1 else None
     clock = jnp.arange(steps) if options.axis else None
     at = (clock, number, *((None,) * 4 if options.axis else (xs, *masks)))
-    (s, ends), (ys, states, saved) = lax.scan(
-        step, (carry, ends), at, reverse=options.reverse, unroll=options.unroll
-    )
+    (s, ends), (ys, states, saved) = lax.scan(step, (carry, ends), at, reverse=options.reverse, unroll=options.unroll)
     ys = jnp.moveaxis(ys, 0, options.axis)
     if plan is None:
         return (s, ys), None

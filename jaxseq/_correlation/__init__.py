@@ -86,6 +86,8 @@ PLANES = 16
 
 def choose(which: str, form: Form, cpu: bool = True) -> ModuleType:
     """The rule for one of the three contractions of a form, on CPU or elsewhere."""
+    if not form.is_known():  # the others write out as many terms, or as long a transform, as the sizes say
+        return _xla
     geometry, taps, axes = form.geometry, prod(form.window), len(form.window)
     pairs, disjoint = form.near * form.far, _patches.disjoint(form)
     direct = geometry.method == "direct"

@@ -2,7 +2,9 @@
 
 With S_k the slice of padded x that the outputs see through tap k, S_k[b, n] = x[b, s n + d k - lo],
 
-    y = sum_k S_k w[k]        x_bar[s n + d k - lo] += y_bar[n] w[k]ᵀ for each k        w_bar[k] = sum_{b, n} S_k[b, n]ᵀ y_bar[b, n]
+    y = sum_k S_k w[k]
+    x_bar[b, s n + d k - lo] += y_bar[b, n] w[k]^T    for each k
+    w_bar[k] = sum_{b, n} S_k[b, n]^T y_bar[b, n]
 
 in each group. It takes any window and the memory of one tap. Unlike `_spectrum` and `_blocks` it sums for each output
 what its own window and group hold, and nothing else.

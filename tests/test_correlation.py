@@ -12,7 +12,7 @@ from jax import lax
 
 import jaxseq
 from jaxseq import _correlation, _geometry, maps
-from jaxseq._correlation import _blocks, _form, _patches, _planes, _shifts, _spectrum, _taps, _xla
+from jaxseq._correlation import _blocks, _form, _loop, _patches, _planes, _shifts, _spectrum, _xla
 
 RNG = np.random.default_rng(0)
 
@@ -50,7 +50,7 @@ FORMS = {
         ((5, 4, 6), (2, 3, 2), 2, 3, {"groups": 7, "padding": "SAME", "stride": (2, 1, 1)}),
         ((9,), (3,), 20, 40, {"groups": 6}),
     ],
-    _taps: [
+    _loop: [
         ((40,), (65,), 1, 1, {"groups": 2, "padding": ((60, 61),), "stride": 3, "dilation": 2, "method": "direct"}),
         ((7, 6), (3, 2), 4, 2, {"groups": 6, "padding": ((1, 2), (2, -1)), "stride": (1, 2), "method": "direct"}),
     ],

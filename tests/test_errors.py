@@ -99,6 +99,11 @@ MISTAKES = {
         r"`x`: expected a padded size of at least the window's extent, 3, got 2 \+ 0 \+ 0 = 2",
     ),
     # --- conv: options ---
+    "unknown method": (
+        conv(method="fft"),
+        ValueError,
+        r"`method`: expected one of 'auto', 'direct', got str 'fft'",
+    ),
     "unknown padding word": (
         conv(padding="FULL"),
         ValueError,

@@ -36,19 +36,18 @@ group; (3) contracts x and ȳ group by group.
 All three come in the accumulator's dtype.
 
 Rules. Each file here computes the three in one way, and `choose` says which way by what is known of the form when it
-is traced. Each of the three was timed alone; their crossovers fall together, so one choice serves all. Where they want
-different sizes within a rule (blocks), the rule says so.
+is traced. docs/measured.md has the measurements.
 
     `_shifts`    few channels in each group: sums of shifted products, one term for each tap and pair of channels
+    `_patches`   windows that do not overlap along some axis: a smaller form, or a product
     `_spectrum`  long windows: products of spectra
-    `_product`   windows of one tap: one matrix product
     `_blocks`    groups: merged to blocks of some width, then one dense convolution for each block         on CPU
-    `_taps`      groups by the method "direct": a loop over taps                                           on CPU
+    `_loop`      groups by the method "direct": a loop over taps                                           on CPU
     `_planes`    three axes: the taps of the first written out, each a convolution over the other two      on CPU
     `_xla`       all others: XLA's convolution, (2) and (3) in the form of (1)
 
-The three before the last mend what XLA's CPU backend does with such convolutions. Other devices have
-libraries of their own for them, and there they go to `_xla` as well.
+The three before the last mend what XLA's CPU backend does with such convolutions. Other devices have libraries of their
+own for them.
 """
 
 from functools import partial
@@ -61,7 +60,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxseq import _precision
-from jaxseq._correlation import _blocks, _patches, _planes, _shifts, _spectrum, _taps, _xla
+from jaxseq._correlation import _blocks, _loop, _patches, _planes, _shifts, _spectrum, _xla
 from jaxseq._correlation._form import Form
 from jaxseq._geometry import Geometry
 
@@ -98,7 +97,7 @@ def choose(which: str, form: Form, cpu: bool = True) -> ModuleType:
     if not direct and (pairs == 1 or taps * prod(form.outputs) >= LONG * prod(_spectrum.positions(form))):
         return _spectrum
     if geometry.groups > 1 and cpu and not (direct and all(disjoint)):
-        return _taps if direct else _blocks
+        return _loop if direct else _blocks
     if any(disjoint) and not (which == "to_output" and axes < 3 and taps > 1 and _patches.xla_differentiates(form)):
         return _patches
     if cpu and axes == 3 and form.window[0] <= PLANES:
@@ -148,5 +147,7 @@ def _contract(which: str, form: Form, a: jax.Array, b: jax.Array, shape: tuple[i
 def _apply(rule: ModuleType, which: str, form: Form, a: jax.Array, b: jax.Array, cpu: bool = True) -> jax.Array:
     contraction = getattr(rule, which)
     if rule in (_blocks, _patches, _planes):  # they make of the form smaller ones of the same kind
-        return contraction(lambda smaller, a, b: _apply(choose(which, smaller, cpu), which, smaller, a, b, cpu), form, a, b)
+        return contraction(
+            lambda smaller, a, b: _apply(choose(which, smaller, cpu), which, smaller, a, b, cpu), form, a, b
+        )
     return contraction(form, a, b)

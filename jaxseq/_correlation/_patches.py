@@ -55,7 +55,9 @@ def xla_differentiates(form: Form) -> bool:
     That was seen where taps do not meet along an axis with several of them, and the derivative has no padding there.
     """
     paddings = form.input_padding()
-    return not any(cut and K > 1 and pads == (0, 0) for cut, K, pads in zip(disjoint(form), form.window, paddings, strict=True))
+    return not any(
+        cut and K > 1 and pads == (0, 0) for cut, K, pads in zip(disjoint(form), form.window, paddings, strict=True)
+    )
 
 
 def to_output(again: Contraction, form: Form, x: jax.Array, kernel: jax.Array) -> jax.Array:

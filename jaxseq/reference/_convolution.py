@@ -26,7 +26,10 @@ def conv(
     precision: Any = None,
     method: str = "auto",
 ) -> Inexact[Array, "*batch_and_outputs c_out"]:
-    """The twin of `jaxseq.conv`: for each tap, a strided slice of the padded input times a matrix."""
+    """The twin of `jaxseq.conv`: for each tap, a strided slice of the padded input times a matrix.
+
+    All functions here sum directly, whatever the `method`.
+    """
     axes = kernel.ndim - 2
     space, window = x.shape[-axes - 1 : -1], kernel.shape[:axes]
     (per_in, c_out), batch = kernel.shape[axes:], x.shape[: -axes - 1]

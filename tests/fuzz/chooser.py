@@ -54,7 +54,9 @@ def geometry(seed: int) -> dict[str, Any]:
             I = (O - 1) * s + d * (K - 1) + 1 - lo - hi + r.randint(0, s - 1)
             for name, value in zip(options, (K, s, d, (lo, hi), I), strict=True):
                 options[name].append(value)
-        groups = 1 if kind == "dense" else r.choice((2, 4, 8, 16, 32)) if kind == "grouped" else r.choice((3, 32, 64, 128))
+        groups = (
+            1 if kind == "dense" else r.choice((2, 4, 8, 16, 32)) if kind == "grouped" else r.choice((3, 32, 64, 128))
+        )
         near, far = (r.choice((1, 3, 8, 16, 32, 64)) for _ in range(2)) if kind != "depthwise" else (1, 1)
         batch = r.choice((1, 2, 4, 8))
         case = {**options, "groups": groups, "near": near, "far": far, "batch": batch, "style": style}
@@ -66,9 +68,15 @@ def _fits(case: dict[str, Any]) -> bool:
     g, near, far, batch = (case[name] for name in ("groups", "near", "far", "batch"))
     outputs = [
         (I + lo + hi - d * (K - 1) - 1) // s + 1
-        for I, K, s, d, (lo, hi) in zip(*(case[n] for n in ("space", "window", "stride", "dilation", "padding")), strict=True)
+        for I, K, s, d, (lo, hi) in zip(
+            *(case[n] for n in ("space", "window", "stride", "dilation", "padding")), strict=True
+        )
     ]
-    sizes = (batch * prod(case["space"]) * g * near, batch * prod(outputs) * g * far, prod(case["window"]) * near * g * far)
+    sizes = (
+        batch * prod(case["space"]) * g * near,
+        batch * prod(outputs) * g * far,
+        prod(case["window"]) * near * g * far,
+    )
     products = batch * prod(outputs) * prod(case["window"]) * g * near * far
     return max(sizes) <= ELEMENTS and products <= PRODUCTS
 

@@ -2,7 +2,9 @@
 
 With S_k the slice of padded x that the outputs see through tap k, S_k[b, n] = x[b, s n + d k - lo],
 
-    y = sum_k S_k w[k]        x̄[s n + d k - lo] += ȳ[n] w[k]ᵀ for each k        w̄[k] = sum_{b, n} S_k[b, n]ᵀ ȳ[b, n]
+    y = sum_k S_k w[k]
+    x_bar[b, s n + d k - lo] += y_bar[b, n] w[k]^T    for each k
+    w_bar[k] = sum_{b, n} S_k[b, n]^T y_bar[b, n]
 
 in each group. It takes any window and the memory of one tap. Unlike `_spectrum` and `_blocks` it sums for each output
 what its own window and group hold, and nothing else.
@@ -32,30 +34,30 @@ def to_output(form: Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
     return _over_taps(form, add, _zeros(shape, x, kernel), _by_tap(form, kernel))[0]
 
 
-def to_input(form: Form, kernel: jax.Array, ȳ: jax.Array) -> jax.Array:
-    """x̄ of (2)."""
+def to_input(form: Form, kernel: jax.Array, y_bar: jax.Array) -> jax.Array:
+    """x_bar of (2)."""
     spans = [s * (O - 1) + extent(K, d) for _, O, K, s, d, _ in form.axes()]
 
-    def add(x̄: jax.Array, at: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+    def add(x_bar: jax.Array, at: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         start, w = at
-        term = padded(_product(form, "...go,igo->...gi", ȳ, w), [(0, 0, s - 1) for s in form.geometry.stride])
+        term = padded(_product(form, "...go,igo->...gi", y_bar, w), [(0, 0, s - 1) for s in form.geometry.stride])
         place = _place(start)
-        return lax.dynamic_update_slice(x̄, lax.dynamic_slice(x̄, place, term.shape) + term, place), None
+        return lax.dynamic_update_slice(x_bar, lax.dynamic_slice(x_bar, place, term.shape) + term, place), None
 
-    shape = (ȳ.shape[0], *spans, form.near * form.geometry.groups)
-    x̄ = _over_taps(form, add, _zeros(shape, ȳ, kernel), _by_tap(form, kernel))[0]
-    return padded(x̄, [(-lo, I + lo - P, 0) for (I, *_, (lo, _)), P in zip(form.axes(), spans, strict=True)])
+    shape = (y_bar.shape[0], *spans, form.near * form.geometry.groups)
+    x_bar = _over_taps(form, add, _zeros(shape, y_bar, kernel), _by_tap(form, kernel))[0]
+    return padded(x_bar, [(-lo, I + lo - P, 0) for (I, *_, (lo, _)), P in zip(form.axes(), spans, strict=True)])
 
 
-def to_kernel(form: Form, x: jax.Array, ȳ: jax.Array) -> jax.Array:
-    """w̄ of (3)."""
+def to_kernel(form: Form, x: jax.Array, y_bar: jax.Array) -> jax.Array:
+    """w_bar of (3)."""
     x = padded(x, [(lo, hi, 0) for lo, hi in form.geometry.padding])
-    letters = "stuvw"[: ȳ.ndim - 1]  # batch and space, which are summed over
+    letters = "stuvw"[: y_bar.ndim - 1]  # batch and space, which are summed over
 
     def term(_: None, at: tuple[jax.Array, None]) -> tuple[None, jax.Array]:
-        return None, _product(form, f"{letters}gi,{letters}go->igo", _seen(form, x, at[0]), ȳ)
+        return None, _product(form, f"{letters}gi,{letters}go->igo", _seen(form, x, at[0]), y_bar)
 
-    return _over_taps(form, term, None, None)[1].reshape(*form.window, form.near, ȳ.shape[-1])
+    return _over_taps(form, term, None, None)[1].reshape(*form.window, form.near, y_bar.shape[-1])
 
 
 def _over_taps(form: Form, step: Any, total: Any, weights: jax.Array | None) -> tuple[Any, Any]:

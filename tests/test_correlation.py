@@ -140,6 +140,16 @@ def test_through_the_public_functions_with_complex_numbers(rule, space, window, 
     assert_close(jax.jit(pullback(f))((ȳ, w), x), (x̄, (y, w̄)), relative=1e-12)
 
 
+@pytest.mark.parametrize("n", [2, 4, 5, 7, 8])
+def test_second_order_of_patches(n):
+    """d/dw <x_bar(w, y_bar), v> is the contraction (3) of v and y_bar; in float32, at a geometry where XLA aborts too."""
+    form, x, w, y_bar = trilinear(*FORMS[_patches][n], jnp.float32)
+    conv, v = partial(jaxseq.conv, **FORMS[_patches][n][-1]), jnp.flip(x)
+    gradient = jax.jit(jax.grad(lambda w: jnp.vdot(jax.vjp(lambda x: conv(x, w), x)[1](y_bar)[0], v)))
+    expected = tap_by_tap(form, v, w, y_bar)[2].astype(np.float32)
+    assert_close(gradient(w), jnp.asarray(expected), relative=1e-5)
+
+
 @pytest.mark.parametrize(
     ("space", "window", "options"),
     [
@@ -275,6 +285,24 @@ def test_direct_keeps_to_its_window(key):
     assert set(nan(y)) == {(1, n) for n in range(31, 101)}
     assert set(nan(x̄)) == {(2, n) for n in range(50, 120)}
     assert not jnp.isnan(w̄[..., 0]).any()
+
+
+@pytest.mark.parametrize("space", [(12, 12), (9, 12)], ids=["patches", "one axis"])
+def test_gradients_of_patches_take_no_more_work_than_those_of_lax(space):
+    """Where there are more taps than outputs: not one product for each position of the input."""
+    window, stride = (4, 6), (4, 6) if space[0] == 12 else (1, 6)
+    x, w = jnp.ones((1, *space, 3)), jnp.ones((*window, 3, 5))
+    theirs = lambda x, w: lax.conv_general_dilated(  # noqa: E731
+        x, w, stride, "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    y = jnp.ones(jax.eval_shape(theirs, x, w).shape)
+
+    def flops(f):
+        return jax.jit(f).lower(x, w, y).compile().cost_analysis()["flops"]
+
+    limit = 2 * flops(lambda x, w, y: jax.vjp(lambda x: theirs(x, w), x)[1](y))
+    assert flops(lambda x, w, y: jax.vjp(lambda x: jaxseq.conv(x, w, stride=stride), x)[1](y)) < limit
+    assert flops(lambda x, w, y: jaxseq.conv_transpose(y, w, stride=stride)) < limit
 
 
 def test_depthwise_sums_its_kernel_in_little_memory(key):

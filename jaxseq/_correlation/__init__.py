@@ -146,8 +146,10 @@ def _contract(which: str, form: Form, a: jax.Array, b: jax.Array, shape: tuple[i
 
 def _apply(rule: ModuleType, which: str, form: Form, a: jax.Array, b: jax.Array, cpu: bool = True) -> jax.Array:
     contraction = getattr(rule, which)
-    if rule in (_blocks, _patches, _planes):  # they make of the form smaller ones of the same kind
-        return contraction(
-            lambda smaller, a, b: _apply(choose(which, smaller, cpu), which, smaller, a, b, cpu), form, a, b
-        )
-    return contraction(form, a, b)
+    if rule not in (_blocks, _patches, _planes):
+        return contraction(form, a, b)
+
+    def again(smaller: Form, a: jax.Array, b: jax.Array) -> jax.Array:
+        return _apply(choose(which, smaller, cpu), which, smaller, a, b, cpu)
+
+    return contraction(again, form, a, b)  # these make smaller forms of the same kind

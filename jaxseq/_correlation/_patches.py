@@ -20,10 +20,10 @@ x_bar is zero where no pair (n, k) reads. If every axis is cut, C is a matrix pr
 each group it is a product and a sum. Windows of one tap (s >= 1) and windows with one output (d >= 1) are of this kind,
 and patch embeddings (s = K).
 
-The cut itself. Write a position as a p + c q - lo with a >= c (Q - 1) + 1: in the first case p = n, a = s, q = k, c = d, in
-the second the roles are exchanged. x, padded to the a P positions from -lo on, is reshaped to (P, a), of which every c-th
-column is kept, Q in all. Outputs that read padding only, and taps that fall on padding only, are left out first: a small
-input beside much padding has many of them.
+The cut itself. Write a position as a p + c q - lo with a >= c (Q - 1) + 1: in the first case p = n, a = s, q = k and
+c = d, in the second the roles are exchanged. x, padded to the a P positions from -lo on, is reshaped to (P, a), and every
+c-th column is kept, Q in all. Outputs that read padding only, and taps that fall on padding only, are left out first: a
+small input beside much padding has many of them.
 
 XLA aborts the process over some convolutions whose taps do not meet along one axis of an input stretched by the stride
 (jax 0.10 to 0.12). All such axes are cut here, so XLA's convolution never sees one.
@@ -39,8 +39,8 @@ from jaxseq import _precision, _sharding
 from jaxseq._correlation._form import Contraction, Form, padded
 from jaxseq._geometry import extent
 
-# Letters of the axes of outputs, of taps, and of inputs that are not cut. b is the batch, g groups, i and o the channels
-# of a group.
+# Letters of the axes of outputs, of taps, and of inputs that are not cut. b is the batch, g the groups, i and o are the
+# channels of a group.
 _N, _K, _M = "uvw", "xyz", "rst"
 
 

@@ -23,8 +23,8 @@ def problems(actual: Any, expected: Any, dtype: str) -> list[str]:
         if got.shape != want.shape:
             found.append(f"{where} has shape {got.shape}, expected {want.shape}")
             continue
-        got, want = (np.asarray(a).astype(np.float64) for a in (got, want))
-        error = np.abs(got - want).max(initial=0) / (np.abs(want).max(initial=0) or 1)
+        low, exact = (np.asarray(a).astype(np.float64) for a in (got, want))
+        error = np.abs(low - exact).max(initial=0) / (np.abs(exact).max(initial=0) or 1)
         if not error < BOUNDS[dtype]:
             found.append(f"{where} is off by {error:.1e} of its largest element")
     return found

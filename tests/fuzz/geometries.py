@@ -7,6 +7,7 @@ matrix product for each tap, forward and backward. It also counts flops and temp
 `lax.conv_general_dilated` under `jax.vjp`.
 """
 
+from functools import partial
 from itertools import product
 from math import prod
 from typing import Any, NamedTuple
@@ -19,8 +20,8 @@ from comparison import problems, rounded
 
 import jaxseq
 
-# Most flops and temporary bytes, relative to lax, and the bytes below which nothing is said.
-FLOPS, BYTES, FEW_BYTES = 2.0, 12.0, 2**20
+# Most flops and temporary bytes, relative to lax, and how many more are too few to matter.
+FLOPS, FEW_FLOPS, BYTES, FEW_BYTES = 2.0, 1e5, 12.0, 2**20
 
 
 class Drawn(NamedTuple):
@@ -60,7 +61,10 @@ def draw(rng: np.random.Generator) -> Drawn:
         if kind == "valid":
             padding: Any = ((0, 0),) * axes
         else:
-            pads = [rng.integers(-3, d * k + 3, 2) if kind == "any" else (d * k // 2,) * 2 for d, k in zip(dilation, window)]
+            pads = [
+                rng.integers(-3, d * k + 3, 2) if kind == "any" else (d * k // 2,) * 2
+                for d, k in zip(dilation, window, strict=True)
+            ]
             padding = tuple((int(lo), int(hi)) for lo, hi in pads)
         groups = int(rng.choice([1, 1, 2, 4, 16]))
         per_in, per_out = (int(n) for n in rng.choice([1, 1, 2, 3, 16], 2))
@@ -82,25 +86,34 @@ def taps(c: Drawn) -> Any:
             tap,
             (
                 slice(None),
-                *(slice(d * k, d * k + s * (o - 1) + 1, s) for k, d, s, o in zip(tap, c.dilation, c.stride, c.outputs)),
+                *(
+                    slice(d * k, d * k + s * (o - 1) + 1, s)
+                    for k, d, s, o in zip(tap, c.dilation, c.stride, c.outputs, strict=True)
+                ),
             ),
         )
 
 
 def padded(c: Drawn, x: np.ndarray) -> np.ndarray:
     """x with its padding, cropped where that is negative."""
-    for axis, (n, (lo, hi)) in enumerate(zip(c.space, c.padding), 1):
+    for axis, (n, (lo, hi)) in enumerate(zip(c.space, c.padding, strict=True), 1):
         x = np.take(x, range(min(n, max(0, -lo)), max(0, n - max(0, -hi))), axis)
         missing = n + lo + hi - (x.shape[axis] + max(0, lo) + max(0, hi))  # a crop beyond the other edge
         x = np.pad(x, [(max(0, lo), max(0, hi)) if a == axis else (0, 0) for a in range(x.ndim)])
         if missing:
-            x = np.take(x, range(max(0, -missing), x.shape[axis]), axis) if lo < 0 else np.take(x, range(n + lo + hi), axis)
+            x = (
+                np.take(x, range(max(0, -missing), x.shape[axis]), axis)
+                if lo < 0
+                else np.take(x, range(n + lo + hi), axis)
+            )
     return x
 
 
 def unpadded(c: Drawn, z: np.ndarray) -> np.ndarray:
     """The transpose of `padded`, by index."""
-    index = padded(c, np.broadcast_to(1 + np.arange(prod(c.space)).reshape(1, *c.space, 1), (1, *c.space, 1)))[0, ..., 0]
+    index = padded(c, np.broadcast_to(1 + np.arange(prod(c.space)).reshape(1, *c.space, 1), (1, *c.space, 1)))[
+        0, ..., 0
+    ]
     x = np.zeros((z.shape[0], 1 + prod(c.space), z.shape[-1]))
     np.add.at(x, (slice(None), index.reshape(-1)), z.reshape(z.shape[0], -1, z.shape[-1]))
     return x[:, 1:].reshape(z.shape[0], *c.space, z.shape[-1])
@@ -120,82 +133,135 @@ def oracle(c: Drawn, x: np.ndarray, w: np.ndarray, y_bar: np.ndarray) -> tuple[n
         kernel = w[tap].reshape(w.shape[-2], c.groups, -1)
         y += np.einsum("n...gi,igo->n...go", z[seen], kernel, optimize=True)
         z_bar[seen] += np.einsum("n...go,igo->n...gi", ct, kernel, optimize=True)
-        w_bar[tap] = np.einsum("ngi,ngo->igo", z[seen].reshape(-1, *z.shape[-2:]), ct.reshape(-1, *ct.shape[-2:]), optimize=True)
+        w_bar[tap] = np.einsum(
+            "ngi,ngo->igo", z[seen].reshape(-1, *z.shape[-2:]), ct.reshape(-1, *ct.shape[-2:]), optimize=True
+        )
     return y.reshape(y_bar.shape), unpadded(c, z_bar.reshape(*z_bar.shape[:-2], -1)), w_bar.reshape(w.shape)
 
 
-# --- The trial ---
+# --- The trials ---
 
 
 def trial(seed: int) -> tuple[str, list[str]]:
-    """One geometry: conv or conv_transpose, in both dtypes, and the work of conv beside lax."""
+    """One geometry, of one of three ops."""
     rng = np.random.default_rng(seed)
+    return causal_trial(rng) if rng.random() < 0.15 else conv_trial(rng)
+
+
+def low(*arrays: np.ndarray) -> list[np.ndarray]:
+    """The arrays rounded to bfloat16, so that every dtype starts from the same numbers."""
+    return [np.asarray(jnp.asarray(a, jnp.bfloat16)).astype(np.float64) for a in arrays]
+
+
+def conv_trial(rng: np.random.Generator) -> tuple[str, list[str]]:
+    """`conv` or `conv_transpose` in both dtypes, and the work of `conv` beside that of lax."""
     c, transposed = draw(rng), bool(rng.integers(2))
-    found = []
     x, y_bar = (rng.normal(size=(c.batch, *size, n)) for size, n in ((c.space, c.c_in), (c.outputs, c.c_out)))
     w = rng.normal(size=(*c.window, c.c_in // c.groups, c.c_out)) / np.sqrt(prod(c.window))
     b = rng.normal(size=c.c_in if transposed else c.c_out)
-    x, w, b, y_bar = (np.asarray(jnp.asarray(a, jnp.bfloat16)).astype(np.float64) for a in (x, w, b, y_bar))
-    options = {"stride": c.stride, "dilation": c.dilation, "padding": c.padding, "groups": c.groups}
-    if transposed:
-        # y = C^T(x) of the same kernel: its input has the sizes of y_bar, its cotangent those of x.
-        extra = tuple(
-            n - ((o - 1) * s + d * (k - 1) + 1 - lo - hi)
-            for n, o, s, d, k, (lo, hi) in zip(c.space, c.outputs, c.stride, c.dilation, c.window, c.padding)
+    x, w, b, y_bar = low(x, w, b, y_bar)
+    options: dict[str, Any] = {"stride": c.stride, "dilation": c.dilation, "padding": c.padding, "groups": c.groups}
+    value, back, w_bar = oracle(c, x, w, y_bar)
+    if transposed:  # the transpose of the convolution, from the sizes of its output to those of its input
+        options["output_padding"] = tuple(
+            n - ((o - 1) * s + d * (k - 1) + 1 - lo - hi) for n, o, k, s, d, (lo, hi) in axes_of(c)
         )
-        op = lambda x, w, b: jaxseq.conv_transpose(x, w, b, output_padding=extra, **options)  # noqa: E731
-        source, cotangent = y_bar, x
-        back, value, w_bar = oracle(c, x, w, y_bar)
+        value, back, source, cotangent = back, value, y_bar, x
     else:
-        op = lambda x, w, b: jaxseq.conv(x, w, b, **options)  # noqa: E731
         source, cotangent = x, y_bar
-        value, back, w_bar = oracle(c, x, w, y_bar)
     expected = value + b, (back, w_bar, cotangent.sum(tuple(range(cotangent.ndim - 1))))
+    op = jaxseq.conv_transpose if transposed else jaxseq.conv
 
     def both(x: Any, w: Any, b: Any, cotangent: Any) -> Any:
-        y, pull = jax.vjp(op, x, w, b)
+        y, pull = jax.vjp(lambda *args: op(*args, **options), x, w, b)
         return y, pull(cotangent)
 
-    args = source, w, b, cotangent
+    found, args = [], (source, w, b, cotangent)
     for dtype in ("float32", "bfloat16"):
-        program = jax.jit(both).lower(*rounded(args, dtype)).compile()
-        found += problems(program(*rounded(args, dtype)), expected, dtype)
+        given = rounded(args, dtype)
+        program = jax.jit(both).lower(*given).compile()
+        found += problems(program(*given), expected, dtype)
         if dtype == "float32" and not transposed:
-            found += _work(program, c, options, rounded(args, dtype))
-    return f"{'conv_transpose' if transposed else 'conv'} {c}", found
+            found += work(program, c, given)
+    return f"{op.__name__} {c}", found
 
 
-def _work(program: Any, c: Drawn, options: dict[str, Any], args: Any) -> list[str]:
+def axes_of(c: Drawn) -> Any:
+    """(I, O, K, s, d, (lo, hi)) of each axis."""
+    return zip(c.space, c.outputs, c.window, c.stride, c.dilation, c.padding, strict=True)
+
+
+def work(program: Any, c: Drawn, args: Any) -> list[str]:
     """What the program does too much of, beside lax."""
     letters = "DHW"[-len(c.window) :]
     numbers = f"N{letters}C", f"{letters}IO", f"N{letters}C"
 
-    def conv(x: Any, w: Any, b: Any) -> Any:
-        y = jax.lax.conv_general_dilated(
-            x, w, c.stride, c.padding, rhs_dilation=c.dilation, dimension_numbers=numbers, feature_group_count=c.groups
-        )
-        return y + b
-
     def both(x: Any, w: Any, b: Any, cotangent: Any) -> Any:
-        y, pull = jax.vjp(conv, x, w, b)
+        conv = partial(
+            jax.lax.conv_general_dilated,
+            window_strides=c.stride,
+            padding=c.padding,
+            rhs_dilation=c.dilation,
+            dimension_numbers=numbers,
+            feature_group_count=c.groups,
+        )
+        y, pull = jax.vjp(lambda x, w, b: conv(x, w) + b, x, w, b)
         return y, pull(cotangent)
 
-    if _lax_aborts(c):
+    # jax.vjp of lax may end the process: no overlap of windows along one axis, more taps than outputs along another.
+    gaps = any(1 < s >= k for s, k in zip(c.stride, c.window, strict=True))
+    if gaps and any(k > o for k, o in zip(c.window, c.outputs, strict=True)):
         return []
     lax = jax.jit(both).lower(*args).compile()
     flops = [p.cost_analysis()["flops"] for p in (program, lax)]
     sizes = [p.memory_analysis().temp_size_in_bytes for p in (program, lax)]
     found = []
-    if flops[0] > FLOPS * flops[1]:
+    if flops[0] > FLOPS * flops[1] + FEW_FLOPS and c.groups == 1:  # groups are merged: more flops, less time
         found.append(f"{flops[0] / flops[1]:.1f} times the flops of lax")
     if sizes[0] > BYTES * sizes[1] + FEW_BYTES:
         found.append(f"{sizes[0] / 2**20:.1f} MiB of temporaries, lax {sizes[1] / 2**20:.1f}")
     return found
 
 
-def _lax_aborts(c: Drawn) -> bool:
-    """Whether lax under `jax.vjp` may end the process: taps that do not meet along one axis, more taps than outputs along another."""
-    return any(1 < s >= k for s, k in zip(c.stride, c.window)) and any(k > o for k, o in zip(c.window, c.outputs))
+def causal_trial(rng: np.random.Generator) -> tuple[str, list[str]]:
+    """`causal_conv` with a carry and resets: the oracle gathers, for each step, what its taps may see."""
+    T, K, d, g, B = (
+        int(n) for n in (rng.integers(1, 60), rng.integers(1, 7), rng.integers(1, 4), rng.choice([1, 4]), 2)
+    )
+    per_in, per_out = (int(n) for n in rng.choice([1, 3, 16], 2))
+    P = d * (K - 1)
+    carry, x = rng.normal(size=(B, P, g * per_in)), rng.normal(size=(B, T, g * per_in))
+    w, b = rng.normal(size=(K, per_in, g * per_out)) / np.sqrt(K), rng.normal(size=g * per_out)
+    resets = rng.random((B, T)) < 0.1 if rng.random() < 0.7 else np.zeros((B, T), bool)
+    y_bar, carry_bar = rng.normal(size=(B, T, g * per_out)), rng.normal(size=(B, P, g * per_in))
+    carry, x, w, b, y_bar, carry_bar = low(carry, x, w, b, y_bar, carry_bar)
+
+    z = np.concatenate([carry, x], 1)
+    since = np.maximum.accumulate(np.where(resets, np.arange(T), -P - 1), 1)  # time of the last boundary
+    time = np.arange(-P, T)
+    y, z_bar, w_bar = np.zeros(y_bar.shape), np.zeros(z.shape), np.zeros(w.shape)
+    grouped_w = w.reshape(K, per_in, g, per_out)
+    for t in range(T):
+        for k in range(K):
+            row = t + d * k
+            seen = (time[row] >= since[:, t])[:, None, None]
+            part, ct = z[:, row].reshape(B, g, per_in) * seen, y_bar[:, t].reshape(B, g, per_out)
+            y[:, t] += np.einsum("ngi,igo->ngo", part, grouped_w[k]).reshape(B, -1)
+            z_bar[:, row] += (seen * np.einsum("ngo,igo->ngi", ct, grouped_w[k])).reshape(B, -1)
+            w_bar[k] += np.einsum("ngi,ngo->igo", part, ct).reshape(per_in, -1)
+    kept = (time[T:] >= since[:, -1:])[..., None]
+    z_bar[:, T:] += kept * carry_bar
+    expected = (kept * z[:, T:], y + b), (z_bar[:, :P], z_bar[:, P:], w_bar, y_bar.sum((0, 1)))
+
+    def both(carry: Any, x: Any, w: Any, b: Any, cotangents: Any) -> Any:
+        f = partial(jaxseq.causal_conv, dilation=d, groups=g, resets=jnp.asarray(resets) if resets.any() else None)
+        out, pull = jax.vjp(f, carry, x, w, b)
+        return out, pull(cotangents)
+
+    found = []
+    for dtype in ("float32", "bfloat16"):
+        found += problems(jax.jit(both)(*rounded((carry, x, w, b, (carry_bar, y_bar)), dtype)), expected, dtype)
+    return f"causal_conv T={T} K={K} dilation={d} groups={g} {per_in} to {per_out} resets={resets.sum()}", found
 
 
 if __name__ == "__main__":

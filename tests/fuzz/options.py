@@ -88,7 +88,7 @@ CELLS = {
 def one_sequence(
     step: Any, state: Any, xs: Any, o: dict[str, Any], *, stop: int | None = None
 ) -> tuple[Any, dict[int, Any]]:
-    """(the state after the last step, h by time) of one sequence, the gradient stopped before step `stop` of reading."""
+    """(state after the last step, h by time) of one sequence; the gradient stops before step `stop` of reading."""
     n = o["length"]
     order = range(n) if not o["reverse"] else range(n)[::-1]
     outputs = {}
@@ -188,11 +188,21 @@ def trial(seed: int) -> tuple[str, list[str]]:
     rng = np.random.default_rng(seed)
     cell = str(rng.choice(list(CELLS)))
     op, kind, _, gates, state = CELLS[cell]
-    T, B, D, H = int(rng.integers(1, 15)), int(rng.integers(1, 4)), int(rng.choice([3, 16, 20])), int(rng.choice([5, 16, 24]))
+    T, B, D, H = (
+        int(rng.integers(1, 15)),
+        int(rng.integers(1, 4)),
+        int(rng.choice([3, 16, 20])),
+        int(rng.choice([5, 16, 24])),
+    )
     leaves = 2 if state else 1
     options = draw_options(rng, T, B, H, leaves)
     sizes = {"w_x": (D, gates * H), "w_h": (1 if cell == "indrnn" else H, gates * H)}
-    params = kind(*(rng.normal(size=s) / s[0] ** 0.5 for s in (sizes.get(f, (H,) if f[0] == "p" else (gates * H,)) for f in kind._fields)))
+    params = kind(
+        *(
+            rng.normal(size=s) / s[0] ** 0.5
+            for s in (sizes.get(f, (H,) if f[0] == "p" else (gates * H,)) for f in kind._fields)
+        )
+    )
     carry = tuple(rng.normal(size=(B, H)) for _ in range(leaves))
     xs = rng.normal(size=(T, B, D))
     args = params, state(*carry) if state else carry[0], xs
@@ -221,7 +231,7 @@ def trial(seed: int) -> tuple[str, list[str]]:
     found = []
     for dtype in ("float32", "bfloat16"):
         given = rounded((*args, cotangents), jnp.dtype(dtype))
-        arrays = jax.tree.map(lambda a: jnp.asarray(a, dtype) if a.dtype == np.float64 else jnp.asarray(a), keywords)
+        arrays = rounded(keywords, dtype)
         if "hold" in arrays:
             arrays["hold"] = jax.tree.map(place, arrays["hold"])
         found += problems(jax.jit(both)(*given, arrays), expected, dtype)

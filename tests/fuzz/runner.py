@@ -1,4 +1,4 @@
-"""Run numbered random trials in child processes, so that an abort inside XLA is a finding and not the end of the run.
+"""Run numbered random trials in child processes, so that an abort inside XLA is one more finding.
 
 A fuzzer is a script with a function `trial(seed) -> (description, problems)`. Trials are numbered from `--first` on and the
 number is the only source of randomness, so `--first N --count 1` repeats one.
@@ -46,7 +46,7 @@ def main(trial: Trial, *, count: int) -> None:
 def _attempt(trial: Trial, seed: int) -> tuple[str, list[str]]:
     try:
         return trial(seed)
-    except Exception as error:  # noqa: BLE001  # whatever is raised is the finding
+    except Exception as error:  # whatever it raises is the finding
         return "", [f"{type(error).__name__}: {str(error)[:300]}"]
 
 
@@ -75,7 +75,7 @@ def _batch(first: int, count: int, seconds: float) -> list[str]:
 def _output(command: list[str], seconds: float) -> tuple[list[str], str]:
     """The lines that a child printed, and how it failed; empty if it did not."""
     try:
-        child = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=seconds, check=False)
+        child = subprocess.run(command, capture_output=True, timeout=seconds, check=False)
     except subprocess.TimeoutExpired as error:
         return (error.stdout or b"").decode().splitlines(), f"took more than {seconds:.0f} s"
     last = child.stderr.decode(errors="replace").strip().splitlines()[-1:]

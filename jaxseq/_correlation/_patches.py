@@ -21,9 +21,9 @@ each group it is a product and a sum. Windows of one tap (s >= 1) and windows wi
 and patch embeddings (s = K).
 
 The cut itself. Write a position as a p + c q - lo with a >= c (Q - 1) + 1: in the first case p = n, a = s, q = k and
-c = d, in the second the roles are exchanged. x, padded to the a P positions from -lo on, is reshaped to (P, a), and every
-c-th column is kept, Q in all. Outputs that read padding only, and taps that fall on padding only, are left out first: a
-small input beside much padding has many of them.
+c = d, in the second the roles are exchanged. x, padded to the a P positions from -lo on, is reshaped to (P, a), and
+every c-th column is kept, Q in all. Outputs that read padding only, and taps that fall on padding only, are left out
+first: a small input beside much padding has many of them.
 
 XLA aborts the process over some convolutions whose taps do not meet along one axis of an input stretched by the stride
 (jax 0.10 to 0.12). All such axes are cut here, so XLA's convolution never sees one.

@@ -94,7 +94,20 @@ def _correlate(
     dims = lax.conv_dimension_numbers(x.shape, w.shape, letters)
     at_x, at_w, at_y = dims.lhs_spec[2:], dims.rhs_spec[2:], dims.out_spec[2:]
     sizes = [x.shape[axis] for axis in at_x], [w.shape[axis] for axis in at_w]
-    parts = list(map(_overlap, *sizes, padding, spread, stride, dilation))
+    parts = [part for part in map(_overlap, *sizes, padding, spread, stride, dilation) if part]
+    conv = partial(
+        lax.conv_general_dilated,
+        window_strides=stride,
+        rhs_dilation=dilation,
+        dimension_numbers=dims,
+        feature_group_count=groups,
+        batch_group_count=batch_groups,
+        precision=precision,
+        preferred_element_type=_precision.accumulator(x.dtype),
+    )
+    if len(parts) < axes:  # along some axis nothing meets
+        y = jax.eval_shape(partial(conv, padding=padding, lhs_dilation=spread), x, w)
+        return jnp.zeros(y.shape, y.dtype)
     x = _slice(x, at_x, [part.rows for part in parts])
     w = _slice(w, at_w, [part.taps for part in parts])
     padding = [part.padding for part in parts]
@@ -107,19 +120,7 @@ def _correlate(
             config[axis] = (lo, hi, p - 1)
         x = lax.optimization_barrier(lax.pad(x, jnp.zeros((), x.dtype), config))
         padding, spread = ((0, 0),) * axes, (1,) * axes
-    y = lax.conv_general_dilated(
-        x,
-        w,
-        window_strides=stride,
-        padding=padding,
-        lhs_dilation=spread,
-        rhs_dilation=dilation,
-        dimension_numbers=dims,
-        feature_group_count=groups,
-        batch_group_count=batch_groups,
-        precision=precision,
-        preferred_element_type=_precision.accumulator(x.dtype),
-    )
+    y = conv(x, w, padding=padding, lhs_dilation=spread)
     config = [(0, 0, 0)] * y.ndim
     for axis, part in zip(at_y, parts, strict=True):
         config[axis] = (*part.zeros, 0)
@@ -135,7 +136,9 @@ class _Overlap(NamedTuple):
     zeros: tuple[int, int]  # outputs before and behind that see no row
 
 
-def _overlap(size: int, taps: int, padding: tuple[int, int], spread: int, stride: int, dilation: int) -> _Overlap:
+def _overlap(
+    size: int, taps: int, padding: tuple[int, int], spread: int, stride: int, dilation: int
+) -> _Overlap | None:
     """Drop the rows m, outputs n and taps k at either end that meet no others in spread m = stride n + dilation k - lo.
 
     Let m0, n0, k0 be the first that are kept and M, N, K the last. The padding of what is kept,
@@ -146,7 +149,7 @@ def _overlap(size: int, taps: int, padding: tuple[int, int], spread: int, stride
     behind it. This also holds for the correlations that JAX derives from this one at second order, and for XLA's
     exchange of a short input with a long window: in these, rows, outputs and taps change roles.
 
-    Some of each have to meet (`Form.reaches`).
+    None if nothing meets.
     """
     lo, hi = padding
     outputs = (spread * (size - 1) + lo + hi - dilation * (taps - 1)) // stride + 1
@@ -156,6 +159,8 @@ def _overlap(size: int, taps: int, padding: tuple[int, int], spread: int, stride
         m = _multiples(spread, m, stride * n[0] + dilation * k[0] - lo, stride * n[1] + dilation * k[1] - lo)
         n = _multiples(stride, n, spread * m[0] + lo - dilation * k[1], spread * m[1] + lo - dilation * k[0])
         k = _multiples(dilation, k, spread * m[0] + lo - stride * n[1], spread * m[1] + lo - stride * n[0])
+        if any(last < first for first, last in (m, n, k)):
+            return None
     first = lo + spread * m[0] - stride * n[0] - dilation * k[0]
     last = stride * n[1] + dilation * k[1] - spread * m[1] - lo
     return _Overlap(rows=m, taps=k, padding=(first, last), zeros=(n[0], outputs - 1 - n[1]))

@@ -67,6 +67,8 @@ def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, like: Any, count: i
 
 
 def _batch(axis: Any, operands: Sequence[Any], dims: Sequence[Any], *, like: Any, count: int) -> tuple[Any, Any]:
+    if all(dim is None for dim in dims):
+        return _values_p.bind(*operands, like=like, count=count), [None] * count
     values = [
         batching.bdim_at_front(a, dim, axis.size, axis.explicit_mesh_axis)
         for a, dim in zip(operands[:count], dims[:count], strict=True)

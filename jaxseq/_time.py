@@ -54,6 +54,8 @@ class Time(TypedDict, total=False):
         time_axis: where time is in `xs`, `resets` and `ys`: 1 for `(batch, T, D)`.
         unroll: steps of the loop that are compiled together, as in `jax.lax.scan`.
         precision: of the matrix products, as in `jax.lax.dot_general`.
+        state_dtype: the dtype in which the state is held between steps. None is float32, or the dtype of the state if
+            that is wider: a state in bfloat16 or float16 is rounded in every step, and loses small updates.
         drop: `(*batch, H)`, what h is multiplied with on its way into the recurrent map, the same in every step: zeros
             and 1 / (1 - p), drawn once for a sequence, are recurrent dropout. No gradient flows to it.
         hold: how much of the state before a step stays as it is: for each leaf of the state, in its container,
@@ -68,6 +70,7 @@ class Time(TypedDict, total=False):
     time_axis: int
     unroll: int
     precision: Any
+    state_dtype: Any
     drop: Float[Array, "*batch H"] | None
     hold: Any
 
@@ -83,6 +86,7 @@ class Given(NamedTuple):
     time_axis: Any = 0
     unroll: Any = 1
     precision: Any = None
+    state_dtype: Any = None
     drop: Any = None
     hold: Any = None
 

@@ -170,8 +170,12 @@ def sides(cell: Cell, δ: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def dtypes(weights: Weights, carry: State, xs: jax.Array) -> tuple[Any, Any]:
-    """Products multiply in, and gates are kept in, the widest dtype of what is multiplied; a bias is only added. And
-    the dtype in which they accumulate.
+    """Products multiply in, and gates are kept in, the widest dtype of the weights and inputs; a bias is only added. And
+    the dtype in which they accumulate. The state is rounded for its product, unless it is wider than an accumulator.
     """
-    product = _precision.promote(*jax.tree.leaves((weights.w_x, weights.w_h, weights.w_q, carry)), xs)
+    multiplied = [*jax.tree.leaves((weights.w_x, weights.w_h, weights.w_q)), xs]
+    product = _precision.promote(*multiplied)
+    state = _precision.promote(*jax.tree.leaves(carry))
+    if _precision.wider(state, _precision.accumulator(product)):
+        product = _precision.promote(*multiplied, *jax.tree.leaves(carry))
     return product, _precision.accumulator(product)

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxseq import _precision, _time
-from jaxseq._recurrence._cell import Cell, Inputs, State, Weights, dtypes, h_of, held, into_map, join
+from jaxseq._recurrence._cell import Cell, Inputs, State, Weights, as_multiplied, dtypes, h_of, held, into_map, join
 from jaxseq._recurrence._phi import phi
 from jaxseq._time import Block, Options
 
@@ -72,7 +72,7 @@ def advance(
     product, acc = dtypes(weights, s_prev, x)
     ŝ = _time.zeroed(stop, s_prev)
     u = cell.input.apply(precision, weights.w_x, weights.b_x, _time.seen(live, x).astype(product))
-    r = cell.recurrent.apply(precision, weights.w_h, weights.b_h, into_map(weights, h_of(ŝ)).astype(product))
+    r = cell.recurrent.apply(precision, weights.w_h, weights.b_h, into_map(weights, as_multiplied(h_of(ŝ), product)))
     s, saved = phi(cell, precision, weights, product).step(join(cell, u, r), _precision.cast(ŝ, acc))
     if share and hold is None:  # else y is not what the cell has made
         saved = jax.tree.map(lambda a: AsY() if a is h_of(s) else a, saved)

@@ -210,6 +210,13 @@ def chosen(mask: jax.Array | None, yes: Any, no: Any) -> Any:
     return jax.tree.map(lambda a, b: jnp.where(over(mask, a), a, b), yes, no)
 
 
+def read(live: jax.Array | None, idle: jax.Array | None) -> jax.Array | None:
+    """True where the cell's step counts: not in padding, and not where all of the state is held. None is everywhere."""
+    if idle is None:
+        return live
+    return ~idle if live is None else live & ~idle
+
+
 def zeroed(mask: jax.Array | None, tree: Any) -> Any:
     """Leaf by leaf zero where the mask (*B,) holds; no mask holds nowhere."""
     return tree if mask is None else chosen(mask, jax.tree.map(jnp.zeros_like, tree), tree)

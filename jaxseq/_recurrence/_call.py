@@ -1,6 +1,6 @@
 """What the public functions of every cell call: arguments checked, masks made, the rule run."""
 
-from functools import partial
+from functools import partial, reduce
 from math import prod
 from typing import Any, Unpack
 
@@ -49,13 +49,14 @@ def sequence(cell: Cell, params: Any, carry: State | None, xs: Any, **time: Unpa
         return first, jnp.zeros((*sizes, *h_of(carry).shape[len(batch) :]), xs.dtype)
     lengths, resets = _devices.beside(xs, axis, lengths, resets)
     live, stop, last = _time.masks(options, steps, lengths, resets)
+    idle = _idle(hold, features)
     home, turned = _sharding.of(xs), lambda tree: tree
     if options.reverse and lengths is not None and options.truncation is not None:
         # Windows are counted from where each sequence is begun to be read.
         options = options._replace(reverse=False)
         turned = partial(jax.tree.map, partial(_time.turned, lengths=lengths, axis=axis))
-        xs, hold = jax.tree.map(lambda a: _sharding.gathered(a, axis), (xs, hold))
-    out, ys = _run(cell, options, len(batch), Inputs(weights, carry, *turned((xs, live, stop, hold))))
+        xs, hold, idle = jax.tree.map(lambda a: _sharding.gathered(a, axis), (xs, hold, idle))
+    out, ys = _run(cell, options, len(batch), Inputs(weights, carry, *turned((xs, live, stop, hold, idle))))
     ys = turned(ys)
     out = _precision.cast_like(_time.zeroed(last, out), first)
     return out, _sharding.laid_out(ys, home and _sharding.with_features(home, ys, features))
@@ -121,6 +122,14 @@ def _hold(cell: Cell, value: Any, carry: State, axis: int, steps: int) -> State 
         for (name, part), leaf in zip(_parts(cell, "hold", value), jax.tree.leaves(carry), strict=True)
     ]
     return found[0] if cell.state is None else cell.state(*found)
+
+
+def _idle(hold: State | None, features: int) -> jax.Array | None:
+    """(T, *B), laid out as xs: True where booleans hold all units of all leaves. Such a step is not read."""
+    leaves = jax.tree.leaves(hold)
+    if not leaves or any(k.dtype != bool for k in leaves):
+        return None
+    return reduce(jnp.logical_and, (jnp.all(k, range(k.ndim - features, k.ndim)) for k in leaves))
 
 
 def _parts(cell: Cell, name: str, value: Any) -> list[tuple[str, Any]]:

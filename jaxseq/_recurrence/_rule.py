@@ -73,7 +73,7 @@ def _recurrence_bwd(cell: Cell, options: Options, residuals: Any, cotangents: An
     w̄, c̄arry, x̄s = _backward(cell, options, *residuals, cotangents)
     w̄ = w̄._replace(drop=jax.tree.map(jnp.zeros_like, inputs.weights.drop))
     hold = jax.tree.map(lambda k: None if k.dtype == bool else jnp.zeros_like(k), inputs.hold)
-    return (Inputs(w̄, c̄arry, x̄s, None, None, hold),)
+    return (Inputs(w̄, c̄arry, x̄s, None, None, hold, None),)
 
 
 rule.defvjp(_recurrence_fwd, _recurrence_bwd)

@@ -125,7 +125,7 @@ def run(cell: Cell, options: Options, inputs: Inputs, plan: Plan | None) -> tupl
     clock = jnp.arange(steps) if options.axis else None
     at = (clock, number, *((None,) * 4 if options.axis else (xs, *masks)))
     (s, ends), (ys, states, saved) = lax.scan(
-        step, (carry, ends), at, length=steps, reverse=options.reverse, unroll=options.unroll
+        step, (carry, ends), at, reverse=options.reverse, unroll=options.unroll
     )
     ys = jnp.moveaxis(ys, 0, options.axis)
     if plan is None:

@@ -217,7 +217,10 @@ def _recurrence_cell(
     recurrent = len(cell.gates) - len(cell.alone)
     if carry is None:
         outputs, _ = cell.recurrent.channels(params.w_h, recurrent) or (0, 0)
-        h, other = jnp.zeros((*u.shape[:-1], outputs), accumulator(x.dtype)), jnp.zeros(us[0].shape, accumulator(x.dtype))
+        h, other = (
+            jnp.zeros((*u.shape[:-1], outputs), accumulator(x.dtype)),
+            jnp.zeros(us[0].shape, accumulator(x.dtype)),
+        )
         carry = h if cell.state is None else cell.state(h, *(other for _ in cell.state._fields[1:]))  # type: ignore[attr-defined]
     h = jax.tree.leaves(carry)[0]
     rs = jnp.split(_linear(cell.recurrent, params.w_h, given.get("b_h"), _dropped(drop, h), precision), recurrent, -1)

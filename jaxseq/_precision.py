@@ -1,8 +1,8 @@
 """The dtype policy, said once.
 
-Products accumulate in float32 at least, pointwise mathematics runs in the accumulator's dtype, states are held in float32
-at least between steps, results leave in the dtype of the input, and every cotangent leaves in the dtype of its primal. For
-float32 and float64 all the casts below are no-ops.
+Products accumulate in float32 at least, pointwise mathematics runs in the accumulator's dtype, states are
+held in float32 at least between steps, results leave in the dtype of the input, and every cotangent leaves
+in the dtype of its primal. For float32 and float64 all the casts below are no-ops.
 """
 
 from typing import Any

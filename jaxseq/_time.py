@@ -57,7 +57,8 @@ class Time(TypedDict, total=False):
         unroll: steps of the loop that are compiled together, as in `jax.lax.scan`.
         precision: of the matrix products, as in `jax.lax.dot_general`.
         state_dtype: the dtype in which the state is held between steps. None is float32, or the dtype of the state if
-            that is wider: a state in bfloat16 or float16 is rounded in every step, and loses small updates.
+            that is wider. A state in bfloat16 or float16 would be rounded at every step and lose small updates. The
+            carry is returned in the dtype of `carry`, or if that is None in this one.
         drop: `(*batch, H)`, what h is multiplied with on its way into the recurrent map, the same in every step: zeros
             and 1 / (1 - p), drawn once for a sequence, are recurrent dropout. No gradient flows to it.
         hold: how much of the state before a step stays as it is: for each leaf of the state, in its container,

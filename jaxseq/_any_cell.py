@@ -33,7 +33,7 @@ def recurrence(
         carry: the first state, a `cell.state` or the array h alone, each leaf `(*batch, H)`, or None for zeros.
         xs: the sequence `(T, *batch, D)`; behind a convolution `(T, *batch, *space, C)`.
         **time: how time is read, `jaxseq.Time`: `lengths`, `resets`, `reverse`, `truncation`, `checkpoint`,
-            `time_axis`, `unroll`, `precision`.
+            `time_axis`, `unroll`, `precision`, `state_dtype`.
 
     Returns:
         `(carry, ys)`: the last state in the dtypes of the first, and h of every step in the dtype of `xs`.

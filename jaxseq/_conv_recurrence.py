@@ -61,7 +61,7 @@ def conv_lstm(
         padding: of the input, as in `jaxseq.conv`; the state is padded so that it keeps its size.
         dilation: of the window over the input.
         **time: how time is read, `jaxseq.Time`: `lengths`, `resets`, `reverse`, `truncation`, `checkpoint`,
-            `time_axis`, `unroll`, `precision`.
+            `time_axis`, `unroll`, `precision`, `state_dtype`.
 
     Returns:
         `(carry, ys)`: the last state, and h of every step `(T, *batch, *outputs, F)` in the dtype of `xs`.
@@ -155,7 +155,7 @@ def conv_gru(
         padding: of the input, as in `jaxseq.conv`; the state is padded so that it keeps its size.
         dilation: of the window over the input.
         **time: how time is read, `jaxseq.Time`: `lengths`, `resets`, `reverse`, `truncation`, `checkpoint`,
-            `time_axis`, `unroll`, `precision`.
+            `time_axis`, `unroll`, `precision`, `state_dtype`.
 
     Returns:
         `(carry, ys)`: the last state, and every state `(T, *batch, *outputs, F)` in the dtype of `xs`.

@@ -75,7 +75,7 @@ def rnn(
         xs: the sequence `(T, *batch, D)`: time first, then any number of batch axes, also none.
         activation: `"tanh"` or `"relu"`.
         **time: how time is read, `jaxseq.Time`: `lengths`, `resets`, `reverse`, `truncation`, `checkpoint`,
-            `time_axis`, `unroll`, `precision`.
+            `time_axis`, `unroll`, `precision`, `state_dtype`.
 
     Returns:
         `(carry, ys)`: the last state `(*batch, H)` in the dtype of the first, and every state `(T, *batch, H)` in the

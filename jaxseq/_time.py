@@ -30,6 +30,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxseq import _checks, _sizes
+
 # A chunk holds about twelve arrays (c, B, H) of its own, so that it takes an eighth of a window at most, and no more
 # rows, steps x batch, than make its contraction as fast as a longer one; but neither fewer than below which that is
 # slow, nor so few steps, of few rows each, that its own overhead counts.
@@ -54,6 +56,8 @@ class Time(TypedDict, total=False):
         time_axis: where time is in `xs`, `resets` and `ys`: 1 for `(batch, T, D)`.
         unroll: steps of the loop that are compiled together, as in `jax.lax.scan`.
         precision: of the matrix products, as in `jax.lax.dot_general`.
+        state_dtype: the dtype in which the state is held between steps. None is float32, or the dtype of the state if
+            that is wider: a state in bfloat16 or float16 is rounded in every step, and loses small updates.
         drop: `(*batch, H)`, what h is multiplied with on its way into the recurrent map, the same in every step: zeros
             and 1 / (1 - p), drawn once for a sequence, are recurrent dropout. No gradient flows to it.
         hold: how much of the state before a step stays as it is: for each leaf of the state, in its container,
@@ -68,6 +72,7 @@ class Time(TypedDict, total=False):
     time_axis: int
     unroll: int
     precision: Any
+    state_dtype: Any
     drop: Float[Array, "*batch H"] | None
     hold: Any
 
@@ -83,6 +88,7 @@ class Given(NamedTuple):
     time_axis: Any = 0
     unroll: Any = 1
     precision: Any = None
+    state_dtype: Any = None
     drop: Any = None
     hold: Any = None
 
@@ -115,6 +121,10 @@ class Block(NamedTuple):
 
 def blocks(options: Options, steps: int, rows: int, *, whole: bool) -> list[Block]:
     """The blocks of T steps, in reading order; `whole` asks for a single chunk where nothing has to be recomputed."""
+    if not _sizes.known(steps):  # one chunk: one of a fixed length may be longer than all of T
+        if options.checkpoint is not None:
+            _checks.bad_value("checkpoint", "None, since the number of steps is symbolic", repr(options.checkpoint))
+        return [Block(0, 1, steps, 1, steps)]
     k, _ = window(options, steps)
     count, rest = divmod(steps, k)
     main = _block(options, rest if options.reverse else 0, count, k, steps, rows, whole)
@@ -124,6 +134,8 @@ def blocks(options: Options, steps: int, rows: int, *, whole: bool) -> list[Bloc
 
 
 def _block(options: Options, first: int, windows: int, k: int, steps: int, rows: int, whole: bool) -> Block:
+    if not _sizes.known(rows):
+        rows = ROWS // FEWEST_STEPS
     if options.checkpoint is not None:
         n = isqrt(steps - 1) + 1 if isinstance(options.checkpoint, str) else options.checkpoint
         group = max(g for g in range(1, windows + 1) if windows % g == 0 and g <= max(1, n // k))
@@ -140,6 +152,8 @@ def _block(options: Options, first: int, windows: int, k: int, steps: int, rows:
 
 def window(options: Options, steps: int) -> tuple[int, int]:
     """(k, k2): the steps of a window, at most T, and how far back from its end gradients reach."""
+    if not _sizes.known(steps):
+        return options.truncation or (steps, steps)
     if options.truncation is None or options.truncation[0] >= steps:
         return max(1, steps), max(1, steps)
     return options.truncation

@@ -85,6 +85,8 @@ PLANES = 16
 
 def choose(form: Form) -> ModuleType:
     """The rule for a form."""
+    if not form.is_known():  # the others write out as many terms, or as long a transform, as the sizes say
+        return _xla
     geometry, taps = form.geometry, prod(form.window)
     pairs = form.near * form.far
     if taps * pairs <= TERMS and (pairs == 1 or geometry.groups >= LANES):

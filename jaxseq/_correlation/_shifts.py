@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxseq import _precision
+from jaxseq import _precision, _sizes
 from jaxseq._correlation._form import Form, padded
 from jaxseq._geometry import extent
 
@@ -82,7 +82,8 @@ def to_kernel(form: Form, x: jax.Array, ȳ: jax.Array) -> jax.Array:
 def _by_blocks(form: Form, x: jax.Array, ȳ: jax.Array) -> jax.Array:
     """The sums of (3), (K I' O', g), through blocks of rows; x is padded."""
     O, s, span = form.outputs[0], form.geometry.stride[0], extent(form.window[0], form.geometry.dilation[0])
-    terms, row = prod(form.window) * form.near * form.far, ȳ[:, 0].size // form.far * 4
+    batch = ȳ.shape[0] if _sizes.known(ȳ.shape[0]) else 1
+    terms, row = prod(form.window) * form.near * form.far, batch * prod(ȳ.shape[2:]) // form.far * 4
     rows = min(O, max(1, CACHE // (terms * row)))
 
     def block(start: Any, rows: int) -> list[jax.Array]:
@@ -93,7 +94,9 @@ def _by_blocks(form: Form, x: jax.Array, ȳ: jax.Array) -> jax.Array:
         return [a + term for a, term in zip(partial_sums, block(t * rows, rows), strict=True)], None
 
     whole, rest = divmod(O, rows)
-    partial_sums, _ = lax.scan(add, block(0, rows), jnp.arange(1, whole))
+    partial_sums = block(0, rows)
+    if whole > 1:  # `jax.disable_jit` refuses a scan of no step
+        partial_sums, _ = lax.scan(add, partial_sums, jnp.arange(1, whole))
     total = jnp.stack([_over_positions(a) for a in partial_sums])
     return total + jnp.stack([_over_positions(a) for a in block(whole * rows, rest)]) if rest else total
 

@@ -45,7 +45,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxseq import _dense, _precision, _sharding, _time
+from jaxseq import _dense, _precision, _sharding, _sizes, _time
 from jaxseq._recurrence._cell import (
     Cell,
     Inputs,
@@ -76,7 +76,7 @@ GATES, SMALL = 3, 128
 def plan_of(cell: Cell, options: Options, inputs: Inputs) -> Plan:
     """How backward will go: in which pieces, and what is kept for it."""
     weights, carry, xs, *_ = inputs
-    leaves, rows = jax.tree.leaves(carry), max(1, prod(h_of(carry).shape[:-1]))
+    leaves, rows = jax.tree.leaves(carry), _sizes.at_least(prod(h_of(carry).shape[:-1]), 1)
     blocks = _time.blocks(options, xs.shape[options.axis], rows, whole=not _sharding.undivided())
     exact = len({*dtypes(weights, carry, xs), xs.dtype, *(a.dtype for a in leaves)}) == 1
     width = max(1, len(cell.gates) * leaves[0].shape[-1])

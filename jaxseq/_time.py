@@ -43,7 +43,9 @@ class Time(TypedDict, total=False):
 
     Attributes:
         lengths: of each sequence, `(*batch,)` integers from 0 to T. From there on `ys` is zero and the carry stands
-            still, and what stands in the padding, NaN included, changes no value and no gradient.
+            still, and what stands in the padding, NaN included, changes no value and no gradient. A length out of range
+            raises a ValueError where lengths are known; traced ones, as under `jax.jit`, are clamped to 0 and T, and
+            reported by `jax.experimental.checkify.checkify`.
         resets: `(T, *batch)` booleans: `resets[t]` is a boundary between t - 1 and t (`done[t - 1]`). The state is zero
             on crossing it, in either direction, and no gradient crosses.
         reverse: read each sequence from its last step to its first; `ys[t]` stays beside `xs[t]`, and the returned

@@ -59,7 +59,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxseq import _precision
+from jaxseq import _precision, _sharding
 from jaxseq._correlation import _blocks, _loop, _patches, _planes, _shifts, _spectrum, _xla
 from jaxseq._correlation._form import Form
 from jaxseq._geometry import Geometry, extent
@@ -114,6 +114,8 @@ def _loop_is_short(which: str, form: Form) -> bool:
 
     The loop's is K products for each output asked for. A term of (2) has the zeros between outputs as well.
     """
+    if which == "to_kernel" and not _sharding.undivided():  # a sum over devices for each tap
+        return False
     positions = prod(_spectrum.positions(form))
     sizes = [extent(O, s) if which == "to_input" else O for _, O, _, s, *_ in form.axes()]
     return prod(form.window) * prod(sizes) <= LOOP[which] * positions * log2(max(2, positions))

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -100,10 +101,17 @@ def devices(x: jax.Array, axis: int) -> int:
 
 
 def shifted(x: jax.Array, names: tuple[str, ...], by: int) -> jax.Array:
-    """In `shard_map`: the x of the device so many places before this one, behind it if negative; zeros if none is."""
-    count = lax.axis_size(names)
-    pairs = [(i, i + by) for i in range(count) if 0 <= i + by < count]
-    return lax.ppermute(x, names, pairs) if pairs else zeros_like(x)
+    """In `shard_map`: the x of the device so many places before this one, behind it if negative; zeros if none is.
+
+    Shardings and `axis_index` number devices in the order of `names`, the last name fastest; `ppermute` numbers them in
+    the order of the mesh (jax 0.10) or takes names in no other (jax 0.12).
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    in_mesh = tuple(name for name in mesh.axis_names if name in names)
+    numbers = np.arange(lax.axis_size(names)).reshape([mesh.shape[name] for name in in_mesh])
+    numbers = numbers.transpose([in_mesh.index(name) for name in names]).ravel().tolist()
+    pairs = [(numbers[i], numbers[i + by]) for i in range(len(numbers)) if 0 <= i + by < len(numbers)]
+    return lax.ppermute(x, in_mesh, pairs) if pairs else zeros_like(x)
 
 
 def zeros(shape: tuple[int, ...], x: jax.Array, axis: int | None = None, features: int = 2) -> jax.Array:

@@ -136,6 +136,20 @@ def undivided() -> bool:
     return jax.device_count() == 1 or (len(kinds) > 0 and AxisType.Auto not in kinds)
 
 
+def may_leave_idle(*arrays: jax.Array) -> bool:
+    """Whether the compiler may divide these arrays over one mesh axis and leave another idle: some axis is automatic,
+    and the mesh has several. It is the mesh of the context, or that of the arrays' types. Where neither has one,
+    `in_shardings` of a `jit` may still bring one, if there are devices for two axes.
+    """
+    if undivided():
+        return False
+    meshes = [jax.sharding.get_abstract_mesh(), *(jax.typeof(a).sharding.mesh for a in arrays)]
+    mesh = next((mesh for mesh in meshes if not mesh.empty), None)
+    if mesh is None:
+        return jax.device_count() > 3
+    return AxisType.Auto in mesh.axis_types and sum(size > 1 for size in mesh.axis_sizes) > 1
+
+
 def joined(x: jax.Array, w: jax.Array, axis: int = -1) -> NamedSharding | None:
     """The sharding of a linear map's result: that of x, with the last axis as the last of w, or another of w."""
     sharding = of(x)

@@ -77,15 +77,15 @@ def handed_over(rule: Callable[..., Any], names: Iterable[str], results: Any) ->
 
 def apart(run: Callable[..., Any], args: tuple[Any, ...], like: Any) -> Any:
     """`run(*args)`, each device of an explicit mesh for itself, with its parts of those arguments that are divided and
-    all of the others; the results are divided as the arrays in `like` are.
+    all of the others; the results are divided as `like` says, by arrays or shardings.
     """
     names = frozenset().union(*map(dividing, jax.tree.leaves(args)))
     if not names:
         return run(*args)
-    specs, out = (jax.tree.map(lambda a: jax.typeof(a).sharding.spec, tree) for tree in (args, like))
+    spec = lambda a: (a if isinstance(a, NamedSharding) else jax.typeof(a).sharding).spec  # noqa: E731
+    specs, out = (jax.tree.map(spec, tree) for tree in (args, like))
     mesh = next(sharding.mesh for a in jax.tree.leaves(args) if (sharding := of(a)) is not None)
-    alone = lambda *args: run(*together(args))  # noqa: E731
-    return jax.shard_map(alone, mesh=mesh, in_specs=specs, out_specs=out, axis_names={*names})(*args)
+    return jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=out, axis_names={*names})(*args)
 
 
 def names_of(x: jax.Array, axis: int) -> tuple[str, ...]:
@@ -180,6 +180,34 @@ def gathered(x: jax.Array, axis: int) -> jax.Array:
     """x, that axis in one place."""
     sharding = of(x)
     return x if sharding is None else laid_out(x, without(sharding, axis))
+
+
+def by_features(
+    groups: int, x: jax.Array, kernel: jax.Array, bias: jax.Array | None, c_out: int
+) -> tuple[int, jax.Array, jax.Array, jax.Array | None, NamedSharding | None]:
+    """(groups of a device, x, kernel, bias, the sharding of the result): the operands of a convolution so that each
+    device computes channels of the result by itself. Axis `c_out` of the kernel holds these channels.
+
+    Without groups, x has all its channels everywhere, and the kernel is divided by those of the result. With groups,
+    each device has some of them, in x, kernel and result. What cannot be divided so is gathered.
+    """
+    sharding = of(x)
+    if sharding is None:
+        return groups, x, kernel, bias, None
+    mesh, first = sharding.mesh, tuple(sharding.spec[:-1])
+    axes = (names_of(kernel, c_out), names_of(x, -1), *(names_of(kernel, axis) for axis in range(kernel.ndim)))
+    names = next(filter(None, axes), ())
+    count = prod(mesh.shape[name] for name in names)
+    part = names if names and (kernel.shape[c_out] if groups == 1 else groups) % count == 0 else None
+    here = groups // count if groups > 1 and part else groups
+    divided = kernel.ndim + c_out if groups == 1 else kernel.ndim - 1
+    return (
+        here,
+        laid_out(x, NamedSharding(mesh, PartitionSpec(*first, part if groups > 1 else None))),
+        laid_out(kernel, NamedSharding(mesh, PartitionSpec(*(part if i == divided else None for i in range(kernel.ndim))))),
+        None if bias is None else laid_out(bias, NamedSharding(mesh, PartitionSpec(part))),
+        NamedSharding(mesh, PartitionSpec(*first, part)),
+    )
 
 
 def freed(tree: Tree, names: Iterable[str]) -> Tree:

@@ -142,7 +142,7 @@ def one(index):
     import jax
     import jax.numpy as jnp
     import numpy as np
-    from jax.sharding import AxisType, NamedSharding, PartitionSpec
+    from jax.sharding import AxisType, NamedSharding
 
     import jaxseq
 
@@ -179,12 +179,19 @@ def one(index):
     with jax.set_mesh(mesh):
         args = jax.tree.map(placed, arrays, specs)
         try:
+            out_specs = []
+
+            def note(*args):
+                types = map(jax.typeof, jax.tree.leaves(run(jaxseq, *args)))
+                out_specs[:] = [t.sharding.spec for t in types]
+                return ()
+
+            jax.eval_shape(note, *args)
             if kind == "automatic":
-                lay = lambda t: draw_spec(rng, t.shape, mesh)  # noqa: E731
-            else:
-                lay = lambda t: t.sharding.spec if t.sharding else PartitionSpec()  # noqa: E731
-            types = jax.eval_shape(lambda *args: run(jaxseq, *args), *args)
-            got = jax.jit(pullback(jaxseq))(args, jax.tree.map(lambda a, t: placed(a, lay(t)), cotangents, types))
+                out_specs = [draw_spec(rng, a.shape, mesh) for a in jax.tree.leaves(cotangents)]
+            leaves, structure = jax.tree.flatten(cotangents)
+            cotangents = structure.unflatten(map(placed, leaves, out_specs))
+            got = jax.jit(pullback(jaxseq))(args, cotangents)
         except ValueError as error:
             if kind != "automatic" and any(words in str(error) for words in REFUSALS):
                 return "refused"
@@ -228,19 +235,18 @@ def main():
         count = min(PER_PROCESS, end - index)
         command = [sys.executable, __file__, "--child", "--first", str(index), "--count", str(count)]
         quiet = subprocess.DEVNULL if args.count > 1 else None
-        process = subprocess.run(command, env=env, stdout=subprocess.PIPE, stderr=quiet, text=True)
-        lines = [json.loads(line) for line in process.stdout.splitlines() if line.startswith("{")]
-        label = ""
-        for line in lines:
-            label = line.get("label", label)
-            if line.get("fault") == "refused":
-                refused += 1
-            elif line.get("fault"):
-                faults.append(line["index"])
-                print(f"{line['index']}: {line['fault']}\n    {label}", flush=True)
-        done = [line["index"] for line in lines if "index" in line]
-        index += len(done)
-        if len(done) < count:
+        label, done = "", 0
+        with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=quiet, text=True) as process:
+            for line in map(json.loads, process.stdout):
+                label, fault = line.get("label", label), line.get("fault")
+                done += "index" in line
+                if fault == "refused":
+                    refused += 1
+                elif fault:
+                    faults.append(line["index"])
+                    print(f"{line['index']}: {fault}\n    {label}", flush=True)
+        index += done
+        if done < count:
             print(f"{index}: the process died with {process.returncode}\n    {label}", flush=True)
             faults.append(index)
             index += 1

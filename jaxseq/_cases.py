@@ -209,7 +209,7 @@ def _conv_variants(transposed: bool) -> dict[str, Variant]:
         return {
             "1d": variant((3, 4, 6)),
             "strided same": variant((3, 4, 6), stride=2, padding="SAME"),
-            "gaps, dilated causal": variant((2, 4, 6), stride=5, dilation=2, padding="CAUSAL", bias=False),
+            "gaps, dilated, causal": variant((2, 4, 6), stride=5, dilation=2, padding=((0, -2),), bias=False),
             "output padding, grouped": variant((2, 2, 6), groups=2, stride=3, output_padding=2, padding=1),
             "cropped": variant((4, 4, 3), padding=((-2, 3),), stride=2),
             "depthwise": variant((4, 1, 3), groups=3, stride=2, padding=((3, 0),)),

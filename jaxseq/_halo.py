@@ -95,8 +95,8 @@ def _divided(geometry: Geometry, window: tuple[int, ...], x: jax.Array) -> Itera
     """(i, axis of x, names, devices, rows of x, s, K, d, (lo, hi)) of each axis i of space that lies over an explicit
     mesh.
     """
-    stride, padding, dilation, _ = geometry
-    for i, of_axis in enumerate(zip(stride, window, dilation, padding, strict=True)):
+    options = geometry.stride, window, geometry.dilation, geometry.padding
+    for i, of_axis in enumerate(zip(*options, strict=True)):
         axis = x.ndim - 1 - len(window) + i
         names = _sharding.names_of(x, axis)
         if names:

@@ -12,7 +12,7 @@ from jax import lax
 
 import jaxseq
 from jaxseq import _correlation, _geometry, maps
-from jaxseq._correlation import _blocks, _form, _planes, _product, _shifts, _spectrum, _xla
+from jaxseq._correlation import _blocks, _form, _loop, _planes, _product, _shifts, _spectrum, _xla
 
 RNG = np.random.default_rng(0)
 
@@ -42,6 +42,10 @@ FORMS = {
         ((5, 4, 6), (2, 3, 2), 2, 3, {"groups": 7, "padding": "SAME", "stride": (2, 1, 1)}),
         ((9,), (3,), 20, 40, {"groups": 6}),
     ],
+    _loop: [
+        ((40,), (65,), 1, 1, {"groups": 2, "padding": ((50, 41),), "stride": 3, "dilation": 2, "method": "direct"}),
+        ((7, 6), (3, 2), 4, 2, {"groups": 6, "padding": ((1, 2), (2, -1)), "stride": (1, 2), "method": "direct"}),
+    ],
     _planes: [
         ((6, 5, 7), (3, 2, 4), 3, 4, {"padding": ((1, 2), (-1, 3), (2, 1)), "stride": (2, 1, 3)}),
         ((7, 6, 5), (2, 3, 1), 2, 3, {"padding": "SAME", "dilation": (3, 1, 2)}),
@@ -62,8 +66,9 @@ GRID = [
 
 def trilinear(space, window, near, far, options, dtype=jnp.float64):
     """(form, x, w, ȳ), random."""
-    options = {"stride": 1, "padding": "VALID", "dilation": 1, "groups": 1, **options}
+    options = {"stride": 1, "padding": "VALID", "dilation": 1, "groups": 1, "method": "auto", **options}
     geometry = _geometry.resolve(space, window, *(options[n] for n in ("stride", "padding", "dilation", "groups")))
+    geometry = geometry.by(options["method"])
     outputs, g = _geometry.output_sizes(geometry, space, window), geometry.groups
     shapes = (2, *space, near * g), (*window, near, far * g), (2, *outputs, far * g)
     arrays = (jnp.asarray(RNG.normal(size=s), dtype) for s in shapes)
@@ -197,6 +202,68 @@ def test_spectra_are_shared_between_forward_and_backward():
     _, x, w, ȳ = trilinear(*FORMS[_spectrum][0])
     compiled = jax.jit(pullback(partial(jaxseq.conv, **FORMS[_spectrum][0][-1]))).lower((x, w), ȳ).compile()
     assert compiled.as_text().count(" fft(") == 6
+
+
+@pytest.mark.parametrize(("near", "far"), [(1, 1), (2, 3)])
+def test_spectra_of_numbers_of_any_scale(near, far):
+    """In float32: each batch entry and each group has a scale of its own, and sums of the transform would overflow."""
+    form, x, w, ȳ = trilinear((90,), (70,), near, far, {"groups": 4, "padding": "SAME"}, jnp.float32)
+    by_group = lambda scales, channels: np.repeat(np.array(scales, np.float32), channels)  # noqa: E731
+    x, w, ȳ = np.asarray(x), np.asarray(w), np.asarray(ȳ)
+    x = 3 * x * by_group([1e37, 1e-33, 1e20, 1], near) * np.array([1, 1e-15], np.float32)[:, None, None]
+    w, ȳ = w * by_group([1e-33, 1e37, 1e-20, 1e-30], far), ȳ * by_group([1e-3, 1e-20, 1e-15, 1], far)
+    contractions = [("to_output", x, w), ("to_input", w, ȳ), ("to_kernel", x, ȳ)]
+    for (which, a, b), expected in zip(contractions, tap_by_tap(form, x, w, ȳ), strict=True):
+        actual = np.asarray(jax.jit(partial(_correlation._apply, _spectrum, which, form))(a, b), np.float64)
+        rest = tuple(range(which != "to_kernel", actual.ndim - 1))  # to the largest of its channel and batch entry
+        error, largest = (abs(v).max(rest) for v in (actual - expected, expected))
+        assert (error <= 1e-5 * largest + 1e-37).all(), which
+
+
+def test_derivatives_of_spectra_of_large_numbers():
+    """At second order too the scale is a constant."""
+    form, x, w, ȳ = trilinear((90,), (70,), 1, 1, {"groups": 2, "padding": "SAME"}, jnp.float32)
+    loss = lambda x, w: jnp.sum(jaxseq.conv(x, w, groups=2, padding="SAME") ** 2) / 2  # noqa: E731
+    x, v = 1e17 * x, jnp.flip(w)
+    actual = jax.jit(jax.grad(lambda x, w: jnp.vdot(jax.grad(loss, 1)(x, w), v), 1))(x, w)
+    expected = tap_by_tap(form, x, w, tap_by_tap(form, x, v, ȳ)[0])[2]
+    assert_close(actual, jnp.asarray(expected, jnp.float32), relative=1e-5)
+
+
+# --- The method "direct" ---
+
+DIRECT = {
+    "conv": lambda x, w, **options: jaxseq.conv(x, w, groups=3, padding="SAME", **options),
+    "transposed": lambda x, w, **options: jaxseq.conv_transpose(x, w, groups=3, padding="SAME", **options),
+    "depthwise": lambda x, w, **options: jaxseq.depthwise_conv(x, w, padding="SAME", **options),
+    "separable": lambda x, w, **options: jaxseq.separable_conv(x, w, jnp.eye(3)[None], padding="SAME", **options),
+    "causal": lambda x, w, **options: jaxseq.causal_conv(None, x, w, groups=3, **options)[1],
+}
+
+
+@pytest.mark.parametrize("name", DIRECT)
+def test_direct_takes_no_spectra(name):
+    """Neither in the value nor in gradients."""
+    x, w = jnp.ones((1, 90, 3)), jnp.ones((70, 1, 3))
+    for method, spectra in (("auto", True), ("direct", False)):
+        f = pullback(partial(DIRECT[name], method=method))
+        assert ("fft" in primitives(f, (x, w), x)) == spectra
+    with pytest.raises(ValueError, match="`method`: expected one of 'auto', 'direct', got str 'fft'"):
+        DIRECT[name](x, w, method="fft")
+
+
+def test_direct_keeps_to_its_window(key):
+    """A NaN reaches the outputs whose windows hold it, and rounding is relative to each output."""
+    x, w = jnp.asarray(RNG.uniform(1, 2, (1, 200, 3)), jnp.float32), jnp.ones((70, 1, 3), jnp.float32)
+    conv = jax.jit(pullback(partial(jaxseq.depthwise_conv, method="direct")))
+    y, _ = conv((x.at[0, 0].set(1e10), w), jnp.ones((1, 131, 3), jnp.float32))
+    expected = np.lib.stride_tricks.sliding_window_view(np.asarray(x, np.float64), 70, 1).sum(-1)
+    np.testing.assert_allclose(y[:, 1:], expected[:, 1:], rtol=1e-5)
+    y, (x̄, w̄) = conv((x.at[0, 100, 1].set(jnp.nan), w), jnp.ones((1, 131, 3), jnp.float32).at[0, 50, 2].set(jnp.nan))
+    nan = lambda a: [(int(c), int(p)) for p, c in np.argwhere(np.isnan(np.asarray(a)[0]))]  # noqa: E731
+    assert set(nan(y)) == {(1, n) for n in range(31, 101)}
+    assert set(nan(x̄)) == {(2, n) for n in range(50, 120)}
+    assert not jnp.isnan(w̄[..., 0]).any()
 
 
 def test_depthwise_sums_its_kernel_in_little_memory(key):

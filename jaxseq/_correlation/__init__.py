@@ -43,10 +43,11 @@ different sizes within a rule (blocks), the rule says so.
     `_spectrum`  long windows: products of spectra
     `_product`   windows of one tap: one matrix product
     `_blocks`    groups: merged to blocks of some width, then one dense convolution for each block         on CPU
+    `_loop`      groups by the method "direct": a loop over taps                                           on CPU
     `_planes`    three axes: the taps of the first written out, each a convolution over the other two      on CPU
     `_xla`       all others: XLA's convolution, (2) and (3) in the form of (1)
 
-The last but one and the one before it mend what XLA's CPU backend does with such convolutions. Other devices have
+The three before the last mend what XLA's CPU backend does with such convolutions. Other devices have
 libraries of their own for them, and there they go to `_xla` as well.
 """
 
@@ -60,7 +61,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxseq import _precision
-from jaxseq._correlation import _blocks, _planes, _product, _shifts, _spectrum, _xla
+from jaxseq._correlation import _blocks, _loop, _planes, _product, _shifts, _spectrum, _xla
 from jaxseq._correlation._form import Form
 from jaxseq._geometry import Geometry
 
@@ -89,10 +90,11 @@ def choose(form: Form) -> ModuleType:
     pairs = form.near * form.far
     if taps * pairs <= TERMS and (pairs == 1 or geometry.groups >= LANES):
         return _shifts
-    if pairs == 1 or taps * prod(form.outputs) >= LONG * prod(_spectrum.positions(form)):
+    direct = geometry.method == "direct"
+    if not direct and (pairs == 1 or taps * prod(form.outputs) >= LONG * prod(_spectrum.positions(form))):
         return _spectrum
     if geometry.groups > 1:
-        return _blocks
+        return _loop if direct else _blocks
     if taps == 1 and not any(map(any, geometry.padding)):
         return _product
     if len(form.window) == 3 and form.window[0] <= PLANES:
@@ -134,7 +136,7 @@ def _contract(which: str, form: Form, a: jax.Array, b: jax.Array, shape: tuple[i
     a, b = a.astype(common), b.astype(common)
     rule = choose(form)
     here = partial(_apply, rule, which, form)
-    if rule in (_blocks, _planes):
+    if rule in (_blocks, _loop, _planes):
         return lax.platform_dependent(a, b, cpu=here, default=partial(_apply, _xla, which, form))
     return here(a, b)
 

@@ -8,7 +8,7 @@ at tiny ones.
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -90,28 +90,31 @@ def _correlate(
     groups: int = 1,
     batch_groups: int = 1,
 ) -> jax.Array:
-    """The one call of lax: (1) for an input first dilated by `spread`, accumulated in float32 at least."""
+    """The one call of lax: (1) for an input first dilated by `spread`, accumulated in float32 at least.
+
+    It never sees negative padding: XLA's CPU backend reads out of bounds where one side crops and the other pads.
+    """
     axes = len(dilation)
     space = _SPACE[axes]
     letters = letters or (f"N{space}C", f"{space}IO", f"N{space}C")
     stride, spread = stride or (1,) * axes, spread or (1,) * axes
     dims = lax.conv_dimension_numbers(x.shape, w.shape, letters)
-    sizes = [(x.shape[axis] - 1) * p + 1 for axis, p in zip(dims.lhs_spec[2:], spread, strict=True)]
-    taps = [w.shape[axis] for axis in dims.rhs_spec[2:]]
-    # A crop beyond the far edge: some backends of XLA then read wrong elements, lax.pad does not.
-    cropped = any(-min(pair) > size for pair, size in zip(padding, sizes, strict=True))
+    at_x, at_w, at_y = dims.lhs_spec[2:], dims.rhs_spec[2:], dims.out_spec[2:]
+    sizes = [x.shape[axis] for axis in at_x], [w.shape[axis] for axis in at_w]
+    parts = list(map(_overlap, *sizes, padding, spread, stride, dilation))
+    x = _slice(x, at_x, [part.rows for part in parts])
+    w = _slice(w, at_w, [part.taps for part in parts])
+    padding = [part.padding for part in parts]
     # Taps that do not meet along one axis, and more of them than inputs along another: XLA (of jax 0.10 to 0.12) aborts
     # the process as it exchanges the operands, unless the stretched input is kept from it.
-    apart = any(1 < p >= k for p, k in zip(spread, taps, strict=True))
-    exchanged = apart and any(k > x.shape[axis] for k, axis in zip(taps, dims.lhs_spec[2:], strict=True))
-    if cropped or exchanged:
+    apart = any(1 < p >= w.shape[axis] for p, axis in zip(spread, at_w, strict=True))
+    if apart and any(w.shape[k] > x.shape[m] for k, m in zip(at_w, at_x, strict=True)):
         config = [(0, 0, 0)] * x.ndim
-        for axis, (lo, hi), p in zip(dims.lhs_spec[2:], padding, spread, strict=True):
+        for axis, (lo, hi), p in zip(at_x, padding, spread, strict=True):
             config[axis] = (lo, hi, p - 1)
-        x = lax.pad(x, jnp.zeros((), x.dtype), config)
-        x = lax.optimization_barrier(x) if exchanged else x
+        x = lax.optimization_barrier(lax.pad(x, jnp.zeros((), x.dtype), config))
         padding, spread = ((0, 0),) * axes, (1,) * axes
-    return lax.conv_general_dilated(
+    y = lax.conv_general_dilated(
         x,
         w,
         window_strides=stride,
@@ -124,3 +127,55 @@ def _correlate(
         precision=precision,
         preferred_element_type=_precision.accumulator(x.dtype),
     )
+    config = [(0, 0, 0)] * y.ndim
+    for axis, part in zip(at_y, parts, strict=True):
+        config[axis] = (*part.zeros, 0)
+    return lax.pad(y, jnp.zeros((), y.dtype), config) if any(map(any, config)) else y
+
+
+class _Overlap(NamedTuple):
+    """The part of one axis in which input, window and output meet; all else contributes nothing."""
+
+    rows: tuple[int, int]  # of the input, first and last
+    taps: tuple[int, int]  # of the window, first and last
+    padding: tuple[int, int]  # of these rows, never negative
+    zeros: tuple[int, int]  # outputs before and behind that see no row
+
+
+def _overlap(size: int, taps: int, padding: tuple[int, int], spread: int, stride: int, dilation: int) -> _Overlap:
+    """Drop the rows m, outputs n and taps k at either end that meet no others in spread m = stride n + dilation k - lo.
+
+    Let m0, n0, k0 be the first that are kept and M, N, K the last. The padding of what is kept,
+
+        lo' = lo + spread m0 - stride n0 - dilation k0,    hi' = stride N + dilation K - spread M - lo,
+
+    is not negative, because tap k0 of output n0 reads row m0 or one before it, and tap K of output N row M or one
+    behind it. This also holds for the correlations that JAX derives from this one at second order, and for XLA's
+    exchange of a short input with a long window: in these, rows, outputs and taps change roles.
+
+    Some of each have to meet (`Form.reaches`).
+    """
+    lo, hi = padding
+    outputs = (spread * (size - 1) + lo + hi - dilation * (taps - 1)) // stride + 1
+    kept, m, n, k = None, (0, size - 1), (0, outputs - 1), (0, taps - 1)
+    while kept != (m, n, k):
+        kept = m, n, k
+        m = _multiples(spread, m, stride * n[0] + dilation * k[0] - lo, stride * n[1] + dilation * k[1] - lo)
+        n = _multiples(stride, n, spread * m[0] + lo - dilation * k[1], spread * m[1] + lo - dilation * k[0])
+        k = _multiples(dilation, k, spread * m[0] + lo - stride * n[1], spread * m[1] + lo - stride * n[0])
+    first = lo + spread * m[0] - stride * n[0] - dilation * k[0]
+    last = stride * n[1] + dilation * k[1] - spread * m[1] - lo
+    return _Overlap(rows=m, taps=k, padding=(first, last), zeros=(n[0], outputs - 1 - n[1]))
+
+
+def _multiples(step: int, indices: tuple[int, int], low: int, high: int) -> tuple[int, int]:
+    """The first and last of the indices i with low <= step i <= high."""
+    return max(indices[0], -(-low // step)), min(indices[1], high // step)
+
+
+def _slice(a: jax.Array, axes: Sequence[int], kept: Sequence[tuple[int, int]]) -> jax.Array:
+    """The elements from first to last along each of the axes; no operation where these are all."""
+    for axis, (first, last) in zip(axes, kept, strict=True):
+        if (first, last + 1) != (0, a.shape[axis]):
+            a = lax.slice_in_dim(a, first, last + 1, axis=axis)
+    return a

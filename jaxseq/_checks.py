@@ -5,13 +5,18 @@ with the shapes involved. Checks look at shapes and dtypes only, so they cost no
 """
 
 import operator
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import export, lax
 from jax.core import Tracer
+from jax.experimental import checkify
+
+# What counts as an array. Tracers are instances of jax.Array.
+ARRAYS = jax.Array | np.ndarray | np.generic
 
 
 def describe(value: Any) -> str:
@@ -35,21 +40,49 @@ def bad_type(name: str, expected: str, got: str, **arrays: Any) -> NoReturn:
     raise TypeError(_message(name, expected, got, arrays))
 
 
+def converted(value: Any) -> Any:
+    """Return the array that `value` stands for: the result of `__jax_array__` (a parameter of Flax NNX, for example),
+    and a NumPy array in the byte order of the machine. Return anything else unchanged.
+    """
+    if isinstance(value, jax.Array):
+        return value
+    if hasattr(type(value), "__jax_array__"):
+        value = value.__jax_array__()
+    if isinstance(value, np.ndarray | np.generic) and not value.dtype.isnative:
+        value = value.astype(value.dtype.newbyteorder("="))
+    return value
+
+
+def not_an_array(name: str, expected: str, value: Any) -> NoReturn:
+    """Raise a TypeError that names the type of what was passed in place of an array, or the dtype of the array."""
+    got = describe(value)
+    if isinstance(value, jax.ShapeDtypeStruct):
+        got = f"jax.ShapeDtypeStruct {got}, which holds no values: pass an array, or call through `jax.eval_shape`"
+    elif not isinstance(value, ARRAYS) and hasattr(value, "shape") and hasattr(value, "dtype"):
+        got = f"{type(value).__module__.partition('.')[0]}.{type(value).__name__} {got}"
+    bad_type(name, expected, got)
+
+
 def array(name: str, value: Any, *, complex_ok: bool = False) -> jax.Array:
     """A JAX array of floats (or complex numbers, where they make sense) from a JAX or NumPy array."""
     kind = "a float or complex array" if complex_ok else "a float array"
-    if not isinstance(value, jax.Array | np.ndarray | np.generic):
-        bad_type(name, kind, describe(value))
-    if not jnp.issubdtype(value.dtype, jnp.inexact if complex_ok else jnp.floating):
-        bad_type(name, kind, describe(value))
-    return jnp.asarray(value)
+    found = converted(value)
+    if not isinstance(found, ARRAYS) or not jnp.issubdtype(found.dtype, jnp.inexact if complex_ok else jnp.floating):
+        not_an_array(name, kind, value)
+    return jnp.asarray(found)
+
+
+def arrays(name: str, tree: Any) -> Any:
+    """`array` of every leaf of a pytree; an object with `__jax_array__` is a leaf."""
+    return jax.tree.map(lambda a: array(name, a), tree, is_leaf=lambda a: hasattr(type(a), "__jax_array__"))
 
 
 def mask(name: str, value: Any) -> jax.Array:
     """A JAX array of booleans, traced or not, from a JAX or NumPy array."""
-    if not isinstance(value, jax.Array | np.ndarray | np.generic) or value.dtype != bool:
-        bad_type(name, "a boolean array", describe(value))
-    return jnp.asarray(value)
+    found = converted(value)
+    if not isinstance(found, ARRAYS) or found.dtype != bool:
+        not_an_array(name, "a boolean array", value)
+    return jnp.asarray(found)
 
 
 def shape(name: str, value: jax.Array, expected: tuple[int, ...], meaning: str, **arrays: Any) -> None:
@@ -57,13 +90,26 @@ def shape(name: str, value: jax.Array, expected: tuple[int, ...], meaning: str, 
         bad_value(name, f"shape {expected} = {meaning}", str(value.shape), **arrays)
 
 
-def container(name: str, value: Any, kind: type) -> None:
-    """A NamedTuple of exactly this class: parameters of another cell never slip through by their length."""
-    if not isinstance(value, kind):
-        fields = ", ".join(getattr(kind, "_fields", ()))
+def container(name: str, value: Any, kind: type) -> Any:
+    """Return a NamedTuple of exactly this class: parameters of another cell never slip through by their length.
+
+    A mapping from exactly its fields is converted: Orbax restores a NamedTuple as a dict where it is given no target.
+    """
+    if isinstance(value, kind):
+        return value
+    fields: tuple[str, ...] = getattr(kind, "_fields", ())
+    expected = f"{kind.__name__}({', '.join(fields)})"
+    if not isinstance(value, Mapping):
         other = type(value)
         whose = f"that of {other.__module__.partition('.')[0]}, " if other.__name__ == kind.__name__ else ""
-        bad_type(name, f"{kind.__name__}({fields})", whose + describe(value))
+        bad_type(name, expected, whose + describe(value))
+    missing = [field for field in fields if field not in value]
+    unknown = [key for key in value if key not in fields]
+    if missing or unknown:
+        found = [f"without {', '.join(missing)}"] if missing else []
+        found += [f"with {', '.join(map(repr, unknown))}, which is no field"] if unknown else []
+        bad_type(name, f"{expected}, or a mapping from exactly these fields", "a mapping " + " and ".join(found))
+    return kind(**value)
 
 
 def integer(name: str, value: Any, *, at_least: int | None = None) -> int:
@@ -113,15 +159,28 @@ def checkpoint(value: Any) -> int | str | None:
 
 
 def lengths(name: str, value: Any, batch: tuple[int, ...], steps: int) -> jax.Array:
-    """An array of integers (*batch,) from 0 to `steps`; what is traced is taken at its word."""
-    if not isinstance(value, jax.Array | np.ndarray | np.generic) or not jnp.issubdtype(value.dtype, jnp.integer):
-        bad_type(name, "an array of integers", describe(value))
-    shape(name, jnp.asarray(value), batch, "*batch")
-    if not isinstance(value, Tracer) and value.size:
-        low, high = int(np.asarray(value).min()), int(np.asarray(value).max())
-        if low < 0 or high > steps:
-            bad_value(name, f"lengths from 0 to {steps}, the steps of `xs`", f"{low} to {high}")
-    return jnp.asarray(value, jnp.int32)
+    """An array of integers (*batch,) from 0 to `steps`, in int32.
+
+    Lengths that are known are checked. Traced ones are clamped to that range: what runs on a device cannot raise. Under
+    `checkify.checkify` with `user_checks` they are checked as well.
+    """
+    found = converted(value)
+    if not isinstance(found, ARRAYS) or not jnp.issubdtype(found.dtype, jnp.integer):
+        not_an_array(name, "an array of integers", value)
+    shape(name, jnp.asarray(found), batch, "*batch")
+    expected = f"lengths from 0 to {steps}, the steps of `xs`"
+    if not isinstance(found, Tracer) and not export.is_symbolic_dim(steps):
+        if found.size:
+            low, high = int(np.asarray(found).min()), int(np.asarray(found).max())
+            if low < 0 or high > steps:
+                bad_value(name, expected, f"{low} to {high}")
+        return jnp.asarray(found, jnp.int32)
+    # Compared before the cast to int32, in which large numbers would wrap around.
+    n = jnp.asarray(found, jnp.int32) if found.dtype.itemsize < 4 else jnp.asarray(found)
+    limit = jnp.asarray(steps, n.dtype)
+    in_range = jnp.all((n >= 0) & (n <= limit))
+    checkify.debug_check(in_range, f"`{name}`: expected {expected}, got {{lengths}}", lengths=n)
+    return jnp.clip(n, 0, limit).astype(jnp.int32)
 
 
 def rate(name: str, value: Any) -> float:

@@ -19,7 +19,7 @@ and a transposed convolution, which makes I positions out of O, has to be told w
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from jaxseq import _checks
+from jaxseq import _checks, _sizes
 
 WORDS = ("SAME", "VALID", "CAUSAL")
 METHODS = ("auto", "direct")
@@ -46,7 +46,12 @@ def extent(window: int, dilation: int) -> int:
 
 def output_size(size: int, window: int, stride: int, padding: tuple[int, int], dilation: int) -> int:
     """O of the formula above; an empty input has an empty output."""
-    return max(0, (size + sum(padding) - extent(window, dilation)) // stride + 1)
+    return _sizes.at_least((size + sum(padding) - extent(window, dilation)) // stride + 1, 0)
+
+
+def spread(size: int, stride: int) -> int:
+    """How many positions so many values take up with stride - 1 zeros between them."""
+    return _sizes.at_least((size - 1) * stride + 1, 0)
 
 
 def output_sizes(geometry: Geometry, space: tuple[int, ...], window: tuple[int, ...]) -> tuple[int, ...]:
@@ -64,7 +69,7 @@ def resolve(
     groups = _checks.integer("groups", groups, at_least=1)
     pads = _padding(padding, space, window, stride, dilation)
     for size, taps, (lo, hi), d in zip(space, window, pads, dilation, strict=True):
-        if size > 0 and size + lo + hi < extent(taps, d):
+        if _sizes.known(size) and size > 0 and size + lo + hi < extent(taps, d):
             _checks.bad_value(
                 "x",
                 f"a padded size of at least the window's extent, {extent(taps, d)}",
@@ -114,7 +119,7 @@ def resolve_transposed(
     space = []
     for O, K, s, d, (lo, hi) in zip(outputs, window, stride, dilation, pads, strict=True):
         size = (O - 1) * s + extent(K, d) - lo - hi if O else 0
-        if O and size < 1:
+        if _sizes.known(O) and O and size < 1:
             _checks.bad_value("padding", "less than the whole output", f"{(lo, hi)} of {size + lo + hi}", x=outputs)
         space.append(size)
     return Geometry(*_bounded(space, window, stride, pads, dilation), groups), tuple(space)
@@ -179,5 +184,5 @@ def _padding(
 
 def _same(size: int, window: int, stride: int, dilation: int) -> tuple[int, int]:
     """Padding for which O = ceil(I / s), the odd one at the end."""
-    total = max(0, (-(-size // stride) - 1) * stride + extent(window, dilation) - size)
+    total = _sizes.at_least((-(-size // stride) - 1) * stride + extent(window, dilation) - size, 0)
     return total // 2, total - total // 2

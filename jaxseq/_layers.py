@@ -140,7 +140,7 @@ def stack(
     number = len(params)
     layers = _one_each("layer", layer, number)
     states = _several("carry", [None] * number if carry is None else carry, number)
-    ends, y = [], xs
+    ends, y = [], _checks.converted(xs)
     for i, (read, p, state) in enumerate(zip(layers, params, states, strict=True)):
         if i and rate and key is not None:
             kept = drawn(jax.random.fold_in(key, i), 1 - rate, y.shape)
@@ -182,7 +182,7 @@ def draw(
             return tuple(each(f, part) for part in state)
         return f(state)
 
-    state = jax.eval_shape(lambda p, s, x: read(p, s, x, **time)[0], params, carry, xs)
+    state = jax.eval_shape(lambda: read(params, carry, xs, **time)[0])
     found = {}
     if recurrent_dropout:
         found["drop"] = each(lambda state: drop(jax.tree.leaves(state)[0]), state)

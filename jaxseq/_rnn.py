@@ -30,6 +30,11 @@ class RNNParams(NamedTuple):
     b: Float[Array, " H"] | None
 
 
+def _relu(a: jax.Array) -> jax.Array:
+    # Not jnp.maximum, whose derivative at 0 is 1/2; and a NaN stays one.
+    return jnp.where(a <= 0, 0, a)
+
+
 def _cell(activation: Any, derivative: Any) -> _recurrence.Cell:
     def step(a: _recurrence.Gates, h_prev: jax.Array) -> tuple[jax.Array, jax.Array]:
         h = activation(a[0])
@@ -43,7 +48,7 @@ def _cell(activation: Any, derivative: Any) -> _recurrence.Cell:
 
 CELLS = {
     "tanh": _cell(jnp.tanh, lambda h: 1 - h * h),
-    "relu": _cell(lambda a: jnp.maximum(a, 0), lambda h: (h > 0).astype(h.dtype)),
+    "relu": _cell(_relu, lambda h: (h > 0).astype(h.dtype)),
 }
 
 

@@ -41,7 +41,8 @@ from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import Jaxpr
 from jaxtyping import Array, PyTree
 
-from jaxseq import _checks
+from jaxseq import _checks, _sizes
+from jaxseq._derivative import with_derivative_of
 from jaxseq._op import op
 
 Step = Callable[[Any, Any], tuple[Any, Any]]
@@ -118,10 +119,10 @@ def scan(
 
     turn = (lambda a: jnp.flip(a, 0)) if reverse else jnp.asarray
     xs = jax.tree.map(turn, xs)
-    plan = _plan(steps, window or (max(1, steps), max(1, steps)), every, unrolled)
+    plan = _plan(steps, window, every, unrolled)
     if plan.head == steps:
         end, ys = _read(f, init, xs, steps, plan)
-    elif not plan.before and every is None and _large(init):
+    elif not plan.before and every is None and (not _sizes.known(steps) or _large(init)):
         end, ys = _one_by_one(f, init, xs, plan)
     else:
         # All that f closes over becomes an argument, that a rule may say what it is differentiated by.
@@ -167,8 +168,10 @@ class _Plan(NamedTuple):
         return (self.steps - self.head) % self.k1
 
 
-def _plan(steps: int, window: tuple[int, int], every: int | str | None, unroll: int) -> _Plan:
-    k1, k2 = window
+def _plan(steps: int, window: tuple[int, int] | None, every: int | str | None, unroll: int) -> _Plan:
+    if not _sizes.known(steps):
+        return _symbolic(steps, window, every, unroll)
+    k1, k2 = window or (max(1, steps), max(1, steps))
     n = isqrt(max(0, steps - 1)) + 1 if isinstance(every, str) else every
     if -(-steps // k1) * k1 <= k2:  # the last window reaches back to t = 0, and so do all
         return _Plan(steps, max(1, steps), 0, n, steps, (), unroll)
@@ -179,6 +182,16 @@ def _plan(steps: int, window: tuple[int, int], every: int | str | None, unroll: 
     whole, rest = divmod(windows, max(1, side_by_side))
     groups = tuple((count, size) for count, size in ((whole, side_by_side), (1, rest)) if count and size)
     return _Plan(steps, k1, before, n, head, groups, unroll)
+
+
+def _symbolic(steps: Any, window: tuple[int, int] | None, every: int | str | None, unroll: int) -> _Plan:
+    """The plan where T is symbolic: one scan, since there may be no whole window and no whole segment."""
+    if every is not None:
+        _checks.bad_value("checkpoint", "None, since the number of steps is symbolic", repr(every))
+    k1, k2 = window or (steps, steps)
+    if k1 != k2:
+        _checks.bad_value("truncation", "an integer, since the number of steps is symbolic", repr(window))
+    return _Plan(steps, k1, 0, None, 0, (), unroll)
 
 
 def _read(f: Step, s: Any, xs: Any, steps: int, plan: _Plan) -> tuple[Any, Any]:
@@ -200,7 +213,7 @@ def _read(f: Step, s: Any, xs: Any, steps: int, plan: _Plan) -> tuple[Any, Any]:
 def _large(s: Any) -> bool:
     """Whether a step of this state has enough to do."""
     numbers = sum(a.size for a in jax.tree.leaves(s) if jnp.issubdtype(a.dtype, jnp.inexact))
-    return jax.default_backend() == "cpu" and numbers > SMALL
+    return jax.default_backend() == "cpu" and _sizes.known(numbers) and numbers > SMALL
 
 
 def _one_by_one(f: Step, s: Any, xs: Any, plan: _Plan) -> tuple[Any, Any]:
@@ -223,13 +236,17 @@ def _forward(step: _Step, plan: _Plan, consts: list[Any], init: Any, xs: Any) ->
     """((s_T, ys), states): for each of `plan.groups` the states (count, ...) at the beginnings of its groups, or,
     where all windows go side by side, of its windows; then the state from which the tail is read.
     """
+    args = consts, init, xs
+    consts, init, xs = lax.stop_gradient(args)
     f, k1 = partial(step, consts), plan.k1
     first = plan.head - plan.before if plan.head else 0
     parts = [(1, first)]
     parts += [(count * size, k1) if plan.segment is None else (count, size * k1) for count, size in plan.groups]
     read = sum(count * size for count, size in parts)
     (end, ys), states = _emitting(f, init, xs, [*parts, (1, plan.steps - read)], plan.unroll)
-    return (end, ys), (states[1:-1], jax.tree.map(lambda a: a[0], states[-1]))
+    states = states[1:-1], jax.tree.map(lambda a: a[0], states[-1])
+    # JAX may drop the rule below (`_derivative.py`).
+    return with_derivative_of(partial(_windows, step, plan), (end, ys), states, *args), states
 
 
 def _emitting(f: Step, s: Any, xs: Any, parts: list[tuple[int, int]], unroll: int) -> tuple[Any, list[Any]]:

@@ -30,6 +30,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxseq import _checks, _sizes
+
 # A chunk holds about twelve arrays (c, B, H) of its own, so that it takes an eighth of a window at most, and no more
 # rows, steps x batch, than make its contraction as fast as a longer one; but neither fewer than below which that is
 # slow, nor so few steps, of few rows each, that its own overhead counts.
@@ -41,7 +43,9 @@ class Time(TypedDict, total=False):
 
     Attributes:
         lengths: of each sequence, `(*batch,)` integers from 0 to T. From there on `ys` is zero and the carry stands
-            still, and what stands in the padding, NaN included, changes no value and no gradient.
+            still, and what stands in the padding, NaN included, changes no value and no gradient. A length out of range
+            raises a ValueError where lengths are known; traced ones, as under `jax.jit`, are clamped to 0 and T, and
+            reported by `jax.experimental.checkify.checkify`.
         resets: `(T, *batch)` booleans: `resets[t]` is a boundary between t - 1 and t (`done[t - 1]`). The state is zero
             on crossing it, in either direction, and no gradient crosses.
         reverse: read each sequence from its last step to its first; `ys[t]` stays beside `xs[t]`, and the returned
@@ -115,6 +119,10 @@ class Block(NamedTuple):
 
 def blocks(options: Options, steps: int, rows: int, *, whole: bool) -> list[Block]:
     """The blocks of T steps, in reading order; `whole` asks for a single chunk where nothing has to be recomputed."""
+    if not _sizes.known(steps):  # one chunk: one of a fixed length may be longer than all of T
+        if options.checkpoint is not None:
+            _checks.bad_value("checkpoint", "None, since the number of steps is symbolic", repr(options.checkpoint))
+        return [Block(0, 1, steps, 1, steps)]
     k, _ = window(options, steps)
     count, rest = divmod(steps, k)
     main = _block(options, rest if options.reverse else 0, count, k, steps, rows, whole)
@@ -124,6 +132,8 @@ def blocks(options: Options, steps: int, rows: int, *, whole: bool) -> list[Bloc
 
 
 def _block(options: Options, first: int, windows: int, k: int, steps: int, rows: int, whole: bool) -> Block:
+    if not _sizes.known(rows):
+        rows = ROWS // FEWEST_STEPS
     if options.checkpoint is not None:
         n = isqrt(steps - 1) + 1 if isinstance(options.checkpoint, str) else options.checkpoint
         group = max(g for g in range(1, windows + 1) if windows % g == 0 and g <= max(1, n // k))
@@ -140,6 +150,8 @@ def _block(options: Options, first: int, windows: int, k: int, steps: int, rows:
 
 def window(options: Options, steps: int) -> tuple[int, int]:
     """(k, k2): the steps of a window, at most T, and how far back from its end gradients reach."""
+    if not _sizes.known(steps):
+        return options.truncation or (steps, steps)
     if options.truncation is None or options.truncation[0] >= steps:
         return max(1, steps), max(1, steps)
     return options.truncation
@@ -204,6 +216,13 @@ def chosen(mask: jax.Array | None, yes: Any, no: Any) -> Any:
     if mask is None:
         return yes
     return jax.tree.map(lambda a, b: jnp.where(over(mask, a), a, b), yes, no)
+
+
+def read(live: jax.Array | None, idle: jax.Array | None) -> jax.Array | None:
+    """True where the cell's step counts: not in padding, and not where all of the state is held. None is everywhere."""
+    if idle is None:
+        return live
+    return ~idle if live is None else live & ~idle
 
 
 def zeroed(mask: jax.Array | None, tree: Any) -> Any:

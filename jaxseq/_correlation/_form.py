@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxseq._geometry import Geometry
+from jaxseq import _sizes
+from jaxseq._geometry import Geometry, spread
 
 
 class Form(NamedTuple):
@@ -26,15 +27,21 @@ class Form(NamedTuple):
         padding = []
         for I, O, K, s, d, (lo, _) in self.axes():
             lo_ = d * (K - 1) - lo
-            padding.append((lo_, I + d * (K - 1) - ((O - 1) * s + 1) - lo_))
+            padding.append((lo_, I + d * (K - 1) - spread(O, s) - lo_))
         return padding
 
     def kernel_padding(self) -> list[tuple[int, int]]:
         """(lo, hi'') of (3)."""
-        return [(lo, d * (K - 1) + s * (O - 1) + 1 - I - lo) for I, O, K, s, d, (lo, _) in self.axes()]
+        return [(lo, d * (K - 1) + spread(O, s) - I - lo) for I, O, K, s, d, (lo, _) in self.axes()]
+
+    def is_known(self) -> bool:
+        """True if no spatial size is symbolic."""
+        return _sizes.known(*self.space, *self.outputs)
 
     def reaches(self) -> bool:
         """Whether along every axis some tap of some output falls on an input: else all three are exactly zero."""
+        if not self.is_known():
+            return True
         for I, O, K, s, d, (lo, _) in self.axes():
             first = [max(0, -(-(lo - d * k) // s)) for k in range(K)]  # the first output whose tap k is at 0 or beyond
             if not any(n < O and s * n + d * k - lo < I for k, n in enumerate(first)):

@@ -8,13 +8,14 @@ at tiny ones.
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxseq import _precision, _sharding
+from jaxseq import _precision, _sharding, _sizes
 from jaxseq._correlation import _taps
 from jaxseq._correlation._form import Form
 
@@ -101,25 +102,9 @@ def _correlate(
     dims = lax.conv_dimension_numbers(x.shape, w.shape, letters)
     at_x, at_w, at_y = dims.lhs_spec[2:], dims.rhs_spec[2:], dims.out_spec[2:]
     sizes = [x.shape[axis] for axis in at_x], [w.shape[axis] for axis in at_w]
-    parts = list(map(_overlap, *sizes, padding, spread, stride, dilation))
-    x = _slice(x, at_x, [part.rows for part in parts])
-    w = _slice(w, at_w, [part.taps for part in parts])
-    padding = [part.padding for part in parts]
-    # Taps that do not meet along one axis, and more of them than inputs along another: XLA (of jax 0.10 to 0.12) aborts
-    # the process as it exchanges the operands, unless the stretched input is kept from it.
-    apart = any(1 < p >= w.shape[axis] for p, axis in zip(spread, at_w, strict=True))
-    if apart and any(w.shape[k] > x.shape[m] for k, m in zip(at_w, at_x, strict=True)):
-        config = [(0, 0, 0)] * x.ndim
-        for axis, (lo, hi), p in zip(at_x, padding, spread, strict=True):
-            config[axis] = (lo, hi, p - 1)
-        x = lax.optimization_barrier(lax.pad(x, jnp.zeros((), x.dtype), config))
-        padding, spread = ((0, 0),) * axes, (1,) * axes
-    y = lax.conv_general_dilated(
-        x,
-        w,
+    conv = partial(
+        lax.conv_general_dilated,
         window_strides=stride,
-        padding=padding,
-        lhs_dilation=spread,
         rhs_dilation=dilation,
         dimension_numbers=dims,
         feature_group_count=groups,
@@ -127,10 +112,28 @@ def _correlate(
         precision=precision,
         preferred_element_type=_precision.accumulator(x.dtype),
     )
+    if not _sizes.known(*sizes[0], *sizes[1], *chain(*padding)):
+        # Whether a symbolic amount crops or pads is not known, and lax.pad does both.
+        return conv(_stretched(x, at_x, padding, spread), w, padding=((0, 0),) * axes)
+    parts = list(map(_overlap, *sizes, padding, spread, stride, dilation))
+    x = _slice(x, at_x, [part.rows for part in parts])
+    w = _slice(w, at_w, [part.taps for part in parts])
+    padding = [part.padding for part in parts]
+    y = conv(x, w, padding=padding, lhs_dilation=spread)
     config = [(0, 0, 0)] * y.ndim
     for axis, part in zip(at_y, parts, strict=True):
         config[axis] = (*part.zeros, 0)
     return lax.pad(y, jnp.zeros((), y.dtype), config) if any(map(any, config)) else y
+
+
+def _stretched(
+    x: jax.Array, axes: Sequence[int], padding: Sequence[tuple[int, int]], spread: tuple[int, ...]
+) -> jax.Array:
+    """x with its zeros written out, which XLA does not take into the convolution again."""
+    config = [(0, 0, 0)] * x.ndim
+    for axis, (lo, hi), p in zip(axes, padding, spread, strict=True):
+        config[axis] = (lo, hi, p - 1)
+    return lax.optimization_barrier(lax.pad(x, jnp.zeros((), x.dtype), config))
 
 
 class _Overlap(NamedTuple):

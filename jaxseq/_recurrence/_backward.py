@@ -45,7 +45,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxseq import _dense, _precision, _sharding, _time
+from jaxseq import _dense, _precision, _sharding, _sizes, _time
 from jaxseq._recurrence._cell import (
     Cell,
     Inputs,
@@ -76,7 +76,7 @@ GATES, SMALL = 3, 128
 def plan_of(cell: Cell, options: Options, inputs: Inputs) -> Plan:
     """How backward will go: in which pieces, and what is kept for it."""
     weights, carry, xs, *_ = inputs
-    leaves, rows = jax.tree.leaves(carry), max(1, prod(h_of(carry).shape[:-1]))
+    leaves, rows = jax.tree.leaves(carry), _sizes.at_least(prod(h_of(carry).shape[:-1]), 1)
     blocks = _time.blocks(options, xs.shape[options.axis], rows, whole=not _sharding.undivided())
     exact = len({*dtypes(weights, carry, xs), xs.dtype, *(a.dtype for a in leaves)}) == 1
     width = max(1, len(cell.gates) * leaves[0].shape[-1])
@@ -146,6 +146,7 @@ class _View(NamedTuple):
     ȳs: jax.Array
     ys: jax.Array
     hold: State | None
+    idle: jax.Array | None
     starts: State  # (W, chunks, *B, H)
     states: State | None
     saved: Any
@@ -164,10 +165,10 @@ def _views(options: Options, parts: list[Block], inputs: Inputs, kept: Kept, ȳs
         if options.reverse and block.windows > 1:
             starts = jax.tree.map(lambda a: jnp.flip(a, 0), starts)
         steps = block.first, block.windows * block.steps
-        over_time = inputs.xs, inputs.live, inputs.stop, ȳs, kept.ys, inputs.hold
-        xs, live, stop, ȳ, y, hold = of(over_time, options.axis, *steps)
+        over_time = inputs.xs, inputs.live, inputs.stop, ȳs, kept.ys, inputs.hold, inputs.idle
+        xs, live, stop, ȳ, y, hold, idle = of(over_time, options.axis, *steps)
         states, saved = of((kept.states, kept.saved), 0, *steps)
-        views.append(_View(xs, live, stop, ȳ, y, hold, starts, states, saved))
+        views.append(_View(xs, live, stop, ȳ, y, hold, idle, starts, states, saved))
         offset += count
     return views
 
@@ -202,7 +203,8 @@ def _stage(
         s̄, w̄, x̄ = state
         t = block.steps - i * c - length if options.reverse else i * c
         take = partial(_time.take, block=block, w=w, t=t, length=length)
-        x, live, stop, ȳ, y, hold = jax.tree.map(lambda a: take(a, options.axis), tuple(view[:6]))
+        x, live, stop, ȳ, y, hold, idle = jax.tree.map(lambda a: take(a, options.axis), tuple(view[:7]))
+        read = _time.read(live, idle)
         pick = lambda tree, t: jax.tree.map(lambda a: _time.take(a, 0, block, w, t, 1)[0], tree)  # noqa: E731
         start = pick(view.starts, i)
         if plan.saved:
@@ -214,7 +216,7 @@ def _stage(
             known = jnp.arange(length), y
         else:
             again = _in_bulk if plan.exact else _step_by_step
-            states, known = again(cell, options, weights, start, x, y, live, stop, hold)
+            states, known = again(cell, options, weights, start, x, y, live, stop, hold, idle)
             saved_at = lambda saved: saved  # noqa: E731
         stops_at = (block.steps - 1 - cut if options.reverse else cut) - t if cut else None
         product, _ = dtypes(weights, states, x)
@@ -226,6 +228,7 @@ def _stage(
             s̄,
             ȳ if losses else None,
             live,
+            read,
             stop,
             hold,
             states,
@@ -233,7 +236,7 @@ def _stage(
             saved_at,
             stops_at,
         )
-        x, h, w̄_q = _time.seen(live, x), into_map(weights, h_of(states)), None
+        x, h, w̄_q = _time.seen(read, x), into_map(weights, _time.seen(read, h_of(states))), None
         if weights.w_q is not None:
             w̄_q = Dense().pull_weight(options.precision, inner[0], inner[1], weights.w_q)
         found = Weights(
@@ -272,7 +275,7 @@ def _stage(
 
 
 def _step_by_step(
-    cell: Cell, options: Options, weights: Weights, start: State, x: Any, _: Any, live: Any, stop: Any, hold: Any
+    cell: Cell, options: Options, weights: Weights, start: State, x: Any, _: Any, *masks: Any
 ) -> tuple[State, Any]:
     """(ŝ, saved) of every step of a chunk, by the forward sweep."""
 
@@ -280,17 +283,18 @@ def _step_by_step(
         s, (_, ŝ, saved) = advance(cell, options.precision, weights, s, *at)
         return s, (ŝ, saved)
 
-    return lax.scan(step, start, (x, live, stop, hold), reverse=options.reverse, unroll=options.unroll)[1]
+    return lax.scan(step, start, (x, *masks), reverse=options.reverse, unroll=options.unroll)[1]
 
 
 def _in_bulk(
-    cell: Cell, options: Options, weights: Weights, start: State, x: Any, y: Any, live: Any, stop: Any, hold: Any
+    cell: Cell, options: Options, weights: Weights, start: State, x: Any, y: Any, *masks: Any
 ) -> tuple[State, Any]:
     """(ŝ, saved) of every step of a chunk. h is known, so that both maps are one product each: no step waits for the
     one before it but by the other leaves of the state, pointwise.
     """
+    live, stop, hold, idle = masks
     h = _h_before(options, start, y, live, stop)
-    u = cell.input.apply(options.precision, weights.w_x, weights.b_x, _time.seen(live, x))
+    u = cell.input.apply(options.precision, weights.w_x, weights.b_x, _time.seen(_time.read(live, idle), x))
     r = cell.recurrent.apply(options.precision, weights.w_h, weights.b_h, into_map(weights, h))
     φ = phi(cell, options.precision, weights, x.dtype).step
     if len(jax.tree.leaves(start)) == 1:
@@ -349,6 +353,7 @@ def _cotangents(
     s̄: State,
     ȳ: jax.Array | None,
     live: jax.Array | None,
+    read: jax.Array | None,
     stop: jax.Array | None,
     hold: State | None,
     states: State,
@@ -367,11 +372,12 @@ def _cotangents(
     φ = phi(cell, options.precision, weights, product)
 
     def step(s̄: State, at: Any) -> tuple[State, Any]:
-        j, known, ȳ, live, stop, hold, ŝ = at
-        into = _time.seen(live, s̄ if ȳ is None else add_to_h(s̄, ȳ.astype(acc)))
+        j, known, ȳ, live, read, stop, hold, ŝ = at
+        into = s̄ if ȳ is None else add_to_h(s̄, ȳ.astype(acc))
         saved, ŝ = _precision.cast((saved_at(known), ŝ), acc)
         kept, made = (None, into) if hold is None else released(hold, into)
-        δ, s̃, p̄, inner = φ.pullback(saved, ŝ, made)
+        # The results are selected, not s̄: 0 times a derivative that is infinite or NaN is NaN.
+        δ, s̃, p̄, inner = _time.seen(read, φ.pullback(saved, ŝ, made))
         δ = distinct(δ).astype(product)
         out = add_to_h(s̃, into_map(weights, to_h(sides(cell, δ)[1])))
         out = out if kept is None else jax.tree.map(jnp.add, out, kept)
@@ -380,6 +386,6 @@ def _cotangents(
             out = jax.tree.map(lambda a: jnp.where(j == stops_at, jnp.zeros((), a.dtype), a), out)
         return out, (δ, p̄, _precision.cast(inner, product))
 
-    at = jnp.arange(h_of(states).shape[0]), known, ȳ, live, stop, hold, states
+    at = jnp.arange(h_of(states).shape[0]), known, ȳ, live, read, stop, hold, states
     s̄, (δ, p̄, inner) = lax.scan(step, s̄, at, reverse=not options.reverse, unroll=options.unroll)
     return s̄, *sides(cell, δ), p̄, inner

@@ -1,6 +1,6 @@
 """What the public functions of every cell call: arguments checked, masks made, the rule run."""
 
-from functools import partial
+from functools import partial, reduce
 from math import prod
 from typing import Any, Unpack
 
@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxseq import _checks, _sharding, _time
+from jaxseq import _checks, _sharding, _sizes, _time
 from jaxseq._recurrence import _devices
 from jaxseq._recurrence._cell import MAPS, Cell, Inputs, State, Weights, h_of
+from jaxseq._recurrence._forward import plain
 from jaxseq._recurrence._inspect import inspect
 from jaxseq._recurrence._rule import rule
 from jaxseq._time import Given, Options, Time
@@ -48,13 +49,14 @@ def sequence(cell: Cell, params: Any, carry: State | None, xs: Any, **time: Unpa
         return carry, jnp.zeros((*sizes, *h_of(carry).shape[len(batch) :]), xs.dtype)
     lengths, resets = _devices.beside(xs, axis, lengths, resets)
     live, stop, last = _time.masks(options, steps, lengths, resets)
+    idle = _idle(hold, features)
     home, turned = _sharding.of(xs), lambda tree: tree
     if options.reverse and lengths is not None and options.truncation is not None:
         # Windows are counted from where each sequence is begun to be read.
         options = options._replace(reverse=False)
         turned = partial(jax.tree.map, partial(_time.turned, lengths=lengths, axis=axis))
-        xs, hold = jax.tree.map(lambda a: _sharding.gathered(a, axis), (xs, hold))
-    out, ys = _run(cell, options, len(batch), Inputs(weights, carry, *turned((xs, live, stop, hold))))
+        xs, hold, idle = jax.tree.map(lambda a: _sharding.gathered(a, axis), (xs, hold, idle))
+    out, ys = _run(cell, options, len(batch), Inputs(weights, carry, *turned((xs, live, stop, hold, idle))))
     ys = turned(ys)
     return _time.zeroed(last, out), _sharding.laid_out(ys, home and _sharding.with_features(home, ys, features))
 
@@ -62,7 +64,12 @@ def sequence(cell: Cell, params: Any, carry: State | None, xs: Any, **time: Unpa
 def _run(cell: Cell, options: Options, batch: int, inputs: Inputs) -> tuple[State, jax.Array]:
     """The rule, for so many axes of batch."""
     of_one = prod(h_of(inputs.carry).shape[:batch]) == 1
-    return _devices.run(partial(_of_one, batch) if of_one else rule, cell, options, batch, inputs)
+    symbolic = not _sizes.known(inputs.xs.shape[options.axis])
+    if symbolic and options.truncation is not None and options.checkpoint is None:
+        chosen = plain  # it may be that there is no whole window
+    else:
+        chosen = partial(_of_one, batch) if of_one else rule
+    return _devices.run(chosen, cell, options, batch, inputs)
 
 
 def _of_one(axes: int, cell: Cell, options: Options, inputs: Inputs) -> tuple[State, jax.Array]:
@@ -121,18 +128,27 @@ def _hold(cell: Cell, value: Any, carry: State, axis: int, steps: int) -> State 
     return found[0] if cell.state is None else cell.state(*found)
 
 
+def _idle(hold: State | None, features: int) -> jax.Array | None:
+    """(T, *B), laid out as xs: True where booleans hold all units of all leaves. Such a step is not read."""
+    leaves = jax.tree.leaves(hold)
+    if not leaves or any(k.dtype != bool for k in leaves):
+        return None
+    return reduce(jnp.logical_and, (jnp.all(k, range(k.ndim - features, k.ndim)) for k in leaves))
+
+
 def _parts(cell: Cell, name: str, value: Any) -> list[tuple[str, Any]]:
     """Of something laid out as the state: each leaf and what to call it."""
     if cell.state is None:
         return [(name, value)]
-    _checks.container(name, value, cell.state)
-    return [(f"{name}.{field}", part) for field, part in value._asdict().items()]
+    parts = _checks.container(name, value, cell.state)._asdict()
+    return [(f"{name}.{field}", part) for field, part in parts.items()]
 
 
 def _amount(name: str, value: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     """Booleans, or floats, of that shape, or one number for all of it."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return jnp.full(shape, _checks.rate(name, value), dtype)
+    value = _checks.converted(value)
     is_mask = isinstance(value, jax.Array | np.ndarray) and value.dtype == np.bool_
     amount = _checks.mask(name, value) if is_mask else _checks.array(name, value)
     _checks.shape(name, amount, shape, "that of the state, with time as in xs")
@@ -141,7 +157,7 @@ def _amount(name: str, value: Any, shape: tuple[int, ...], dtype: Any) -> jax.Ar
 
 def _weights(cell: Cell, params: Any) -> Weights:
     """The linear maps and what else the cell has, checked against each other."""
-    _checks.container("params", params, cell.params)
+    params = _checks.container("params", params, cell.params)
     given = params._asdict()
     w_x, w_h = (_checks.array(f"params.{f}", given[f]) for f in ("w_x", "w_h"))
     w_q = _checks.array("params.w_q", given["w_q"]) if "w_q" in given else None
@@ -169,7 +185,7 @@ def _weights(cell: Cell, params: Any) -> Weights:
             _checks.shape(f"params.{field}", bias, (served * H,), f"({served} H,)", w_h=w_h)
     own = None
     if cell.own:
-        own = {f: jax.tree.map(partial(_checks.array, f"params.{f}"), given[f]) for f in cell.own}
+        own = {f: _checks.arrays(f"params.{f}", given[f]) for f in cell.own}
         own = params._replace(**{f: own.get(f) for f in given})
     return Weights(w_x, w_h, biases.get("b", biases.get("b_x")), biases.get("b_h"), w_q, own)
 

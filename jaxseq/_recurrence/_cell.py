@@ -85,7 +85,7 @@ class Weights(NamedTuple):
 
 class Inputs(NamedTuple):
     """All that a recurrence depends on. Time is at axis `Options.axis` of xs, of the masks and of how much of each leaf
-    of the state is held, all three of which may be None.
+    of the state is held; masks and `hold` may be None.
     """
 
     weights: Weights
@@ -94,6 +94,7 @@ class Inputs(NamedTuple):
     live: jax.Array | None
     stop: jax.Array | None
     hold: State | None = None
+    idle: jax.Array | None = None  # True where booleans hold all of the state of a batch entry
 
     @property
     def floats(self) -> tuple[Weights, State, jax.Array]:
@@ -134,12 +135,17 @@ def into_map(weights: Weights, h: jax.Array) -> jax.Array:
 
 
 def held(hold: State | None, before: State, after: State) -> State:
-    """ŝ where held, what the cell has made of it where not; or as much of each."""
+    """ŝ where held, the cell's new state where not; or as much of each."""
     if hold is None:
         return after
-    return jax.tree.map(
-        lambda k, a, b: jnp.where(k, a, b) if k.dtype == bool else b + k.astype(b.dtype) * (a - b), hold, before, after
-    )
+
+    def mix(k: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+        if k.dtype == bool:
+            return jnp.where(k, a, b)
+        k = k.astype(b.dtype)
+        return k * a + (1 - k) * b  # not b + k (a - b), which is not a at k = 1 where b is large
+
+    return jax.tree.map(mix, hold, before, after)
 
 
 def released(hold: State | None, s̄: State) -> tuple[State, State]:

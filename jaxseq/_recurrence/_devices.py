@@ -29,7 +29,7 @@ Rule = Callable[[Cell, Options, Inputs], tuple[State, jax.Array]]
 def run(rule: Any, cell: Cell, options: Options, batch: int, inputs: Inputs) -> tuple[State, jax.Array]:
     """`rule`, for so many axes of batch."""
     inputs = _alike(_sharding.together(inputs), batch, options.axis)
-    weights, carry, xs, _, _, hold = inputs
+    weights, carry, xs, _, _, hold, _ = inputs
     of_features = [(a, slice(None)) for a in jax.tree.leaves(weights._replace(drop=None))]
     of_features += [(a, slice(batch, None)) for a in jax.tree.leaves((weights.drop, carry))]
     of_features += [(a, slice(batch + 1, None)) for a in jax.tree.leaves((xs, hold))]
@@ -55,7 +55,7 @@ def beside(xs: jax.Array, axis: int, lengths: Any, resets: Any) -> tuple[Any, An
 
 
 def _alike(inputs: Inputs, batch: int, axis: int) -> Inputs:
-    weights, carry, xs, live, stop, hold = inputs
+    weights, carry, xs, live, stop, hold, idle = inputs
     home = _sharding.of(xs)
     if home is None:
         return inputs
@@ -65,11 +65,11 @@ def _alike(inputs: Inputs, batch: int, axis: int) -> Inputs:
     def lay(tree: Any, home: Any, features: int = features) -> Any:
         return jax.tree.map(lambda a: _sharding.laid_out(a, _sharding.with_features(home, a, features)), tree)
 
-    live, stop = lay((live, stop), _sharding.head(home, batch + 1), 0)
+    live, stop, idle = lay((live, stop, idle), _sharding.head(home, batch + 1), 0)
     weights = _sharding.freed(weights, _sharding.dividing(xs, slice(batch + 1)))._replace(
         drop=lay(weights.drop, of_batch)
     )
-    return Inputs(weights, lay(carry, of_batch), xs, live, stop, lay(hold, home))
+    return Inputs(weights, lay(carry, of_batch), xs, live, stop, lay(hold, home), idle)
 
 
 # --- Stretches of time ---
@@ -78,6 +78,8 @@ def _alike(inputs: Inputs, batch: int, axis: int) -> Inputs:
 def _fit(options: Options, xs: jax.Array) -> bool:
     """Whether time can be run stretch by stretch."""
     steps, devices = xs.shape[options.axis], _sharding.devices(xs, options.axis)
+    if devices == 1:
+        return True
     k1, k2 = _time.window(options, steps)
     return k1 >= steps or (k1 == k2 and steps // devices % k1 == 0)
 

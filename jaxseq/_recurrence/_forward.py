@@ -17,6 +17,7 @@ second were slower than the first by up to a factor of two. Unrolling by 2 or 4 
 Two halves of the batch side by side, for two cores: 1.16 times faster at the first shape, slower at the others.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -65,15 +66,26 @@ def advance(
     live: Any = None,
     stop: Any = None,
     hold: Any = None,
+    idle: Any = None,
     *,
     share: bool = False,
+    select: bool = False,
 ) -> Any:
-    """(s, (y, ŝ, saved)) of one step, x (*B, *features); with `share` what y holds is not saved."""
+    """(s, (y, ŝ, saved)) of one step, x (*B, *features); with `share` what y holds is not saved.
+
+    With `select`, for JAX to differentiate: what the step is given is selected as well as what it returns, so that
+    where it does not count its derivative, which may be infinite or NaN, meets no cotangent.
+    """
     product, acc = dtypes(weights, s_prev, x)
+    read = _time.read(live, idle)
     ŝ = _time.zeroed(stop, s_prev)
-    u = cell.input.apply(precision, weights.w_x, weights.b_x, _time.seen(live, x).astype(product))
-    r = cell.recurrent.apply(precision, weights.w_h, weights.b_h, into_map(weights, h_of(ŝ)).astype(product))
-    s, saved = phi(cell, precision, weights, product).step(join(cell, u, r), _precision.cast(ŝ, acc))
+    given, φ = ŝ, phi(cell, precision, weights, product)
+    if select and read is not None:
+        given, hold = _time.seen(read, ŝ), _time.seen(live, hold)
+        φ = φ._replace(step=partial(φ.step_where, read))
+    u = cell.input.apply(precision, weights.w_x, weights.b_x, _time.seen(read, x).astype(product))
+    r = cell.recurrent.apply(precision, weights.w_h, weights.b_h, into_map(weights, h_of(given)).astype(product))
+    s, saved = φ.step(join(cell, u, r), _precision.cast(given, acc))
     if share and hold is None:  # else y is not what the cell has made
         saved = jax.tree.map(lambda a: AsY() if a is h_of(s) else a, saved)
     s = held(hold, ŝ, _precision.cast_like(s, ŝ))
@@ -112,9 +124,7 @@ def run(cell: Cell, options: Options, inputs: Inputs, plan: Plan | None) -> tupl
     number = _time.chunk_of_step(options, parts, steps) if chunks > 1 else None
     clock = jnp.arange(steps) if options.axis else None
     at = (clock, number, *((None,) * 4 if options.axis else (xs, *masks)))
-    (s, ends), (ys, states, saved) = lax.scan(
-        step, (carry, ends), at, length=steps, reverse=options.reverse, unroll=options.unroll
-    )
+    (s, ends), (ys, states, saved) = lax.scan(step, (carry, ends), at, reverse=options.reverse, unroll=options.unroll)
     ys = jnp.moveaxis(ys, 0, options.axis)
     if plan is None:
         return (s, ys), None
@@ -136,7 +146,7 @@ def plain(cell: Cell, options: Options, inputs: Inputs) -> tuple[State, jax.Arra
 
     def read(s: State, known: Any) -> tuple[State, jax.Array]:
         def step(s: State, at: Any) -> tuple[State, jax.Array]:
-            s, (y, *_) = advance(cell, options.precision, weights, s, *at)
+            s, (y, *_) = advance(cell, options.precision, weights, s, *at, select=True)
             return s, y
 
         return lax.scan(step, s, known)

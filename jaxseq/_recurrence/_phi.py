@@ -5,13 +5,13 @@ cotangent of v is that of a zero added to it, so that W̄_q = sum_t q_tᵀ v̄_t
 """
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxseq import _checks, _precision, _sharding
+from jaxseq import _checks, _precision, _sharding, _time
 from jaxseq._recurrence._cell import Cell, Gates, State, Weights, h_of
 from jaxseq.maps import Dense
 
@@ -34,6 +34,7 @@ class Phi(NamedTuple):
     """φ as both sweeps call it; p̄ is None without parameters of the cell's own, (q, v̄) without an inner product."""
 
     step: Callable[[Gates, State], tuple[State, Any]]
+    step_where: Callable[[jax.Array, Gates, State], tuple[State, Any]]  # of zeros where the mask (*B,) is False
     pullback: Callable[[Any, State, State], tuple[Gates, State, Any, Any]]
     replay: Callable[[Any, State], State] | None
 
@@ -50,8 +51,19 @@ def phi(cell: Cell, precision: Any, weights: Weights, product: Any) -> Phi:
         δ, s̃, *rest = pull(saved, s_prev, s̄, *own, *inner)
         return δ, s̃, rest[0] if own else None, rest[-1] if inner else None
 
+    def step_where(mask: jax.Array, a: Gates, s_prev: State) -> tuple[State, Any]:
+        def one(mask: jax.Array, a: Gates, s_prev: State) -> tuple[State, Any]:
+            seen = partial(_time.seen, mask)
+            products = [lambda q, L=L: seen(L(seen(q))) for L in inner]
+            return cell.step(*seen((a, s_prev, *own)), *products)
+
+        for _ in range(mask.ndim if own else 0):  # the cell's parameters are selected for each example
+            one = jax.vmap(one)
+        return one(mask, a, s_prev)
+
     return Phi(
         lambda a, s_prev: cell.step(a, s_prev, *own, *inner),
+        step_where,
         pullback,
         None if replay is None else lambda saved, s_prev: replay(saved, s_prev, *own, *inner),
     )

@@ -1,11 +1,17 @@
-"""The custom rule. Second order is JAX's own, of the plain forward sweep."""
+"""The custom rule. Second order is JAX's own, of the plain forward sweep.
+
+Its two halves are `jax.custom_jvp` functions, which JAX's partial evaluation may inline without their rules, both or one
+alone: inside of `lax.scan` for example. So each computes values that have the same derivative (`_derivative.py`).
+"""
 
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
+from jaxseq._derivative import with_derivative_of
 from jaxseq._recurrence._backward import plan_of, sweep
 from jaxseq._recurrence._cell import Cell, Inputs, State, Weights
 from jaxseq._recurrence._forward import Kept, plain, run
@@ -19,14 +25,15 @@ def rule(cell: Cell, options: Options, inputs: Inputs) -> Any:
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _forward(cell: Cell, options: Options, inputs: Inputs) -> tuple[Any, Kept]:
-    out, kept = run(cell, options, inputs, plan_of(cell, options, inputs))
+    out, kept = run(cell, options, lax.stop_gradient(inputs), plan_of(cell, options, inputs))
     assert kept is not None
-    return out, kept
+    return with_derivative_of(partial(_of_floats, cell, options), out, inputs, *inputs.floats), kept
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _backward(cell: Cell, options: Options, inputs: Inputs, kept: Kept, cotangents: Any) -> Any:
-    return sweep(cell, options, inputs, kept, cotangents)
+    found = sweep(cell, options, *lax.stop_gradient((inputs, kept, cotangents)))
+    return with_derivative_of(partial(_pulled, cell, options), found, inputs, inputs.floats, cotangents)
 
 
 @_forward.defjvp
@@ -41,9 +48,13 @@ def _forward_jvp(cell: Cell, options: Options, primals: Any, tangents: Any) -> A
 @_backward.defjvp
 def _backward_jvp(cell: Cell, options: Options, primals: Any, tangents: Any) -> Any:
     (inputs, _, cotangents), (directions, _, turned) = primals, tangents
-    plain = partial(_of_floats, cell, options, inputs)
-    pull = lambda floats, cotangents: jax.vjp(plain, *floats)[1](cotangents)  # noqa: E731
+    pull = partial(_pulled, cell, options, inputs)
     return jax.jvp(pull, (inputs.floats, cotangents), (directions.floats, turned))
+
+
+def _pulled(cell: Cell, options: Options, inputs: Inputs, floats: Any, cotangents: Any) -> Any:
+    """What the backward sweep computes, by JAX, of `plain`."""
+    return jax.vjp(partial(_of_floats, cell, options, inputs), *floats)[1](cotangents)
 
 
 def _of_floats(cell: Cell, options: Options, inputs: Inputs, weights: Weights, carry: State, xs: jax.Array) -> Any:
@@ -62,7 +73,7 @@ def _recurrence_bwd(cell: Cell, options: Options, residuals: Any, cotangents: An
     w̄, c̄arry, x̄s = _backward(cell, options, *residuals, cotangents)
     w̄ = w̄._replace(drop=jax.tree.map(jnp.zeros_like, inputs.weights.drop))
     hold = jax.tree.map(lambda k: None if k.dtype == bool else jnp.zeros_like(k), inputs.hold)
-    return (Inputs(w̄, c̄arry, x̄s, None, None, hold),)
+    return (Inputs(w̄, c̄arry, x̄s, None, None, hold, None),)
 
 
 rule.defvjp(_recurrence_fwd, _recurrence_bwd)

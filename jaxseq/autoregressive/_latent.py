@@ -51,13 +51,15 @@ def shifted(
     Reference:
         A. Zhang, Z. C. Lipton, M. Li and A. J. Smola, Dive into deep learning, section 9.1.
     """
-    if not isinstance(xs, jax.Array | np.ndarray) or xs.ndim < 1:
-        _checks.bad_type("xs", "an array (T, ...)", _checks.describe(xs))
-    x = jnp.asarray(xs)
+    x = _checks.converted(xs)
+    if not isinstance(x, jax.Array | np.ndarray) or x.ndim < 1:
+        _checks.not_an_array("xs", "an array (T, ...)", xs)
+    x = jnp.asarray(x)
     axis = _checks.axis("time_axis", time_axis, x.ndim, 0)
     x = jnp.moveaxis(x, axis, 0)
 
     def one_step(name: str, value: Any) -> jax.Array:
+        value = _checks.converted(value)
         if jnp.shape(value) not in ((), x.shape[1:]):
             _checks.bad_value(name, f"shape {x.shape[1:]}, one step of `xs`", str(jnp.shape(value)), xs=xs)
         return jnp.broadcast_to(jnp.asarray(value, x.dtype), x.shape[1:])

@@ -53,8 +53,9 @@ def log_probability(
         _checks.bad_type("logits", "either logits or probabilities", "both" if logits is not None else "neither")
     name, given = ("logits", logits) if logits is not None else ("probabilities", probabilities)
     a = _checks.array(name, given)
+    given, xs = xs, _checks.converted(xs)
     if not isinstance(xs, jax.Array | np.ndarray) or not jnp.issubdtype(xs.dtype, jnp.integer):
-        _checks.bad_type("xs", "an array of integers", _checks.describe(xs))
+        _checks.not_an_array("xs", "an array of integers", given)
     if not a.ndim or a.shape[:-1] != xs.shape or not a.shape[-1]:
         _checks.bad_value(name, f"shape {(*xs.shape, 'V')} = (*steps, V)", str(a.shape), xs=xs)
     x = jnp.asarray(xs)

@@ -133,7 +133,7 @@ def predict(model: Linear, xs: Float[Array, " T"]) -> Float[Array, " T"]:
     Reference:
         P. J. Brockwell and R. A. Davis, Time series: theory and methods, chapters 5 and 8.
     """
-    _checks.container("model", model, Linear)
+    model = _checks.container("model", model, Linear)
     x = _one_series("xs", xs)
     kernel = model.coefficients[::-1, None, None].astype(x.dtype)
     before = jnp.concatenate([jnp.zeros((1,), x.dtype), x[:-1]])
@@ -165,7 +165,7 @@ def forecast(model: Linear, xs: Float[Array, " T"], steps: int) -> Float[Array, 
     Reference:
         P. J. Brockwell and R. A. Davis, Time series: theory and methods, chapters 5 and 8.
     """
-    _checks.container("model", model, Linear)
+    model = _checks.container("model", model, Linear)
     x, steps = _one_series("xs", xs), _checks.integer("steps", steps, at_least=0)
     order = model.coefficients.shape[0]
     if x.shape[0] < order:

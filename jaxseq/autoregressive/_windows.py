@@ -13,13 +13,14 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Int, Num
 
-from jaxseq import _checks
+from jaxseq import _checks, _sizes
 
 
 def series(name: str, xs: Any) -> Any:
     """An array with time first, without NaN where its numbers are known."""
+    given, xs = xs, _checks.converted(xs)
     if not isinstance(xs, jax.Array | np.ndarray) or xs.dtype == bool or xs.ndim < 1:
-        _checks.bad_type(name, "an array of numbers (T, ...)", _checks.describe(xs))
+        _checks.not_an_array(name, "an array of numbers (T, ...)", given)
     if not isinstance(xs, Tracer) and jnp.issubdtype(xs.dtype, jnp.inexact):
         bad = np.argwhere(~np.isfinite(np.asarray(xs)))
         if bad.size:
@@ -66,7 +67,7 @@ def lagged(
 def longer(xs: Any, order: Any, name: str = "order") -> int:
     """τ, of which there has to be one window and one value after it."""
     order = _checks.integer(name, order, at_least=1)
-    if xs.shape[0] <= order:
+    if _sizes.known(xs.shape[0]) and xs.shape[0] <= order:
         _checks.bad_value(name, f"a window shorter than the series, {xs.shape[0]} steps", str(order), xs=xs)
     return order
 
@@ -102,7 +103,7 @@ def histories(
     Reference:
         A. Zhang, Z. C. Lipton, M. Li and A. J. Smola, Dive into deep learning, section 9.1.
     """
-    xs = jnp.asarray(series("xs", xs))
+    xs, order = jnp.asarray(series("xs", xs)), _checks.converted(order)
     T = xs.shape[0]
     if isinstance(order, jax.Array | np.ndarray) and order.ndim:
         if not jnp.issubdtype(order.dtype, jnp.integer):

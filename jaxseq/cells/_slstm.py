@@ -59,14 +59,15 @@ def _step(a: Gates, s_prev: SLSTMState) -> tuple[SLSTMState, Any]:
     a_i, a_f, a_z, a_o = a
     _, c, n, m = s_prev
     z, o = jnp.tanh(a_z), jax.nn.sigmoid(a_o)
-    kept = jnp.minimum(a_f, 0) - jnp.log1p(jnp.exp(-jnp.abs(a_f))) + m
+    # log σ(a_f) from either side of 0, not from minimum and abs, whose second derivatives are wrong at 0.
+    kept = jnp.where(a_f > 0, 0, a_f) - jnp.log1p(jnp.exp(jnp.where(a_f > 0, -a_f, a_f))) + m
     begun = n != 0
-    m = jnp.where(begun, jnp.maximum(kept, a_i), a_i)
+    larger = begun & (kept > a_i)
+    m = jnp.where(larger, kept, a_i)
     i = jnp.exp(a_i - m)
     f = jnp.where(begun, jnp.exp(jnp.where(begun, kept - m, 0)), 0)
     c, n = f * c + i * z, f * n + i
-    k = (begun & (kept > a_i)).astype(f.dtype)
-    return SLSTMState(o * (c / n), c, n, m), (i, f, z, o, jax.nn.sigmoid(-a_f), k)
+    return SLSTMState(o * (c / n), c, n, m), (i, f, z, o, jax.nn.sigmoid(-a_f), larger.astype(f.dtype))
 
 
 def _pullback(saved: Any, s_prev: SLSTMState, s̄: SLSTMState) -> tuple[Gates, SLSTMState]:

@@ -78,7 +78,7 @@ def joined(op: str, maps: Maps) -> Any:
 def apart(op: str, params: Any) -> Maps:
     """The way back, from parameters of the right class."""
     cell = RECURRENCES[op]
-    _checks.container("params", params, cell.params)
+    params = _checks.container("params", params, cell.params)
     w: dict[str, Any] = {
         name: None if a is None else _checks.array(f"params.{name}", a) for name, a in params._asdict().items()
     }
@@ -91,7 +91,7 @@ def apart(op: str, params: Any) -> Maps:
 
 def kernel_and_bias(params: Any) -> ConvParams:
     """Those of a convolution, checked."""
-    _checks.container("params", params, ConvParams)
+    params = _checks.container("params", params, ConvParams)
     kernel = _checks.array("params.kernel", params.kernel, complex_ok=True)
     bias = None if params.bias is None else _checks.array("params.bias", params.bias, complex_ok=True)
     return ConvParams(kernel, bias)

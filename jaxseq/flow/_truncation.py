@@ -143,7 +143,7 @@ def suggest_truncation(bias: TruncationBias, tolerance: float = 0.1) -> int:
     Reference:
         C. Tallec and Y. Ollivier, Unbiasing truncated backpropagation through time (2017).
     """
-    _checks.container("bias", bias, TruncationBias)
+    bias = _checks.container("bias", bias, TruncationBias)
     if not tolerance > 0:
         _checks.bad_value("tolerance", "a number above 0", _checks.describe(tolerance))
     k, error, first = within(bias, tolerance)

@@ -17,7 +17,7 @@ from jaxseq._recurrence import Cell
 from jaxseq._rnn import RNNParams
 from jaxseq._time import Time
 from jaxseq.reference._convolution import conv
-from jaxseq.reference._time import through_time
+from jaxseq.reference._time import expand_mask, through_time
 
 
 def rnn(
@@ -204,10 +204,13 @@ def recurrence(
 ) -> tuple[Any, Float[Array, "T *batch_and_features"]]:
     """The twin of `jaxseq.recurrence`."""
     features = 1 + cell.input.dimensions(params.w_x)
-    return through_time(partial(_recurrence_cell, cell, params), carry, xs, features=features, **time)
+    step = partial(_recurrence_cell, cell, params)
+    return through_time(step, carry, xs, features=features, takes_live=True, **time)
 
 
-def _recurrence_cell(cell: Cell, params: Any, carry: Any, x: Any, *, precision: Any, drop: Any = None) -> Any:
+def _recurrence_cell(
+    cell: Cell, params: Any, carry: Any, x: Any, *, precision: Any, drop: Any = None, live: Any = None
+) -> Any:
     given = params._asdict()
     u = _linear(cell.input, params.w_x, given.get("b", given.get("b_x")), x, precision)
     us = jnp.split(u, len(cell.gates), -1)
@@ -224,13 +227,21 @@ def _recurrence_cell(cell: Cell, params: Any, carry: Any, x: Any, *, precision: 
         r = None if gate in cell.alone else rs[len(a)]
         a.append(u if r is None else (u, r) if gate in cell.apart else u + r)
     wide = lambda tree: jax.tree.map(lambda b: b.astype(us[0].dtype), tree)  # noqa: E731
-    more = []
-    if cell.own:
-        more.append(params._replace(**{f: wide(v) if f in cell.own else None for f, v in given.items()}))
-    if "w_q" in given:
-        more.append(lambda q: _affine(q, params.w_q, None, precision))
-    new = cell.step(tuple(a), wide(carry), *more)
-    new = new if cell.pullback is None else new[0]
+    own = [params._replace(**{f: wide(v) if f in cell.own else None for f, v in given.items()})] if cell.own else []
+
+    def step(live: Any, a: Any, s: Any) -> Any:
+        """Zeros in and out where not live, so that no derivative there is multiplied by the zero it gets."""
+
+        def only(tree: Any) -> Any:
+            return tree if live is None else jax.tree.map(lambda v: jnp.where(expand_mask(live, v), v, 0), tree)
+
+        inner = [lambda q: only(_affine(only(q), params.w_q, None, precision))] if "w_q" in given else []
+        new = cell.step(*only((a, s, *own)), *inner)
+        return new if cell.pullback is None else new[0]
+
+    for _ in range(0 if live is None or not own else live.ndim):  # parameters, too, of each example
+        step = jax.vmap(step)
+    new = step(live, tuple(a), wide(carry))
     return cast_like(new, carry), jax.tree.leaves(new)[0].astype(x.dtype)
 
 

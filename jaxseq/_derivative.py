@@ -1,0 +1,80 @@
+"""Values of one computation with the derivatives of another, in a form that no transformation drops.
+
+A `jax.custom_jvp` rule does this until a transformation discards it: JAX's partial evaluation inlines the function and
+forgets the rule, for example where `lax.scan` hoists loop-invariant work (jax 0.10). From then on the function is
+differentiated as it stands. Where its own derivative is not that of the rule, as under truncation, the derivative has
+to belong to the values themselves. A primitive keeps its rule under every transformation. This one is the identity on
+the values; its derivative is traced only when it is asked for.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+
+def with_derivative_of(like: Callable[..., Any], values: Any, *args: Any) -> Any:
+    """Return `values`, differentiated as `like(*args)`, a tree of the same structure, shapes and dtypes.
+
+    Integers and booleans among the values have no derivative. `like` must not close over what is differentiated.
+    """
+    leaves, structure = jax.tree.flatten(lax.stop_gradient(values))
+    arrays, args_structure = jax.tree.flatten(args)
+    floats = [n for n, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+
+    def flat(*arrays: Any) -> list[Any]:
+        found = jax.tree.leaves(like(*jax.tree.unflatten(args_structure, arrays)))
+        return [found[n] for n in floats]
+
+    found = _values_p.bind(*(leaves[n] for n in floats), *arrays, like=flat, count=len(floats))
+    for n, leaf in zip(floats, found, strict=True):
+        leaves[n] = leaf
+    return jax.tree.unflatten(structure, leaves)
+
+
+_values_p = Primitive("with_derivative_of")  # (*values, *args) -> values
+_values_p.multiple_results = True
+
+
+@_values_p.def_impl
+def _values(*operands: Any, like: Any, count: int) -> list[Any]:
+    return list(operands[:count])
+
+
+_values_p.def_abstract_eval(_values)
+mlir.register_lowering(_values_p, lambda ctx, *operands, like, count: operands[:count])
+
+
+def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, like: Any, count: int) -> tuple[Any, Any]:
+    out = _values_p.bind(*primals, like=like, count=count)
+    args, moves = list(primals[count:]), tangents[count:]
+    is_float = lambda a: jnp.issubdtype(a.dtype, jnp.inexact)  # noqa: E731
+    moving = [n for n, move in enumerate(moves) if not isinstance(move, ad.Zero) and is_float(args[n])]
+    if not moving:
+        return out, [ad.Zero.from_primal_value(a) for a in out]
+
+    def of_moving(*moved: Any) -> Any:
+        known = list(args)
+        for n, arg in zip(moving, moved, strict=True):
+            known[n] = arg
+        return like(*known)
+
+    return out, jax.jvp(of_moving, [args[n] for n in moving], [moves[n] for n in moving])[1]
+
+
+def _batch(axis: Any, operands: Sequence[Any], dims: Sequence[Any], *, like: Any, count: int) -> tuple[Any, Any]:
+    values = [
+        batching.bdim_at_front(a, dim, axis.size, axis.explicit_mesh_axis)
+        for a, dim in zip(operands[:count], dims[:count], strict=True)
+    ]
+    names = {"axis_name": axis.name, "axis_size": axis.size, "spmd_axis_name": axis.spmd_name}
+    mapped = jax.vmap(like, in_axes=tuple(dims[count:]), **names)
+    return _values_p.bind(*values, *operands[count:], like=mapped, count=count), [0] * count
+
+
+ad.primitive_jvps[_values_p] = _jvp
+batching.fancy_primitive_batchers[_values_p] = _batch

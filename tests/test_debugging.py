@@ -1,0 +1,173 @@
+"""JAX's debugging modes: `disable_jit`, `debug_nans`, `debug_infs`, `checking_leaks`, `log_compiles`, and checkify."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.experimental import checkify
+
+import jaxseq
+from jaxseq import cells
+
+pytestmark = pytest.mark.usefixtures("as_users_have_jax")
+KEY = jax.random.key(0)
+
+
+def draw(*shape):
+    return jnp.asarray(np.random.default_rng(len(shape)).normal(size=shape), jnp.float32)
+
+
+LSTM, GRU = jaxseq.lstm_init(KEY, 3, 4), jaxseq.gru_init(KEY, 3, 4)
+LENGTHS, RESETS = np.array([4, 2]), np.zeros((4, 2), bool)
+RESETS[2, 1] = True
+XS = draw(4, 2, 3)
+
+
+def scan(w, xs, **options):
+    return jaxseq.scan(lambda s, x: (jnp.tanh(s @ w + x), s), jnp.zeros((2, 3)), xs, **options)
+
+
+OPS = {
+    "conv": (partial(jaxseq.conv, padding="SAME"), draw(2, 6, 5, 3), draw(3, 3, 3, 4)),
+    "conv, groups": (partial(jaxseq.conv, groups=2), draw(2, 9, 4), draw(3, 2, 6)),
+    "conv, 3-D": (jaxseq.conv, draw(1, 4, 4, 4, 2), draw(2, 2, 2, 2, 3)),
+    "depthwise_conv": (jaxseq.depthwise_conv, draw(2, 9, 4), draw(3, 1, 4)),
+    "depthwise_conv, long": (jaxseq.depthwise_conv, draw(2, 90, 2), draw(70, 1, 2)),
+    "separable_conv": (jaxseq.separable_conv, draw(2, 9, 4), draw(3, 1, 4), draw(1, 4, 3)),
+    "conv_transpose": (partial(jaxseq.conv_transpose, stride=2), draw(2, 5, 4), draw(3, 3, 4)),
+    "causal_conv": (partial(jaxseq.causal_conv, resets=RESETS.T), draw(2, 2, 4), draw(2, 4, 4), draw(3, 4, 3)),
+    "lstm": (lambda p, xs: jaxseq.lstm(p, None, xs), LSTM, XS),
+    "lstm, lengths": (
+        lambda p, xs: jaxseq.lstm(p, None, xs, lengths=LENGTHS, resets=RESETS, reverse=True, truncation=(2, 3)),
+        LSTM,
+        XS,
+    ),
+    "lstm, checkpoint": (lambda p, xs: jaxseq.lstm(p, None, xs, checkpoint=2, unroll=2), LSTM, XS),
+    "gru": (lambda p, xs: jaxseq.gru(p, None, xs, truncation=2), GRU, XS),
+    "slstm": (
+        lambda p, xs: jaxseq.recurrence(cells.slstm, p, None, xs),
+        cells.slstm_init(KEY, 4, 4),
+        draw(3, 2, 4),
+    ),
+    "conv_lstm": (
+        lambda p, xs: jaxseq.conv_lstm(p, None, xs),
+        jaxseq.conv_lstm_init(KEY, 3, 2, 3),
+        draw(3, 2, 5, 2),
+    ),
+    "stack": (
+        lambda p, xs: jaxseq.stack(jaxseq.gru, [p], None, xs, recurrent_dropout=0.2, zoneout=0.1, key=KEY),
+        GRU,
+        XS,
+    ),
+    "bidirectional": (lambda p, xs: jaxseq.bidirectional(jaxseq.lstm, [p, p], None, xs), LSTM, XS),
+    "scan": (partial(scan, truncation=2), draw(3, 3), XS),
+    "scan, checkpoint": (partial(scan, truncation=(2, 3), checkpoint=2), draw(3, 3), XS),
+}
+EACH = pytest.mark.parametrize("name", OPS)
+
+
+def value_and_gradient(name):
+    """The op with both, a function of one tuple, and that tuple."""
+    f, *args = OPS[name]
+
+    def both(args):
+        out, pull = jax.vjp(f, *args)
+        return out, pull(jax.tree.map(jnp.sin, out))
+
+    return both, tuple(args)
+
+
+def assert_close(got, expected):
+    assert jax.tree.structure(got) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+# Step by step every operation is compiled by itself: one op in the first stage, the one that had a scan of no step.
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.long] * (n != "depthwise_conv")) for n in OPS])
+def test_disable_jit(name):
+    f, args = value_and_gradient(name)
+    with jax.disable_jit():
+        got = f(args)
+    assert_close(got, jax.jit(f)(args))
+
+
+@EACH
+def test_checking_leaks(name):
+    f, args = value_and_gradient(name)
+    with jax.checking_leaks():
+        jax.jit(f).trace(args)
+
+
+@pytest.mark.long
+@EACH
+def test_debug_nans_debug_infs_and_log_compiles(name):
+    f, args = value_and_gradient(name)
+    expected = jax.jit(f)(args)
+    with jax.debug_nans(True), jax.debug_infs(True), jax.log_compiles(True):
+        assert_close(f(args), expected)
+
+
+# --- checkify ---
+
+SETS = (checkify.user_checks, checkify.index_checks, checkify.nan_checks, checkify.float_checks, checkify.all_checks)
+
+
+@EACH
+def test_checkify_traces_every_op(name):
+    f, args = value_and_gradient(name)
+    jax.eval_shape(checkify.checkify(f, errors=checkify.all_checks), args)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("errors", SETS, ids=lambda errors: f"{len(errors)} kinds")
+@EACH
+def test_checkify_finds_nothing_and_changes_nothing(name, errors):
+    f, args = value_and_gradient(name)
+    error, got = jax.jit(checkify.checkify(f, errors=errors))(args)
+    error.throw()
+    assert_close(got, jax.jit(f)(args))
+
+
+def lstm(lengths, xs, **options):
+    return jaxseq.lstm(LSTM, None, xs, lengths=lengths, **options)[1]
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int32", "uint32", "int64", "uint64"])
+def test_lengths_out_of_range_are_clamped_under_jit(dtype):
+    low, high = max(-1, np.iinfo(dtype).min), min(np.iinfo(dtype).max, 2**40 + 1)
+    with jax.enable_x64(True):
+        xs = XS.astype(jnp.float32)
+        run = jax.jit(partial(lstm, reverse=True, truncation=2))
+        np.testing.assert_array_equal(run(np.array([low, high], dtype), xs), run(np.array([0, 4], dtype), xs))
+        with pytest.raises(ValueError, match=rf"`lengths`: expected lengths from 0 to 4, .*, got {low} to {high}"):
+            lstm(np.array([low, high], dtype), xs)
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lstm,
+        jax.grad(lambda n, xs: lstm(n, xs).sum(), argnums=1),
+        lambda n, xs: jax.vmap(lstm, (0, None))(jnp.stack([n, n]), xs),
+        lambda n, xs: lax.scan(lambda total, _: (total + lstm(n, xs).sum(), None), 0.0, None, 2)[0],
+        jax.grad(jax.checkpoint(lambda n, xs: lstm(n, xs).sum()), argnums=1),
+    ],
+    ids=["value", "gradient", "vmap", "scan", "remat"],
+)
+def test_lengths_out_of_range_are_an_error_under_checkify(f):
+    checked = jax.jit(checkify.checkify(f))
+    error, _ = checked(jnp.array([5, 2]), XS)
+    assert "`lengths`: expected lengths from 0 to 4, the steps of `xs`, got [5 2]" in str(error.get())
+    error, out = checked(jnp.array([4, 2]), XS)
+    assert error.get() is None
+    assert_close(out, f(jnp.array([4, 2]), XS))
+
+
+def test_the_check_of_lengths_costs_nothing_without_checkify():
+    text = jax.jit(lstm).lower(jnp.array([4, 2]), XS).compile().as_text()
+    assert "all-reduce" not in text
+    assert not [line for line in text.splitlines() if " reduce(" in line and "pred[]" in line]

@@ -238,8 +238,8 @@ def _grouped(options: Options, which: str, a: jax.Array, b: jax.Array) -> jax.Ar
 
 
 def _run(options: Options, *operands: Any) -> tuple[jax.Array, jax.Array]:
-    """(carry', y). On an explicit mesh batch and time of all arrays go with those of x, and each device computes its own
-    part; where time is divided it goes on with what the one before it hands on.
+    """(carry', y). On an explicit mesh batch and time of all arrays go with those of x, and each device computes its
+    own part; where time is divided it goes on with what the one before it hands on.
     """
     carry, x, kernel, bias, resets = _sharding.together(operands)
     home = _sharding.of(x)

@@ -55,7 +55,9 @@ def of_conv(geometry: Geometry, window: tuple[int, ...], x: jax.Array) -> tuple[
 def of_transpose(
     geometry: Geometry, window: tuple[int, ...], space: tuple[int, ...], x: jax.Array
 ) -> tuple[Geometry, tuple[int, ...], list[Part]]:
-    """The geometry within a part, the space of its outputs, and the parts, of the transpose at x (*batch, *outputs, C)."""
+    """The geometry within a part, the space of its outputs, and the parts, of the transpose at x
+    (*batch, *outputs, C).
+    """
     parts, padding, here = [], list(geometry.padding), list(space)
     for i, axis, names, devices, O, s, K, d, (lo, _) in _divided(geometry, window, x):
         I, rows = space[i] // devices, O // devices

@@ -6,9 +6,10 @@ custom rule sees them, so that JAX itself sums the cotangents of those that did 
 On an explicit mesh JAX asks of every operation how its result lies. No rule of ours answers: none knows of devices.
 What surrounds it sorts the axes of the mesh by what they divide.
 
-    features        `handed_over` makes these mesh axes automatic for the length of a rule, and says of its results
-                    alone how they lie: a weight divides otherwise than a state, four gates over two devices for one,
-                    and step by step the compiler knows better what to move
+    features        of a convolution `by_features` gives each device some channels of the result, and the inputs that it
+                    needs; for a recurrence `handed_over` makes these mesh axes automatic for the length of a rule, and
+                    says of its results alone how they lie: a weight divides otherwise than a state, four gates over two
+                    devices for one, and step by step the compiler knows better what to move
     batch           `apart` runs the rule on each device, with its own part of the batch: there is nothing to tell each
                     other but the sums of the weights' cotangents, once, at the end
     space and time  likewise, after neighbours have exchanged what a window reaches into (`_halo.py`) or a state goes
@@ -201,13 +202,11 @@ def by_features(
     part = names if names and (kernel.shape[c_out] if groups == 1 else groups) % count == 0 else None
     here = groups // count if groups > 1 and part else groups
     divided = kernel.ndim + c_out if groups == 1 else kernel.ndim - 1
-    return (
-        here,
-        laid_out(x, NamedSharding(mesh, PartitionSpec(*first, part if groups > 1 else None))),
-        laid_out(kernel, NamedSharding(mesh, PartitionSpec(*(part if i == divided else None for i in range(kernel.ndim))))),
-        None if bias is None else laid_out(bias, NamedSharding(mesh, PartitionSpec(part))),
-        NamedSharding(mesh, PartitionSpec(*first, part)),
-    )
+    lay = lambda a, *spec: laid_out(a, NamedSharding(mesh, PartitionSpec(*spec)))  # noqa: E731
+    x = lay(x, *first, part if groups > 1 else None)
+    kernel = lay(kernel, *(part if axis == divided else None for axis in range(kernel.ndim)))
+    bias = None if bias is None else lay(bias, part)
+    return here, x, kernel, bias, NamedSharding(mesh, PartitionSpec(*first, part))
 
 
 def freed(tree: Tree, names: Iterable[str]) -> Tree:

@@ -44,7 +44,9 @@ SPACES = [
 
 @pytest.mark.parametrize(("op", "shape", "window", "options", "rows"), SPACES)
 def test_space_over_devices_moves_halos_and_no_more(op, shape, window, options, rows, key):
-    """Beside an idle mesh axis. Forward borrows the rows that the window reaches into, backward sends their cotangents home, one sum ends it."""
+    """Beside an idle mesh axis. Forward borrows the rows that the window reaches into, backward sends their cotangents
+    home, one sum ends it.
+    """
     f, twin = (partial(getattr(module, op), **options) for module in (jaxseq, jaxseq.reference))
     keys = jax.random.split(key)
     channels = window[-1] if op == "conv" else window[-2] * options.get("groups", 1)

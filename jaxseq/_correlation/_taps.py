@@ -56,8 +56,9 @@ def _seen(form: Form, x: jax.Array) -> Iterator[tuple[tuple[int, ...], jax.Array
     """Each tap k, and x[b, s n + d k - lo]."""
     x = padded(x, [(lo, hi, 0) for lo, hi in form.geometry.padding])
     for tap in _all_taps(form):
-        places = zip(tap, form.axes(), strict=True)
-        yield tap, x[(slice(None), *[slice(d * k, d * k + s * (O - 1) + 1, s) for k, (_, O, _, s, d, _) in places])]
+        places = [(d * k, d * k + s * (O - 1) + 1, s) for k, (_, O, _, s, d, _) in zip(tap, form.axes(), strict=True)]
+        first, last, step = zip((0, x.shape[0], 1), *places, (0, x.shape[-1], 1), strict=True)
+        yield tap, lax.slice(x, first, last, step)
 
 
 def _all_taps(form: Form) -> Iterator[tuple[int, ...]]:

@@ -226,7 +226,7 @@ def check_channels(groups: int, x: jax.Array, kernel: jax.Array, bias: jax.Array
 
 
 def over_batch(
-    rule: Callable[..., Callable[..., jax.Array]],
+    rule: Callable[[Geometry, jax.Array], tuple[list[_halo.Part], Callable[..., jax.Array]]],
     geometry: Geometry,
     x: jax.Array,
     kernel: jax.Array,

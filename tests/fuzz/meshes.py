@@ -24,7 +24,7 @@ KINDS = "explicit", "automatic", "mixed"
 # What an explicit mesh refuses: outputs that do not divide as their inputs do (ours), sizes that do not (JAX's).
 REFUSALS = "expected along an axis of space that is divided", "does not evenly divide"
 TOLERANCE = 2e-4  # of the largest number of an array
-PER_PROCESS = 20
+PER_PROCESS = 10
 
 
 def draw_op(rng):
@@ -246,6 +246,7 @@ def main():
             print(f"{index}: the process died with {process.returncode}\n    {label}", flush=True)
             faults.append(index)
             index += 1
+        print(f"{index - args.first} of {args.count} done", file=sys.stderr)
     print(f"{args.count} cases, {refused} refused, {len(faults)} wrong: {faults}")
     sys.exit(bool(faults))
 

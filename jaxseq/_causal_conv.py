@@ -238,36 +238,39 @@ def _grouped(options: Options, which: str, a: jax.Array, b: jax.Array) -> jax.Ar
 
 
 def _run(options: Options, *operands: Any) -> tuple[jax.Array, jax.Array]:
-    """(carry', y). On an explicit mesh batch and time of all arrays go with those of x."""
+    """(carry', y). On an explicit mesh batch and time of all arrays go with those of x, and each device computes its
+    own part; where time is divided it goes on with what the one before it hands on.
+    """
     carry, x, kernel, bias, resets = _sharding.together(operands)
-    dividing, home = _sharding.dividing, _sharding.of(x)
+    home = _sharding.of(x)
     if home is not None:
         carry = _sharding.laid_out(carry, _sharding.with_features(home, carry, 2))
         resets = None if resets is None else _sharding.laid_out(resets, _sharding.head(home, x.ndim - 1))
-    kernel, bias = _sharding.freed((kernel, bias), dividing(x, slice(-1)))
-    names = dividing(x, -1).union(dividing(carry, slice(-2, None)), *(map(dividing, jax.tree.leaves((kernel, bias)))))
-    results = _sharding.of(carry), _sharding.joined(x, kernel)
-    return _sharding.handed_over(partial(_apart, options), names, results)(carry, x, kernel, bias, resets)
-
-
-def _apart(options: Options, carry: jax.Array, x: jax.Array, *rest: Any) -> tuple[jax.Array, jax.Array]:
-    """Each device its own part of the batch; where time is divided it goes on with what the one before it hands on."""
+    kernel, bias = _sharding.freed((kernel, bias), _sharding.dividing(x, slice(-1)))
+    homes = _sharding.of(carry), _sharding.joined(x, kernel)
+    groups, x, kernel, bias, of_y = _sharding.by_features(options.groups, x, kernel, bias, -1)
+    options = options._replace(groups=groups)
+    if home is not None:
+        carry = _sharding.laid_out(carry, _sharding.without(jax.typeof(x).sharding, x.ndim - 2))
     names = _sharding.names_of(x, -2)
 
     def run(carry: jax.Array, x: jax.Array, kernel: jax.Array, bias: Any, resets: Any) -> tuple[jax.Array, jax.Array]:
+        carry, x, resets = _sharding.together((carry, x, resets))  # not the kernel: carry' is no function of it
         if names and carry.size:
             rounds = -(-carry.shape[-2] // x.shape[-2])
             carry = relay(lambda carry: _handed_on(carry, x, resets), carry, names, rounds=rounds)
         last, batch = _handed_on(carry, x, resets), x.shape[:-2]
         if names:
             last = from_one(is_first(names, reverse=True), last, names)
+        carry, x, kernel, bias, resets = _sharding.together((carry, x, kernel, bias, resets))
         flat = resets is None and len(batch) != 1  # lax's convolution has one batch axis, the masked form has any
         if flat:
             carry, x = (a.reshape(prod(batch), *a.shape[-2:]) for a in (carry, x))
         y: Any = _causal_conv(options, carry, x, kernel, bias, resets)
         return last, y.reshape(*batch, *y.shape[1:]) if flat else y
 
-    return _sharding.apart(run, (carry, x, *rest), (carry, x))
+    last, y = _sharding.apart(run, (carry, x, kernel, bias, resets), (carry, of_y))
+    return _sharding.laid_out(last, homes[0]), _sharding.laid_out(y, homes[1])
 
 
 # --- Public ---

@@ -132,11 +132,11 @@ def conv(
         kernel = jnp.flip(kernel, range(axes))
     precision = _checks.precision(precision)
 
-    def rule(x: jax.Array, *weights: Any) -> jax.Array:
+    def rule(geometry: Geometry, x: jax.Array) -> Any:
         here, parts = _halo.of_conv(geometry, kernel.shape[:axes], x)
-        return _sharding.apart(lambda x, *w: _conv(here, precision, _halo.extended(parts, x), *w), (x, *weights), x)
+        return parts, partial(_conv, here, precision)
 
-    return over_batch(rule, x, kernel, bias)
+    return over_batch(rule, geometry, x, kernel, bias)
 
 
 def conv_init(
@@ -226,24 +226,30 @@ def check_channels(groups: int, x: jax.Array, kernel: jax.Array, bias: jax.Array
 
 
 def over_batch(
-    rule: Callable[..., jax.Array], x: jax.Array, kernel: jax.Array, bias: jax.Array | None, c_out: int = -1
+    rule: Callable[[Geometry, jax.Array], tuple[list[_halo.Part], Callable[..., jax.Array]]],
+    geometry: Geometry,
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None,
+    c_out: int = -1,
 ) -> jax.Array:
-    """`rule`, which has one batch axis, for any number of them, and for any arrays over devices. Axis `c_out` of the
-    kernel holds the channels of the result.
+    """A rule that has one batch axis, for any number of them, and for any arrays over devices: each device of an
+    explicit mesh computes its own part of the result. Axis `c_out` of the kernel holds the channels of the result.
+
+    `rule(geometry, x)` gives the rows that x borrows from other devices, and the function of one device.
     """
     x, kernel, bias = _sharding.together((x, kernel, bias))
     axes = kernel.ndim - 2
-    batch, dividing = x.shape[: -axes - 1], _sharding.dividing
-    kernel, bias = _sharding.freed((kernel, bias), dividing(x, slice(-1)))
+    kernel, bias = _sharding.freed((kernel, bias), _sharding.dividing(x, slice(-1)))
+    home = _sharding.joined(x, kernel, c_out)
+    groups, x, kernel, bias, like = _sharding.by_features(geometry.groups, x, kernel, bias, c_out)
+    parts, here = rule(geometry._replace(groups=groups), x)
 
-    def run(x: jax.Array, *weights: Any) -> jax.Array:
-        if len(batch) == 1:  # no reshape, which a divided axis may forbid
-            return rule(x, *weights)
-        y = rule(x.reshape(prod(batch), *x.shape[-axes - 1 :]), *weights)
+    def run(*operands: Any) -> jax.Array:
+        x, *weights = _sharding.together(operands)
+        x = _halo.extended(parts, x)
+        batch = x.shape[: -axes - 1]
+        y = here(x if len(batch) == 1 else x.reshape(prod(batch), *x.shape[-axes - 1 :]), *weights)
         return y.reshape(*batch, *y.shape[1:])
 
-    names = dividing(x, -1).union(*(dividing(w) for w in jax.tree.leaves((kernel, bias))))
-    if len(batch) != 1:
-        names |= dividing(x, slice(-axes - 1))
-    y: jax.Array = _sharding.handed_over(run, names, _sharding.joined(x, kernel, c_out))(x, kernel, bias)
-    return y
+    return _sharding.laid_out(_sharding.apart(run, (x, kernel, bias), like), home)

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact, PRNGKeyArray
 
-from jaxseq import _checks, _conv, _correlation, _dense, _geometry, _halo, _init, _precision, _sharding
+from jaxseq import _checks, _conv, _correlation, _dense, _geometry, _halo, _init, _precision
 from jaxseq._conv import ConvParams
 from jaxseq._geometry import Geometry
 from jaxseq._op import op
@@ -138,12 +138,11 @@ def conv_transpose(
         _checks.shape("bias", bias, (c_out,), "(c_out,)", kernel=kernel)
     precision = _checks.precision(precision)
 
-    def rule(x: jax.Array, *weights: Any) -> jax.Array:
+    def rule(geometry: Geometry, x: jax.Array) -> Any:
         here, space_here, parts = _halo.of_transpose(geometry, window, space, x)
-        run = lambda x, *w: _conv_transpose(here, space_here, precision, _halo.extended(parts, x), *w)  # noqa: E731
-        return _sharding.apart(run, (x, *weights), x)
+        return parts, partial(_conv_transpose, here, space_here, precision)
 
-    return _conv.over_batch(rule, x, kernel, bias, c_out=-2)
+    return _conv.over_batch(rule, geometry, x, kernel, bias, c_out=-2)
 
 
 def conv_transpose_init(

@@ -41,31 +41,33 @@ class Part(NamedTuple):
 
 
 def of_conv(geometry: Geometry, window: tuple[int, ...], x: jax.Array) -> tuple[Geometry, list[Part]]:
-    """The geometry within a part, and the parts, of the convolution of x (N, *space, C)."""
+    """The geometry within a part, and the parts, of the convolution of x (*batch, *space, C)."""
     parts, padding = [], list(geometry.padding)
-    for axis, names, devices, I, s, K, d, (lo, hi) in _divided(geometry, window, x):
+    for i, axis, names, devices, I, s, K, d, (lo, hi) in _divided(geometry, window, x):
         O = (I + lo + hi - d * (K - 1) - 1) // s + 1
         if s * O != I or O % devices:
             _refuse(f"{I} inputs and {O} outputs at stride {s} over {devices}", names, x)
         parts.append(Part(axis, names, lo, d * (K - 1) - (s - 1) - lo))
-        padding[axis - 1] = 0, 0
+        padding[i] = 0, 0
     return geometry._replace(padding=tuple(padding)), parts
 
 
 def of_transpose(
     geometry: Geometry, window: tuple[int, ...], space: tuple[int, ...], x: jax.Array
 ) -> tuple[Geometry, tuple[int, ...], list[Part]]:
-    """The geometry within a part, the space of its outputs, and the parts, of the transpose at x (N, *outputs, C)."""
+    """The geometry within a part, the space of its outputs, and the parts, of the transpose at x
+    (*batch, *outputs, C).
+    """
     parts, padding, here = [], list(geometry.padding), list(space)
-    for axis, names, devices, O, s, K, d, (lo, _) in _divided(geometry, window, x):
-        I, rows = space[axis - 1] // devices, O // devices
-        if s * O != space[axis - 1]:
-            _refuse(f"{O} inputs and {space[axis - 1]} outputs at stride {s} over {devices}", names, x)
+    for i, axis, names, devices, O, s, K, d, (lo, _) in _divided(geometry, window, x):
+        I, rows = space[i] // devices, O // devices
+        if s * O != space[i]:
+            _refuse(f"{O} inputs and {space[i]} outputs at stride {s} over {devices}", names, x)
         before, behind = (d * (K - 1) - lo) // s, (I - 1 + lo) // s - rows + 1
         parts.append(Part(axis, names, before, behind))
         crop = s * before + lo
-        padding[axis - 1] = crop, (before + rows + behind - 1) * s + d * (K - 1) + 1 - crop - I
-        here[axis - 1] = I
+        padding[i] = crop, (before + rows + behind - 1) * s + d * (K - 1) + 1 - crop - I
+        here[i] = I
     return geometry._replace(padding=tuple(padding)), tuple(here), parts
 
 
@@ -92,12 +94,15 @@ def _borrowed(x: jax.Array, part: Part, rows: int, towards: int) -> list[jax.Arr
 
 
 def _divided(geometry: Geometry, window: tuple[int, ...], x: jax.Array) -> Iterator[Any]:
-    """(axis, names, devices, rows of x, s, K, d, (lo, hi)) of each axis of space that lies over an explicit mesh."""
+    """(i, axis of x, names, devices, rows of x, s, K, d, (lo, hi)) of each axis i of space that lies over an explicit
+    mesh.
+    """
     options = geometry.stride, window, geometry.dilation, geometry.padding
-    for axis, *of_axis in zip(range(1, x.ndim - 1), *options, strict=True):
+    for i, of_axis in enumerate(zip(*options, strict=True)):
+        axis = x.ndim - 1 - len(window) + i
         names = _sharding.names_of(x, axis)
         if names:
-            yield axis, names, _sharding.devices(x, axis), x.shape[axis], *of_axis
+            yield i, axis, names, _sharding.devices(x, axis), x.shape[axis], *of_axis
 
 
 def _refuse(got: str, names: tuple[str, ...], x: jax.Array) -> None:

@@ -50,7 +50,8 @@ def relay(
     Args:
         step: `(carry) -> carry`, the run over this device's own stretch, and over its own arrays.
         carry: the first state, any pytree of arrays, the same on all devices.
-        axis_name: the mesh axis that divides time, or several.
+        axis_name: the mesh axis that divides time, or a tuple of several, in the order in which the `PartitionSpec`
+            of time names them.
         rounds: how often states are handed on: one less than there are devices (None) or fewer, where a step forgets
             what lies that many stretches behind.
         reverse: whether time is read backwards, so that the last device is the first.
@@ -82,8 +83,8 @@ def relay(
         _checks.bad_type("step", "a function (carry) -> carry", repr(step))
     names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
     known = jax.sharding.get_abstract_mesh().manual_axes
-    if not names or not set(names) <= set(known):
-        _checks.bad_value("axis_name", f"mesh axes that `shard_map` divides, of {known}", repr(axis_name))
+    if not names or not set(names) <= set(known) or len(set(names)) < len(names):
+        _checks.bad_value("axis_name", f"mesh axes that `shard_map` divides, of {known}, each once", repr(axis_name))
     devices = lax.axis_size(names)
     rounds = devices - 1 if rounds is None else min(devices - 1, _checks.integer("rounds", rounds, at_least=1))
     reverse = _checks.boolean("reverse", reverse)

@@ -6,9 +6,10 @@ custom rule sees them, so that JAX itself sums the cotangents of those that did 
 On an explicit mesh JAX asks of every operation how its result lies. No rule of ours answers: none knows of devices.
 What surrounds it sorts the axes of the mesh by what they divide.
 
-    features        `handed_over` makes these mesh axes automatic for the length of a rule, and says of its results
-                    alone how they lie: a weight divides otherwise than a state, four gates over two devices for one,
-                    and step by step the compiler knows better what to move
+    features        of a convolution `by_features` gives each device some channels of the result, and the inputs that it
+                    needs; for a recurrence `handed_over` makes these mesh axes automatic for the length of a rule, and
+                    says of its results alone how they lie: a weight divides otherwise than a state, four gates over two
+                    devices for one, and step by step the compiler knows better what to move
     batch           `apart` runs the rule on each device, with its own part of the batch: there is nothing to tell each
                     other but the sums of the weights' cotangents, once, at the end
     space and time  likewise, after neighbours have exchanged what a window reaches into (`_halo.py`) or a state goes
@@ -21,6 +22,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -76,15 +78,15 @@ def handed_over(rule: Callable[..., Any], names: Iterable[str], results: Any) ->
 
 def apart(run: Callable[..., Any], args: tuple[Any, ...], like: Any) -> Any:
     """`run(*args)`, each device of an explicit mesh for itself, with its parts of those arguments that are divided and
-    all of the others; the results are divided as the arrays in `like` are.
+    all of the others; the results are divided as `like` says, by arrays or shardings.
     """
     names = frozenset().union(*map(dividing, jax.tree.leaves(args)))
     if not names:
         return run(*args)
-    specs, out = (jax.tree.map(lambda a: jax.typeof(a).sharding.spec, tree) for tree in (args, like))
+    spec = lambda a: (a if isinstance(a, NamedSharding) else jax.typeof(a).sharding).spec  # noqa: E731
+    specs, out = (jax.tree.map(spec, tree) for tree in (args, like))
     mesh = next(sharding.mesh for a in jax.tree.leaves(args) if (sharding := of(a)) is not None)
-    alone = lambda *args: run(*together(args))  # noqa: E731
-    return jax.shard_map(alone, mesh=mesh, in_specs=specs, out_specs=out, axis_names={*names})(*args)
+    return jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=out, axis_names={*names})(*args)
 
 
 def names_of(x: jax.Array, axis: int) -> tuple[str, ...]:
@@ -100,10 +102,17 @@ def devices(x: jax.Array, axis: int) -> int:
 
 
 def shifted(x: jax.Array, names: tuple[str, ...], by: int) -> jax.Array:
-    """In `shard_map`: the x of the device so many places before this one, behind it if negative; zeros if none is."""
-    count = lax.axis_size(names)
-    pairs = [(i, i + by) for i in range(count) if 0 <= i + by < count]
-    return lax.ppermute(x, names, pairs) if pairs else zeros_like(x)
+    """In `shard_map`: the x of the device so many places before this one, behind it if negative; zeros if none is.
+
+    Shardings and `axis_index` number devices in the order of `names`, the last name fastest; `ppermute` numbers them in
+    the order of the mesh (jax 0.10) or takes names in no other (jax 0.12).
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    in_mesh = tuple(name for name in mesh.axis_names if name in names)
+    numbers = np.arange(lax.axis_size(names)).reshape([mesh.shape[name] for name in in_mesh])
+    numbers = numbers.transpose([in_mesh.index(name) for name in names]).ravel().tolist()
+    pairs = [(numbers[i], numbers[i + by]) for i in range(len(numbers)) if 0 <= i + by < len(numbers)]
+    return lax.ppermute(x, in_mesh, pairs) if pairs else zeros_like(x)
 
 
 def zeros(shape: tuple[int, ...], x: jax.Array, axis: int | None = None, features: int = 2) -> jax.Array:
@@ -126,6 +135,20 @@ def undivided() -> bool:
     """
     kinds = jax.sharding.get_abstract_mesh().axis_types
     return jax.device_count() == 1 or (len(kinds) > 0 and AxisType.Auto not in kinds)
+
+
+def may_leave_idle(*arrays: jax.Array) -> bool:
+    """Whether the compiler may divide these arrays over one mesh axis and leave another idle: some axis is automatic,
+    and the mesh has several. It is the mesh of the context, or that of the arrays' types. Where neither has one,
+    `in_shardings` of a `jit` may still bring one, if there are devices for two axes.
+    """
+    if undivided():
+        return False
+    meshes = [jax.sharding.get_abstract_mesh(), *(jax.typeof(a).sharding.mesh for a in arrays)]
+    mesh = next((mesh for mesh in meshes if not mesh.empty), None)
+    if mesh is None:
+        return jax.device_count() > 3
+    return AxisType.Auto in mesh.axis_types and sum(size > 1 for size in mesh.axis_sizes) > 1
 
 
 def joined(x: jax.Array, w: jax.Array, axis: int = -1) -> NamedSharding | None:
@@ -158,6 +181,32 @@ def gathered(x: jax.Array, axis: int) -> jax.Array:
     """x, that axis in one place."""
     sharding = of(x)
     return x if sharding is None else laid_out(x, without(sharding, axis))
+
+
+def by_features(
+    groups: int, x: jax.Array, kernel: jax.Array, bias: jax.Array | None, c_out: int
+) -> tuple[int, jax.Array, jax.Array, jax.Array | None, NamedSharding | None]:
+    """(groups of a device, x, kernel, bias, the sharding of the result): the operands of a convolution so that each
+    device computes channels of the result by itself. Axis `c_out` of the kernel holds these channels.
+
+    Without groups, x has all its channels everywhere, and the kernel is divided by those of the result. With groups,
+    each device has some of them, in x, kernel and result. What cannot be divided so is gathered.
+    """
+    sharding = of(x)
+    if sharding is None:
+        return groups, x, kernel, bias, None
+    mesh, first = sharding.mesh, tuple(sharding.spec[:-1])
+    axes = (names_of(kernel, c_out), names_of(x, -1), *(names_of(kernel, axis) for axis in range(kernel.ndim)))
+    names = next(filter(None, axes), ())
+    count = prod(mesh.shape[name] for name in names)
+    part = names if names and (kernel.shape[c_out] if groups == 1 else groups) % count == 0 else None
+    here = groups // count if groups > 1 and part else groups
+    divided = kernel.ndim + c_out if groups == 1 else kernel.ndim - 1
+    lay = lambda a, *spec: laid_out(a, NamedSharding(mesh, PartitionSpec(*spec)))  # noqa: E731
+    x = lay(x, *first, part if groups > 1 else None)
+    kernel = lay(kernel, *(part if axis == divided else None for axis in range(kernel.ndim)))
+    bias = None if bias is None else lay(bias, part)
+    return here, x, kernel, bias, NamedSharding(mesh, PartitionSpec(*first, part))
 
 
 def freed(tree: Tree, names: Iterable[str]) -> Tree:

@@ -3,6 +3,8 @@
 Time and space over devices are the matter of test_stretches.py.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -87,7 +89,7 @@ def over_kinds(ops, variants, kinds):
 @pytest.mark.parametrize(
     ("kind", "name", "label"), over_kinds(long_where(OPS, derived), GRID, ("automatic", "explicit", "shard_map"))
 )
-def test_batch_over_eight_devices(name, label, kind, key):
+def test_batch_over_devices(name, label, kind, key):
     f = bound(name, label)
     make = lambda batch: arguments(name, label, key, batch=batch)  # noqa: E731
     outputs = lambda batch: jax.eval_shape(f, *make(batch))  # noqa: E731
@@ -95,7 +97,7 @@ def test_batch_over_eight_devices(name, label, kind, key):
     cotangents, out_specs = cotangents_for(f, args, jax.random.fold_in(key, 1)), batch_specs(outputs)
     expected = compiled(name, label, twin=True)(args, cotangents)
 
-    mesh = mesh_of((8,), ("d",), kind)
+    mesh = mesh_of((4, 2), ("d", "idle"), kind)
     run = pullback(f)
     if kind == "shard_map":
         run = jax.shard_map(run, mesh=mesh, in_specs=(specs, out_specs), out_specs=(out_specs, specs))
@@ -207,6 +209,17 @@ def test_the_batch_in_shard_map_and_features_in_what_it_leaves(kind, key):
         columns = jax.tree.map(lambda p: P(*(None,) * (p.ndim - 1), "f"), params)
         placed = place(mesh, (params, carry, xs), (columns, P("b", "f"), P(None, "b")))
         assert_close(jax.jit(divided)(placed, place(mesh, ȳ, P(None, "b", "f"))), expected)
+
+
+def test_groups_over_more_devices_than_there_are(key):
+    """Two groups of channels over four devices: XLA aborted the process as it compiled that."""
+    x, w, ȳ = normals(key, (jnp.ones((2, 8, 8)), jnp.ones((3, 4, 8)), jnp.ones((2, 8, 8))))
+    run = lambda conv: pullback(partial(conv, padding="SAME", groups=2))  # noqa: E731
+    expected = jax.jit(run(jaxseq.reference.conv))((x, w), ȳ)
+    mesh = mesh_of((4, 2), ("f", "t"), "explicit")
+    with jax.set_mesh(mesh):
+        placed = place(mesh, (x, w), (P(None, "t", "f"), P(None, None, "f"))), place(mesh, ȳ, P(None, "t", "f"))
+        assert_close(jax.jit(run(jaxseq.conv))(*placed), expected)
 
 
 @pytest.mark.parametrize("spec", [P("d"), P(None, "d")], ids=["rows", "columns"])

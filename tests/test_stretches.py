@@ -24,7 +24,7 @@ CONVOLUTIONS = {
     "stride beyond the window": ((4, 24, 3), (2, 3, 2), {"padding": [(0, 0)], "stride": 3}, 0),
     "depthwise": ((4, 24, 6), (4, 1, 6), {"padding": "SAME", "groups": 6}, 3),
     "long": ((4, 320, 2), (100, 1, 2), {"padding": "CAUSAL", "groups": 2}, 99),
-    "window of three parts": ((4, 24, 3), (8, 3, 2), {"padding": "CAUSAL"}, 7),
+    "window of three parts": ((4, 12, 3), (8, 3, 2), {"padding": "CAUSAL"}, 7),
     "grouped": ((4, 24, 4), (3, 2, 6), {"padding": "SAME", "groups": 2}, 2),
     "one tap": ((4, 24, 3), (1, 3, 2), {}, 0),
     "cropped in front": ((4, 24, 3), (3, 3, 2), {"padding": [(-1, 3)]}, 3),
@@ -43,15 +43,17 @@ SPACES = [
 
 
 @pytest.mark.parametrize(("op", "shape", "window", "options", "rows"), SPACES)
-def test_space_over_eight_devices_moves_halos_and_no_more(op, shape, window, options, rows, key):
-    """Forward borrows the rows that the window reaches into, backward sends their cotangents home, one sum ends it."""
+def test_space_over_devices_moves_halos_and_no_more(op, shape, window, options, rows, key):
+    """Beside an idle mesh axis. Forward borrows the rows that the window reaches into, backward sends their cotangents
+    home, one sum ends it.
+    """
     f, twin = (partial(getattr(module, op), **options) for module in (jaxseq, jaxseq.reference))
     keys = jax.random.split(key)
     channels = window[-1] if op == "conv" else window[-2] * options.get("groups", 1)
     x, w, b = normals(keys[0], (jnp.ones(shape), jnp.ones(window), jnp.ones(channels)))
     ȳ = cotangents_for(twin, (x, w, b), keys[1])
     expected = jax.jit(pullback(twin))((x, w, b), ȳ)
-    mesh = mesh_of((8,), ("t",), "explicit")
+    mesh = mesh_of((2, 4), ("idle", "t"), "explicit")
     with jax.set_mesh(mesh):
         placed = place(mesh, (x, w, b), (P(None, "t"), P(), P())), place(mesh, ȳ, P(None, "t"))
         program = jax.jit(pullback(f)).lower(*placed).compile()
@@ -66,14 +68,14 @@ def test_space_over_eight_devices_moves_halos_and_no_more(op, shape, window, opt
 
 
 @pytest.mark.parametrize(
-    "spec", [("h", "w"), ("hw", None), (None, "h")], ids=["both axes", "one axis over both", "the second axis"]
+    "spec", [("h", "w"), ("wh", None), (None, "h")], ids=["both axes", "one axis over both", "the second axis"]
 )
 def test_an_image_over_devices_with_its_corners(spec, key):
     run = lambda conv: pullback(partial(conv, padding="SAME", dilation=(1, 2)))  # noqa: E731
     x, w, ȳ = normals(key, (jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 2)), jnp.ones((2, 8, 8, 2))))
     expected = jax.jit(run(jaxseq.reference.conv))((x, w), ȳ)
     mesh = mesh_of((4, 2), ("h", "w"), "explicit")
-    space = P(None, *(("h", "w") if part == "hw" else part for part in spec))
+    space = P(None, *(("w", "h") if part == "wh" else part for part in spec))  # not in the order of the mesh
     with jax.set_mesh(mesh):
         placed = place(mesh, (x, w), (space, P())), place(mesh, ȳ, space)
         program = jax.jit(run(jaxseq.conv)).lower(*placed).compile()
@@ -139,15 +141,49 @@ def test_a_transpose_that_cannot_be_divided_alike_is_refused():
         jaxseq.conv_transpose(x, jnp.ones((3, 2, 3)))
 
 
+# --- An idle mesh axis: XLA's partitioner multiplies by the number of its devices ---
+
+
+@pytest.mark.parametrize("kind", ["explicit", "automatic"])
+@pytest.mark.parametrize("name", ["conv", "conv_transpose", "causal_conv", "conv_lstm", "conv_gru"])
+def test_an_idle_axis_beside_space_counts_nothing_twice(name, kind, key):
+    """Values and gradients in float32, with the kernel in one place and divided over the idle axis."""
+    draw = lambda *shape: normals(jax.random.fold_in(key, len(shape)), jnp.ones(shape, jnp.float32))  # noqa: E731
+    over_a = P(None, "a")
+    if name.startswith("conv_l") or name.startswith("conv_g"):
+        params = getattr(jaxseq, f"{name}_init")(key, 3, 4, 4)
+        args, over_a = (draw(3, 4, 8, 4), params.w_x), P(None, None, "a")
+        call = lambda ns, x, w: getattr(ns, name)(params._replace(w_x=w), None, x)[1]  # noqa: E731
+    elif name == "causal_conv":
+        args = draw(2, 8, 4), draw(1, 1, 3, 4, 8)[0, 0]
+        call = lambda ns, x, w: ns.causal_conv(None, x, w)[1]  # noqa: E731
+    else:
+        args = draw(2, 8, 4), draw(1, 1, 3, *((4, 8) if name == "conv" else (8, 4)))[0, 0]
+        call = lambda ns, x, w: getattr(ns, name)(x, w, padding="SAME")  # noqa: E731
+    twin = partial(call, jaxseq.reference)
+    ȳ = cotangents_for(twin, args, key)
+    expected = jax.jit(pullback(twin))(args, ȳ)
+    mesh = mesh_of((2, 2), ("a", "b"), kind)
+    with jax.set_mesh(mesh):
+        for of_kernel in P(), P(None, None, "b"):
+            placed = place(mesh, args, (over_a, of_kernel))
+            types = jax.eval_shape(partial(call, jaxseq), *placed)
+            cotangent = place(mesh, ȳ, types.sharding.spec if kind == "explicit" else over_a)
+            assert_close(jax.jit(pullback(partial(call, jaxseq)))(placed, cotangent), expected, 1e-5)
+
+
 # --- Time: every variant of what reads it, over four devices, the batch over two ---
 
 
 def time_specs(make):
-    """The batch over b and time over t: the axes that grow with the one and with the other."""
+    """The batch over b and time over t and u, not in the order of the mesh: the axes that grow with the one and with
+    the other.
+    """
 
     def spec(a, b, c):
         axes = zip(a.shape, b.shape, c.shape, strict=True)
-        return P(*("b" if n != more else "t" if n != longer and not n % 4 else None for n, more, longer in axes))
+        time = lambda n, longer: ("u", "t") if n != longer and not n % 4 else None  # noqa: E731
+        return P(*("b" if n != more else time(n, longer) for n, more, longer in axes))
 
     return jax.tree.map(spec, make(4, 12), make(6, 12), make(4, 16))
 
@@ -173,14 +209,14 @@ def test_time_over_devices(name, label, key):
     f = bound(name, label)
     make = lambda batch, length: arguments(name, label, key, batch=(batch,), length=length)  # noqa: E731
     args, specs = make(4, 12), time_specs(make)
-    assert any("t" in s for s in jax.tree.leaves(specs, is_leaf=lambda s: isinstance(s, P)))
+    assert any(("u", "t") in s for s in jax.tree.leaves(specs, is_leaf=lambda s: isinstance(s, P)))
     cotangents = cotangents_for(f, args, jax.random.fold_in(key, 1))
     expected = compiled(name, label, twin=True)(args, cotangents)
-    mesh = mesh_of((2, 4), ("b", "t"), "explicit")
+    mesh = mesh_of((2, 2, 2), ("b", "t", "u"), "explicit")
     with jax.set_mesh(mesh):
         placed = place(mesh, args, specs)
         types = jax.eval_shape(f, *placed)
-        assert any("t" in a.sharding.spec for a in jax.tree.leaves(types))
+        assert any(("u", "t") in a.sharding.spec for a in jax.tree.leaves(types))
         cotangents = place(mesh, cotangents, jax.tree.map(lambda t: t.sharding.spec, types))
         assert_close(jax.jit(pullback(f))(placed, cotangents), expected)
 
@@ -251,16 +287,19 @@ def stretched(f, devices):
 
 @pytest.mark.parametrize("reverse", [False, True], ids=["forwards", "backwards"])
 def test_relay_goes_through_all_stretches_and_back(reverse, key):
+    """Over two mesh axes, not in the order of the mesh, which has a third that is idle."""
     params, h, xs = arguments("gru", "plain", key, batch=(2,), length=12)
 
     def run(params, h, xs):
         gru = partial(jaxseq.gru, params, xs=xs, reverse=reverse)
-        return gru(jaxseq.relay(lambda h: gru(h)[0], h, "t", reverse=reverse))[1]
+        return gru(jaxseq.relay(lambda h: gru(h)[0], h, ("u", "t"), reverse=reverse))[1]
 
     twin = lambda params, h, xs: jaxseq.reference.gru(params, h, xs, reverse=reverse)[1]  # noqa: E731
     ȳ = cotangents_for(twin, (params, h, xs), key)
     expected = jax.jit(pullback(twin))((params, h, xs), ȳ)
-    assert_close(jax.jit(pullback(stretched(run, 4)))((params, h, xs), ȳ), expected)
+    mesh, over_time = mesh_of((2, 2, 2), ("t", "idle", "u"), "automatic"), P(("u", "t"))
+    over_devices = jax.shard_map(run, mesh=mesh, in_specs=(P(), P(), over_time), out_specs=over_time)
+    assert_close(jax.jit(pullback(over_devices))((params, h, xs), ȳ), expected)
 
 
 def test_relay_whose_gradient_stops_is_truncation(key):
@@ -318,6 +357,7 @@ def test_one_device_has_nobody_to_hand_to():
 
 MISTAKES = {
     "an axis that does not exist": (lambda s: jaxseq.relay(lambda s: s, s, "x"), ValueError, r"`axis_name`.*'x'"),
+    "an axis twice": (lambda s: jaxseq.relay(lambda s: s, s, ("t", "t")), ValueError, r"each once, got \('t', 't'\)"),
     "no function": (lambda s: jaxseq.relay(1, s, "t"), TypeError, r"`step`: expected a function .* got 1"),
     "no rounds": (lambda s: jaxseq.relay(lambda s: s, s, "t", rounds=0), ValueError, r"`rounds`.*0"),
 }

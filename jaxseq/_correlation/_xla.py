@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxseq import _precision, _sizes
+from jaxseq import _precision, _sharding, _sizes
+from jaxseq._correlation import _taps
 from jaxseq._correlation._form import Form
 
 # The letters of lax's dimension numbers for 0 (unused), 1, 2 and 3 spatial axes.
@@ -24,6 +25,8 @@ _SPACE = ("", "W", "HW", "DHW")
 
 def to_output(form: Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """y of (1)."""
+    if _sharding.may_leave_idle(x, kernel):
+        return _taps.to_output(form, x, kernel)
     return _correlate(
         x,
         kernel,
@@ -37,6 +40,8 @@ def to_output(form: Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 def to_input(form: Form, kernel: jax.Array, ȳ: jax.Array) -> jax.Array:
     """x̄ of (2)."""
+    if _sharding.may_leave_idle(kernel, ȳ):
+        return _taps.to_input(form, kernel, ȳ)
     g = form.geometry.groups
     w = jnp.flip(kernel, range(len(form.window)))  # (*K, I', g O')
     w = w.reshape(*w.shape[:-1], g, -1).swapaxes(-3, -1)  # (*K, O', g, I')
@@ -54,6 +59,8 @@ def to_input(form: Form, kernel: jax.Array, ȳ: jax.Array) -> jax.Array:
 
 def to_kernel(form: Form, x: jax.Array, ȳ: jax.Array) -> jax.Array:
     """w̄ of (3): the channel of x plays the batch, the batch the contracted channel, and w̄ comes out as (*K, I', O')."""
+    if _sharding.may_leave_idle(x, ȳ):
+        return _taps.to_kernel(form, x, ȳ)
     geometry, space = form.geometry, _SPACE[len(form.window)]
     correlate = partial(
         _correlate,

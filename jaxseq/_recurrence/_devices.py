@@ -90,6 +90,7 @@ def _apart(rule: Rule, cell: Cell, options: Options, inputs: Inputs) -> tuple[St
     names, steps = _sharding.names_of(xs, axis), xs.shape[axis]
 
     def run(inputs: Inputs) -> tuple[State, jax.Array]:
+        inputs = _sharding.together(inputs)
         here = lambda carry: rule(cell, options, inputs._replace(carry=carry))  # noqa: E731
         if not names:
             return here(inputs.carry)

@@ -3,6 +3,7 @@
 A sequence layer is a pointwise cell between two linear maps, carried through time.
 """
 
+from jaxseq import _serialization as _serialization
 from jaxseq import autoregressive, cells, convert, flow, maps, reference, testing
 from jaxseq._any_cell import recurrence, recurrence_cell
 from jaxseq._causal_conv import causal_conv

@@ -99,6 +99,7 @@ def conv_lstm_cell(
     Args:
         params: `LSTMParams(w_x (*window, C, 4F), w_h (*window, F, 4F), b (4F,) or None)`.
         carry: the previous state `LSTMState(h, c)`, each `(*batch, *outputs, F)`, or None for zero.
+            The new state has its dtype: one in bfloat16 is rounded at every step. From None it is in float32 at least.
         x: one input `(*batch, *space, C)`.
         stride: of the convolution of the input.
         padding: of the input.
@@ -194,6 +195,7 @@ def conv_gru_cell(
     Args:
         params: `GRUParams(w_x (*window, C, 3F), w_h (*window, F, 3F), b_x, b_h)`; each bias `(3F,)` or None.
         carry: the previous state `(*batch, *outputs, F)`, or None for zero.
+            The new state has its dtype: one in bfloat16 is rounded at every step. From None it is in float32 at least.
         x: one input `(*batch, *space, C)`.
         stride: of the convolution of the input.
         padding: of the input.

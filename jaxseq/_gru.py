@@ -85,8 +85,8 @@ def gru(
             `time_axis`, `unroll`, `precision`, `state_dtype`.
 
     Returns:
-        `(carry, ys)`: the last state `(*batch, H)` in the dtype of the first, and every state `(T, *batch, H)` in the
-        dtype of `xs`.
+        `(carry, ys)`: the last state `(*batch, H)` in the dtype of `carry` (None: float32 at least), and every state
+        `(T, *batch, H)` in the dtype of `xs`.
 
     Raises:
         TypeError: parameters of another cell, an array that is not of floats, an option of the wrong kind.
@@ -124,6 +124,7 @@ def gru_cell(
     Args:
         params: `GRUParams(w_x (D, 3H), w_h (H, 3H), b_x, b_h)`, gates in the order r, z, n; each bias `(3H,)` or None.
         carry: the previous state `(*batch, H)`, or None for zero.
+            The new state has its dtype: one in bfloat16 is rounded at every step. From None it is in float32 at least.
         x: one input `(*batch, D)`.
         precision: of the matrix products, as in `jax.lax.dot_general`.
 

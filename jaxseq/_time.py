@@ -43,7 +43,9 @@ class Time(TypedDict, total=False):
 
     Attributes:
         lengths: of each sequence, `(*batch,)` integers from 0 to T. From there on `ys` is zero and the carry stands
-            still, and what stands in the padding, NaN included, changes no value and no gradient.
+            still, and what stands in the padding, NaN included, changes no value and no gradient. A length out of range
+            raises a ValueError where lengths are known; traced ones, as under `jax.jit`, are clamped to 0 and T, and
+            reported by `jax.experimental.checkify.checkify`.
         resets: `(T, *batch)` booleans: `resets[t]` is a boundary between t - 1 and t (`done[t - 1]`). The state is zero
             on crossing it, in either direction, and no gradient crosses.
         reverse: read each sequence from its last step to its first; `ys[t]` stays beside `xs[t]`, and the returned
@@ -57,7 +59,8 @@ class Time(TypedDict, total=False):
         unroll: steps of the loop that are compiled together, as in `jax.lax.scan`.
         precision: of the matrix products, as in `jax.lax.dot_general`.
         state_dtype: the dtype in which the state is held between steps. None is float32, or the dtype of the state if
-            that is wider: a state in bfloat16 or float16 is rounded in every step, and loses small updates.
+            that is wider. A state in bfloat16 or float16 would be rounded at every step and lose small updates. The
+            carry is returned in the dtype of `carry`, or if that is None in this one.
         drop: `(*batch, H)`, what h is multiplied with on its way into the recurrent map, the same in every step: zeros
             and 1 / (1 - p), drawn once for a sequence, are recurrent dropout. No gradient flows to it.
         hold: how much of the state before a step stays as it is: for each leaf of the state, in its container,

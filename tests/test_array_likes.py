@@ -165,7 +165,9 @@ def test_what_is_no_array_is_refused_by_the_name_of_its_type(value, words):
 
 
 def test_integers_that_have_no_numbers_are_refused_by_the_name_of_their_type():
-    with pytest.raises(TypeError, match=r"`lengths`: expected an array of integers, got jax\.ShapeDtypeStruct int32\[2\]"):
+    with pytest.raises(
+        TypeError, match=r"`lengths`: expected an array of integers, got jax\.ShapeDtypeStruct int32\[2\]"
+    ):
         jaxseq.lstm(LSTM, None, XS, lengths=jax.ShapeDtypeStruct((2,), np.int32))
 
 
@@ -244,5 +246,5 @@ def test_a_mapping_from_other_fields_is_refused_by_their_names(params, words):
 
 def test_a_mapping_of_another_cell_is_refused_by_its_sizes():
     gru = jaxseq.gru_init(jax.random.key(0), 3, 5)
-    with pytest.raises(ValueError, match="`params.w_h`"):
+    with pytest.raises(ValueError, match=r"`params\.w_h`"):
         jaxseq.lstm({"w_x": gru.w_x, "w_h": gru.w_h, "b": gru.b_x}, None, XS)

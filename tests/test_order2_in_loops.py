@@ -1,4 +1,4 @@
-"""Second order inside of JAX's loops, whose partial evaluation drops `jax.custom_jvp` rules, is that of a plain call."""
+"""Second order inside of JAX's loops, whose partial evaluation drops `jax.custom_jvp` rules."""
 
 from functools import partial
 

@@ -49,11 +49,9 @@ def test_gradients_over_many_steps(key):
 DTYPES = [
     (NARROW, NARROW, None, {}, jnp.float32),
     (NARROW, NARROW, NARROW, {}, NARROW),
-    (NARROW, NARROW, jnp.float32, {}, jnp.float32),
     (NARROW, NARROW, None, {"state_dtype": NARROW}, NARROW),
     (NARROW, NARROW, jnp.float32, {"state_dtype": "bfloat16"}, jnp.float32),
     (jnp.float16, jnp.float16, None, {}, jnp.float32),
-    (NARROW, jnp.float32, None, {}, jnp.float32),
     (jnp.float32, NARROW, None, {}, jnp.float32),
     (jnp.float32, jnp.float32, None, {"state_dtype": NARROW}, NARROW),
     (jnp.float32, jnp.float32, None, {"state_dtype": jnp.float64}, jnp.float64),
@@ -89,6 +87,8 @@ def test_dtypes_at_the_boundary(names, key):
             last, ys = jax.eval_shape(layer, params, given, xs)
             assert {a.dtype for a in jax.tree.leaves(last)} == {jnp.dtype(out)}
             assert ys.dtype == of_xs
+            if library is jaxseq.reference:
+                continue
             loss = lambda p, s, x, layer=layer: sum(  # noqa: E731
                 jnp.sum(a.astype(jnp.float64)) for a in jax.tree.leaves(layer(p, s, x))
             )
@@ -137,8 +137,8 @@ def test_agrees_with_the_reference(of_params, of_xs, options, key):
 
     found, want = (both(library.gru, params, xs) for library in (jaxseq, jaxseq.reference))
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=True):
-        a, b = np.asarray(a, float), np.asarray(b, float)
-        assert np.linalg.norm(a - b) < 0.01 * np.linalg.norm(b)
+        exact = np.asarray(b, float)
+        assert np.linalg.norm(np.asarray(a, float) - exact) < 0.01 * np.linalg.norm(exact)
 
 
 def test_what_is_no_dtype_of_floats(key):

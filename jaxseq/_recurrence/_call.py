@@ -202,8 +202,8 @@ def _carry(
     batch: tuple[int, ...],
     dtype: Any,
 ) -> tuple[State, State]:
-    """The first state, checked against x (*batch, *features), with time at `axis` if any: in the dtypes in which the last
-    state is returned, and as it is held between steps, in `dtype` or in float32 at least.
+    """The first state, checked against x (*batch, *features), with time at `axis` if any: in the dtypes in which the
+    last state is returned, and as it is held between steps, in `dtype` or in float32 at least.
     """
     held = lambda a: a.astype(dtype or _precision.accumulator(a.dtype))  # noqa: E731
     D, H = cell.input.channels(weights.w_x, len(cell.gates)) or (0, 0)

@@ -176,8 +176,8 @@ def sides(cell: Cell, δ: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def dtypes(weights: Weights, carry: State, xs: jax.Array) -> tuple[Any, Any]:
-    """Products multiply in, and gates are kept in, the widest dtype of the weights and inputs; a bias is only added. And
-    the dtype in which they accumulate. A state that is wider than that widens both.
+    """The dtype in which products multiply and gates are kept, the widest of weights and inputs; a bias is only added.
+    And the dtype in which products accumulate. A state that is wider than that widens both.
 
     The product of the state itself is an exception, `as_multiplied`.
     """
@@ -192,7 +192,7 @@ def dtypes(weights: Weights, carry: State, xs: jax.Array) -> tuple[Any, Any]:
 def as_multiplied(h: jax.Array, product: Any) -> jax.Array:
     """h for the recurrent map: not rounded to the dtype of products if it is held in a wider one.
 
-    What is lost of h is lost in every step again. With the other products in bfloat16 and h rounded for its own, the
-    gradient of an LSTM (T = 2000, forget bias 4) is off by 72 %, else by 1 %: as with no rounding at all.
+    What is lost of h is lost again in every step. With weights and inputs in bfloat16, the gradient of an LSTM
+    (T = 2000, H = 32, forget bias 4) is off by 72 % where h is rounded for its product, else by 5 %.
     """
-    return h.astype(_precision.promote(h, jax.ShapeDtypeStruct((), product)))
+    return h.astype(_precision.common(h.dtype, product))

@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo processes filters digits moving convolution sunspots vanishing memory shuffled frameworks policy test lint bench docs clean
+.PHONY: demo processes filters digits moving convolution sunspots vanishing memory shuffled frameworks policy test fuzz lint bench docs clean
 
 demo: $(VENV)/.examples  ## train a character model on the language reference of Python
 	$(BIN)/python examples/char_lm.py $(ARGS)
@@ -50,6 +50,11 @@ frameworks: $(VENV)/.frameworks  ## inside Flax linen, Flax nnx, Equinox, Haiku:
 
 test: $(VENV)/.test  ## the whole suite; ARGS="-k truncation" and the like reach pytest
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 $(ARGS)
+
+fuzz: $(VENV)/.test  ## random geometries, options, meshes and right functions, fixed seeds; an hour or more
+	for script in geometries options chooser; do \
+		PYTHONPATH=. $(BIN)/python tests/fuzz/$$script.py $(ARGS) || exit 1; \
+	done
 
 lint: $(VENV)/.dev  ## style and types
 	$(BIN)/ruff check .

@@ -53,6 +53,11 @@ class Variant(NamedTuple):
         """Random arguments for the op and its twin."""
         return self.example(key, dtype=dtype, batch=batch, length=length)
 
+    def widened(self, width: int) -> "Variant":
+        """The same variant with `width` times as many channels, features or hidden units, and as many more groups."""
+        groups = {"groups": self.options["groups"] * width} if "groups" in self.options else {}
+        return self._replace(example=partial(self.example, width=width), options={**self.options, **groups})
+
     def bound(self, f: Callable[..., Any]) -> Callable[..., Any]:
         """The op or its twin under these options, a function of the arguments alone."""
         of_twin = self.first_of_twin is not None and f.__module__.startswith(reference.__name__)
@@ -91,6 +96,14 @@ def _normals(key: Any, dtype: Any) -> Callable[..., jax.Array]:
     return lambda *shape: (normal(next(keys), shape) * 0.5).astype(dtype)
 
 
+def _wide_kernel(kernel: tuple[int, ...], groups: int, width: int) -> tuple[tuple[int, ...], int]:
+    """A kernel and its groups for `width` times as many channels: more groups where there are groups."""
+    *window, per_group, c_out = kernel
+    if groups > 1:
+        return (*window, per_group, c_out * width), groups * width
+    return (*window, per_group * width, c_out * width), 1
+
+
 def _conv_example(
     key: Any,
     *,
@@ -101,8 +114,10 @@ def _conv_example(
     groups: int = 1,
     bias: bool = True,
     transposed: bool = False,
+    width: int = 1,
 ) -> tuple[Any, ...]:
     draw = _normals(key, dtype)
+    kernel, groups = _wide_kernel(kernel, groups, width)
     space, (c_in, c_out) = (length, 6, 5)[: len(kernel) - 2], (kernel[-2] * groups, kernel[-1])
     if transposed:
         c_in, c_out = c_out, c_in
@@ -121,8 +136,10 @@ def _separable_example(
     c_middle: int,
     c_out: int | None,
     bias: bool,
+    width: int = 1,
 ) -> tuple[Any, ...]:
     draw, axes = _normals(key, dtype), len(window)
+    c_in, c_middle, c_out = c_in * width, c_middle * width, c_out and c_out * width
     kernels = [draw(*window, 1, c_middle)] + ([draw(*(1,) * axes, c_middle, c_out)] if c_out else [])
     args = (draw(*batch, *(length, 6, 5)[:axes], c_in), *kernels)
     return (*args, draw(c_out or c_middle)) if bias else args
@@ -140,9 +157,11 @@ def _causal_example(
     bias: bool,
     carry: bool,
     resets: bool,
+    width: int = 1,
 ) -> tuple[Any, ...]:
-    draw, (taps, per_in, c_out) = _normals(key, dtype), kernel
-    x, w, b = draw(*batch, length, per_in * groups), draw(*kernel), draw(c_out)
+    wide, groups = _wide_kernel(kernel, groups, width)
+    draw, (taps, per_in, c_out) = _normals(key, dtype), wide
+    x, w, b = draw(*batch, length, per_in * groups), draw(*wide), draw(c_out)
     past = draw(*batch, (taps - 1) * dilation, per_in * groups)
     args = (past if carry else None, x, w, b if bias else None)
     if not resets:
@@ -168,15 +187,31 @@ def _recurrence_example(
     carry: bool = True,
     masks: tuple[str, ...] = (),
     batch_first: bool = False,
+    width: int = 1,
+    more_blocks: tuple[str, ...] = (),
 ) -> tuple[Any, ...]:
-    """Of D = 3 and H = 5, unless `shapes` says so of parameters, `features` of x and `states` of the carry."""
+    """Of D = 3 and H = 5, unless `shapes` says so of parameters, `features` of x and `states` of the carry.
+
+    `width` multiplies channels, features and hidden units, for the fields `more_blocks` the first axis, their number of
+    blocks; weights shrink with its root, so that sums keep their size.
+    """
     D, H = 3, 5
-    draw, width = _normals(key, dtype), gates * H
-    sizes_of = {"w_x": (D, width), "w_h": (H, width), "b": (width,), "b_x": (width,), "b_h": (width,), **(shapes or {})}
+    draw, columns = _normals(key, dtype), gates * H
+    sizes_of = {"w_x": (D, columns), "w_h": (H, columns), **dict.fromkeys(("b", "b_x", "b_h"), (columns,))}
+    sizes_of |= shapes or {}
+
+    def weight(field: str) -> jax.Array:
+        shape = sizes_of[field]
+        if field in more_blocks:
+            return draw(shape[0] * width, *shape[1:])
+        wide = tuple(n * width if axis >= len(shape) - 2 and n > 1 else n for axis, n in enumerate(shape))
+        return draw(*wide) * (width**-0.5 if len(shape) > 1 else 1)
+
     fields: Any = params._fields  # type: ignore[attr-defined]
-    weights = params(*(draw(*sizes_of[f]) if bias or f[:1] != "b" else None for f in fields))
+    weights = params(*(weight(f) if bias or f[:1] != "b" else None for f in fields))
     count = 1 if state is None else len(state._fields)  # type: ignore[attr-defined]
-    leaves = [draw(*batch, *shape) for shape in states or ((H,),) * count]
+    leaves = [draw(*batch, *shape[:-1], shape[-1] * width) for shape in states or ((H,),) * count]
+    features = (*features[:-1], features[-1] * width)
     first = leaves[0] if state is None else state(*leaves)
     sizes = (*batch, length) if batch_first else (length, *batch)
     x = draw(*(sizes if time else batch), *features)
@@ -209,7 +244,7 @@ def _conv_variants(transposed: bool) -> dict[str, Variant]:
         return {
             "1d": variant((3, 4, 6)),
             "strided same": variant((3, 4, 6), stride=2, padding="SAME"),
-            "gaps, dilated causal": variant((2, 4, 6), stride=5, dilation=2, padding="CAUSAL", bias=False),
+            "gaps, dilated, causal": variant((2, 4, 6), stride=5, dilation=2, padding=((0, -2),), bias=False),
             "output padding, grouped": variant((2, 2, 6), groups=2, stride=3, output_padding=2, padding=1),
             "cropped": variant((4, 4, 3), padding=((-2, 3),), stride=2),
             "depthwise": variant((4, 1, 3), groups=3, stride=2, padding=((3, 0),)),
@@ -305,19 +340,27 @@ def _step_variants(example: Callable[..., tuple], **options: Any) -> dict[str, V
 
 
 def _layers_example(
-    key: Any, *, dtype: Any, batch: tuple[int, ...], length: int, layers: tuple[Any, ...], masks: tuple[str, ...] = ()
+    key: Any,
+    *,
+    dtype: Any,
+    batch: tuple[int, ...],
+    length: int,
+    layers: tuple[Any, ...],
+    masks: tuple[str, ...] = (),
+    width: int = 1,
 ) -> tuple[Any, ...]:
     """Several layers of D = 3 at the bottom, `layers` the examples of them, nested as they are put together."""
+    sizes = {"dtype": dtype, "batch": batch, "length": length, "width": width}
 
     def of(layers: Any, key: Any) -> tuple[Any, Any]:
         keys = jax.random.split(key, len(layers))
         found = [
-            of(layer, k) if isinstance(layer, tuple) else layer(k, dtype=dtype, batch=batch, length=length)
+            of(layer, k) if isinstance(layer, tuple) else layer(k, **sizes)
             for layer, k in zip(layers, keys, strict=True)
         ]
         return [p for p, *_ in found], [carry for _, carry, *_ in found]
 
-    _, _, x, *drawn = _RNN(key, dtype=dtype, batch=batch, length=length, masks=masks)
+    _, _, x, *drawn = _RNN(key, masks=masks, **sizes)
     return *of(layers, key), x, *drawn
 
 
@@ -445,7 +488,7 @@ def _cell_variants(*, time: bool) -> dict[str, Variant]:
         "indrnn": (cells.indrnn, {"shapes": {"w_h": (1, 5)}}),
         "slstm": (
             cells.slstm,
-            {"gates": 4, "state": cells.SLSTMState, "states": ((6,),) * 4}
+            {"gates": 4, "state": cells.SLSTMState, "states": ((6,),) * 4, "more_blocks": ("w_h",)}
             | {"shapes": {"w_x": (3, 24), "w_h": (2, 3, 4, 3), "b": (24,)}},
         ),
         "lstm from a convolution": (
@@ -486,10 +529,10 @@ def _scan_step(params: RNNParams, s: _Leaky, x: Any) -> tuple[_Leaky, Any]:
 def _scan_variants() -> dict[str, Variant]:
     """A step that closes over what it is differentiated by."""
 
-    def example(key: Any, *, dtype: Any, batch: tuple[int, ...], length: int) -> tuple[Any, ...]:
-        draw = _normals(key, dtype)
-        params = RNNParams(draw(3, 5), draw(5, 5), draw(5))
-        return params, _Leaky(draw(*batch, 5), draw(*batch, 5)), draw(length, *batch, 3)
+    def example(key: Any, *, dtype: Any, batch: tuple[int, ...], length: int, width: int = 1) -> tuple[Any, ...]:
+        draw, D, H = _normals(key, dtype), 3 * width, 5 * width
+        params = RNNParams(draw(D, H) * width**-0.5, draw(H, H) * width**-0.5, draw(H))
+        return params, _Leaky(draw(*batch, H), draw(*batch, H)), draw(length, *batch, D)
 
     def call(scan: Callable[..., Any]) -> Callable[..., Any]:
         return wraps(scan)(lambda params, init, xs, **options: scan(partial(_scan_step, params), init, xs, **options))

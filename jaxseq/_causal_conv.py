@@ -42,7 +42,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Inexact
 
-from jaxseq import _checks, _conv, _correlation, _dense, _precision, _sharding, _time
+from jaxseq import _checks, _conv, _correlation, _dense, _geometry, _precision, _sharding, _time
 from jaxseq._geometry import Geometry
 from jaxseq._op import op
 from jaxseq._relay import from_one, is_first, relay
@@ -54,11 +54,12 @@ class Options(NamedTuple):
     dilation: int
     groups: int
     precision: Any
+    method: str
 
     @property
     def geometry(self) -> Geometry:
         """Of the convolution of z."""
-        return Geometry(stride=(1,), padding=((0, 0),), dilation=(self.dilation,), groups=self.groups)
+        return Geometry((1,), ((0, 0),), (self.dilation,), self.groups, self.method)
 
 
 # --- The rule: carry (B, P, C_in), x (B, T, C_in), kernel (K, C_in/g, C_out); with resets (*B, T), any axes *B ---
@@ -283,6 +284,7 @@ def causal_conv(
     groups: int = 1,
     resets: Bool[Array, "*batch T"] | None = None,
     precision: Any = None,
+    method: str = "auto",
 ) -> tuple[Inexact[Array, "*batch reach c_in"], Inexact[Array, "*batch T c_out"]]:
     r"""Causal 1-D convolution of a signal that comes in chunks, with a hand-derived gradient.
 
@@ -307,6 +309,7 @@ def causal_conv(
             zeros in place of what lies before, NaN included, and no gradient crosses. At t = 0 that is the carry.
             Without resets a chunk is one convolution; with them it is one product a tap.
         precision: as in `jax.lax.conv_general_dilated`.
+        method: `"auto"` or `"direct"`, as in `conv`; with `resets` it is direct.
 
     Returns:
         `(carry, y)`: the carry for the next chunk, in the dtype of `carry` (of `x` where that is None), and
@@ -337,6 +340,7 @@ def causal_conv(
     x, kernel, bias, _ = _conv.operands(x, kernel, bias)
     K, (*batch, T, c_in) = kernel.shape[0], x.shape
     dilation = _checks.integer("dilation", dilation, at_least=1)
+    dilation = dilation if K > 1 else 1  # of one tap it has no effect, and may be beyond what XLA takes
     groups = _checks.integer("groups", groups, at_least=1)
     _conv.check_channels(groups, x, kernel, bias)
     past = (*batch, (K - 1) * dilation, c_in)
@@ -352,4 +356,5 @@ def causal_conv(
         _checks.shape("resets", resets, (*batch, T), "(*batch, T)", x=x)
         if not resets.size or K == 1:  # there is no boundary, or nothing to see across it
             resets = None
-    return _run(Options(dilation, groups, _checks.precision(precision)), carry, x, kernel, bias, resets)
+    method = _checks.choice("method", method, _geometry.METHODS)
+    return _run(Options(dilation, groups, _checks.precision(precision), method), carry, x, kernel, bias, resets)

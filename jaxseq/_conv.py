@@ -73,6 +73,7 @@ def conv(
     groups: int = 1,
     flip: bool = False,
     precision: Any = None,
+    method: str = "auto",
 ) -> Inexact[Array, "*batch_and_outputs c_out"]:
     r"""Convolution over 1, 2 or 3 spatial axes, channels last, with a hand-derived gradient.
 
@@ -85,7 +86,8 @@ def conv(
 
     How it is computed depends on the sizes. Long windows (depthwise ones beyond 64 taps, dense ones of hundreds) go
     through spectra, whose rounding is relative to the largest outputs and where a NaN or an infinity reaches all
-    positions of its channel; on CPU narrow groups are computed several together, and it reaches those.
+    positions of its channel; on CPU narrow groups are computed several together, and it reaches those. With
+    `method="direct"` neither happens.
 
     Args:
         x: input `(*batch, *space, c_in)`: any number of batch axes, also none. The last axis is the channels,
@@ -100,6 +102,9 @@ def conv(
         groups: channel groups; group γ of the outputs reads group γ of the inputs only. `groups=c_in` is depthwise.
         flip: whether to turn the kernel round.
         precision: as in `jax.lax.conv_general_dilated`.
+        method: `"auto"`, by spectra where windows are long, or `"direct"`, never by spectra, the gradients included:
+            each output is a sum over its own window and group, so that rounding is relative to that sum, and a NaN
+            reaches the outputs whose window holds it. Slower for long windows.
 
     Returns:
         `(*batch, *outputs, c_out)` in the dtype of `x`; products accumulate in float32 at least.
@@ -121,6 +126,7 @@ def conv(
     """
     x, kernel, bias, axes = operands(x, kernel, bias)
     geometry = _geometry.resolve(x.shape[-axes - 1 : -1], kernel.shape[:axes], stride, padding, dilation, groups)
+    geometry = geometry.by(method)
     check_channels(geometry.groups, x, kernel, bias)
     if _checks.boolean("flip", flip):
         kernel = jnp.flip(kernel, range(axes))

@@ -81,6 +81,7 @@ def conv_transpose(
     groups: int = 1,
     output_padding: int | Sequence[int] = 0,
     precision: Any = None,
+    method: str = "auto",
 ) -> Inexact[Array, "*batch_and_outputs c_out"]:
     r"""Transposed convolution over 1, 2 or 3 spatial axes, channels last, with a hand-derived gradient.
 
@@ -95,12 +96,16 @@ def conv_transpose(
         kernel: `(*window, c_out // groups, c_in)`: that of a convolution of c_out channels to c_in.
         bias: `(c_out,)`, or None.
         stride: step between the places of neighbouring inputs, one integer or one for each spatial axis.
-        padding: that of the convolution, so it crops: `"VALID"` (nothing), `"SAME"` (s O outputs), `"CAUSAL"` (1-D),
-            one integer for all sides, or a pair (lo, hi) for each spatial axis. Negative amounts add zeros.
+        padding: that of the convolution, so it crops: `"VALID"` (nothing), `"SAME"` (s O outputs), one integer for all
+            sides, or a pair (lo, hi) for each spatial axis. Negative amounts add zeros. `"CAUSAL"` is refused: the
+            transpose of a causal convolution is anti-causal. For causal upsampling to s O outputs, of which none
+            depends on a later input, write `padding=[(0, d * (K - 1) + 1 - s)]`.
         dilation: distance between taps, one integer or one for each spatial axis.
         groups: channel groups, as in `conv`.
-        output_padding: more outputs at the end, less than `stride`: which of the $s$ sizes that `conv` takes to $O$.
+        output_padding: more outputs at the end, less than `stride` or `dilation`: with a stride, which of the $s$ sizes
+            that `conv` takes to $O$. The same as `padding=[(lo, hi - output_padding)]`.
         precision: as in `jax.lax.conv_general_dilated`.
+        method: `"auto"` or `"direct"`, as in `conv`.
 
     Returns:
         `(*batch, *outputs, c_out)` in the dtype of `x`; products accumulate in float32 at least.
@@ -124,6 +129,7 @@ def conv_transpose(
     window, (per_out, c_in) = kernel.shape[:axes], kernel.shape[axes:]
     outputs = x.shape[-axes - 1 : -1]
     geometry, space = _geometry.resolve_transposed(outputs, window, stride, padding, dilation, groups, output_padding)
+    geometry = geometry.by(method)
     c_out = per_out * geometry.groups
     _conv.check_groups(geometry.groups, x.shape[-1], c_out, x=x, kernel=kernel)
     if x.shape[-1] != c_in:

@@ -16,20 +16,27 @@ Read backwards, O outputs come from an input of any of s sizes,
 and a transposed convolution, which makes I positions out of O, has to be told which.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from jaxseq import _checks, _sizes
 
 WORDS = ("SAME", "VALID", "CAUSAL")
+METHODS = ("auto", "direct")
 
 
 class Geometry(NamedTuple):
-    """Stride, padding and dilation of each spatial axis, and the number of channel groups. Hashable."""
+    """Stride, padding and dilation of each spatial axis, the number of channel groups, and the method. Hashable."""
 
     stride: tuple[int, ...]
     padding: tuple[tuple[int, int], ...]
     dilation: tuple[int, ...]
     groups: int
+    method: str = "auto"  # or "direct": not by spectra
+
+    def by(self, method: Any) -> "Geometry":
+        """The same geometry with a user's `method`."""
+        return self._replace(method=_checks.choice("method", method, METHODS))
 
 
 def extent(window: int, dilation: int) -> int:
@@ -70,7 +77,7 @@ def resolve(
                 space=space,
                 window=window,
             )
-    return Geometry(stride, pads, dilation, groups)
+    return Geometry(*_bounded(space, window, stride, pads, dilation), groups)
 
 
 def resolve_transposed(
@@ -84,7 +91,8 @@ def resolve_transposed(
 ) -> tuple[Geometry, tuple[int, ...]]:
     """The geometry of the convolution that is transposed, and the size of its input, for `outputs` of it.
 
-    Under "SAME" that is s O, which is what makes O of ceil(I / s).
+    Under "SAME" that is s O, which is what makes O of ceil(I / s). Otherwise an `output_padding` of e is e less padding
+    at the end, I = (O - 1) s + extent - lo - (hi - e), and the convolution reads all of its input.
     """
     axes = len(window)
     stride = per_axis("stride", stride, axes)
@@ -92,20 +100,47 @@ def resolve_transposed(
     groups = _checks.integer("groups", groups, at_least=1)
     extra = per_axis("output_padding", output_padding, axes, at_least=0)
     whole = tuple(s * O for s, O in zip(stride, outputs, strict=True))
-    pads = _padding(padding, whole, window, stride, dilation)
-    if any(e >= s for e, s in zip(extra, stride, strict=True)):
-        _checks.bad_value("output_padding", f"less than the stride, {stride}", str(extra))
+    if isinstance(padding, str) and padding.upper() == "CAUSAL" and axes == 1:
+        hi = extent(window[0], dilation[0]) - stride[0]
+        _checks.bad_value(
+            "padding",
+            f"padding=[(0, {hi})] for causal upsampling (no output depends on a later input)",
+            f"{padding!r}, which `conv_transpose` would transpose to its reverse",
+        )
+    pads = _padding(padding, whole, window, stride, dilation, WORDS[:2])
+    if any(e >= max(s, d) for e, s, d in zip(extra, stride, dilation, strict=True)):
+        expected = f"less than the stride, {stride}, or the dilation, {dilation}"
+        _checks.bad_value("output_padding", expected, f"{extra}; padding=[(lo, hi - output_padding)] takes any amount")
     if isinstance(padding, str) and padding.upper() == "SAME":
         if any(extra):
             _checks.bad_value("output_padding", "0 beside padding='SAME', which settles the size", str(extra))
-        return Geometry(stride, pads, dilation, groups), whole
+        return Geometry(*_bounded(whole, window, stride, pads, dilation), groups), whole
+    pads = tuple((lo, hi - e) for (lo, hi), e in zip(pads, extra, strict=True))
     space = []
-    for O, K, s, d, (lo, hi), e in zip(outputs, window, stride, dilation, pads, extra, strict=True):
-        size = (O - 1) * s + extent(K, d) - lo - hi + e if O else 0
+    for O, K, s, d, (lo, hi) in zip(outputs, window, stride, dilation, pads, strict=True):
+        size = (O - 1) * s + extent(K, d) - lo - hi if O else 0
         if _sizes.known(O) and O and size < 1:
             _checks.bad_value("padding", "less than the whole output", f"{(lo, hi)} of {size + lo + hi}", x=outputs)
         space.append(size)
-    return Geometry(stride, pads, dilation, groups), tuple(space)
+    return Geometry(*_bounded(space, window, stride, pads, dilation), groups), tuple(space)
+
+
+def _bounded(
+    space: Sequence[int],
+    window: tuple[int, ...],
+    stride: tuple[int, ...],
+    pads: tuple[tuple[int, int], ...],
+    dilation: tuple[int, ...],
+) -> tuple[Any, Any, Any]:
+    """(stride, padding, dilation) that mean the same and fit into 32 bits, as XLA asks.
+
+    A stride beyond the padded input has one output, whatever it is, and a dilation of one tap has no effect.
+    """
+    stride = tuple(
+        s if s < 2**31 else min(s, max(1, size + lo + hi))
+        for s, size, (lo, hi) in zip(stride, space, pads, strict=True)
+    )
+    return stride, pads, tuple(d if K > 1 else 1 for d, K in zip(dilation, window, strict=True))
 
 
 def per_axis(name: str, value: Any, axes: int, at_least: int = 1) -> tuple[int, ...]:
@@ -117,7 +152,12 @@ def per_axis(name: str, value: Any, axes: int, at_least: int = 1) -> tuple[int, 
 
 
 def _padding(
-    padding: Any, space: tuple[int, ...], window: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]
+    padding: Any,
+    space: tuple[int, ...],
+    window: tuple[int, ...],
+    stride: tuple[int, ...],
+    dilation: tuple[int, ...],
+    words: tuple[str, ...] = WORDS,
 ) -> tuple[tuple[int, int], ...]:
     axes = len(window)
     if isinstance(padding, str):
@@ -126,12 +166,12 @@ def _padding(
             return ((0, 0),) * axes
         if word == "SAME":
             return tuple(map(_same, space, window, stride, dilation))
-        if word == "CAUSAL" and axes == 1:
-            return ((extent(window[0], dilation[0]) - 1, 0),)
-        if word == "CAUSAL":
+        if word in words and word == "CAUSAL":
+            if axes == 1:
+                return ((extent(window[0], dilation[0]) - 1, 0),)
             _checks.bad_value("padding", "another padding than 'CAUSAL', which is 1-D only", f"{axes} spatial axes")
         _checks.bad_value(
-            "padding", "one of " + ", ".join(map(repr, WORDS)) + ", an integer or (lo, hi) pairs", repr(padding)
+            "padding", "one of " + ", ".join(map(repr, words)) + ", an integer or (lo, hi) pairs", repr(padding)
         )
     if not isinstance(padding, tuple | list):
         amount = _checks.integer("padding", padding)

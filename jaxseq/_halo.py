@@ -93,8 +93,8 @@ def _borrowed(x: jax.Array, part: Part, rows: int, towards: int) -> list[jax.Arr
 
 def _divided(geometry: Geometry, window: tuple[int, ...], x: jax.Array) -> Iterator[Any]:
     """(axis, names, devices, rows of x, s, K, d, (lo, hi)) of each axis of space that lies over an explicit mesh."""
-    stride, padding, dilation, _ = geometry
-    for axis, *of_axis in zip(range(1, x.ndim - 1), stride, window, dilation, padding, strict=True):
+    options = geometry.stride, window, geometry.dilation, geometry.padding
+    for axis, *of_axis in zip(range(1, x.ndim - 1), *options, strict=True):
         names = _sharding.names_of(x, axis)
         if names:
             yield axis, names, _sharding.devices(x, axis), x.shape[axis], *of_axis

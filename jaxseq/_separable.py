@@ -29,6 +29,7 @@ def depthwise_conv(
     dilation: int | Sequence[int] = 1,
     flip: bool = False,
     precision: Any = None,
+    method: str = "auto",
 ) -> Inexact[Array, "*batch_and_outputs c_out"]:
     r"""Convolution of each channel with windows of its own: `conv` with `groups=c_in`.
 
@@ -45,6 +46,7 @@ def depthwise_conv(
         dilation: as in `conv`.
         flip: as in `conv`.
         precision: as in `conv`.
+        method: as in `conv`.
 
     Returns:
         `(*batch, *outputs, c_out)` in the dtype of `x`.
@@ -65,7 +67,7 @@ def depthwise_conv(
     """
     x, kernel = _by_channel(x, kernel, "kernel")
     options: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation, "flip": flip}
-    return conv(x, kernel, bias, **options, groups=x.shape[-1], precision=precision)
+    return conv(x, kernel, bias, **options, groups=x.shape[-1], precision=precision, method=method)
 
 
 @op
@@ -80,6 +82,7 @@ def separable_conv(
     dilation: int | Sequence[int] = 1,
     flip: bool = False,
     precision: Any = None,
+    method: str = "auto",
 ) -> Inexact[Array, "*batch_and_outputs c_out"]:
     r"""A depthwise convolution, then a dense map of the channels at each position.
 
@@ -98,6 +101,7 @@ def separable_conv(
         dilation: as in `conv`.
         flip: as in `conv`.
         precision: as in `conv`, of both parts.
+        method: as in `conv`, of both parts.
 
     Returns:
         `(*batch, *outputs, c_out)` in the dtype of `x`.
@@ -125,8 +129,8 @@ def separable_conv(
         expected = f"c_middle = {depthwise.shape[-1]} input channels"
         _checks.bad_value("pointwise", expected, str(pointwise.shape[-2]), depthwise=depthwise, pointwise=pointwise)
     options: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation, "flip": flip}
-    u = depthwise_conv(x, depthwise, **options, precision=precision)
-    return conv(u, pointwise, bias, precision=precision)
+    u = depthwise_conv(x, depthwise, **options, precision=precision, method=method)
+    return conv(u, pointwise, bias, precision=precision, method=method)
 
 
 def _by_channel(x: Any, kernel: Any, name: str) -> tuple[jax.Array, jax.Array]:

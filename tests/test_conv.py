@@ -183,6 +183,26 @@ def test_depthwise_on_both_sides_of_the_limit(taps, transposed, key):
     assert_close(ours((x, w), ȳ), twin((x, w), ȳ), relative=1e-13)
 
 
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("huge", [2**31, 2**70])
+def test_steps_beyond_32_bits(groups, huge):
+    """One output at any stride beyond the input, and one tap at any dilation: each reads x once."""
+    x = jnp.arange(18.0).reshape(6, 3)
+    w, tap = jnp.ones((3, 3 // groups, 3)), jnp.ones((1, 3 // groups, 3))
+    channels = lambda rows: rows if groups == 3 else jnp.broadcast_to(rows.sum(-1, keepdims=True), rows.shape)  # noqa: E731
+    run = lambda f, *args: jax.jit(pullback(f))(args, f(*args))  # noqa: E731
+    y, (x̄, w̄) = run(partial(jaxseq.conv, stride=huge, groups=groups), x, w)
+    assert_close(y, channels(x[:3].sum(0, keepdims=True)))
+    assert_close(x̄, jnp.zeros_like(x).at[:3].set(channels(y)))
+    y, _ = run(partial(jaxseq.conv, dilation=huge, groups=groups), x, tap)
+    assert_close(y, channels(x))
+    _, y = jaxseq.causal_conv(None, x, tap, dilation=huge, groups=groups)
+    assert_close(y, channels(x))
+    y, (_, w̄) = run(partial(jaxseq.conv_transpose, stride=huge, groups=groups), x[:1], w)
+    assert_close(y, jnp.broadcast_to(channels(x[:1]), (3, 3)))
+    assert w̄.shape == w.shape
+
+
 @pytest.mark.parametrize("window", [3, (3,), (2, 3), (2, 1, 3)])
 def test_first_weights(window, key):
     groups, c_in, c_out = 2, 64, 96

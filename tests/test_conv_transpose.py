@@ -1,5 +1,6 @@
 """conv_transpose against its definition: the transpose of conv, loops over indices, numbers worked by hand."""
 
+import re
 from functools import partial
 from itertools import product
 
@@ -24,7 +25,7 @@ def operands(key, x_shape, kernel_shape):
     [
         ((9,), (3,), (4, 6), {"stride": 2, "padding": ((1, 0),)}),
         ((10,), (4,), (4, 6), {"stride": 3, "dilation": 2, "padding": "SAME", "groups": 2}),
-        ((11,), (2,), (4, 6), {"stride": 5, "padding": "CAUSAL", "dilation": 3}),
+        ((11,), (2,), (4, 6), {"stride": 5, "padding": ((3, 0),), "dilation": 3}),
         ((9,), (5,), (3, 3), {"padding": ((-2, -1),), "groups": 3}),
         ((7,), (1,), (4, 6), {}),
         ((8, 9), (3, 2), (4, 6), {"stride": (2, 3), "dilation": (1, 2), "padding": ((1, 2), (0, -1)), "groups": 2}),
@@ -74,7 +75,7 @@ def loops(x, w, stride, padding, dilation, groups, extra):
     extra=st.integers(0, 3),
 )
 def test_equals_loops_at_any_geometry(size, window, stride, padding, dilation, groups, extra):
-    extra %= stride
+    extra %= max(stride, dilation)  # as torch has it
     x, w = operands(jax.random.key(0), (size, 2 * groups), (window, 3, 2 * groups))
     run = partial(
         jaxseq.conv_transpose, stride=stride, padding=(padding,), dilation=dilation, groups=groups, output_padding=extra
@@ -101,6 +102,21 @@ def test_same_multiplies_the_size(stride, window, key):
     y = jaxseq.conv_transpose(x, w, stride=stride, padding="SAME")
     assert y.shape == (2, 3 * stride, 5)
     assert jaxseq.conv(y, w, stride=stride, padding="SAME").shape == x.shape
+
+
+@pytest.mark.parametrize(("window", "stride", "dilation"), [(3, 2, 1), (4, 2, 3), (2, 5, 1), (1, 3, 1)])
+def test_causal_upsampling(window, stride, dilation, key):
+    """With the padding that the error names, output m depends on inputs n with s n <= m only, and there are s O."""
+    w = jnp.ones((window, 1, 1))
+    upsample = partial(jaxseq.conv_transpose, stride=stride, dilation=dilation)
+    with pytest.raises(ValueError, match=r"padding=\[\(0, -?\d+\)\]") as error:
+        upsample(jnp.ones((4, 1)), w, padding="CAUSAL")
+    hi = int(re.search(r"padding=\[\(0, (-?\d+)\)\]", str(error.value))[1])
+    responses = np.asarray(upsample(jnp.eye(4)[..., None], w, padding=[(0, hi)]))[..., 0]  # to each input alone
+    assert responses.shape == (4, stride * 4)
+    for n, response in enumerate(responses):
+        assert not response[: stride * n].any()
+        assert response[stride * n] == 1  # tap 0
 
 
 @pytest.mark.parametrize("shape", [(0, 5, 4), (2, 0, 4)])

@@ -12,7 +12,7 @@ from jax import lax
 
 import jaxseq
 from jaxseq import _correlation, _geometry, maps
-from jaxseq._correlation import _blocks, _form, _planes, _product, _shifts, _spectrum, _xla
+from jaxseq._correlation import _blocks, _form, _loop, _patches, _planes, _shifts, _spectrum, _xla
 
 RNG = np.random.default_rng(0)
 
@@ -26,14 +26,22 @@ FORMS = {
     ],
     _spectrum: [
         ((23,), (70,), 1, 1, {"groups": 3, "padding": ((69, 0),)}),
-        ((40,), (65,), 1, 1, {"groups": 2, "padding": ((50, 41),), "stride": 3, "dilation": 2}),
+        ((40,), (65,), 1, 1, {"groups": 2, "padding": ((60, 61),), "stride": 3, "dilation": 2}),
         ((12, 10), (9, 8), 1, 1, {"groups": 3, "padding": ((8, -1), (4, 7)), "stride": (2, 1)}),
         ((460,), (450,), 2, 3, {"padding": "SAME", "groups": 2}),
         ((6, 7, 5), (4, 6, 3), 1, 1, {"groups": 2, "padding": "SAME"}),
     ],
-    _product: [
+    _patches: [
         ((7,), (1,), 3, 4, {}),
         ((8, 5), (1, 1), 3, 4, {"stride": (3, 2), "dilation": 4}),
+        ((13,), (3,), 3, 4, {"padding": ((-1, 2),), "stride": 4}),  # a remainder, and a stride beyond the window
+        ((8,), (3,), 2, 3, {"padding": ((2, 5),), "dilation": 5}),  # the outputs of the taps do not overlap
+        ((1, 3), (3, 5), 2, 3, {"padding": "SAME"}),  # one output, most taps in the padding; an axis that is not cut
+        ((6, 5), (2, 4), 3, 2, {"padding": 1, "stride": 2}),  # XLA aborts over the gradient that lax has here
+        ((5, 7, 6), (2, 3, 2), 2, 3, {"padding": ((1, 0), (2, 1), (0, 3)), "stride": (2, 1, 3)}),
+        ((9, 8), (2, 3), 2, 3, {"groups": 3, "stride": (2, 4), "padding": ((3, -2), (1, 0)), "method": "direct"}),
+        ((13, 12), (6, 4), 1, 1, {"groups": 3, "stride": (7, 4), "padding": ((0, 3), (-1, 2))}),  # depthwise
+        ((9, 7), (11, 7), 1, 1, {"groups": 3, "padding": ((1, 1), (0, 0))}),  # that covers all
     ],
     _blocks: [
         ((9,), (4,), 5, 3, {"groups": 2, "padding": ((2, -1),), "stride": 2}),
@@ -42,10 +50,14 @@ FORMS = {
         ((5, 4, 6), (2, 3, 2), 2, 3, {"groups": 7, "padding": "SAME", "stride": (2, 1, 1)}),
         ((9,), (3,), 20, 40, {"groups": 6}),
     ],
+    _loop: [
+        ((40,), (65,), 1, 1, {"groups": 2, "padding": ((60, 61),), "stride": 3, "dilation": 2, "method": "direct"}),
+        ((7, 6), (3, 2), 4, 2, {"groups": 6, "padding": ((1, 2), (2, -1)), "stride": (1, 2), "method": "direct"}),
+    ],
     _planes: [
         ((6, 5, 7), (3, 2, 4), 3, 4, {"padding": ((1, 2), (-1, 3), (2, 1)), "stride": (2, 1, 3)}),
-        ((7, 6, 5), (2, 3, 1), 2, 3, {"padding": "SAME", "dilation": (3, 1, 2)}),
-        ((6, 4, 5), (2, 2, 2), 3, 2, {"padding": ((-2, 1), (0, 0), (1, -1)), "stride": (3, 2, 1)}),
+        ((7, 6, 5), (2, 3, 2), 2, 3, {"padding": "SAME", "dilation": (3, 1, 2)}),
+        ((9, 6, 5), (4, 3, 2), 3, 2, {"padding": ((-1, 1), (0, 0), (1, -1)), "stride": (3, 2, 1)}),
     ],
     _xla: [
         ((11,), (4,), 3, 5, {"padding": ((4, -2),), "stride": 3, "dilation": 2}),
@@ -53,6 +65,9 @@ FORMS = {
         ((4,), (3,), 2, 3, {"padding": ((-5, 9),)}),
     ],
 }
+CONTRACTIONS = ("to_output", "to_input", "to_kernel")
+# For which contractions a rule is chosen, if not for all three: lax computes the dense value of patches faster.
+CHOSEN = {_patches: ("to_input", "to_kernel")}
 GRID = [
     pytest.param(rule, *form, id=f"{rule.__name__.split('._')[-1]}-{n}")
     for rule, forms in FORMS.items()
@@ -62,8 +77,9 @@ GRID = [
 
 def trilinear(space, window, near, far, options, dtype=jnp.float64):
     """(form, x, w, ȳ), random."""
-    options = {"stride": 1, "padding": "VALID", "dilation": 1, "groups": 1, **options}
+    options = {"stride": 1, "padding": "VALID", "dilation": 1, "groups": 1, "method": "auto", **options}
     geometry = _geometry.resolve(space, window, *(options[n] for n in ("stride", "padding", "dilation", "groups")))
+    geometry = geometry.by(options["method"])
     outputs, g = _geometry.output_sizes(geometry, space, window), geometry.groups
     shapes = (2, *space, near * g), (*window, near, far * g), (2, *outputs, far * g)
     arrays = (jnp.asarray(RNG.normal(size=s), dtype) for s in shapes)
@@ -94,7 +110,7 @@ def tap_by_tap(form, x, w, ȳ):
 @pytest.mark.parametrize(("rule", "space", "window", "near", "far", "options"), GRID)
 def test_each_rule_is_the_form(rule, space, window, near, far, options):
     form, x, w, ȳ = trilinear(space, window, near, far, options)
-    assert _correlation.choose(form) is rule
+    assert {_correlation.choose(which, form) for which in CHOSEN.get(rule, CONTRACTIONS)} == {rule}
     y, x̄, w̄ = tap_by_tap(form, x, w, ȳ)
     for which, a, b, expected in (("to_output", x, w, y), ("to_input", w, ȳ, x̄), ("to_kernel", x, ȳ, w̄)):
         actual = jax.jit(partial(_correlation._apply, rule, which, form))(a, b)
@@ -124,6 +140,16 @@ def test_through_the_public_functions_with_complex_numbers(rule, space, window, 
     assert_close(jax.jit(pullback(f))((ȳ, w), x), (x̄, (y, w̄)), relative=1e-12)
 
 
+@pytest.mark.parametrize("n", [2, 4, 5, 7, 8])
+def test_second_order_of_patches(n):
+    """d/dw <x_bar(w, y_bar), v> is the contraction (3) of v and y_bar; in float32, also where XLA aborts."""
+    form, x, w, y_bar = trilinear(*FORMS[_patches][n], jnp.float32)
+    conv, v = partial(jaxseq.conv, **FORMS[_patches][n][-1]), jnp.flip(x)
+    gradient = jax.jit(jax.grad(lambda w: jnp.vdot(jax.vjp(lambda x: conv(x, w), x)[1](y_bar)[0], v)))
+    expected = tap_by_tap(form, v, w, y_bar)[2].astype(np.float32)
+    assert_close(gradient(w), jnp.asarray(expected), relative=1e-5)
+
+
 @pytest.mark.parametrize(
     ("space", "window", "options"),
     [
@@ -150,7 +176,7 @@ CROSSOVERS = {
     "groups": lambda n: ((9,), (3,), 2, 3, {"groups": _correlation.LANES - 1 + n}),
     "a long window": lambda n: ((399,), (369 + n,), 2, 3, {"padding": "SAME"}),
     "one tap": lambda n: ((9,), (1 + n,), 3, 2, {}),
-    "planes": lambda n: ((20, 3, 4), (_correlation.PLANES + n, 2, 1), 3, 2, {}),
+    "planes": lambda n: ((20, 3, 4), (_correlation.PLANES + n, 2, 2), 3, 2, {}),
 }
 
 
@@ -161,7 +187,7 @@ def test_both_sides_of_a_crossover(name):
     for n in (0, 1):
         space, window, near, far, options = CROSSOVERS[name](n)
         form, x, w, ȳ = trilinear(space, window, near, far, options)
-        rules.append(_correlation.choose(form))
+        rules.append(_correlation.choose("to_input", form))
         y, x̄, w̄ = tap_by_tap(form, x, w, ȳ)
         assert_close(jax.jit(pullback(partial(jaxseq.conv, **options)))((x, w), ȳ), (y, (x̄, w̄)), relative=1e-12)
     assert rules[0] is not rules[1]
@@ -174,7 +200,7 @@ def primitives(f, *args):
     return [e.primitive.name for e in subjaxprs(jax.make_jaxpr(f)(*args).jaxpr)]
 
 
-@pytest.mark.parametrize("rule", [_shifts, _spectrum, _product])
+@pytest.mark.parametrize("rule", [_shifts, _spectrum, _patches])
 def test_where_xla_has_no_part(rule):
     space, window, near, far, options = FORMS[rule][0]
     _, x, w, ȳ = trilinear(space, window, near, far, options)
@@ -197,6 +223,86 @@ def test_spectra_are_shared_between_forward_and_backward():
     _, x, w, ȳ = trilinear(*FORMS[_spectrum][0])
     compiled = jax.jit(pullback(partial(jaxseq.conv, **FORMS[_spectrum][0][-1]))).lower((x, w), ȳ).compile()
     assert compiled.as_text().count(" fft(") == 6
+
+
+@pytest.mark.parametrize(("near", "far"), [(1, 1), (2, 3)])
+def test_spectra_of_numbers_of_any_scale(near, far):
+    """In float32: each batch entry and each group has a scale of its own, and sums of the transform would overflow."""
+    form, x, w, ȳ = trilinear((90,), (70,), near, far, {"groups": 4, "padding": "SAME"}, jnp.float32)
+    by_group = lambda scales, channels: np.repeat(np.array(scales, np.float32), channels)  # noqa: E731
+    x, w, ȳ = np.asarray(x), np.asarray(w), np.asarray(ȳ)
+    x = 3 * x * by_group([1e37, 1e-33, 1e20, 1], near) * np.array([1, 1e-15], np.float32)[:, None, None]
+    w, ȳ = w * by_group([1e-33, 1e37, 1e-20, 1e-30], far), ȳ * by_group([1e-3, 1e-20, 1e-15, 1], far)
+    contractions = [("to_output", x, w), ("to_input", w, ȳ), ("to_kernel", x, ȳ)]
+    for (which, a, b), expected in zip(contractions, tap_by_tap(form, x, w, ȳ), strict=True):
+        actual = np.asarray(jax.jit(partial(_correlation._apply, _spectrum, which, form))(a, b), np.float64)
+        rest = tuple(range(which != "to_kernel", actual.ndim - 1))  # to the largest of its channel and batch entry
+        error, largest = (abs(v).max(rest) for v in (actual - expected, expected))
+        assert (error <= 1e-5 * largest + 1e-37).all(), which
+
+
+def test_derivatives_of_spectra_of_large_numbers():
+    """At second order too the scale is a constant."""
+    form, x, w, ȳ = trilinear((90,), (70,), 1, 1, {"groups": 2, "padding": "SAME"}, jnp.float32)
+    loss = lambda x, w: jnp.sum(jaxseq.conv(x, w, groups=2, padding="SAME") ** 2) / 2  # noqa: E731
+    x, v = 1e17 * x, jnp.flip(w)
+    actual = jax.jit(jax.grad(lambda x, w: jnp.vdot(jax.grad(loss, 1)(x, w), v), 1))(x, w)
+    expected = tap_by_tap(form, x, w, tap_by_tap(form, x, v, ȳ)[0])[2]
+    assert_close(actual, jnp.asarray(expected, jnp.float32), relative=1e-5)
+
+
+# --- The method "direct" ---
+
+DIRECT = {
+    "conv": lambda x, w, **options: jaxseq.conv(x, w, groups=3, padding="SAME", **options),
+    "transposed": lambda x, w, **options: jaxseq.conv_transpose(x, w, groups=3, padding="SAME", **options),
+    "depthwise": lambda x, w, **options: jaxseq.depthwise_conv(x, w, padding="SAME", **options),
+    "separable": lambda x, w, **options: jaxseq.separable_conv(x, w, jnp.eye(3)[None], padding="SAME", **options),
+    "causal": lambda x, w, **options: jaxseq.causal_conv(None, x, w, groups=3, **options)[1],
+}
+
+
+@pytest.mark.parametrize("name", DIRECT)
+def test_direct_takes_no_spectra(name):
+    """Neither in the value nor in gradients."""
+    x, w = jnp.ones((1, 90, 3)), jnp.ones((70, 1, 3))
+    for method, spectra in (("auto", True), ("direct", False)):
+        f = pullback(partial(DIRECT[name], method=method))
+        assert ("fft" in primitives(f, (x, w), x)) == spectra
+    with pytest.raises(ValueError, match="`method`: expected one of 'auto', 'direct', got str 'fft'"):
+        DIRECT[name](x, w, method="fft")
+
+
+def test_direct_keeps_to_its_window(key):
+    """A NaN reaches the outputs whose windows hold it, and rounding is relative to each output."""
+    x, w = jnp.asarray(RNG.uniform(1, 2, (1, 200, 3)), jnp.float32), jnp.ones((70, 1, 3), jnp.float32)
+    conv = jax.jit(pullback(partial(jaxseq.depthwise_conv, method="direct")))
+    y, _ = conv((x.at[0, 0].set(1e10), w), jnp.ones((1, 131, 3), jnp.float32))
+    expected = np.lib.stride_tricks.sliding_window_view(np.asarray(x, np.float64), 70, 1).sum(-1)
+    np.testing.assert_allclose(y[:, 1:], expected[:, 1:], rtol=1e-5)
+    y, (x̄, w̄) = conv((x.at[0, 100, 1].set(jnp.nan), w), jnp.ones((1, 131, 3), jnp.float32).at[0, 50, 2].set(jnp.nan))
+    nan = lambda a: [(int(c), int(p)) for p, c in np.argwhere(np.isnan(np.asarray(a)[0]))]  # noqa: E731
+    assert set(nan(y)) == {(1, n) for n in range(31, 101)}
+    assert set(nan(x̄)) == {(2, n) for n in range(50, 120)}
+    assert not jnp.isnan(w̄[..., 0]).any()
+
+
+@pytest.mark.parametrize("space", [(12, 12), (9, 12)], ids=["patches", "one axis"])
+def test_gradients_of_patches_take_no_more_work_than_those_of_lax(space):
+    """Where there are more taps than outputs: not one product for each position of the input."""
+    window, stride = (4, 6), (4, 6) if space[0] == 12 else (1, 6)
+    x, w = jnp.ones((1, *space, 3)), jnp.ones((*window, 3, 5))
+    theirs = lambda x, w: lax.conv_general_dilated(  # noqa: E731
+        x, w, stride, "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    y = jnp.ones(jax.eval_shape(theirs, x, w).shape)
+
+    def flops(f):
+        return jax.jit(f).lower(x, w, y).compile().cost_analysis()["flops"]
+
+    limit = 2 * flops(lambda x, w, y: jax.vjp(lambda x: theirs(x, w), x)[1](y))
+    assert flops(lambda x, w, y: jax.vjp(lambda x: jaxseq.conv(x, w, stride=stride), x)[1](y)) < limit
+    assert flops(lambda x, w, y: jaxseq.conv_transpose(y, w, stride=stride)) < limit
 
 
 def test_depthwise_sums_its_kernel_in_little_memory(key):

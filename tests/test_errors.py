@@ -99,6 +99,11 @@ MISTAKES = {
         r"`x`: expected a padded size of at least the window's extent, 3, got 2 \+ 0 \+ 0 = 2",
     ),
     # --- conv: options ---
+    "unknown method": (
+        conv(method="fft"),
+        ValueError,
+        r"`method`: expected one of 'auto', 'direct', got str 'fft'",
+    ),
     "unknown padding word": (
         conv(padding="FULL"),
         ValueError,
@@ -153,7 +158,17 @@ MISTAKES = {
     "transposed: output padding of a stride": (
         conv_transpose(stride=2, output_padding=2),
         ValueError,
-        r"`output_padding`: expected less than the stride, \(2,\), got \(2,\)",
+        r"`output_padding`: expected less than the stride, \(2,\), or the dilation, \(1,\), got \(2,\); padding=\[\(lo, hi -",
+    ),
+    "transposed: causal": (
+        conv_transpose(stride=2, dilation=3, padding="causal"),
+        ValueError,
+        r"`padding`: expected padding=\[\(0, 5\)\] for causal upsampling .* got 'causal'",
+    ),
+    "transposed: unknown padding word": (
+        conv_transpose(padding="FULL"),
+        ValueError,
+        r"`padding`: expected one of 'SAME', 'VALID', an integer or",
     ),
     "transposed: negative output padding": (
         conv_transpose(output_padding=-1),

@@ -58,6 +58,8 @@ CASES = {
     "conv, groups": ("b, t, 4", lambda x: jaxseq.conv(x, draw(3, 2, 6), groups=2, padding=1)),
     "conv, groups, batch": ("b, 9, 4", lambda x: jaxseq.conv(x, draw(3, 2, 6), groups=2)),
     "conv, one tap": ("b, t, 3", lambda x: jaxseq.conv(x, draw(1, 3, 4), stride=2)),
+    "conv, patches, batch": ("b, 8, 8, 3", lambda x: jaxseq.conv(x, draw(4, 4, 3, 5), stride=4)),
+    "conv, patches": ("b, 4*h, 4*w, 3", lambda x: jaxseq.conv(x, draw(4, 4, 3, 5), stride=4)),
     "depthwise_conv": ("b, t, 4", lambda x: jaxseq.depthwise_conv(x, draw(3, 1, 8), padding="CAUSAL")),
     "depthwise_conv, batch": ("b, 9, 4", lambda x: jaxseq.depthwise_conv(x, draw(3, 1, 8))),
     "depthwise_conv, long": ("b, 200, 2", lambda x: jaxseq.depthwise_conv(x, draw(90, 1, 2))),

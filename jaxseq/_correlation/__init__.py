@@ -36,18 +36,18 @@ group; (3) contracts x and ȳ group by group.
 All three come in the accumulator's dtype.
 
 Rules. Each file here computes the three in one way, and `choose` says which way by what is known of the form when it
-is traced. Each of the three was timed alone; their crossovers fall together, so one choice serves all. Where they want
-different sizes within a rule (blocks), the rule says so.
+is traced. docs/measured.md has the measurements.
 
     `_shifts`    few channels in each group: sums of shifted products, one term for each tap and pair of channels
+    `_patches`   windows that do not overlap along some axis: a smaller form, or a product
     `_spectrum`  long windows: products of spectra
-    `_product`   windows of one tap: one matrix product
     `_blocks`    groups: merged to blocks of some width, then one dense convolution for each block         on CPU
+    `_loop`      groups by the method "direct": a loop over taps                                           on CPU
     `_planes`    three axes: the taps of the first written out, each a convolution over the other two      on CPU
     `_xla`       all others: XLA's convolution, (2) and (3) in the form of (1)
 
-The last but one and the one before it mend what XLA's CPU backend does with such convolutions. Other devices have
-libraries of their own for them, and there they go to `_xla` as well.
+The three before the last mend what XLA's CPU backend does with such convolutions. Other devices have libraries of their
+own for them.
 """
 
 from functools import partial
@@ -60,7 +60,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxseq import _precision
-from jaxseq._correlation import _blocks, _planes, _product, _shifts, _spectrum, _xla
+from jaxseq._correlation import _blocks, _loop, _patches, _planes, _shifts, _spectrum, _xla
 from jaxseq._correlation._form import Form
 from jaxseq._geometry import Geometry
 
@@ -83,21 +83,24 @@ LONG = 192
 PLANES = 16
 
 
-def choose(form: Form) -> ModuleType:
-    """The rule for a form."""
+def choose(which: str, form: Form, cpu: bool = True) -> ModuleType:
+    """The rule for one of the three contractions of a form, on CPU or elsewhere."""
     if not form.is_known():  # the others write out as many terms, or as long a transform, as the sizes say
         return _xla
-    geometry, taps = form.geometry, prod(form.window)
-    pairs = form.near * form.far
+    geometry, taps, axes = form.geometry, prod(form.window), len(form.window)
+    pairs, disjoint = form.near * form.far, _patches.disjoint(form)
+    direct = geometry.method == "direct"
+    if pairs == 1 and all(disjoint) and (which != "to_output" or taps > TERMS):
+        return _patches
     if taps * pairs <= TERMS and (pairs == 1 or geometry.groups >= LANES):
         return _shifts
-    if pairs == 1 or taps * prod(form.outputs) >= LONG * prod(_spectrum.positions(form)):
+    if not direct and (pairs == 1 or taps * prod(form.outputs) >= LONG * prod(_spectrum.positions(form))):
         return _spectrum
-    if geometry.groups > 1:
-        return _blocks
-    if taps == 1 and not any(map(any, geometry.padding)):
-        return _product
-    if len(form.window) == 3 and form.window[0] <= PLANES:
+    if geometry.groups > 1 and cpu and not (direct and all(disjoint)):
+        return _loop if direct else _blocks
+    if any(disjoint) and not (which == "to_output" and axes < 3 and taps > 1 and _patches.xla_differentiates(form)):
+        return _patches
+    if cpu and axes == 3 and form.window[0] <= PLANES:
         return _planes
     return _xla
 
@@ -134,15 +137,19 @@ def _contract(which: str, form: Form, a: jax.Array, b: jax.Array, shape: tuple[i
     if a.size == 0 or b.size == 0 or not form.reaches():
         return jnp.zeros(shape, _precision.accumulator(common))
     a, b = a.astype(common), b.astype(common)
-    rule = choose(form)
-    here = partial(_apply, rule, which, form)
-    if rule in (_blocks, _planes):
-        return lax.platform_dependent(a, b, cpu=here, default=partial(_apply, _xla, which, form))
-    return here(a, b)
+    here, elsewhere = (choose(which, form, cpu) for cpu in (True, False))
+    if here is elsewhere:
+        return _apply(here, which, form, a, b)
+    cpu, default = (partial(_apply, rule, which, form, cpu=rule is here) for rule in (here, elsewhere))
+    return lax.platform_dependent(a, b, cpu=cpu, default=default)
 
 
-def _apply(rule: ModuleType, which: str, form: Form, a: jax.Array, b: jax.Array) -> jax.Array:
+def _apply(rule: ModuleType, which: str, form: Form, a: jax.Array, b: jax.Array, cpu: bool = True) -> jax.Array:
     contraction = getattr(rule, which)
-    if rule in (_blocks, _planes):  # they break the form into smaller ones of the same kind
-        return contraction(lambda smaller, a, b: _apply(choose(smaller), which, smaller, a, b), form, a, b)
-    return contraction(form, a, b)
+    if rule not in (_blocks, _patches, _planes):
+        return contraction(form, a, b)
+
+    def again(smaller: Form, a: jax.Array, b: jax.Array) -> jax.Array:
+        return _apply(choose(which, smaller, cpu), which, smaller, a, b, cpu)
+
+    return contraction(again, form, a, b)  # these make smaller forms of the same kind

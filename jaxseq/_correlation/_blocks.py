@@ -22,39 +22,53 @@ written for it; no arrangement of XLA's own products was found that does.
 A NaN or an infinity in one group reaches the others of its block.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jaxseq._correlation._form import Contraction, Form
 
-# Channels of a block on its narrower side, for (1) and (2) and for (3), and the most blocks that are written out.
+# Channels of a block on its narrower side, for (1) and (2) and for (3), the most blocks, and the most that are written
+# out: over three axes each of them is several convolutions, and 32 blocks took 22 s to compile.
 WIDTH, KERNEL_WIDTH = 16, 32
-BLOCKS = 32
+BLOCKS, WRITTEN = 32, 8
 
 
 def to_output(again: Contraction, form: Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """y of (1)."""
     m = _merged(form)
-    pairs = zip(_split(form, m, x), _split(form, m, _widened(form, m, kernel)), strict=True)
-    return jnp.concatenate([again(_block(form, m), x_, w_) for x_, w_ in pairs], -1)
+    return _block_by_block(partial(again, _block(form, m)), form, m, x, _widened(form, m, kernel))
 
 
 def to_input(again: Contraction, form: Form, kernel: jax.Array, ȳ: jax.Array) -> jax.Array:
     """x̄ of (2)."""
     m = _merged(form)
-    pairs = zip(_split(form, m, _widened(form, m, kernel)), _split(form, m, ȳ), strict=True)
-    return jnp.concatenate([again(_block(form, m), w_, ȳ_) for w_, ȳ_ in pairs], -1)
+    return _block_by_block(partial(again, _block(form, m)), form, m, _widened(form, m, kernel), ȳ)
 
 
 def to_kernel(again: Contraction, form: Form, x: jax.Array, ȳ: jax.Array) -> jax.Array:
     """w̄ of (3)."""
     m, axes = _merged(form, KERNEL_WIDTH), len(form.window)
-    W̄s = []
-    for x_, ȳ_ in zip(_split(form, m, x), _split(form, m, ȳ), strict=True):
-        W̄ = again(_block(form, m), x_, ȳ_).reshape(*form.window, m, form.near, m, form.far)
+
+    def diagonal(x: jax.Array, ȳ: jax.Array) -> jax.Array:
+        W̄ = again(_block(form, m), x, ȳ).reshape(*form.window, m, form.near, m, form.far)
         W̄ = jnp.diagonal(W̄, axis1=axes, axis2=axes + 2)  # (*K, I', O', m)
-        W̄s.append(W̄.swapaxes(-1, -2).reshape(*form.window, form.near, -1))
-    return jnp.concatenate(W̄s, -1)
+        return W̄.swapaxes(-1, -2).reshape(*form.window, form.near, -1)
+
+    return _block_by_block(diagonal, form, m, x, ȳ)
+
+
+def _block_by_block(f: Callable[..., jax.Array], form: Form, m: int, a: jax.Array, b: jax.Array) -> jax.Array:
+    """f of the channels of each block, side by side: written out, or in a loop, which compiles once."""
+    blocks = form.geometry.groups // m
+    if blocks <= WRITTEN:
+        return jnp.concatenate([f(*pair) for pair in zip(*(jnp.split(c, blocks, -1) for c in (a, b)), strict=True)], -1)
+    a, b = (jnp.moveaxis(c.reshape(*c.shape[:-1], blocks, c.shape[-1] // blocks), -2, 0) for c in (a, b))
+    c = jnp.moveaxis(lax.map(lambda pair: f(*pair), (a, b)), 0, -2)
+    return c.reshape(*c.shape[:-2], -1)
 
 
 def _merged(form: Form, width: int = WIDTH) -> int:
@@ -66,10 +80,6 @@ def _merged(form: Form, width: int = WIDTH) -> int:
 
 def _block(form: Form, m: int) -> Form:
     return form._replace(geometry=form.geometry._replace(groups=1), near=m * form.near, far=m * form.far)
-
-
-def _split(form: Form, m: int, a: jax.Array) -> list[jax.Array]:
-    return jnp.split(a, form.geometry.groups // m, -1)
 
 
 def _widened(form: Form, m: int, kernel: jax.Array) -> jax.Array:

@@ -50,8 +50,8 @@ class Form(NamedTuple):
 
     def axes(self) -> Any:
         """(I, O, K, s, d, (lo, hi)) of each spatial axis."""
-        stride, padding, dilation, _ = self.geometry
-        return zip(self.space, self.outputs, self.window, stride, dilation, padding, strict=True)
+        g = self.geometry
+        return zip(self.space, self.outputs, self.window, g.stride, g.dilation, g.padding, strict=True)
 
 
 # One of the three of a form, of its two operands.

@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 
 from jaxseq._correlation._form import Contraction, Form, padded
-from jaxseq._geometry import Geometry
 
 
 def to_output(again: Contraction, form: Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -49,9 +48,9 @@ def to_kernel(again: Contraction, form: Form, x: jax.Array, ȳ: jax.Array) -> ja
 
 def _rest(form: Form) -> Form:
     """The form over all axes but the first."""
-    stride, padding, dilation, groups = form.geometry
+    g = form.geometry
     return form._replace(
-        geometry=Geometry(stride[1:], padding[1:], dilation[1:], groups),
+        geometry=g._replace(stride=g.stride[1:], padding=g.padding[1:], dilation=g.dilation[1:]),
         space=form.space[1:],
         outputs=form.outputs[1:],
         window=form.window[1:],

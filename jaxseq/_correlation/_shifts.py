@@ -19,7 +19,7 @@ for each term, before they are summed. There it goes through ȳ in blocks of row
 stay in the cache, and sums these over b and r at the end.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import product
 from math import prod
 from typing import Any
@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxseq import _precision, _sizes
+from jaxseq import _precision, _sharding, _sizes
 from jaxseq._correlation._form import Form, padded
 from jaxseq._geometry import extent
 
@@ -84,21 +84,24 @@ def _by_blocks(form: Form, x: jax.Array, ȳ: jax.Array) -> jax.Array:
     O, s, span = form.outputs[0], form.geometry.stride[0], extent(form.window[0], form.geometry.dilation[0])
     batch = ȳ.shape[0] if _sizes.known(ȳ.shape[0]) else 1
     terms, row = prod(form.window) * form.near * form.far, batch * prod(ȳ.shape[2:]) // form.far * 4
-    rows = min(O, max(1, CACHE // (terms * row)))
+    blocks = -(-O // max(1, CACHE // (terms * row)))
+    rows = -(-O // blocks)
+    if blocks == 1:
+        return jnp.stack([_over_positions(a) for a in _terms(form, x, ȳ)])
+    # All blocks alike, the last with zeros, so that the terms are compiled once.
+    behind = s * (rows * blocks - 1) + span - x.shape[1]
+    x, ȳ = padded(x, [(0, max(0, behind), 0)]), padded(ȳ, [(0, rows * blocks - O, 0)])
 
-    def block(start: Any, rows: int) -> list[jax.Array]:
-        near = lax.dynamic_slice_in_dim(x, start * s, (rows - 1) * s + span, 1)
-        return _terms(form, near, lax.dynamic_slice_in_dim(ȳ, start, rows, 1))
+    def block(t: Any) -> list[jax.Array]:
+        near = lax.dynamic_slice_in_dim(x, t * rows * s, (rows - 1) * s + span, 1)
+        return _terms(form, near, lax.dynamic_slice_in_dim(ȳ, t * rows, rows, 1))
 
-    def add(partial_sums: Sequence[jax.Array], t: jax.Array) -> tuple[list[jax.Array], None]:
-        return [a + term for a, term in zip(partial_sums, block(t * rows, rows), strict=True)], None
+    def add(partial_sums: list[jax.Array], t: jax.Array) -> tuple[list[jax.Array], None]:
+        return [a + term for a, term in zip(partial_sums, block(t), strict=True)], None
 
-    whole, rest = divmod(O, rows)
-    partial_sums = block(0, rows)
-    if whole > 1:  # `jax.disable_jit` refuses a scan of no step
-        partial_sums, _ = lax.scan(add, partial_sums, jnp.arange(1, whole))
-    total = jnp.stack([_over_positions(a) for a in partial_sums])
-    return total + jnp.stack([_over_positions(a) for a in block(whole * rows, rest)]) if rest else total
+    zeros = [jnp.zeros(term.shape, term.dtype) for term in jax.eval_shape(block, 0)]
+    partial_sums, _ = lax.scan(add, _sharding.together((zeros, x, ȳ))[0], jnp.arange(blocks))
+    return jnp.stack([_over_positions(a) for a in partial_sums])
 
 
 def _terms(form: Form, x: jax.Array, ȳ: jax.Array) -> list[jax.Array]:

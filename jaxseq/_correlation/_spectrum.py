@@ -14,6 +14,16 @@ X = F x̃, W = F w̃, Y = F ỹ,
 with the sums over channels, and over the batch in the last, inside. A star is the conjugate of the spectrum of a real
 array; of a complex one, which the form does not conjugate, it is the spectrum read backwards, F⁻¹ being linear.
 
+Scale. X and W hold sums over many positions, and X W* products of these, which overflow long before y does. So each
+array is first multiplied by a power of two, one for each group (and each batch entry, except in w), that brings its
+largest number near 2**LARGEST; the power of the result undoes it. Powers of two change no bit of the significand. They
+are constants to a derivative.
+
+    x[n] = 2**e[n] x'[n],  w = 2**f w',  ȳ[n] = 2**h[n] ȳ'[n],    so that    y[n] = 2**(e[n] + f) y'[n],
+    x̄[n] = 2**(h[n] + f) x̄'[n]    and    w̄ = 2**E sum_n 2**(e[n] + h[n] - E) w̄'[n],  E the largest e[n] + h[n]
+
+with n the batch entry, each for one group, and w̄'[n] what x'[n] and ȳ'[n] give.
+
 Forward and backward share X, W and Y where they are compiled together. The work does not depend on the window. Three
 things differ from the other rules: rounding is relative to the largest outputs and not to each, spectra take memory
 (one complex number for two of the array padded), and a NaN or an infinity reaches all positions of its channel.
@@ -27,32 +37,41 @@ High-speed convolution and correlation (1966).
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jaxseq import _precision
 from jaxseq._correlation._form import Form, padded
 from jaxseq._geometry import extent
 
+# The exponent to which the largest number of a group is brought. Products of two spectra of 2**20 positions, summed
+# over 2**10 channels or batch entries, then stay below 2**127, and numbers smaller by 2**158 are not lost.
+LARGEST = 32
+
 
 def to_output(form: Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """y of (1)."""
-    X, W = _of_x(form, x), _of_w(form, kernel)
+    (X, e), (W, f) = _of_x(form, x), _of_w(form, kernel)
     y = _inverse(form, _products(form, "n...gi,...igo->n...go", X, _backwards(form, W, x, first=0)), x, first=1)
-    return y[(slice(None), *[slice(0, s * (O - 1) + 1, s) for _, O, _, s, _, _ in form.axes()])]
+    y = y[(slice(None), *[slice(0, s * (O - 1) + 1, s) for _, O, _, s, _, _ in form.axes()])]
+    return _times_power(y, e + f)
 
 
 def to_input(form: Form, kernel: jax.Array, ȳ: jax.Array) -> jax.Array:
     """x̄ of (2)."""
-    W, Y = _of_w(form, kernel), _of_y(form, ȳ)
+    (W, f), (Y, h) = _of_w(form, kernel), _of_y(form, ȳ)
     x̄ = _inverse(form, _products(form, "n...go,...igo->n...gi", Y, W), ȳ, first=1)
     places = [(-lo, I + lo - n, 0) for (I, *_, (lo, _)), n in zip(form.axes(), x̄.shape[1:-1], strict=True)]
-    return padded(x̄, places)
+    return _times_power(padded(x̄, places), h + f)
 
 
 def to_kernel(form: Form, x: jax.Array, ȳ: jax.Array) -> jax.Array:
     """w̄ of (3)."""
-    X, Y = _of_x(form, x), _backwards(form, _of_y(form, ȳ), ȳ, first=1)
-    w̄ = _inverse(form, _products(form, "n...gi,n...go->...igo", X, Y), x, first=0)
-    return w̄[tuple(slice(0, d * (K - 1) + 1, d) for _, _, K, _, d, _ in form.axes())]
+    (X, e), (Y, h) = _of_x(form, x), _of_y(form, ȳ)
+    largest = jnp.max(e + h, 0, keepdims=True)
+    X = _times_power(X, e + h - largest)
+    w̄ = _inverse(form, _products(form, "n...gi,n...go->...igo", X, _backwards(form, Y, ȳ, first=1)), x, first=0)
+    w̄ = w̄[tuple(slice(0, d * (K - 1) + 1, d) for _, _, K, _, d, _ in form.axes())]
+    return _times_power(w̄, largest)
 
 
 def positions(form: Form) -> list[int]:
@@ -71,26 +90,60 @@ def _smooth(n: int) -> int:
     return min(f * 2 ** max(1, (-(-n // f) - 1).bit_length()) for f in odd)
 
 
-# --- There: (N, *I, C) -> (N, *F, C), the kernel (*K, I', C) -> (*F, I', C) ---
+# --- There: (N, *I, C) -> (N, *F, C), the kernel (*K, I', C) -> (*F, I', C), with exponents (N, g) and (1, g) ---
 
 
-def _of_x(form: Form, x: jax.Array) -> jax.Array:
+def _of_x(form: Form, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return _forward(form, x, [(lo, hi, 0) for lo, hi in form.geometry.padding], first=1)
 
 
-def _of_w(form: Form, kernel: jax.Array) -> jax.Array:
+def _of_w(form: Form, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
     return _forward(form, kernel, [(0, 0, d - 1) for d in form.geometry.dilation], first=0)
 
 
-def _of_y(form: Form, ȳ: jax.Array) -> jax.Array:
+def _of_y(form: Form, ȳ: jax.Array) -> tuple[jax.Array, jax.Array]:
     return _forward(form, ȳ, [(0, 0, s - 1) for s in form.geometry.stride], first=1)
 
 
-def _forward(form: Form, a: jax.Array, places: list[tuple[int, int, int]], first: int) -> jax.Array:
-    """The spectrum over the spatial axes, which begin at `first`."""
-    a = padded(a.astype(_precision.accumulator(a.dtype)), places, first)
+def _forward(form: Form, a: jax.Array, places: list[tuple[int, int, int]], first: int) -> tuple[jax.Array, jax.Array]:
+    """(A, e): the spectrum of a / 2**e over the spatial axes, which begin at `first`, and e."""
+    a = a.astype(_precision.accumulator(a.dtype))
+    exponent = _exponent(form, a, first)
+    a = padded(_times_power(a, -exponent), places, first)
     transform = jnp.fft.fftn if jnp.iscomplexobj(a) else jnp.fft.rfftn
-    return transform(a, _circle(form), range(first, first + len(form.window)))
+    return transform(a, _circle(form), range(first, first + len(form.window))), exponent
+
+
+# --- Powers of two ---
+
+
+def _exponent(form: Form, a: jax.Array, first: int) -> jax.Array:
+    """e for which the largest number of each group of a / 2**e is near 2**LARGEST, or less where that is tiny in a."""
+    a = lax.stop_gradient(a)
+    a = jnp.maximum(jnp.abs(a.real), jnp.abs(a.imag)) if jnp.iscomplexobj(a) else jnp.abs(a)
+    a = a.reshape(*a.shape[:-1], form.geometry.groups, -1)
+    largest = jnp.max(a, (*range(first, a.ndim - 2), a.ndim - 1)).reshape(-1, form.geometry.groups)
+    info = jnp.finfo(largest.dtype)
+    bits = lax.bitcast_convert_type(largest, f"int{info.bits}")  # of a positive number: exponent, then significand
+    return jnp.maximum((bits >> info.nmant) + info.minexp - 1 - LARGEST, info.minexp)
+
+
+def _times_power(a: jax.Array, exponent: jax.Array) -> jax.Array:
+    """2**exponent a, exactly; exponents (N, g) for an a (N, ..., C), or (1, g) for any.
+
+    In two equal steps, each of which is in range, and so that neither leaves it before the result does.
+    """
+    exponent = jnp.repeat(exponent, a.shape[-1] // exponent.shape[-1], -1)
+    exponent = exponent.reshape(-1, *(1,) * (a.ndim - 2), a.shape[-1])
+    half = exponent >> 1
+    return a * _power(half, a) * _power(exponent - half, a)
+
+
+def _power(exponent: jax.Array, like: jax.Array) -> jax.Array:
+    """2**exponent in the dtype of `like`; the smallest normal number for what is below it."""
+    info = jnp.finfo(like.dtype)
+    bits = (jnp.maximum(exponent, info.minexp) + 1 - info.minexp) << info.nmant
+    return lax.bitcast_convert_type(bits, info.dtype).astype(like.dtype)
 
 
 # --- In between ---

@@ -112,12 +112,6 @@ def _correlate(
     x = _slice(x, at_x, [part.rows for part in parts])
     w = _slice(w, at_w, [part.taps for part in parts])
     padding = [part.padding for part in parts]
-    # Taps that do not meet along one axis, and more of them than inputs along another: XLA (of jax 0.10 to 0.12) aborts
-    # the process as it exchanges the operands, unless the stretched input is kept from it.
-    apart = any(1 < p >= w.shape[axis] for p, axis in zip(spread, at_w, strict=True))
-    if apart and any(w.shape[k] > x.shape[m] for k, m in zip(at_w, at_x, strict=True)):
-        x = _stretched(x, at_x, padding, spread)
-        padding, spread = ((0, 0),) * axes, (1,) * axes
     y = conv(x, w, padding=padding, lhs_dilation=spread)
     config = [(0, 0, 0)] * y.ndim
     for axis, part in zip(at_y, parts, strict=True):

@@ -24,8 +24,12 @@ def conv(
     groups: int = 1,
     flip: bool = False,
     precision: Any = None,
+    method: str = "auto",
 ) -> Inexact[Array, "*batch_and_outputs c_out"]:
-    """The twin of `jaxseq.conv`: for each tap, a strided slice of the padded input times a matrix."""
+    """The twin of `jaxseq.conv`: for each tap, a strided slice of the padded input times a matrix.
+
+    All functions here sum directly, whatever the `method`.
+    """
     axes = kernel.ndim - 2
     space, window = x.shape[-axes - 1 : -1], kernel.shape[:axes]
     (per_in, c_out), batch = kernel.shape[axes:], x.shape[: -axes - 1]
@@ -62,6 +66,7 @@ def depthwise_conv(
     dilation: int | Sequence[int] = 1,
     flip: bool = False,
     precision: Any = None,
+    method: str = "auto",
 ) -> Inexact[Array, "*batch_and_outputs c_out"]:
     """The twin of `jaxseq.depthwise_conv`: a convolution for each channel, one after the other."""
     options: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation, "flip": flip}
@@ -85,6 +90,7 @@ def separable_conv(
     dilation: int | Sequence[int] = 1,
     flip: bool = False,
     precision: Any = None,
+    method: str = "auto",
 ) -> Inexact[Array, "*batch_and_outputs c_out"]:
     """The twin of `jaxseq.separable_conv`: the one after the other."""
     options: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation, "flip": flip}
@@ -103,6 +109,7 @@ def conv_transpose(
     groups: int = 1,
     output_padding: int | Sequence[int] = 0,
     precision: Any = None,
+    method: str = "auto",
 ) -> Inexact[Array, "*batch_and_outputs c_out"]:
     """The twin of `jaxseq.conv_transpose`: for each tap, the input times a matrix, added where the tap falls."""
     axes = kernel.ndim - 2
@@ -143,6 +150,7 @@ def causal_conv(
     groups: int = 1,
     resets: Bool[Array, "*batch T"] | None = None,
     precision: Any = None,
+    method: str = "auto",
 ) -> tuple[Inexact[Array, "*batch reach c_in"], Inexact[Array, "*batch T c_out"]]:
     """The twin of `jaxseq.causal_conv`: for each tap, what is of the same episode as the output, times a matrix."""
     (K, per_in, c_out), (*batch, T, c_in) = kernel.shape, x.shape

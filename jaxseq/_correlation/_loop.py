@@ -1,0 +1,103 @@
+"""Groups, each by itself: one product of matrices for each tap, in a loop over taps.
+
+With S_k the slice of padded x that the outputs see through tap k, S_k[b, n] = x[b, s n + d k - lo],
+
+    y = sum_k S_k w[k]
+    x_bar[b, s n + d k - lo] += y_bar[b, n] w[k]^T    for each k
+    w_bar[k] = sum_{b, n} S_k[b, n]^T y_bar[b, n]
+
+in each group. It takes any window and the memory of one tap. Unlike `_spectrum` and `_blocks` it sums for each output
+what its own window and group hold, and nothing else.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxseq import _precision, _sharding
+from jaxseq._correlation._form import Form, padded
+from jaxseq._geometry import extent
+
+
+def to_output(form: Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """y of (1)."""
+    x = padded(x, [(lo, hi, 0) for lo, hi in form.geometry.padding])
+
+    def add(y: jax.Array, at: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        start, w = at
+        return y + _product(form, "...gi,igo->...go", _seen(form, x, start), w), None
+
+    shape = (x.shape[0], *form.outputs, kernel.shape[-1])
+    return _over_taps(form, add, _zeros(shape, x, kernel), _by_tap(form, kernel))[0]
+
+
+def to_input(form: Form, kernel: jax.Array, y_bar: jax.Array) -> jax.Array:
+    """x_bar of (2)."""
+    spans = [s * (O - 1) + extent(K, d) for _, O, K, s, d, _ in form.axes()]
+
+    def add(x_bar: jax.Array, at: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        start, w = at
+        term = padded(_product(form, "...go,igo->...gi", y_bar, w), [(0, 0, s - 1) for s in form.geometry.stride])
+        place = _place(start)
+        return lax.dynamic_update_slice(x_bar, lax.dynamic_slice(x_bar, place, term.shape) + term, place), None
+
+    shape = (y_bar.shape[0], *spans, form.near * form.geometry.groups)
+    x_bar = _over_taps(form, add, _zeros(shape, y_bar, kernel), _by_tap(form, kernel))[0]
+    return padded(x_bar, [(-lo, I + lo - P, 0) for (I, *_, (lo, _)), P in zip(form.axes(), spans, strict=True)])
+
+
+def to_kernel(form: Form, x: jax.Array, y_bar: jax.Array) -> jax.Array:
+    """w_bar of (3)."""
+    x = padded(x, [(lo, hi, 0) for lo, hi in form.geometry.padding])
+    letters = "stuvw"[: y_bar.ndim - 1]  # batch and space, which are summed over
+
+    def term(_: None, at: tuple[jax.Array, None]) -> tuple[None, jax.Array]:
+        return None, _product(form, f"{letters}gi,{letters}go->igo", _seen(form, x, at[0]), y_bar)
+
+    return _over_taps(form, term, None, None)[1].reshape(*form.window, form.near, y_bar.shape[-1])
+
+
+def _over_taps(form: Form, step: Any, total: Any, weights: jax.Array | None) -> tuple[Any, Any]:
+    """`total, term = step(total, (d k, w[k]))` for every tap k; (total, all terms)."""
+    starts = np.array([*np.ndindex(*form.window)], np.int32) * np.array(form.geometry.dilation, np.int32)
+    # Checkpointed for a second derivative, which would keep every S_k otherwise.
+    return lax.scan(jax.checkpoint(step, prevent_cse=False), total, (jnp.asarray(starts), weights))
+
+
+def _seen(form: Form, x: jax.Array, start: jax.Array) -> jax.Array:
+    """S_k for d k = start; x is padded."""
+    sizes = [s * (O - 1) + 1 for _, O, _, s, *_ in form.axes()]
+    seen = lax.dynamic_slice(x, _place(start), (x.shape[0], *sizes, x.shape[-1]))
+    return seen[(slice(None), *(slice(None, None, s) for s in form.geometry.stride))]
+
+
+def _place(start: jax.Array) -> tuple[jax.Array, ...]:
+    """Where in (N, *space, C)."""
+    zero = jnp.zeros((), start.dtype)
+    return zero, *start, zero
+
+
+def _product(form: Form, letters: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    """One term: a product of matrices in each group, or of numbers where it has one channel on either side."""
+    g, wide = form.geometry.groups, _precision.accumulator(a.dtype)
+    if form.near * form.far == 1:
+        a, b = a.astype(wide), b.astype(wide)
+        if letters.endswith("->igo"):
+            return jnp.sum(a * b, range(a.ndim - 1))[None]
+        return a * jnp.expand_dims(b[0], range(a.ndim - 1))
+    a, b = (part.reshape(*part.shape[:-1], g, -1) for part in (a, b))
+    result = jnp.einsum(letters, a, b, precision=form.precision, preferred_element_type=wide)
+    return result.reshape(*result.shape[:-2], -1)
+
+
+def _by_tap(form: Form, kernel: jax.Array) -> jax.Array:
+    return kernel.reshape(-1, *kernel.shape[len(form.window) :])
+
+
+def _zeros(shape: tuple[int, ...], a: jax.Array, b: jax.Array) -> jax.Array:
+    """Where a sum of products of a and b starts, varying over what they vary over."""
+    zeros = jnp.zeros(shape, _precision.accumulator(a.dtype))
+    return _sharding.together((zeros, a, b))[0]

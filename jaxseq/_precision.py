@@ -20,14 +20,18 @@ def promote(*arrays: jax.Array) -> np.dtype:
 
 def accumulator(dtype: np.dtype) -> np.dtype:
     """The dtype in which products of `dtype` accumulate: float32 for bfloat16 and float16."""
+    return common(dtype, np.dtype(np.float32))
+
+
+def common(dtype: np.dtype, other: np.dtype) -> np.dtype:
+    """The dtype in which two dtypes meet, under strict promotion too."""
     with jax.numpy_dtype_promotion("standard"):
-        return jnp.promote_types(dtype, jnp.float32)
+        return jnp.promote_types(dtype, other)
 
 
 def wider(dtype: np.dtype, other: np.dtype) -> bool:
     """Whether `dtype` holds more than `other`."""
-    with jax.numpy_dtype_promotion("standard"):
-        return dtype != other and jnp.promote_types(dtype, other) == dtype
+    return dtype != other and common(dtype, other) == dtype
 
 
 def cast(tree: Any, dtype: np.dtype) -> Any:

@@ -73,7 +73,7 @@ def rnn(
         params: `RNNParams(w_x (D, H), w_h (H, H), b (H,) or None)`.
         carry: the first state `(*batch, H)`, or None, which starts at zero.
         xs: the sequence `(T, *batch, D)`: time first, then any number of batch axes, also none.
-        activation: `"tanh"` or `"relu"`.
+        activation: `"tanh"` or `"relu"`, whose derivative at 0 is 0, as in `jax.nn.relu`.
         **time: how time is read, `jaxseq.Time`: `lengths`, `resets`, `reverse`, `truncation`, `checkpoint`,
             `time_axis`, `unroll`, `precision`, `state_dtype`.
 

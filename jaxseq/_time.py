@@ -64,7 +64,9 @@ class Time(TypedDict, total=False):
         drop: `(*batch, H)`, what h is multiplied with on its way into the recurrent map, the same in every step: zeros
             and 1 / (1 - p), drawn once for a sequence, are recurrent dropout. No gradient flows to it.
         hold: how much of the state before a step stays as it is: for each leaf of the state, in its container,
-            `(T, *batch, H)` booleans or floats, or a number: zoneout. No gradient flows to it.
+            `(T, *batch, H)` booleans or floats, or a number: zoneout. No gradient flows to it. Where booleans hold all
+            of the state of a sequence, the step is not read: NaN in `xs` changes no value and no gradient. Floats mix
+            the two states and do not stop a NaN.
     """
 
     lengths: Int[Array, "*batch"] | None

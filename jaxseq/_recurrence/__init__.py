@@ -33,17 +33,22 @@ Masks (`_time.py`). With live_t and stop_t, and ŝ the state as a step finds it,
     ŝ_t = 0 where stop_t, else s_{t-1}          s_t = φ(u_t, r_t, ŝ_t) where live_t, else s_{t-1}
     y_t = h_t where live_t, else 0
 
-so that φ* gets s̄_t where live_t, else zero, whence δ_t = 0, and
+so that δ_t = 0 where not live_t, and
 
     s̄_{t-1} = s̄_t where not live_t, else 0 where stop_t, else (1)                                      (1')
 
-with h_{t-1} in (2) the leaf of ŝ_t, and x_t in padding taken as zero: 0 times a NaN would be one.
+with h_{t-1} in (2) the leaf of ŝ_t. Zeros are selected, never products with zero: x_t and h_{t-1} may be NaN where a
+step does not count, and the derivative of φ infinite. So it is the results of φ* that are selected, δ_t, s̃_{t-1},
+p̄_t, q_t and v̄_t, and x_t and h_{t-1} in (2). The plain form, which JAX differentiates, selects what φ is given as well
+as what it returns: the pullback of a selection is a selection.
 
 What is dropped and held. With d a mask (*B, H), and k_t how much of ŝ_t stays, laid out as the state,
 
     r_t = (d h_{t-1}) W_h + b_h                  s_t = k_t ŝ_t + (1 - k_t) φ(u_t, r_t, ŝ_t)
 
 φ* gets (1 - k_t) s̄_t, k_t s̄_t is added to what it says of ŝ_t, and d multiplies δr_t W_hᵀ in (1) and h_{t-1} in (2).
+Where k_t is boolean it selects. Where it is True for all of the state of an example, the step is idle: φ does not
+count there, as in padding.
 
 Truncation (k1, k2). A window of k1 steps says to its state what its own losses say, as far back as k2 - k1
 steps before it. (1) is linear in s̄, so the cotangents of different windows can travel apart, and where one

@@ -195,4 +195,4 @@ def as_multiplied(h: jax.Array, product: Any) -> jax.Array:
     What is lost of h is lost again in every step. With weights and inputs in bfloat16, the gradient of an LSTM
     (T = 2000, H = 32, forget bias 4) is off by 72 % where h is rounded for its product, else by 5 %.
     """
-    return h.astype(_precision.promote(h, jax.ShapeDtypeStruct((), product)))
+    return h.astype(_precision.common(h.dtype, product))

@@ -198,7 +198,9 @@ def zero_padding(xs: jax.Array, time: Any) -> jax.Array:
     if given.lengths is None:
         return xs
     axis = given.time_axis % xs.ndim
-    live, _, _ = _time.masks(Options(axis=axis), xs.shape[axis], jnp.asarray(given.lengths), None)
+    steps = xs.shape[axis]
+    lengths = _checks.lengths("lengths", given.lengths, _checks.converted(given.lengths).shape, steps)
+    live, _, _ = _time.masks(Options(axis=axis), steps, lengths, None)
     zeroed: jax.Array = _time.seen(live, xs)
     return zeroed
 

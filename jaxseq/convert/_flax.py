@@ -30,6 +30,10 @@ KINDS = {
     "conv": ("Conv",),
     "conv_transpose": ("ConvTranspose",),
 }
+ELSEWHERE = {
+    "RNN": "pass its `cell`",
+    "Bidirectional": "convert `forward_rnn.cell` and `backward_rnn.cell`, and pass both to `jaxseq.bidirectional`",
+}
 SIGMOIDS = (jax.nn.sigmoid, lax.logistic)
 TANHS = (jnp.tanh, jax.nn.tanh, lax.tanh)
 
@@ -203,8 +207,8 @@ def to_nnx(op: str, params: Any, *, optimized: bool = True, transpose_kernel: bo
 
 def _check_equations(op: str, module: Any) -> None:
     """Of a module, what its parameters do not tell."""
-    instead = "its `nnx.state`" + ("; of an `nnx.RNN` pass its `cell`" if hasattr(module, "cell") else "")
-    _layout.check_class(op, module, home="flax.nnx.", kinds=KINDS, methods=("__call__",), instead=instead)
+    how: Any = {"home": "flax.nnx.", "methods": ("__call__",), "instead": "its `nnx.state`", "elsewhere": ELSEWHERE}
+    _layout.check_class(op, module, kinds=KINDS, **how)
     if op in _layout.CONVOLUTIONS:
         _check_convolution(op, module)
         return
@@ -218,7 +222,7 @@ def _check_equations(op: str, module: Any) -> None:
     linear = {"linear": ("Linear",)}
     for name in () if isinstance(module, Mapping) else ("dense_i", "dense_h", *_gate_names(op, if_="if_")):
         part = getattr(module, name, None)
-        _layout.check_class("linear", part, home="flax.nnx.", kinds=linear, methods=("__call__",), instead=instead)
+        _layout.check_class("linear", part, kinds=linear, **how)
 
 
 def _check_convolution(op: str, module: Any) -> None:

@@ -26,7 +26,18 @@ KINDS = {
     "conv": ("Conv1D", "Conv2D", "Conv3D"),
     "conv_transpose": ("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose"),
 }
-INSTEAD = "its get_weights(); of a `Bidirectional` pass the layers of each direction"
+DEPTHWISE = (
+    "convert [kernel.reshape(*window, 1, channels * depth_multiplier), bias], its kernel being (*window, channels, "
+    "depth_multiplier), and pass groups=channels"
+)
+ELSEWHERE = {
+    "DepthwiseConv1D": DEPTHWISE,
+    "DepthwiseConv2D": DEPTHWISE,
+    "SeparableConv1D": f"it is two convolutions: of the depthwise one {DEPTHWISE}; the pointwise one has kernel and bias",
+    "SeparableConv2D": f"it is two convolutions: of the depthwise one {DEPTHWISE}; the pointwise one has kernel and bias",
+    "Bidirectional": "convert its `forward_layer` and its `backward_layer`, and pass both to `jaxseq.bidirectional`",
+    "StackedRNNCells": "convert its `cells` one by one, and pass them to `jaxseq.stack`",
+}
 OPS = ("rnn", "gru", "classic_gru", "lstm", "conv_lstm", *_layout.CONVOLUTIONS)
 
 
@@ -123,7 +134,15 @@ def _check_equations(op: str, layer: Any) -> None:
     """Of a layer, what its weights do not tell."""
     kinds = KINDS if op in _layout.CONVOLUTIONS else {op: (*KINDS[op], "RNN") for op in KINDS}
     for part, names in ((layer, kinds), (getattr(layer, "cell", layer), KINDS)):  # an RNN has its equations in the cell
-        _layout.check_class(op, part, home="keras.", kinds=names, methods=("call",), instead=INSTEAD)
+        _layout.check_class(
+            op,
+            part,
+            home="keras.",
+            kinds=names,
+            methods=("call",),
+            instead="its get_weights()",
+            elsewhere=ELSEWHERE,
+        )
     layer = getattr(layer, "cell", layer)
     after = getattr(layer, "reset_after", None)
     if after is not None and op in ("gru", "classic_gru") and after != (op == "gru"):

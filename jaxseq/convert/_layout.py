@@ -228,7 +228,14 @@ def option_refused(op: str, layer: Any, option: str, value: Any, instead: str) -
 
 
 def check_class(
-    op: str, layer: Any, *, home: str, kinds: Mapping[str, Sequence[str]], methods: Sequence[str], instead: str
+    op: str,
+    layer: Any,
+    *,
+    home: str,
+    kinds: Mapping[str, Sequence[str]],
+    methods: Sequence[str],
+    instead: str,
+    elsewhere: Mapping[str, str] | None = None,
 ) -> None:
     """Check that a layer object of a library has a class whose equations are known to be those of `op`.
 
@@ -239,6 +246,7 @@ def check_class(
         kinds: for each op the names of the library's classes. A subclass passes unless it overrides `methods`.
         methods: the methods that hold the equations.
         instead: what the caller passes for a layer of another class that has the same equations.
+        elsewhere: for names of other classes what to do with them.
     """
     classes = type(layer).__mro__
     if isinstance(layer, Mapping) or not any(cls.__module__.startswith(home) for cls in classes):
@@ -251,8 +259,10 @@ def check_class(
         own = [method for method in methods if method in vars(cls)]
         if own and any(base.__module__.startswith(home) and base.__name__ in kinds[op] for base in classes):
             refused(op, f"the class {cls.__name__} overrides `{own[0]}`; {instead}")
-    other = [other for other, names in kinds.items() if {cls.__name__ for cls in classes} & {*names}]
-    hint = f"the op for a {name} is {other[0]!r}" if other else instead
+    ancestors = {cls.__name__ for cls in classes}
+    hints = [hint for other, hint in (elsewhere or {}).items() if other in ancestors]
+    hints += [f"the op for a {name} is {other!r}" for other, names in kinds.items() if ancestors & {*names}]
+    hint = (hints + [instead])[0]
     refused(op, f"a {name} is not one of {', '.join(kinds[op])}; {hint}")
 
 

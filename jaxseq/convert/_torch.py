@@ -44,9 +44,9 @@ def from_torch(op: str, weights: Any, *, prefix: str = "") -> Any:
     Args:
         op: `"rnn"`, `"gru"`, `"lstm"`, `"projected_lstm"` (with `proj_size`), `"conv"` or `"conv_transpose"`. What is
             no parameter is yours to hand on: `nonlinearity="relu"` is `rnn(..., activation="relu")`.
-        weights: the layer, or its `state_dict()`, of tensors or of NumPy arrays. Cells (`nn.LSTMCell`) serve as well. Of
-            a layer the class and the options that change its equations are checked, and weights under
-            `torch.nn.utils.parametrizations` are computed; of a `state_dict()` only names and shapes can be checked.
+        weights: the layer, or its `state_dict()`, of tensors or of NumPy arrays. Cells (`nn.LSTMCell`) serve as well. A
+            layer has its class checked, and the options that change its equations; weights under
+            `torch.nn.utils.parametrizations` are computed. A `state_dict()` has only names and shapes to check.
         prefix: what names of the layer begin with, in the `state_dict()` of a model: `"encoder.rnn."`.
 
     Returns:
@@ -157,14 +157,16 @@ def _own(op: str, weights: Any, prefix: str) -> dict[str, Any]:
 def _of_module(op: str, module: Any, own: dict[str, Any], prefix: str) -> dict[str, Any]:
     """Check the class and the options of a layer, and compute what is parametrized."""
     layer = dict(module.named_modules(remove_duplicate=False)).get(prefix.removesuffix("."))
-    if layer is None or prefix and not prefix.endswith("."):
+    if layer is None or (prefix and not prefix.endswith(".")):
         _checks.bad_value("prefix", "the path of a layer with a dot at its end, such as 'encoder.rnn.'", repr(prefix))
     instead = "its state_dict(); of a model, `prefix` says which layer is meant"
     methods = ("forward", "_conv_forward")
     _layout.check_class(op, layer, home="torch.nn.", kinds=KINDS, methods=methods, instead=instead)
     mode = getattr(layer, "padding_mode", "zeros")
     if mode != "zeros":
-        instead = f"{op!r} pads by zeros: pad the input by jnp.pad(..., mode={PADDING_MODES.get(mode, mode)!r}), convert "
+        instead = (
+            f"{op!r} pads by zeros: pad the input by jnp.pad(..., mode={PADDING_MODES.get(mode, mode)!r}), convert "
+        )
         _layout.option_refused(op, layer, "padding_mode", mode, instead + "the state_dict() and pass padding='VALID'")
     names = {PARAMETRIZED.sub(r"\1", name): name for name in own}
     if {*names} == {*own}:

@@ -47,8 +47,8 @@ def from_flax(op: str, weights: Any, *, transpose_kernel: bool = False) -> Any:
     Args:
         op: `"rnn"` (`SimpleCell`), `"gru"`, `"lstm"` (`LSTMCell` or `OptimizedLSTMCell`, whose parameters are alike),
             `"mgu"`, `"conv_lstm"` (`ConvLSTMCell`), `"conv"` or `"conv_transpose"`.
-        weights: the dict of the layer: `variables["params"]["cell"]` of an `nn.RNN`, or what holds nothing else. It does
-            not show the options of the layer (`gate_fn`, `activation_fn`, `residual`, `mask`, `padding`): compare them
+        weights: the dict of the layer: `variables["params"]["cell"]` of an `nn.RNN`, or what holds nothing else. The
+            options of the layer are not in it (`gate_fn`, `activation_fn`, `residual`, `mask`, `padding`): compare them
             yourself.
         transpose_kernel: the option of that name that an `nn.ConvTranspose` has.
 
@@ -269,7 +269,7 @@ def _gate_names(op: str, **names: str) -> list[str]:
 
 
 def _gate_by_gate_in(op: str, weights: Any, **names: str) -> Any:
-    """Flax has biases beside x, in an LSTM beside h, and in n of a GRU or an MGU beside h too; `finish` refuses others."""
+    """Read the kernels of all gates, and the biases that Flax has: beside x, or beside h in an LSTM, and beside h in n."""
     read, of_gate = _layout.Reader(weights), _gate_names(op, **names)
     of_x, of_h = of_gate[: len(of_gate) // 2], of_gate[len(of_gate) // 2 :]
     w_x, w_h = (

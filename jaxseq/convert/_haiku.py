@@ -46,8 +46,8 @@ def from_haiku(op: str, weights: Any, *, name: str | None = None) -> Any:
 
     Raises:
         TypeError: no dict of dicts of float arrays.
-        ValueError: a layer that Haiku does not have or that has other equations (`"gru"`), a name that is missing or one
-            too many, a size that does not fit.
+        ValueError: a layer that Haiku does not have or that has other equations (`"gru"`), a name that is missing or
+            one too many, a size that does not fit.
 
     Example:
         >>> import jax.numpy as jnp, jaxseq

@@ -30,11 +30,12 @@ DEPTHWISE = (
     "convert [kernel.reshape(*window, 1, channels * depth_multiplier), bias], its kernel being (*window, channels, "
     "depth_multiplier), and pass groups=channels"
 )
+SEPARABLE = f"it is two convolutions: of the depthwise one {DEPTHWISE}; the pointwise one has kernel and bias"
 ELSEWHERE = {
     "DepthwiseConv1D": DEPTHWISE,
     "DepthwiseConv2D": DEPTHWISE,
-    "SeparableConv1D": f"it is two convolutions: of the depthwise one {DEPTHWISE}; the pointwise one has kernel and bias",
-    "SeparableConv2D": f"it is two convolutions: of the depthwise one {DEPTHWISE}; the pointwise one has kernel and bias",
+    "SeparableConv1D": SEPARABLE,
+    "SeparableConv2D": SEPARABLE,
     "Bidirectional": "convert its `forward_layer` and its `backward_layer`, and pass both to `jaxseq.bidirectional`",
     "StackedRNNCells": "convert its `cells` one by one, and pass them to `jaxseq.stack`",
 }

@@ -262,8 +262,7 @@ def check_class(
     ancestors = {cls.__name__ for cls in classes}
     hints = [hint for other, hint in (elsewhere or {}).items() if other in ancestors]
     hints += [f"the op for a {name} is {other!r}" for other, names in kinds.items() if ancestors & {*names}]
-    hint = (hints + [instead])[0]
-    refused(op, f"a {name} is not one of {', '.join(kinds[op])}; {hint}")
+    refused(op, f"a {name} is not one of {', '.join(kinds[op])}; {[*hints, instead][0]}")
 
 
 def check_use_bias(op: str, layer: Any, bias: Any) -> None:

@@ -750,6 +750,11 @@ def subclass(kind, method):
     return type("Other", (kind,), {method: lambda self, *args: args[0]})
 
 
+def with_lora(cell, nnx):
+    cell.dense_i = nnx.LoRALinear(3, 20, lora_rank=2, use_bias=False, rngs=nnx.Rngs(0))
+    return cell
+
+
 def model(torch):
     return torch.nn.Sequential(torch.nn.Conv1d(4, 5, 3))
 
@@ -832,6 +837,18 @@ OTHER_EQUATIONS = {
         "conv",
         lambda nnx: nnx.Conv(4, 5, (3,), conv_general_dilated=lambda x, *args, **options: x, rngs=nnx.Rngs(0)),
         ("conv_general_dilated",),
+    ),
+    "nnx, promoted": (
+        "nnx",
+        "gru",
+        lambda nnx: nnx.GRUCell(3, 5, promote_dtype=lambda arrays, **options: arrays, rngs=nnx.Rngs(0)),
+        ("promote_dtype",),
+    ),
+    "nnx, a layer within": (
+        "nnx",
+        "lstm",
+        lambda nnx: with_lora(nnx.OptimizedLSTMCell(3, 5, rngs=nnx.Rngs(0)), nnx),
+        ("LoRALinear",),
     ),
     "nnx, transposed": (
         "nnx",

@@ -209,6 +209,10 @@ def _check_equations(op: str, module: Any) -> None:
     """Of a module, what its parameters do not tell."""
     how: Any = {"home": "flax.nnx.", "methods": ("__call__",), "instead": "its `nnx.state`", "elsewhere": ELSEWHERE}
     _layout.check_class(op, module, kinds=KINDS, **how)
+    promote = getattr(module, "promote_dtype", None)
+    if not isinstance(module, Mapping) and not getattr(promote, "__module__", "flax.").startswith("flax."):
+        instead = "which may change the numbers: if it changes dtypes only, convert its `nnx.state`"
+        _layout.option_refused(op, module, "promote_dtype", promote, instead)
     if op in _layout.CONVOLUTIONS:
         _check_convolution(op, module)
         return
@@ -219,10 +223,9 @@ def _check_equations(op: str, module: Any) -> None:
         own = getattr(module, option, None)
         if own is not None and own not in usual:
             _layout.refused(op, f"this cell's {option} is {getattr(own, '__name__', own)}, ours is {usual[0].__name__}")
-    linear = {"linear": ("Linear",)}
     for name in () if isinstance(module, Mapping) else ("dense_i", "dense_h", *_gate_names(op, if_="if_")):
         part = getattr(module, name, None)
-        _layout.check_class("linear", part, kinds=linear, **how)
+        _layout.check_class(op, part, kinds={op: ("Linear",)}, **how)
 
 
 def _check_convolution(op: str, module: Any) -> None:
@@ -269,7 +272,7 @@ def _gate_names(op: str, **names: str) -> list[str]:
 
 
 def _gate_by_gate_in(op: str, weights: Any, **names: str) -> Any:
-    """Read the kernels of all gates, and the biases that Flax has: beside x, or beside h in an LSTM, and beside h in n."""
+    """Read all kernels, and the biases that Flax has: beside x, but in an LSTM beside h; and beside h in n."""
     read, of_gate = _layout.Reader(weights), _gate_names(op, **names)
     of_x, of_h = of_gate[: len(of_gate) // 2], of_gate[len(of_gate) // 2 :]
     w_x, w_h = (

@@ -302,9 +302,10 @@ def _from_tensor(name: str, tensor: Any) -> np.ndarray:
         expected = f"{name!r} with data: run or materialize the layer first"
         _checks.bad_value("weights", expected, f"a {type(tensor).__name__} without data")
     tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
-    if str(tensor.dtype) == "torch.bfloat16":  # NumPy has no such type; the way through float32 is exact
-        return np.array(tensor.float().numpy()).astype(jnp.bfloat16)
-    return np.array(tensor.numpy())
+    try:
+        return np.array(tensor.numpy())
+    except TypeError:  # torch gives NumPy no bfloat16, and none of the smaller types
+        return np.array(jnp.from_dlpack(tensor.contiguous()))
 
 
 class Reader:

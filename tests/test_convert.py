@@ -179,9 +179,8 @@ def test_convolutions_of_flax(axes, transpose_kernel, key):
         equal(weights, {k: v for k, v in nnx.to_pure_dict(nnx.state(module)).items() if k in weights})
 
 
-# Window, stride and dilation of transposed convolutions over 5 positions: with every window shorter than the stride,
-# even and odd.
-TRANSPOSED = [(2, 3, 1), (3, 2, 1), (4, 3, 1), (4, 2, 2)]
+# Window, stride and dilation of transposed convolutions: windows below and above the stride, even and odd.
+TRANSPOSED = [(2, 3, 1), (3, 2, 1), (4, 2, 2)]
 
 
 def agree_in_float32(theirs, ours):
@@ -270,7 +269,7 @@ def test_convolutions_of_haiku(op, axes, key):
     equal(convert.to_haiku(op, convert.from_haiku(op, weights)), weights)  # by the name that Haiku gives it
 
 
-@pytest.mark.parametrize("padding", ["SAME", "VALID", ((2, 1),), 7, 8])
+@pytest.mark.parametrize("padding", ["SAME", ((2, 1),), 7, 8])
 def test_padding_of_transposed_convolutions_of_haiku(padding, key):
     """Pairs as in Flax. A number stands for an `output_shape`, of which padding="SAME" cuts off what is too much."""
     hk = pytest.importorskip("haiku", reason="Haiku is not installed (extra `peers`)")
@@ -330,7 +329,7 @@ def test_convolutions_of_equinox(op, axes, groups, key):
     equal(convert.to_equinox(op, convert.from_equinox(op, layer), other), layer)
 
 
-@pytest.mark.parametrize(("window", "stride", "more"), [(3, 2, 0), (4, 2, 1), (2, 3, 0), (1, 3, 1)])
+@pytest.mark.parametrize(("window", "stride", "more"), [(3, 2, 0), (4, 2, 1), (1, 3, 1)])
 def test_padding_same_of_transposed_convolutions_of_equinox(window, stride, more, key):
     """With output_padding, SAME takes that many off."""
     eqx = pytest.importorskip("equinox", reason="Equinox is not installed (extra `peers`)")
@@ -400,12 +399,10 @@ def test_convolutions_of_keras(op, axes, key, keras):
     equal(convert.to_keras(op, convert.from_keras(op, weights)), weights)
 
 
-@pytest.mark.parametrize("output_padding", [None, 0, 1])
-@pytest.mark.parametrize(("window", "stride", "dilation"), [(2, 3, 1), (3, 2, 1), (4, 3, 1), (4, 1, 2)])
+@pytest.mark.parametrize("output_padding", [None, 1])
+@pytest.mark.parametrize(("window", "stride", "dilation"), [(2, 3, 1), (3, 2, 1), (4, 3, 1)])
 def test_padding_of_transposed_convolutions_of_keras(window, stride, dilation, output_padding, key, keras):
     """With output_padding, "same" has another length; "valid" puts out more where the stride is above the window."""
-    if output_padding is not None and output_padding >= stride:
-        return  # Keras refuses it
     x, K = normal(key, (B, 5, 4), jnp.float32), dilation * (window - 1) + 1
     total = K - K % 2 - (output_padding or 0)
     lo = max(total // 2, 0)

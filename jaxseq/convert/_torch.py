@@ -144,14 +144,13 @@ def to_torch(op: str, params: Any, *, prefix: str = "", cell: bool = False) -> d
 
 def _own(op: str, weights: Any, prefix: str) -> dict[str, Any]:
     """What belongs to the layer, by its own names."""
-    module = hasattr(weights, "state_dict")
-    state = weights.state_dict() if module else weights
+    state = weights.state_dict() if hasattr(weights, "state_dict") else weights
     if not isinstance(state, Mapping):
         _checks.bad_type("weights", "a torch layer, or its state_dict", _checks.describe(state))
     own = {name.removeprefix(prefix): leaf for name, leaf in state.items() if name.startswith(prefix)}
     if not own:
         _checks.bad_value("weights", f"names that begin with {prefix!r}", ", ".join(state) or "none")
-    return _of_module(op, weights, own, prefix) if module else own
+    return _of_module(op, weights, own, prefix) if hasattr(weights, "named_modules") else own
 
 
 def _of_module(op: str, module: Any, own: dict[str, Any], prefix: str) -> dict[str, Any]:

@@ -925,6 +925,12 @@ OTHER_EQUATIONS = {
         lambda keras: keras.layers.Conv1D(5, 3),
         ("Conv1D", "is 'conv'"),
     ),
+    "Keras, another gate": (
+        "keras",
+        "lstm",
+        lambda keras: keras.layers.GRU(5),
+        ("GRUCell", "is 'gru'"),
+    ),
     "Keras, depthwise": (
         "keras",
         "conv",
@@ -1033,6 +1039,19 @@ PARTIAL = {
             "gru", flax_cell("gru", of_x="rzn", of_h="n") | {"hn": {"kernel": np.ones((H, H)), "bias": np.ones(1)}}
         ),
         ("'hn.bias'", "(5,)", "(1,)"),
+    ),
+    "Flax, gates of several sizes": (
+        lambda: convert.from_flax(
+            "lstm",
+            flax_cell("lstm") | {"ii": {"kernel": np.ones((D, H - 1))}, "if": {"kernel": np.ones((D, H + 1))}},
+        ),
+        ("'if.kernel' of shape (3, 4)", "(3, 6)"),
+    ),
+    "Flax, biases of several sizes": (
+        lambda: convert.from_flax(
+            "rnn", {"i": {"kernel": np.ones((D, H)), "bias": np.ones((1, H))}, "h": {"kernel": np.ones((H, H))}}
+        ),
+        ("bias of x", "(5,)", "(1, 5)"),
     ),
     "Flax, another layer beside": (
         lambda: convert.from_flax("lstm", flax_cell("lstm", of_h="ifgo") | {"norm": {"scale": np.ones(H)}}),

@@ -276,12 +276,12 @@ def _gate_by_gate_in(op: str, weights: Any, **names: str) -> Any:
     read, of_gate = _layout.Reader(weights), _gate_names(op, **names)
     of_x, of_h = of_gate[: len(of_gate) // 2], of_gate[len(of_gate) // 2 :]
     w_x, w_h = (
-        jnp.concatenate([_layout.found(name, read(name, "kernel"), weights) for name in own], -1)
+        _of_all_gates({f"{name}.kernel": _layout.found(name, read(name, "kernel"), weights) for name in own})
         for own in (of_x, of_h)
     )
-    parts = {f"{name}.bias": read(name, "bias") for name in (of_h if op == "lstm" else of_x)}
-    _layout.all_or_none(parts)
-    b = None if None in [*parts.values()][:1] else jnp.concatenate([*parts.values()])
+    biases = {f"{name}.bias": read(name, "bias") for name in (of_h if op == "lstm" else of_x)}
+    _layout.all_or_none(biases)
+    b = None if next(iter(biases.values())) is None else _of_all_gates(biases)
     b_n = read("hn", "bias") if op in ("gru", "mgu") else None
     read.finish()
     if op not in ("gru", "mgu"):
@@ -292,6 +292,15 @@ def _gate_by_gate_in(op: str, weights: Any, **names: str) -> Any:
     if b_n.shape != (w_h.shape[0],):
         _checks.bad_value("weights", f"'hn.bias' of shape {(w_h.shape[0],)}", f"shape {b_n.shape}")
     return _layout.joined(op, Maps(w_x, w_h, b, _layout.beside_zeros(b_n, w_h)))
+
+
+def _of_all_gates(parts: dict[str, jax.Array]) -> jax.Array:
+    """The arrays of the gates side by side, all of one shape."""
+    (first, one), *_ = parts.items()
+    for name, a in parts.items():
+        if a.shape != one.shape or not a.ndim:
+            _checks.bad_value("weights", f"{name!r} of shape {one.shape}, as {first!r}", f"shape {a.shape}")
+    return jnp.concatenate([*parts.values()], -1)
 
 
 def _gate_by_gate_out(op: str, maps: Maps, **names: str) -> dict[str, Any]:

@@ -133,8 +133,9 @@ def to_keras(op: str, params: Any) -> list[jax.Array]:
 
 def _check_equations(op: str, layer: Any) -> None:
     """Of a layer, what its weights do not tell."""
-    kinds = KINDS if op in _layout.CONVOLUTIONS else {op: (*KINDS[op], "RNN") for op in KINDS}
-    for part, names in ((layer, kinds), (getattr(layer, "cell", layer), KINDS)):  # an RNN has its equations in the cell
+    kinds = {op: (*KINDS[op], "RNN") for op in KINDS}  # of layers with a cell, which has the equations
+    cell = getattr(layer, "cell", None)
+    for part, names in ((layer, KINDS),) if cell is None else ((cell, KINDS), (layer, kinds)):
         _layout.check_class(
             op,
             part,
@@ -144,7 +145,7 @@ def _check_equations(op: str, layer: Any) -> None:
             instead="its get_weights()",
             elsewhere=ELSEWHERE,
         )
-    layer = getattr(layer, "cell", layer)
+    layer = layer if cell is None else cell
     after = getattr(layer, "reset_after", None)
     if after is not None and op in ("gru", "classic_gru") and after != (op == "gru"):
         _layout.refused(

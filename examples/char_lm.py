@@ -19,6 +19,7 @@ char_lm_processes.py runs the same model in several processes.
 
 import argparse
 import hashlib
+import io
 import json
 import math
 import signal
@@ -284,6 +285,13 @@ def agreed(number: int) -> int:
     return int(np.max(multihost_utils.process_allgather(np.int32(number))))
 
 
+def escape_output() -> None:
+    """Escape what the encoding of the terminal lacks: text and sample may hold any character."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 class Parser(argparse.ArgumentParser):
     """A mistake costs its user one line, not a page of usage."""
 
@@ -384,12 +392,24 @@ def identity(options: Options, train: str, held_out: str) -> dict[str, Any]:
     return {name: getattr(options, name) for name in DECISIVE} | {"text": text}
 
 
+def is_note_of(notes: Any, step: int, run: dict[str, Any], curve: dict[str, Any]) -> bool:
+    """True if the notes of a checkpoint have the form that `run` writes, and not that of another program."""
+    try:
+        lists = [notes["curve"][name] for name, value in curve.items() if isinstance(value, list)]
+        return {*notes["run"]} == {*run} and all(isinstance(a, list) for a in lists) and len(lists[0]) == step
+    except (KeyError, TypeError):
+        return False
+
+
 def resumed(checkpoints: Checkpoints, run: dict[str, Any], training: Training, curve: dict[str, Any]) -> Training:
     """The training and the curve of the last checkpoint; as they were, if there is none."""
     step = checkpoints.newest()
     if step is None:
         return training
     notes = checkpoints.notes(step)
+    if not is_note_of(notes, step, run, curve):
+        hint = f"the checkpoints in {checkpoints.folder} are not of this program"
+        raise Mistake(f"cannot resume: {hint}; take another --out")
     for name, value in run.items():
         if notes["run"][name] != value:
             option = "--" + name.replace("_", "-")
@@ -503,6 +523,7 @@ def run(
 
 def job(options: Options, train: str, held_out: str, placement: Placement, prog: str) -> int:
     """All of it, to the status: 0; 1 for what went wrong, 2 for a mistake, 128 + n for signal n, each in one line."""
+    escape_output()
     first = jax.process_index() == 0
     curve: dict[str, Any] = {"options": vars(options), "gradient_difference": {}}
     curve |= {name: [] for name in ("steps", "train_bits", "held_out_steps", "held_out_bits")}

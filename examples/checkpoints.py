@@ -24,6 +24,7 @@ from jax.experimental import multihost_utils
 SEAL = "seal.json"
 ITEMS = ("arrays", "notes")
 ASIDE = "unreadable"  # the folder of what does not match its seal
+STEP = re.compile("0|[1-9][0-9]*")  # str.isdigit would accept other digits, such as superscripts, and leading zeros
 
 
 class CheckpointError(Exception):
@@ -124,7 +125,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps of the checkpoints that are there, the newest first, whether or not they can be read."""
-        return sorted((int(path.name) for path in self.folder.iterdir() if path.name.isdigit()), reverse=True)
+        return sorted((int(path.name) for path in self.folder.iterdir() if STEP.fullmatch(path.name)), reverse=True)
 
     def newest(self) -> int | None:
         """The step of the newest checkpoint that is as it was written. None if there are no checkpoints at all."""

@@ -120,8 +120,8 @@ def filtered(
     expected = tuple(output_size(I, K, **geometry) for I, K in zip(x.shape[:2], kernel.shape[:2], strict=True))
     if y.shape[:2] != expected:
         raise ArithmeticError(f"{name}: {y.shape[:2]} outputs, where the formula says {expected}")
-    window = "×".join(map(str, kernel.shape[:2]))
-    print(f"{name:20} {window:>6} {stride:>7} {padding:>8} {dilation:>9}   {y.shape[0]} × {y.shape[1]} × {y.shape[2]}")
+    window = "x".join(map(str, kernel.shape[:2]))
+    print(f"{name:20} {window:>6} {stride:>7} {padding:>8} {dilation:>9}   {y.shape[0]} x {y.shape[1]} x {y.shape[2]}")
     return y
 
 
@@ -146,7 +146,7 @@ class Panel(NamedTuple):
 
 def panels(x: Float[Array, "height width 3"]) -> list[Panel]:
     """Filters the picture in every way. No padding but once: the zeros of a frame are edges that nobody drew."""
-    print(f"a picture of {x.shape[0]} × {x.shape[1]} × {x.shape[2]}\n")
+    print(f"a picture of {x.shape[0]} x {x.shape[1]} x {x.shape[2]}\n")
     print(f"{'filter':20} {'window':>6} {'stride':>7} {'padding':>8} {'dilation':>9}   output")
     gray = filtered("luma", x, LUMA[None, None, :, None])
     blurred = filtered("box", x, each_colour(box(4)), padding=4)

@@ -211,7 +211,7 @@ def run(seed: int, steps: int, out: Path) -> None:
     model = autoregressive.fit(past, order)
     fitted, learnt = np.append(model.coefficients, model.intercept), np.asarray(by_descent(past, order=order))
     windows = np.abs(fitted - by_windows(past, order)).max()
-    print(f"AR: τ = {order} by Akaike's criterion; largest difference to least squares on windows {windows:.1e}")
+    print(f"AR: order {order} by Akaike's criterion; largest difference to least squares on windows {windows:.1e}")
     if not windows <= TOLERANCE:  # so written, a NaN fails too
         raise ArithmeticError(f"`fit` is not least squares: the coefficients differ by {windows:.1e}")
     print(f"convolution: after {DESCENT} steps the largest difference to it is {np.abs(fitted - learnt).max():.1e}")

@@ -232,7 +232,7 @@ def run(seed: int, steps: int, gain: float, out: Path) -> None:
     model = init("RNN", key_model, vocabulary, gain)
     exploding = jax.jit(exponents, static_argnums=0)("RNN", model, unseen)
     print(
-        f"\nRNN, recurrent weights × {gain:g}: Lyapunov exponent {exploding.exponents[0]:.3f}; plain gradient descent"
+        f"\nRNN, recurrent weights x {gain:g}: Lyapunov exponent {exploding.exponents[0]:.3f}; plain gradient descent"
     )
     clipping = {}
     for name, optimizer in {"not clipped": sgd, "clipped": optax.chain(clip, sgd)}.items():

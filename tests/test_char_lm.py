@@ -1,6 +1,7 @@
 """`make demo`: what it measures, what it leaves, what it says to mistakes. Its checkpoints: test_checkpoints.py."""
 
 import argparse
+import io
 import json
 import os
 import re
@@ -257,6 +258,14 @@ def test_new_characters_are_those_outside_every_shared_run(char_lm):
         "^ cat s^^^ on the ^^^"
     )
     assert char_lm.new_characters("abc", "ab", run=4).all()
+
+
+def test_characters_that_the_terminal_lacks_are_escaped(char_lm, prose, tmp_path, monkeypatch):
+    monkeypatch.setattr(char_lm, "run", lambda *args: args[-1]("Été, 🙂"))
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "ascii", write_through=True))
+    assert char_lm.main([f"--text={prose}", f"--out={tmp_path}", *TINY]) == 0
+    assert written.getvalue() == b"\\xc9t\\xe9, \\U0001f642\n"
 
 
 # --- Mistakes ---

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -155,6 +156,17 @@ def test_what_was_only_begun_is_no_checkpoint(checkpoints, good, tmp_path, capsy
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("name", ["²", "٣", "007", "9.old"])
+def test_folders_of_other_names_are_ignored(checkpoints, good, tmp_path, name):
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(good, folder)
+    (folder / name).mkdir()
+    with checkpoints.Checkpoints(folder, keep=2) as kept:
+        assert kept.steps() == [3, 2]
+        assert kept.newest() == 3
+    assert (folder / name).is_dir()
+
+
 def test_where_none_can_be_read_it_says_so_and_touches_nothing(checkpoints, good, tmp_path):
     folder = tmp_path / "checkpoints"
     shutil.copytree(good, folder)
@@ -297,6 +309,15 @@ def test_resume_asks_for_the_same_options_and_the_same_text(char_lm, text, tmp_p
         char_lm.main([*base, f"--text={text}", "--checkpoint-every=1"])
     assert stop.value.code == 2
     assert f"{folder} is not empty: --resume goes on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "notes", [{"losses": [0.1]}, [], {"run": {}, "curve": {}}, {"run": {"text": ""}, "curve": {"steps": 1}}]
+)
+def test_notes_of_another_program_are_refused(char_lm, tmp_path, notes):
+    kept = SimpleNamespace(newest=lambda: 1, notes=lambda step: notes, folder=tmp_path)
+    with pytest.raises(char_lm.Mistake, match=r"cannot resume: .* not of this program; take another --out"):
+        char_lm.resumed(kept, {"text": "a"}, None, {"gradient_difference": {}, "steps": [], "train_bits": []})
 
 
 # --- The command, killed ---

@@ -4,6 +4,7 @@ The gradient by our rule goes through the conversion, so that it is one to *thei
 """
 
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -149,14 +150,20 @@ def test_convolutions_of_flax(axes, transpose_kernel, key):
     nn = pytest.importorskip("flax.linen", reason="Flax is not installed (extra `peers`)")
     nnx = pytest.importorskip("flax.nnx")
     x = normal(key, (B, *SPACE[:axes], 4), jnp.float64)
-    conv = {"strides": 2, "padding": 1, "feature_group_count": 2, "param_dtype": jnp.float64}
-    transposed = {"strides": (2,) * axes, "padding": "VALID", "param_dtype": jnp.float64}
+    conv = {"strides": 2, "padding": 1, "kernel_dilation": 2, "feature_group_count": 2, "param_dtype": jnp.float64}
+    transposed = {
+        "strides": (2,) * axes,
+        "padding": "VALID",
+        "kernel_dilation": (2,) * axes,
+        "param_dtype": jnp.float64,
+    }
     transposed["transpose_kernel"] = transpose_kernel
     linen = {
         "conv": nn.Conv(6, WINDOW[:axes], **conv),
         "conv_transpose": nn.ConvTranspose(6, WINDOW[:axes], **transposed),
     }
     ours = {"conv": {"stride": 2, "padding": 1, "groups": 2}, "conv_transpose": {"stride": 2}}
+    ours = {op: own | {"dilation": 2} for op, own in ours.items()}
     own = {"transpose_kernel": transpose_kernel}
     for op, layer in linen.items():
         variables = drawn(key, layer.init(key, x))
@@ -172,17 +179,33 @@ def test_convolutions_of_flax(axes, transpose_kernel, key):
         equal(weights, {k: v for k, v in nnx.to_pure_dict(nnx.state(module)).items() if k in weights})
 
 
-@pytest.mark.parametrize(("window", "stride"), [(2, 3), (3, 2), (4, 3)])
-def test_padding_of_transposed_convolutions_of_flax(window, stride, key):
-    """SAME means the same; VALID puts out more where the stride is above the window."""
+# Window, stride and dilation of transposed convolutions: windows below and above the stride, even and odd.
+TRANSPOSED = [(2, 3, 1), (3, 2, 1), (4, 2, 2)]
+
+
+def agree_in_float32(theirs, ours):
+    assert ours.dtype == jnp.float32
+    assert ours.shape == theirs.shape
+    np.testing.assert_allclose(np.asarray(ours), np.asarray(theirs), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("window", "stride", "dilation"), TRANSPOSED)
+def test_padding_of_transposed_convolutions_of_flax(window, stride, dilation, key):
+    """SAME means the same; VALID puts out more where the stride is above the window; pairs count from the other end."""
     nn = pytest.importorskip("flax.linen", reason="Flax is not installed (extra `peers`)")
-    x = normal(key, (B, 5, 4), jnp.float64)
-    for padding, more in (("SAME", 0), ("VALID", max(stride - window, 0))):
-        layer = nn.ConvTranspose(6, (window,), strides=(stride,), padding=padding, param_dtype=jnp.float64)
-        variables = drawn(key, layer.init(key, x))
-        own = convert.from_flax("conv_transpose", variables)
-        y = jaxseq.conv_transpose(x, *own, stride=stride, padding=padding, output_padding=more)
-        assert_close(y, layer.apply(variables, x), 1e-12)
+    x, K = normal(key, (B, 5, 4), jnp.float32), dilation * (window - 1) + 1
+    layer = nn.ConvTranspose(6, (window,), strides=(stride,), kernel_dilation=(dilation,))
+    variables = drawn(key, layer.init(key, x))
+    own = convert.from_flax("conv_transpose", variables)
+    for padding, translated, more in (
+        ("SAME", "SAME", 0),
+        ("VALID", "VALID", max(stride - K, 0)),
+        ([(2, 1)], [(K - 1 - 2, K - 1 - 1)], 0),
+        (1, K - 1 - 1, 0),
+    ):
+        options = {"stride": stride, "dilation": dilation, "padding": translated, "output_padding": more}
+        y = jaxseq.conv_transpose(x, *own, **options)
+        agree_in_float32(layer.clone(padding=padding).apply(variables, x), y)
 
 
 # --- Haiku ---
@@ -237,11 +260,31 @@ def test_convolutions_of_haiku(op, axes, key):
     hk = pytest.importorskip("haiku", reason="Haiku is not installed (extra `peers`)")
     x = normal(key, (B, *SPACE[:axes], 4), jnp.float64)
     kind = getattr(hk, f"Conv{axes}D" + ("Transpose" if op == "conv_transpose" else ""))
-    layer = hk.without_apply_rng(hk.transform(lambda x: kind(6, WINDOW[:axes], stride=2, padding="VALID")(x)))  # noqa: PLW0108
+    theirs, options = ({"rate": 2}, {"dilation": 2}) if op == "conv" else ({}, {})
+    theirs |= {"stride": 1 + axes % 2, "padding": "VALID"}
+    layer = hk.without_apply_rng(hk.transform(lambda x: kind(6, WINDOW[:axes], **theirs)(x)))  # noqa: PLW0108
     weights = drawn(key, layer.init(key, x))
-    f = lambda w, x: getattr(jaxseq, op)(x, *convert.from_haiku(op, w), stride=2)  # noqa: E731
+    f = lambda w, x: getattr(jaxseq, op)(x, *convert.from_haiku(op, w), stride=1 + axes % 2, **options)  # noqa: E731
     agree(layer.apply, f, weights, x, key)
     equal(convert.to_haiku(op, convert.from_haiku(op, weights)), weights)  # by the name that Haiku gives it
+
+
+@pytest.mark.parametrize("padding", ["SAME", ((2, 1),), 7, 8])
+def test_padding_of_transposed_convolutions_of_haiku(padding, key):
+    """Pairs as in Flax. A number stands for an `output_shape`, of which padding="SAME" cuts off what is too much."""
+    hk = pytest.importorskip("haiku", reason="Haiku is not installed (extra `peers`)")
+    x, window, stride = normal(key, (B, 4, 4), jnp.float32), 3, 2
+    options = {"output_shape": padding, "padding": "SAME"} if isinstance(padding, int) else {"padding": padding}
+    layer = hk.transform(lambda x: hk.Conv1DTranspose(6, window, stride, **options)(x))  # noqa: PLW0108
+    layer = hk.without_apply_rng(layer)
+    weights = drawn(key, layer.init(key, x))
+    if isinstance(padding, tuple):
+        padding = [(window - 1 - lo, window - 1 - hi) for lo, hi in padding]
+    elif isinstance(padding, int):
+        cut = max((4 - 1) * stride + window - padding, 0)
+        padding = [(cut // 2, cut - cut // 2)]
+    y = jaxseq.conv_transpose(x, *convert.from_haiku("conv_transpose", weights), stride=stride, padding=padding)
+    agree_in_float32(layer.apply(weights, x), y)
 
 
 # --- Equinox ---
@@ -276,13 +319,29 @@ def test_equinox(op, use_bias, key):
 def test_convolutions_of_equinox(op, axes, groups, key):
     eqx = pytest.importorskip("equinox", reason="Equinox is not installed (extra `peers`)")
     kind = eqx.nn.Conv if op == "conv" else eqx.nn.ConvTranspose
-    options = {"stride": 2, "padding": 1, "dilation": 1, "groups": groups}
+    options = {"stride": 2, "padding": ((2, 1),) * axes, "dilation": 2, "groups": groups}
+    options |= {"output_padding": 1} if op == "conv_transpose" else {}
     layer = drawn(key, kind(axes, 4, 6, WINDOW[:axes], key=key, **options))
     x = normal(key, (B, *SPACE[:axes], 4), jnp.float64)
     theirs = lambda layer, x: jnp.moveaxis(jax.vmap(layer)(jnp.moveaxis(x, -1, 1)), 1, -1)  # noqa: E731
     agree(theirs, lambda w, x: getattr(jaxseq, op)(x, *convert.from_equinox(op, w), **options), layer, x, key)
     other = kind(axes, 4, 6, WINDOW[:axes], key=jax.random.fold_in(key, 1), **options)
     equal(convert.to_equinox(op, convert.from_equinox(op, layer), other), layer)
+
+
+@pytest.mark.parametrize(("window", "stride", "more"), [(3, 2, 0), (4, 2, 1), (1, 3, 1)])
+def test_padding_same_of_transposed_convolutions_of_equinox(window, stride, more, key):
+    """With output_padding, SAME takes that many off."""
+    eqx = pytest.importorskip("equinox", reason="Equinox is not installed (extra `peers`)")
+    x = normal(key, (5, 4), jnp.float32)
+    options = {"stride": stride, "padding": "SAME", "output_padding": more, "dtype": jnp.float32}
+    layer = eqx.nn.ConvTranspose1d(4, 6, window, key=key, **options)
+    total = window - stride + more
+    lo = max(total // 2, 0)
+    options = {"padding": [(lo, max(total - lo, 0))], "output_padding": max(lo - total, 0)} if more else {}
+    options = {"padding": "SAME"} | options
+    y = jaxseq.conv_transpose(x[None], *convert.from_equinox("conv_transpose", layer), stride=stride, **options)
+    agree_in_float32(layer(x.T).T, y[0])
 
 
 # --- Keras ---
@@ -332,11 +391,54 @@ def test_keras(op, use_bias, key, keras):
 def test_convolutions_of_keras(op, axes, key, keras):
     kind = getattr(keras.layers, f"Conv{axes}D" + ("Transpose" if op == "conv_transpose" else ""))
     x = normal(key, (B, *SPACE[:axes], 4), jnp.float32)
-    weights, theirs = stateless(kind(6, WINDOW[:axes], strides=2, padding="valid"), x.shape)
+    own = {"groups": 2} if op == "conv" else {}
+    weights, theirs = stateless(kind(6, WINDOW[:axes], strides=2, padding="valid", **own), x.shape)
     weights = drawn(key, weights)
-    ours = lambda w, x: getattr(jaxseq, op)(x, *convert.from_keras(op, w), stride=2)  # noqa: E731
+    ours = lambda w, x: getattr(jaxseq, op)(x, *convert.from_keras(op, w), stride=2, **own)  # noqa: E731
     agree(theirs, ours, weights, x, key, tolerance=1e-5)
     equal(convert.to_keras(op, convert.from_keras(op, weights)), weights)
+
+
+@pytest.mark.parametrize("output_padding", [None, 1])
+@pytest.mark.parametrize(("window", "stride", "dilation"), [(2, 3, 1), (3, 2, 1), (4, 3, 1)])
+def test_padding_of_transposed_convolutions_of_keras(window, stride, dilation, output_padding, key, keras):
+    """With output_padding, "same" has another length; "valid" puts out more where the stride is above the window."""
+    x, K = normal(key, (B, 5, 4), jnp.float32), dilation * (window - 1) + 1
+    total = K - K % 2 - (output_padding or 0)
+    lo = max(total // 2, 0)
+    more = max(lo - total, 0)
+    same = ("SAME", 0) if output_padding is None else ([(lo, total - lo + more)], more)
+    for word, (padding, more) in {
+        "same": same,
+        "valid": ("VALID", max(stride - K, 0) if output_padding is None else output_padding),
+    }.items():
+        options = {"strides": stride, "dilation_rate": dilation, "padding": word, "output_padding": output_padding}
+        weights, theirs = stateless(keras.layers.Conv1DTranspose(6, window, **options), x.shape)
+        weights = drawn(key, weights)
+        own = convert.from_keras("conv_transpose", weights)
+        options = {"stride": stride, "dilation": dilation, "padding": padding, "output_padding": more}
+        agree_in_float32(theirs(weights, x), jaxseq.conv_transpose(x, *own, **options))
+
+
+def test_options_of_layers_of_keras(key, keras):
+    """What docs/convert.md says of `go_backwards`, of a ConvLSTM's padding, and of depthwise kernels."""
+    xs = xs_of("rnn", key, jnp.float32).swapaxes(0, 1)
+    layer = keras.layers.SimpleRNN(H, return_sequences=True, go_backwards=True)
+    theirs = layer(xs)
+    _, ys = jaxseq.rnn(convert.from_keras("rnn", layer), None, xs, time_axis=1, reverse=True)
+    agree_in_float32(theirs[:, ::-1], ys)
+
+    xs = normal(key, (B, T, 9, D), jnp.float32)
+    layer = keras.layers.ConvLSTM1D(H, 3, strides=2, return_sequences=True)
+    theirs = layer(xs)
+    params = convert.from_keras("conv_lstm", layer)
+    agree_in_float32(theirs, jaxseq.conv_lstm(params, None, xs, time_axis=1, stride=2, padding="VALID")[1])
+
+    layer = keras.layers.DepthwiseConv1D(3, depth_multiplier=2, bias_initializer="glorot_uniform")
+    theirs = layer(xs[0])
+    kernel, bias = (variable.value for variable in layer.weights)
+    own = convert.from_keras("conv", [kernel.reshape(3, 1, D * 2), bias])
+    agree_in_float32(theirs, jaxseq.conv(xs[0], *own, groups=D))
 
 
 # --- torch ---
@@ -438,7 +540,8 @@ def test_torch_cells_prefixes_and_copies(key):
 def test_convolutions_of_torch(op, axes, groups, key):
     torch = pytest.importorskip("torch", reason="torch is not installed (extra `peers`)")
     kind = getattr(torch.nn, f"Conv{axes}d" if op == "conv" else f"ConvTranspose{axes}d")
-    options = {"stride": 2, "padding": 1, "groups": groups}
+    options = {"stride": 2, "padding": 1, "dilation": 2, "groups": groups}
+    options |= {"output_padding": 1} if op == "conv_transpose" else {}
     x = normal(key, (B, *SPACE[:axes], 4), jnp.float64)
     layer = kind(4, 6, WINDOW[:axes], **options, dtype=torch.float64)
     y, ȳ, weights, gradients, x̄ = in_torch(torch, layer, jnp.moveaxis(x, -1, 1), key)
@@ -446,6 +549,62 @@ def test_convolutions_of_torch(op, axes, groups, key):
     y, ȳ, x̄ = (jnp.moveaxis(a, 1, -1) for a in (y, ȳ, x̄))
     assert_close(both(ours, weights, x, ȳ), (y, (gradients, x̄)), 1e-12)
     equal(convert.to_torch(op, convert.from_torch(op, layer)), weights)
+
+
+def test_padding_same_of_torch(key):
+    """Of which an even window has one more at the end."""
+    torch = pytest.importorskip("torch", reason="torch is not installed (extra `peers`)")
+    x = normal(key, (B, 9, 4), jnp.float32)
+    layer = torch.nn.Conv1d(4, 6, 4, padding="same", dilation=2)
+    y = jaxseq.conv(x, *convert.from_torch("conv", layer), padding="SAME", dilation=2)
+    agree_in_float32(layer(torch.tensor(np.asarray(x)).mT).mT.detach().numpy(), y)
+
+
+def test_weights_that_torch_computes(key):
+    """Parametrized ones, those of a subclass, and numbers that torch conjugates or negates at the last moment."""
+    torch = pytest.importorskip("torch", reason="torch is not installed (extra `peers`)")
+    x = normal(key, (B, 9, 4), jnp.float32)
+
+    class Causal(torch.nn.Conv1d):
+        def __init__(self):
+            super().__init__(4, 6, 3)
+
+    layer = Causal().eval()
+    with torch.no_grad():
+        layer.weight.mul_(3)
+    torch.nn.utils.parametrizations.weight_norm(layer)
+    with torch.no_grad():
+        layer.parametrizations.weight.original0.mul_(2)
+    want = layer(torch.tensor(np.asarray(x)).mT).mT.detach().numpy()
+    agree_in_float32(want, jaxseq.conv(x, *convert.from_torch("conv", layer)))
+    model = torch.nn.ModuleDict({"first": layer})
+    agree_in_float32(want, jaxseq.conv(x, *convert.from_torch("conv", model, prefix="first.")))
+
+    weight = torch.complex(torch.randn(6, 4, 3), torch.randn(6, 4, 3))
+    bias = torch.tensor([1 + 2j]).conj().imag  # contiguous, lazily negative
+    assert bias.is_neg()
+    params = convert.from_torch("conv", {"weight": weight.conj(), "bias": bias.expand(6)})
+    np.testing.assert_array_equal(params.kernel, np.conj(weight.numpy()).transpose(2, 1, 0))
+    np.testing.assert_array_equal(params.bias, -2 * np.ones(6))
+    half = torch.nn.Conv1d(4, 6, 3, dtype=torch.bfloat16)
+    kernel = convert.from_torch("conv", half).kernel
+    assert kernel.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(kernel.astype(jnp.float32), half.weight.detach().float().numpy().transpose(2, 1, 0))
+
+
+def test_a_copy_does_not_follow_its_source():
+    weight = np.ones((6, 4, 3), np.float32)
+    kernel = convert.from_torch("conv", {"weight": weight}).kernel
+    weight[:] = 2
+    np.testing.assert_array_equal(kernel, 1)
+
+
+def test_one_layer_without_biases_has_zeros_beside_one_with_them():
+    """torch has biases in all layers or in none."""
+    bare = OURS["gru"]._replace(b_x=None, b_h=None)
+    state = convert.to_torch("gru", [OURS["gru"], bare])
+    assert not state["bias_ih_l1"].any()
+    assert len(convert.from_torch("gru", state)) == 2
 
 
 # --- There and back, from our side: needs no other library ---
@@ -581,10 +740,438 @@ def test_modules_of_flax_and_equinox_say_what_their_weights_do_not(key):
     small, bare = eqx.nn.LSTMCell(D, H + 1, key=key), eqx.nn.LSTMCell(D, H, use_bias=False, key=key)
     refuses(lambda: convert.to_equinox("lstm", OURS["lstm"], small), "`layer`", "weight_ih", "(20, 3)", "(24, 3)")
     refuses(lambda: convert.to_equinox("lstm", OURS["lstm"], bare), "`params`", "bias")
-    refuses(lambda: convert.from_equinox("gru", bare), "`weights`", "3 gates")
 
 
+def subclass(kind, method):
+    """One that computes something else in `method`."""
+    return type("Other", (kind,), {method: lambda self, *args: args[0]})
+
+
+def with_lora(cell, nnx):
+    cell.dense_i = nnx.LoRALinear(3, 20, lora_rank=2, use_bias=False, rngs=nnx.Rngs(0))
+    return cell
+
+
+def model(torch):
+    return torch.nn.Sequential(torch.nn.Conv1d(4, 5, 3))
+
+
+# Layers that compute something else: of which library, the op asked for, the layer, and what the error says.
+OTHER_EQUATIONS = {
+    **{
+        f"torch, {mode}": (
+            "torch",
+            "conv",
+            lambda torch, mode=mode: torch.nn.Conv1d(4, 5, 3, padding=1, padding_mode=mode),
+            ("Conv1d", f"padding_mode='{mode}'", f"jnp.pad(..., mode='{word}')"),
+        )
+        for mode, word in {"circular": "wrap", "reflect": "reflect", "replicate": "edge"}.items()
+    },
+    "torch, transposed": (
+        "torch",
+        "conv",
+        lambda torch: torch.nn.ConvTranspose1d(4, 4, 3),
+        ("ConvTranspose1d", "'conv_transpose'"),
+    ),
+    "torch, not transposed": (
+        "torch",
+        "conv_transpose",
+        lambda torch: torch.nn.Conv1d(4, 4, 3),
+        ("Conv1d", "is 'conv'"),
+    ),
+    "torch, another gate": ("torch", "lstm", lambda torch: torch.nn.GRU(3, 5), ("GRU", "the op for a GRU is 'gru'")),
+    "torch, another class": ("torch", "conv", lambda torch: torch.nn.Linear(3, 5), ("Linear", "state_dict()")),
+    "torch, a model": ("torch", "conv", model, ("Sequential", "`prefix`")),
+    "torch, overridden": (
+        "torch",
+        "conv",
+        lambda torch: subclass(torch.nn.Conv1d, "forward")(4, 5, 3),
+        ("Other overrides `forward`",),
+    ),
+    "torch, lazy": ("torch", "conv", lambda torch: torch.nn.LazyConv1d(5, 3), ("'weight' with data", "run")),
+    "torch, meta": ("torch", "conv", lambda torch: torch.nn.Conv1d(4, 5, 3, device="meta"), ("'weight' with data",)),
+    "torch, in training": (
+        "torch",
+        "conv",
+        lambda torch: torch.nn.utils.parametrizations.spectral_norm(torch.nn.Conv1d(4, 5, 3)),
+        ("training mode", "eval()"),
+    ),
+    "nnx, mask": (
+        "nnx",
+        "conv",
+        lambda nnx: nnx.Conv(4, 5, (3,), mask=jnp.ones((3, 4, 5)), rngs=nnx.Rngs(0)),
+        ("mask", "layer.kernel * layer.mask"),
+    ),
+    "nnx, mask of a transposed one": (
+        "nnx",
+        "conv_transpose",
+        lambda nnx: nnx.ConvTranspose(4, 5, (3,), mask=jnp.ones((3, 4, 5)), rngs=nnx.Rngs(0)),
+        ("mask",),
+    ),
+    **{
+        f"nnx, {padding}": (
+            "nnx",
+            "conv",
+            lambda nnx, padding=padding: nnx.Conv(4, 5, (3,), padding=padding, rngs=nnx.Rngs(0)),
+            (f"padding='{padding}'", "nnx.state"),
+        )
+        for padding in ("CIRCULAR", "REFLECT")
+    },
+    "nnx, CIRCULAR, transposed": (
+        "nnx",
+        "conv_transpose",
+        lambda nnx: nnx.ConvTranspose(4, 5, (3,), padding="CIRCULAR", rngs=nnx.Rngs(0)),
+        ("padding='CIRCULAR'",),
+    ),
+    "nnx, input_dilation": (
+        "nnx",
+        "conv",
+        lambda nnx: nnx.Conv(4, 5, (3,), input_dilation=2, rngs=nnx.Rngs(0)),
+        ("input_dilation=2", "zeros between"),
+    ),
+    "nnx, another function": (
+        "nnx",
+        "conv",
+        lambda nnx: nnx.Conv(4, 5, (3,), conv_general_dilated=lambda x, *args, **options: x, rngs=nnx.Rngs(0)),
+        ("conv_general_dilated",),
+    ),
+    "nnx, promoted": (
+        "nnx",
+        "gru",
+        lambda nnx: nnx.GRUCell(3, 5, promote_dtype=lambda arrays, **options: arrays, rngs=nnx.Rngs(0)),
+        ("promote_dtype",),
+    ),
+    "nnx, a layer within": (
+        "nnx",
+        "lstm",
+        lambda nnx: with_lora(nnx.OptimizedLSTMCell(3, 5, rngs=nnx.Rngs(0)), nnx),
+        ("LoRALinear",),
+    ),
+    "nnx, transposed": (
+        "nnx",
+        "conv",
+        lambda nnx: nnx.ConvTranspose(4, 4, (3,), rngs=nnx.Rngs(0)),
+        ("ConvTranspose", "'conv_transpose'"),
+    ),
+    "nnx, not transposed": (
+        "nnx",
+        "conv_transpose",
+        lambda nnx: nnx.Conv(4, 4, (3,), rngs=nnx.Rngs(0)),
+        ("Conv", "is 'conv'"),
+    ),
+    "nnx, overridden": (
+        "nnx",
+        "gru",
+        lambda nnx: subclass(nnx.GRUCell, "__call__")(3, 5, rngs=nnx.Rngs(0)),
+        ("overrides `__call__`", "nnx.state"),
+    ),
+    "nnx, RNN": (
+        "nnx",
+        "lstm",
+        lambda nnx: nnx.RNN(nnx.LSTMCell(3, 5, rngs=nnx.Rngs(0))),
+        ("RNN", "pass its `cell`"),
+    ),
+    "Equinox, transposed": (
+        "equinox",
+        "conv",
+        lambda eqx: eqx.nn.ConvTranspose1d(4, 4, 3, key=jax.random.key(0)),
+        ("ConvTranspose1d", "'conv_transpose'"),
+    ),
+    "Equinox, not transposed": (
+        "equinox",
+        "conv_transpose",
+        lambda eqx: eqx.nn.Conv1d(4, 4, 3, key=jax.random.key(0)),
+        ("Conv1d", "is 'conv'"),
+    ),
+    "Equinox, circular, transposed": (
+        "equinox",
+        "conv_transpose",
+        lambda eqx: eqx.nn.ConvTranspose1d(4, 4, 3, padding="SAME", padding_mode="CIRCULAR", key=jax.random.key(0)),
+        ("padding_mode='CIRCULAR'",),
+    ),
+    "Equinox, another gate": (
+        "equinox",
+        "gru",
+        lambda eqx: eqx.nn.LSTMCell(3, 5, key=jax.random.key(0)),
+        ("LSTMCell", "'lstm'"),
+    ),
+    "Equinox, normalized": (
+        "equinox",
+        "conv",
+        lambda eqx: eqx.nn.WeightNorm(eqx.nn.Conv1d(4, 4, 3, key=jax.random.key(0))),
+        ("WeightNorm",),
+    ),
+    "Equinox, partitioned": (
+        "equinox",
+        "conv",
+        lambda eqx: eqx.tree_at(lambda layer: layer.bias, eqx.nn.Conv1d(4, 4, 3, key=jax.random.key(0)), replace=None),
+        ("use_bias=True", "no bias"),
+    ),
+    "Keras, activation": (
+        "keras",
+        "conv",
+        lambda keras: keras.layers.Conv1D(5, 3, activation="relu"),
+        ("Conv1D", "activation='relu'", "get_weights()"),
+    ),
+    "Keras, transposed": (
+        "keras",
+        "conv",
+        lambda keras: keras.layers.Conv1DTranspose(5, 3),
+        ("Conv1DTranspose", "'conv_transpose'"),
+    ),
+    "Keras, not transposed": (
+        "keras",
+        "conv_transpose",
+        lambda keras: keras.layers.Conv1D(5, 3),
+        ("Conv1D", "is 'conv'"),
+    ),
+    "Keras, another gate": (
+        "keras",
+        "lstm",
+        lambda keras: keras.layers.GRU(5),
+        ("GRUCell", "is 'gru'"),
+    ),
+    "Keras, depthwise": (
+        "keras",
+        "conv",
+        lambda keras: keras.layers.DepthwiseConv1D(3, depth_multiplier=2, use_bias=False),
+        ("DepthwiseConv1D", "kernel.reshape", "groups=channels"),
+    ),
+    "Keras, separable": (
+        "keras",
+        "conv",
+        lambda keras: keras.layers.SeparableConv1D(5, 3, use_bias=False),
+        ("SeparableConv1D", "two convolutions"),
+    ),
+    "Keras, overridden": (
+        "keras",
+        "lstm",
+        lambda keras: subclass(keras.layers.LSTM, "call")(5),
+        ("overrides `call`",),
+    ),
+    "Keras, gates of a cell": (
+        "keras",
+        "lstm",
+        lambda keras: keras.layers.RNN(keras.layers.LSTMCell(5, recurrent_activation="hard_sigmoid")),
+        ("recurrent_activation", "hard_sigmoid"),
+    ),
+    "Keras, a layer for an activation": (
+        "keras",
+        "gru",
+        lambda keras: keras.layers.GRU(5, activation=keras.layers.LeakyReLU()),
+        ("activation is LeakyReLU", "tanh"),
+    ),
+    "Keras, two directions": (
+        "keras",
+        "lstm",
+        lambda keras: keras.layers.Bidirectional(keras.layers.LSTM(5)),
+        ("Bidirectional", "forward_layer"),
+    ),
+    "Keras, not built": ("keras", "lstm", lambda keras: keras.layers.LSTM(5), ("call or build it first",)),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_EQUATIONS)
+def test_layers_with_other_equations(name, request):
+    library, op, make, parts = OTHER_EQUATIONS[name]
+    if library == "keras":
+        module = request.getfixturevalue("keras")
+    else:
+        module = pytest.importorskip({"nnx": "flax.nnx"}.get(library, library), reason="not installed (extra `peers`)")
+    layer = make(module)
+    refuses(lambda: getattr(convert, f"from_{library}")(op, layer), *parts)
+
+
+def flax_cell(op, *, of_x=(), of_h=()):
+    """The dict of a cell with biases at the gates named."""
+    gates = {"lstm": "ifgo", "gru": "rzn", "rnn": [""]}[op]
+    return {
+        letter + gate: {"kernel": np.ones((size, H))} | ({"bias": np.ones(H)} if gate in biased else {})
+        for letter, size, biased in (("i", D, of_x), ("h", H, of_h))
+        for gate in gates
+    }
+
+
+CONV, TRANSPOSED_CONV = np.ones((3, D, H)), np.ones((3, H, D))  # kernels of ours, from D to H channels
+HAIKU_CONV_LSTM = {"input_to_hidden": {"w": np.ones((3, D, 20))}, "hidden_to_hidden": {"w": np.ones((3, H, 20))}}
 STATE = {"weight_ih_l0": np.ones((4 * H, D)), "weight_hh_l0": np.ones((4 * H, H))}
+BIASES = {"bias_ih_l0": np.ones(4 * H), "bias_hh_l0": np.ones(4 * H)}
+DENSE = {"dense_i": {"kernel": np.ones((D, 20))}, "dense_h": {"kernel": np.ones((H, 20)), "bias": np.ones(20)}}
+# Biases of some gates, or one of two; arrays that nobody reads.
+PARTIAL = {
+    "torch, one of two": (
+        lambda: convert.from_torch("lstm", STATE | {"bias_ih_l0": np.ones(4 * H)}),
+        ("bias_ih_l0 without bias_hh_l0",),
+    ),
+    "torch, one of two layers": (
+        lambda: convert.from_torch(
+            "lstm", STATE | BIASES | {"weight_ih_l1": np.ones((20, H)), "weight_hh_l1": np.ones((20, H))}
+        ),
+        ("bias_ih_l0 without bias_ih_l1",),
+    ),
+    "Flax, no bias of ho": (
+        lambda: convert.from_flax("lstm", flax_cell("lstm", of_h="ifg")),
+        ("hi.bias without ho.bias",),
+    ),
+    "Flax, no bias of hi": (lambda: convert.from_flax("lstm", flax_cell("lstm", of_h="o")), ("without hi.bias",)),
+    "Flax, a bias beside ii": (
+        lambda: convert.from_flax("lstm", flax_cell("lstm", of_x="i", of_h="ifgo")),
+        ("'ii.bias' beside them",),
+    ),
+    "Flax, a bias beside hr": (
+        lambda: convert.from_flax("gru", flax_cell("gru", of_x="rzn", of_h="rn")),
+        ("'hr.bias' beside them",),
+    ),
+    "Flax, no bias of ir": (lambda: convert.from_flax("gru", flax_cell("gru", of_x="zn", of_h="n")), ("ir.bias",)),
+    "Flax, a bias beside h": (
+        lambda: convert.from_flax("rnn", flax_cell("rnn", of_x=[""], of_h=[""])),
+        ("'h.bias' beside them",),
+    ),
+    "Flax, one of two of a ConvLSTM": (
+        lambda: convert.from_flax(
+            "conv_lstm",
+            {"ih": {"kernel": np.ones((3, D, 20)), "bias": np.ones(20)}, "hh": {"kernel": np.ones((3, H, 20))}},
+        ),
+        ("ih.bias without hh.bias",),
+    ),
+    "Flax, a size of n": (
+        lambda: convert.from_flax(
+            "gru", flax_cell("gru", of_x="rzn", of_h="n") | {"hn": {"kernel": np.ones((H, H)), "bias": np.ones(1)}}
+        ),
+        ("'hn.bias'", "(5,)", "(1,)"),
+    ),
+    "Flax, gates of several sizes": (
+        lambda: convert.from_flax(
+            "lstm",
+            flax_cell("lstm") | {"ii": {"kernel": np.ones((D, H - 1))}, "if": {"kernel": np.ones((D, H + 1))}},
+        ),
+        ("'if.kernel' of shape (3, 4)", "(3, 6)"),
+    ),
+    "Flax, biases of several sizes": (
+        lambda: convert.from_flax(
+            "rnn", {"i": {"kernel": np.ones((D, H)), "bias": np.ones((1, H))}, "h": {"kernel": np.ones((H, H))}}
+        ),
+        ("bias of x", "(5,)", "(1, 5)"),
+    ),
+    "Flax, another layer beside": (
+        lambda: convert.from_flax("lstm", flax_cell("lstm", of_h="ifgo") | {"norm": {"scale": np.ones(H)}}),
+        ("'norm.scale' beside them",),
+    ),
+    "nnx, another layer beside": (
+        lambda: convert.from_nnx("lstm", DENSE | {"norm": {"scale": np.ones(H)}}),
+        ("'norm.scale' beside them",),
+    ),
+    "nnx, a mask beside": (
+        lambda: convert.from_nnx("conv", {"kernel": CONV, "mask": np.ones((3, D, H))}),
+        ("'mask' beside them",),
+    ),
+    "Haiku, one of two of a ConvLSTM": (
+        lambda: convert.from_haiku(
+            "conv_lstm",
+            HAIKU_CONV_LSTM | {"input_to_hidden": HAIKU_CONV_LSTM["input_to_hidden"] | {"b": np.ones(20)}},
+        ),
+        ("input_to_hidden: b without hidden_to_hidden: b",),
+    ),
+    "Haiku, the second of two": (
+        lambda: convert.from_haiku(
+            "rnn", {"linear": {"w": np.ones((D, H))}, "linear_1": {"w": np.ones((H, H)), "b": np.ones(H)}}
+        ),
+        ("linear_1: b without linear: b",),
+    ),
+    "Haiku, none of an LSTM": (lambda: convert.from_haiku("lstm", {"lstm": {"w": np.ones((8, 20))}}), ("'b' in it",)),
+    "Haiku, another array beside": (
+        lambda: convert.from_haiku("lstm", {"lstm": {"w": np.ones((8, 20)), "b": np.ones(20), "scale": np.ones(5)}}),
+        ("'scale' beside them",),
+    ),
+    "Haiku, two modules of one name": (
+        lambda: convert.from_haiku("conv_lstm", {f"{a}/{b}": c for a in "ab" for b, c in HAIKU_CONV_LSTM.items()}),
+        ("`name` says which", "a/input_to_hidden"),
+    ),
+    "Equinox, no bias_n": (
+        lambda: convert.from_equinox(
+            "gru", SimpleNamespace(weight_ih=np.ones((15, D)), weight_hh=np.ones((15, H)), bias=np.ones(15))
+        ),
+        ("bias without bias_n",),
+    ),
+    "Keras, a number too many": (
+        lambda: convert.from_keras("lstm", [np.ones((D, 20)), np.ones((H, 20)), np.ones(20), np.ones(20)]),
+        ("4 arrays",),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PARTIAL)
+def test_biases_are_all_there_or_none(name):
+    f, parts = PARTIAL[name]
+    refuses(f, "`weights`", *parts)
+
+
+def equinox_conv(kernel, bias):
+    return SimpleNamespace(weight=kernel.transpose(2, 1, 0), bias=bias, groups=1)
+
+
+# A convolution from 3 to 5 channels, as each library stores it.
+FROM = {
+    "torch": lambda kernel, bias: {"weight": kernel.transpose(2, 1, 0), "bias": bias},
+    "flax": lambda kernel, bias: {"kernel": kernel, "bias": bias},
+    "nnx": lambda kernel, bias: {"kernel": kernel, "bias": bias},
+    "haiku": lambda kernel, bias: {"conv1_d": {"w": kernel, "b": bias}},
+    "equinox": equinox_conv,
+    "keras": lambda kernel, bias: [kernel, bias],
+}
+
+
+@pytest.mark.parametrize("op", ["conv", "conv_transpose"])
+@pytest.mark.parametrize("library", FROM)
+def test_sizes_of_biases_of_convolutions(library, op):
+    """There and back: one for each output channel, in one axis."""
+    come, kernel = getattr(convert, f"from_{library}"), {"conv": CONV, "conv_transpose": TRANSPOSED_CONV}[op]
+    stored = partial(FROM[library], CONV if library in ("flax", "nnx", "equinox") else kernel)
+    assert come(op, stored(np.ones(H))).bias.shape == (H,)
+    for bias in np.ones(D), np.ones(1), np.ones((H, H)), np.ones((1, H)), np.ones(()):
+        parts = "bias", op, str(bias.shape)
+        refuses(partial(come, op, stored(bias)), "`weights`", *parts)
+        if library != "equinox":
+            refuses(partial(getattr(convert, f"to_{library}"), op, ConvParams(kernel, bias)), "`params`", *parts)
+    if library not in ("torch", "equinox"):
+        refuses(partial(come, op, FROM[library](kernel[0], np.ones(H))), "`weights`", "3 to 5 axes")
+
+
+def test_groups_of_transposed_convolutions():
+    """torch and Equinox have them; the other libraries do not, and a bias shows that."""
+    grouped = ConvParams(np.ones((3, 2, 4)), np.ones(4))  # 4 channels to 4 in 2 groups
+    assert convert.from_torch("conv_transpose", convert.to_torch("conv_transpose", grouped)).bias.shape == (4,)
+    refuses(lambda: convert.to_torch("conv_transpose", grouped._replace(bias=np.ones(6))), "groups divide 4")
+    for to in convert.to_flax, convert.to_nnx, convert.to_haiku, convert.to_keras:
+        refuses(partial(to, "conv_transpose", grouped), "`params`", "bias", "(2,)", "(4,)")
+
+
+SIZES = {
+    "w_h": ("lstm", OURS["lstm"]._replace(w_h=np.ones((H + 1, 4 * H))), "recurrent map"),
+    "b": ("lstm", OURS["lstm"]._replace(b=np.ones(4)), "bias of x"),
+    "b_h": ("gru", OURS["gru"]._replace(b_h=np.ones(H)), "bias of h"),
+    "gates": ("gru", OURS["gru"]._replace(w_x=np.ones((D, 16))), "3 gates"),
+    "kernels for matrices": ("lstm", OURS["conv_lstm"], "matrices"),
+    "matrices for kernels": ("conv_lstm", OURS["lstm"], "kernels"),
+    "w_q": ("classic_gru", OURS["classic_gru"]._replace(w_q=np.ones((H, 1))), "(H, H)"),
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_sizes_of_our_parameters(name):
+    op, params, part = SIZES[name]
+    for to, _, ops in WAYS.values():
+        if op in ops:
+            refuses(partial(to, op, params), "`params", part)
+
+
+def test_a_projection_has_the_units_of_its_lstm():
+    state = {"weight_ih_l0": np.ones((20, D)), "weight_hh_l0": np.ones((20, 2)), "weight_hr_l0": np.ones((2, 4))}
+    refuses(lambda: convert.from_torch("projected_lstm", state), "projection", "(5, 2)", "(4, 2)")
+    complex_ = {name: a.astype(complex) for name, a in STATE.items()}
+    refuses(lambda: convert.from_torch("lstm", complex_), "float arrays", "complex128", error=TypeError)
+
+
 MISTAKES = {
     "an op that nobody has": (lambda: convert.from_torch("transformer", STATE), ValueError, ("`op`", "'lstm'")),
     "an LSTM taken for a GRU": (lambda: convert.from_torch("gru", STATE), ValueError, ("`weights`", "3 gates")),
@@ -614,7 +1201,7 @@ MISTAKES = {
     "no state dict": (lambda: convert.from_torch("lstm", np.ones(3)), TypeError, ("`weights`", "state_dict")),
     "integers": (lambda: convert.from_torch("lstm", {"weight_ih_l0": np.ones((20, 3), int)}), TypeError, ("int64",)),
     "a bias of another size": (
-        lambda: convert.from_torch("lstm", STATE | {"bias_ih_l0": np.ones(H)}),
+        lambda: convert.from_torch("lstm", STATE | BIASES | {"bias_ih_l0": np.ones(H)}),
         ValueError,
         ("bias of x", "(20,)", "(5,)"),
     ),

@@ -140,11 +140,11 @@ def test_it_says_what_it_does_and_leaves_a_picture(filters, tmp_path, capsys):
     (difference,) = re.findall(r"largest difference (\S+)", said)
     assert float(difference) < 1e-5
     for line in (
-        r"a picture of 427 × 640 × 3",
-        r"box +9×9 +1 +4 +1 +427 × 640 × 3",
-        r"Gaussian +7×7 +2 +0 +1 +211 × 317 × 3",
-        r"Laplacian +3×3 +1 +0 +2 +423 × 636 × 1",
-        r"Gabor, 4 angles +19×19 +1 +0 +1 +409 × 622 × 4",
+        r"a picture of 427 x 640 x 3",
+        r"box +9x9 +1 +4 +1 +427 x 640 x 3",
+        r"Gaussian +7x7 +2 +0 +1 +211 x 317 x 3",
+        r"Laplacian +3x3 +1 +0 +2 +423 x 636 x 1",
+        r"Gabor, 4 angles +19x19 +1 +0 +1 +409 x 622 x 4",
     ):
         assert re.search(line, said), line
     picture = pytest.importorskip("matplotlib.image").imread(path)

@@ -121,7 +121,7 @@ def test_a_short_run_and_that_it_learns_nothing_of_what_is_held_out(sunspots, mo
     assert "221 years to train on, 1700 to 1920; 88 held out" in said
 
     years, x = sunspots.numbers()
-    rows, order = table(said), int(re.search(r"τ = (\d)", said)[1])
+    rows, order = table(said), int(re.search(r"order (\d)", said)[1])
     assert rows["naive"][0] == pytest.approx(np.sqrt(np.mean(np.diff(x)[TRAIN - 1 :] ** 2)), abs=0.006)
     for name in (f"AR({order}), least squares", f"AR({order}), convolution"):
         assert rows[name][0] == pytest.approx(one_ahead(x, least_squares(x[:TRAIN], order)), abs=0.006)

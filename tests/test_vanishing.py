@@ -143,7 +143,7 @@ def test_training_lengthens_the_memory_of_the_lstm_and_clipping_saves_the_rnn(tm
         assert lasts["RNN"][when] < lasts["GRU"][when] < lasts["LSTM"][when]
         assert rates["RNN"][when] < rates["GRU"][when] < rates["LSTM"][when]
     assert lasts["LSTM"][1] > lasts["LSTM"][0]
-    ((exponent,),) = [re.findall(r"recurrent weights × 3: Lyapunov exponent (\S+);", said)]
+    ((exponent,),) = [re.findall(r"recurrent weights x 3: Lyapunov exponent (\S+);", said)]
     assert float(exponent) > 0
     (torn, saved) = (
         float(a) for a in re.findall(r"clipped +first gradient \S+, nats \S+ -> (\S+)$", said, re.MULTILINE)

@@ -19,6 +19,12 @@ from jaxseq.convert import _layout
 from jaxseq.convert._layout import Maps
 
 OPS = ("gru", "lstm", *_layout.CONVOLUTIONS)
+KINDS = {
+    "gru": ("GRUCell",),
+    "lstm": ("LSTMCell",),
+    "conv": ("Conv", "Conv1d", "Conv2d", "Conv3d"),
+    "conv_transpose": ("ConvTranspose", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d"),
+}
 ELSEWHERE = {
     "rnn": "has no cell without gates",
     "classic_gru": "resets after the recurrent product; its GRU is 'gru'",
@@ -32,15 +38,15 @@ def from_equinox(op: str, layer: Any) -> Any:
 
     Args:
         op: `"gru"`, `"lstm"`, `"conv"` or `"conv_transpose"`.
-        layer: the module, `eqx.nn.GRUCell`, `LSTMCell`, `Conv1d` and so on.
+        layer: the module, `eqx.nn.GRUCell`, `LSTMCell`, `Conv1d` and so on, or another object with the same attributes.
 
     Returns:
         Parameters of `op`.
 
     Raises:
         TypeError: arrays that are not of floats.
-        ValueError: a layer that Equinox does not have or that has other equations (`padding_mode`), an attribute that
-            is missing, a size that does not fit.
+        ValueError: a layer that Equinox does not have or that has other equations (another class, `padding_mode`), an
+            attribute that is missing, a bias that is None although `use_bias` is True, a size that does not fit.
 
     Example:
         >>> import collections, jax.numpy as jnp, jaxseq
@@ -54,19 +60,30 @@ def from_equinox(op: str, layer: Any) -> Any:
         Equinox documentation, `equinox.nn.GRUCell`, `LSTMCell`, `Conv`, `ConvTranspose`.
     """
     _layout.check_op(op, "Equinox", OPS, ELSEWHERE)
-    read = _layout.reader(layer)
+    instead = "an object with its arrays as attributes (a types.SimpleNamespace)"
+    _layout.check_class(op, layer, home="equinox.", kinds=KINDS, methods=("__call__",), instead=instead)
+    read = _layout.Reader(layer)
+    _layout.check_use_bias(op, layer, read("bias"))
     if op in _layout.CONVOLUTIONS:
         mode = getattr(layer, "padding_mode", "ZEROS")
         if mode != "ZEROS":
-            _layout.refused(op, f"this layer pads by padding_mode={mode!r}, ours by zeros")
+            pad = "" if op == "conv_transpose" else f": pad `x` yourself, then pass {instead} and padding='VALID'"
+            _layout.option_refused(op, layer, "padding_mode", mode, f"{op!r} pads by zeros{pad}")
         weight, bias = _layout.found("weight", read("weight"), layer), read("bias")
+        if not 3 <= weight.ndim <= 5:
+            _checks.bad_value("weights", "a weight of 3 to 5 axes (1 to 3 of space)", f"shape {weight.shape}")
+        if bias is not None and bias.shape[1:] == (1,) * (weight.ndim - 2):
+            bias = bias.reshape(-1)
         kernel = _layout.outer_last(weight) if op == "conv" else _untangled(weight, layer.groups)
-        return ConvParams(kernel, None if bias is None else bias.reshape(-1))
+        groups = None if op == "conv" else layer.groups
+        return _layout.check_kernel("weights", op, ConvParams(kernel, bias), groups=groups)
     w_x, w_h = (_layout.found(name, read(name), layer).T for name in ("weight_ih", "weight_hh"))
-    b_n = read("bias_n")
-    if op == "gru" and (b_n is None) != (read("bias") is None):
-        _layout.refused(op, "this cell has no `bias_n`: it is no eqx.nn.GRUCell")
-    return _layout.joined(op, Maps(w_x, w_h, read("bias"), None if b_n is None else _layout.beside_zeros(b_n, w_h)))
+    b, b_n = read("bias"), read("bias_n") if op == "gru" else None
+    if op == "gru":
+        _layout.all_or_none({"bias": b, "bias_n": b_n})
+    if b_n is not None and b_n.shape != w_h.shape[:1]:
+        _checks.bad_value("weights", f"`bias_n` of shape {w_h.shape[:1]}", f"shape {b_n.shape}")
+    return _layout.joined(op, Maps(w_x, w_h, b, None if b_n is None else _layout.beside_zeros(b_n, w_h)))
 
 
 def to_equinox(op: str, params: Any, layer: Any) -> Any:
@@ -100,7 +117,7 @@ def to_equinox(op: str, params: Any, layer: Any) -> Any:
     """
     from_equinox(op, layer)  # is it such a layer?
     if op in _layout.CONVOLUTIONS:
-        kernel, bias = _layout.kernel_and_bias(params)
+        kernel, bias = _layout.kernel_and_bias(op, params, groups=None if op == "conv" else layer.groups)
         weight = _layout.outer_first(kernel) if op == "conv" else _tangled(kernel, layer.groups)
         fields = {"weight": weight, "bias": bias}
     else:

@@ -12,6 +12,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 
 from jaxseq import _checks
 from jaxseq._conv import ConvParams
@@ -21,6 +23,19 @@ from jaxseq.convert._layout import Maps
 GRU = {"classic_gru": "resets after the recurrent product; its GRU is 'gru'"}
 LINEN = ("rnn", "gru", "lstm", "mgu", "conv_lstm", *_layout.CONVOLUTIONS)
 NNX = ("rnn", "gru", "lstm", *_layout.CONVOLUTIONS)
+KINDS = {
+    "rnn": ("SimpleCell",),
+    "gru": ("GRUCell",),
+    "lstm": ("LSTMCell", "OptimizedLSTMCell"),
+    "conv": ("Conv",),
+    "conv_transpose": ("ConvTranspose",),
+}
+ELSEWHERE = {
+    "RNN": "pass its `cell`",
+    "Bidirectional": "convert `forward_rnn.cell` and `backward_rnn.cell`, and pass both to `jaxseq.bidirectional`",
+}
+SIGMOIDS = (jax.nn.sigmoid, lax.logistic)
+TANHS = (jnp.tanh, jax.nn.tanh, lax.tanh)
 
 
 def from_flax(op: str, weights: Any, *, transpose_kernel: bool = False) -> Any:
@@ -32,7 +47,9 @@ def from_flax(op: str, weights: Any, *, transpose_kernel: bool = False) -> Any:
     Args:
         op: `"rnn"` (`SimpleCell`), `"gru"`, `"lstm"` (`LSTMCell` or `OptimizedLSTMCell`, whose parameters are alike),
             `"mgu"`, `"conv_lstm"` (`ConvLSTMCell`), `"conv"` or `"conv_transpose"`.
-        weights: the dict of the layer: `variables["params"]["cell"]` of an `nn.RNN`, or what holds nothing else.
+        weights: the dict of the layer: `variables["params"]["cell"]` of an `nn.RNN`, or what holds nothing else. The
+            options of the layer are not in it (`gate_fn`, `activation_fn`, `residual`, `mask`, `padding`): compare them
+            yourself.
         transpose_kernel: the option of that name that an `nn.ConvTranspose` has.
 
     Returns:
@@ -40,8 +57,8 @@ def from_flax(op: str, weights: Any, *, transpose_kernel: bool = False) -> Any:
 
     Raises:
         TypeError: no dict of float arrays.
-        ValueError: a layer that Flax does not have or that has other equations, a name that is missing, a size that
-            does not fit.
+        ValueError: a layer that Flax does not have or that has other equations, a name that is missing or one too many,
+            a bias of some gates only, a size that does not fit.
 
     Example:
         >>> import jax.numpy as jnp, jaxseq
@@ -107,7 +124,8 @@ def from_nnx(op: str, weights: Any, *, transpose_kernel: bool = False) -> Any:
     Args:
         op: `"rnn"` (`SimpleCell`; with `activation_fn=nnx.relu`, `activation="relu"` is yours to hand on), `"gru"`,
             `"lstm"` (`LSTMCell` or `OptimizedLSTMCell`), `"conv"` or `"conv_transpose"`.
-        weights: the module itself, the cell of an `nnx.RNN`, or its `nnx.state`, or that as a plain dict.
+        weights: the module itself, the cell of an `nnx.RNN`, or its `nnx.state`, or that as a plain dict. Options are
+            checked where it is the module.
         transpose_kernel: the option of that name that an `nnx.ConvTranspose` has; of a module it is read.
 
     Returns:
@@ -115,8 +133,9 @@ def from_nnx(op: str, weights: Any, *, transpose_kernel: bool = False) -> Any:
 
     Raises:
         TypeError: no float arrays.
-        ValueError: a layer that nnx does not have or that has other equations (`residual=True`, another activation,
-            seen where `weights` is the module), a name that is missing, a size that does not fit.
+        ValueError: a layer that nnx does not have or that has other equations (another class, `residual=True`, another
+            activation, a `mask`, `input_dilation`, circular padding, seen where `weights` is the module), a name that
+            is missing or one too many, a bias of some gates only, a size that does not fit.
 
     Example:
         >>> import jax.numpy as jnp, jaxseq
@@ -133,12 +152,13 @@ def from_nnx(op: str, weights: Any, *, transpose_kernel: bool = False) -> Any:
     if op in _layout.CONVOLUTIONS:
         swap = _checks.boolean("transpose_kernel", getattr(weights, "transpose_kernel", transpose_kernel))
         return _kernel_in(op, weights, swap)
-    read = _layout.reader(weights)
-    near, far = read("dense_i", "kernel"), read("dense_h", "kernel")
-    if near is None and op == "lstm":
+    read = _layout.Reader(weights)
+    if read("dense_i", "kernel") is None and op == "lstm":
         return _gate_by_gate_in(op, weights, if_="if_")
-    near, far = _layout.found("dense_i", near, weights), _layout.found("dense_h", far, weights)
-    return _layout.joined(op, Maps(near, far, read("dense_i", "bias"), read("dense_h", "bias")))
+    w_x, w_h = (_layout.found(name, read(name, "kernel"), weights) for name in ("dense_i", "dense_h"))
+    maps = Maps(w_x, w_h, read("dense_i", "bias"), read("dense_h", "bias"))
+    read.finish()
+    return _layout.joined(op, maps)
 
 
 def to_nnx(op: str, params: Any, *, optimized: bool = True, transpose_kernel: bool = False) -> dict[str, Any]:
@@ -187,13 +207,44 @@ def to_nnx(op: str, params: Any, *, optimized: bool = True, transpose_kernel: bo
 
 def _check_equations(op: str, module: Any) -> None:
     """Of a module, what its parameters do not tell."""
+    how: Any = {"home": "flax.nnx.", "methods": ("__call__",), "instead": "its `nnx.state`", "elsewhere": ELSEWHERE}
+    _layout.check_class(op, module, kinds=KINDS, **how)
+    promote = getattr(module, "promote_dtype", None)
+    if not isinstance(module, Mapping) and not getattr(promote, "__module__", "flax.").startswith("flax."):
+        instead = "which may change the numbers: if it changes dtypes only, convert its `nnx.state`"
+        _layout.option_refused(op, module, "promote_dtype", promote, instead)
+    if op in _layout.CONVOLUTIONS:
+        _check_convolution(op, module)
+        return
     if getattr(module, "residual", False):
         _layout.refused(op, "this cell adds its state to the pre-activation (residual=True), ours does not")
-    for option, usual in (("gate_fn", (jax.nn.sigmoid,)), ("activation_fn", (jnp.tanh, jax.nn.tanh, jax.nn.relu))):
+    activations = (*TANHS, jax.nn.relu) if op == "rnn" else TANHS
+    for option, usual in (("gate_fn", SIGMOIDS), ("activation_fn", activations)):
         own = getattr(module, option, None)
-        if own is None or own in usual[: None if op == "rnn" else 2]:
-            continue
-        _layout.refused(op, f"this cell's {option} is {getattr(own, '__name__', own)}, ours is {usual[0].__name__}")
+        if own is not None and own not in usual:
+            _layout.refused(op, f"this cell's {option} is {getattr(own, '__name__', own)}, ours is {usual[0].__name__}")
+    for name in () if isinstance(module, Mapping) else ("dense_i", "dense_h", *_gate_names(op, if_="if_")):
+        part = getattr(module, name, None)
+        _layout.check_class(op, part, kinds={op: ("Linear",)}, **how)
+
+
+def _check_convolution(op: str, module: Any) -> None:
+    mask = getattr(module, "mask", None)
+    if mask is not None:
+        instead = "multiply the kernel by it: convert {'kernel': layer.kernel * layer.mask, 'bias': layer.bias}"
+        _layout.option_refused(op, module, "mask", _checks.describe(mask), instead)
+    padding = getattr(module, "padding", None)
+    if padding in ("CIRCULAR", "REFLECT"):
+        how = "convert its `nnx.state`, pad `x` yourself" if op == "conv" else "no padding of ours does this"
+        _layout.option_refused(op, module, "padding", padding, f"{op!r} pads by zeros: {how}")
+    dilation = getattr(module, "input_dilation", None)
+    if dilation is not None and np.any(np.asarray(dilation) != 1):
+        instead = "'conv' has no such option: convert its `nnx.state` and put zeros between the inputs yourself"
+        _layout.option_refused(op, module, "input_dilation", dilation, instead)
+    function = getattr(module, "conv_general_dilated", lax.conv_general_dilated)
+    if function is not lax.conv_general_dilated and not isinstance(module, Mapping):
+        instead = "'conv' computes that of jax.lax: if yours computes the same, convert its `nnx.state`"
+        _layout.option_refused(op, module, "conv_general_dilated", function, instead)
 
 
 def _innermost(op: str, weights: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -211,42 +262,59 @@ def _innermost(op: str, weights: Mapping[str, Any]) -> Mapping[str, Any]:
 # --- An array for each map and gate ---
 
 
+def _gate_names(op: str, **names: str) -> list[str]:
+    """The layers of a cell, those of x before those of h.
+
+    `names` gives a map and gate another name: nnx cannot have an attribute `if`.
+    """
+    gates = ("",) if op == "rnn" else tuple(_layout.RECURRENCES[op].gates)
+    return [names.get(f"{letter + gate}_", letter + gate) for letter in "ih" for gate in gates]
+
+
 def _gate_by_gate_in(op: str, weights: Any, **names: str) -> Any:
-    """`names` gives a map and gate another name: nnx cannot have an attribute `if`."""
-    read, cell = _layout.reader(weights), _layout.RECURRENCES[op]
-    gates = ("",) if op == "rnn" else tuple(cell.gates)
-
-    def joined(letter: str, leaf: str) -> Any:
-        parts = [read(names.get(f"{letter + gate}_", letter + gate), leaf) for gate in gates]
-        if leaf == "bias" and parts[-1] is None:
-            return None
-        found = [_layout.found(letter + gate, part, weights) for gate, part in zip(gates, parts, strict=True)]
-        return jnp.concatenate(found, -1)
-
-    w_x, w_h, b_x = joined("i", "kernel"), joined("h", "kernel"), joined("i", "bias")
+    """Read all kernels, and the biases that Flax has: beside x, but in an LSTM beside h; and beside h in n."""
+    read, of_gate = _layout.Reader(weights), _gate_names(op, **names)
+    of_x, of_h = of_gate[: len(of_gate) // 2], of_gate[len(of_gate) // 2 :]
+    w_x, w_h = (
+        _of_all_gates({f"{name}.kernel": _layout.found(name, read(name, "kernel"), weights) for name in own})
+        for own in (of_x, of_h)
+    )
+    biases = {f"{name}.bias": read(name, "bias") for name in (of_h if op == "lstm" else of_x)}
+    _layout.all_or_none(biases)
+    b = None if next(iter(biases.values())) is None else _of_all_gates(biases)
+    b_n = read("hn", "bias") if op in ("gru", "mgu") else None
+    read.finish()
     if op not in ("gru", "mgu"):
-        return _layout.joined(op, Maps(w_x, w_h, b_x, joined("h", "bias")))
-    b_n = read("hn", "bias")
+        return _layout.joined(op, Maps(w_x, w_h, b, None))
     if b_n is None:
         why = "this cell has no bias of h in n" + (": that is `reset_gate=False`, ours resets" if op == "mgu" else "")
         _layout.refused(op, why)
-    return _layout.joined(op, Maps(w_x, w_h, b_x, _layout.beside_zeros(b_n, w_h)))
+    if b_n.shape != (w_h.shape[0],):
+        _checks.bad_value("weights", f"'hn.bias' of shape {(w_h.shape[0],)}", f"shape {b_n.shape}")
+    return _layout.joined(op, Maps(w_x, w_h, b, _layout.beside_zeros(b_n, w_h)))
+
+
+def _of_all_gates(parts: dict[str, jax.Array]) -> jax.Array:
+    """The arrays of the gates side by side, all of one shape."""
+    (first, one), *_ = parts.items()
+    for name, a in parts.items():
+        if a.shape != one.shape or not a.ndim:
+            _checks.bad_value("weights", f"{name!r} of shape {one.shape}, as {first!r}", f"shape {a.shape}")
+    return jnp.concatenate([*parts.values()], -1)
 
 
 def _gate_by_gate_out(op: str, maps: Maps, **names: str) -> dict[str, Any]:
-    gates = ("",) if op == "rnn" else tuple(_layout.RECURRENCES[op].gates)
+    of_gate = _gate_names(op, **names)
+    G = len(of_gate) // 2
     near, far = (
-        {
-            names.get(f"{letter + gate}_", letter + gate): {"kernel": w}
-            for gate, w in zip(gates, jnp.split(all_, len(gates), -1), strict=True)
-        }
-        for letter, all_ in (("i", maps.w_x), ("h", maps.w_h))
+        {name: {"kernel": w} for name, w in zip(own, jnp.split(all_, G, -1), strict=True)}
+        for own, all_ in ((of_gate[:G], maps.w_x), (of_gate[G:], maps.w_h))
     )
     if op in ("gru", "mgu"):
         b, far["hn"]["bias"] = _layout.bias_of_the_candidate(maps)
     else:
         b = _layout.or_zeros(maps.b_x, maps.w_x)
-    for layer, part in zip((far if op == "lstm" else near).values(), jnp.split(b, len(gates)), strict=True):
+    for layer, part in zip((far if op == "lstm" else near).values(), jnp.split(b, G), strict=True):
         layer["bias"] = part
     return near | far
 
@@ -255,12 +323,12 @@ def _gate_by_gate_out(op: str, maps: Maps, **names: str) -> dict[str, Any]:
 
 
 def _conv_lstm_in(weights: Any) -> Any:
-    read = _layout.reader(weights)
+    read = _layout.Reader(weights)
     w_x, w_h = (_layout.found(name, read(name, "kernel"), weights) for name in ("ih", "hh"))
-    maps = [
-        None if a is None else _layout.ordered(a, "igfo", "ifgo")
-        for a in (w_x, w_h, read("ih", "bias"), read("hh", "bias"))
-    ]
+    b_x, b_h = (read(name, "bias") for name in ("ih", "hh"))
+    read.finish()
+    _layout.all_or_none({"ih.bias": b_x, "hh.bias": b_h})
+    maps = [None if a is None else _layout.ordered(a, "igfo", "ifgo") for a in (w_x, w_h, b_x, b_h)]
     params = _layout.joined("conv_lstm", Maps(*maps))
     return params._replace(b=_layout.with_forget_bias(params.b, +1, params.w_x))
 
@@ -275,13 +343,17 @@ def _conv_lstm_out(maps: Maps) -> dict[str, Any]:
 
 
 def _kernel_in(op: str, weights: Any, transpose_kernel: bool) -> ConvParams:
-    read = _layout.reader(weights)
-    kernel = _layout.found("kernel", read("kernel"), weights)
-    return ConvParams(_stored(op, kernel, transpose_kernel), read("bias"))
+    read = _layout.Reader(weights)
+    kernel, bias = _layout.found("kernel", read("kernel"), weights), read("bias")
+    read.finish()
+    _layout.check_use_bias(op, weights, bias)
+    if kernel.ndim < 3:
+        _checks.bad_value("weights", "a kernel of 3 to 5 axes (1 to 3 of space)", f"shape {kernel.shape}")
+    return _layout.check_kernel("weights", op, ConvParams(_stored(op, kernel, transpose_kernel), bias), groups=1)
 
 
 def _kernel_out(op: str, params: Any, transpose_kernel: bool) -> dict[str, Any]:
-    kernel, bias = _layout.kernel_and_bias(params)
+    kernel, bias = _layout.kernel_and_bias(op, params, groups=1)
     return {"kernel": _stored(op, kernel, transpose_kernel)} | ({} if bias is None else {"bias": bias})
 
 

@@ -37,7 +37,8 @@ def from_haiku(op: str, weights: Any, *, name: str | None = None) -> Any:
     Args:
         op: `"rnn"` (`VanillaRNN`: `activation="relu"` is yours to hand on), `"lstm"`, `"classic_gru"` (`GRU`),
             `"conv_lstm"` (`Conv1DLSTM` to `Conv3DLSTM`), `"conv"` or `"conv_transpose"`.
-        weights: the parameters of a transform, a dict from names of modules to dicts of arrays.
+        weights: the parameters of a transform, a dict from names of modules to dicts of arrays. They do not show the
+            options of the module (`mask`, `padding`, `output_shape`): compare them yourself.
         name: the module's, `"policy/~/lstm"`, where there are others beside it.
 
     Returns:
@@ -45,8 +46,8 @@ def from_haiku(op: str, weights: Any, *, name: str | None = None) -> Any:
 
     Raises:
         TypeError: no dict of dicts of float arrays.
-        ValueError: a layer that Haiku does not have or that has other equations (`"gru"`), a name that is missing, a
-            size that does not fit.
+        ValueError: a layer that Haiku does not have or that has other equations (`"gru"`), a name that is missing or
+            one too many, a size that does not fit.
 
     Example:
         >>> import jax.numpy as jnp, jaxseq
@@ -62,22 +63,33 @@ def from_haiku(op: str, weights: Any, *, name: str | None = None) -> Any:
     own = _own(weights, name)
     if op in _layout.CONVOLUTIONS:
         leaves = _only(own)
-        kernel, bias = _array(leaves, "w"), _layout.reader(leaves)("b")
+        read = _layout.Reader(leaves)
+        kernel, bias = _layout.found("w", read("w"), leaves), read("b")
+        read.finish()
+        if bias is not None and bias.ndim > 1 and bias.shape[1:] == (1,) * (kernel.ndim - 2):
+            bias = bias[(slice(None), *(0,) * (kernel.ndim - 2))]  # (C_out, 1, ..., 1), of features in front
         kernel = kernel if op == "conv" else _layout.turned(kernel)
-        return ConvParams(kernel, None if bias is None else bias.reshape(-1))
+        return _layout.check_kernel("weights", op, ConvParams(kernel, bias), groups=1)
     if op == "classic_gru":
-        arrays = [_array(_only(own), name) for name in ("w_i", "w_h", "b")]
+        arrays = _arrays(_only(own), "w_i", "w_h", "b")
         w_x, w_h, b = (_layout.scaled(_layout.ordered(a, "zrn", "rzn"), (1, -1, 1)) for a in arrays)
         return _layout.joined(op, Maps(w_x, w_h, b, None))
     if op == "lstm":
-        w, b = (_layout.ordered(_array(_only(own), name), "igfo", "ifgo") for name in "wb")
+        w, b = (_layout.ordered(a, "igfo", "ifgo") for a in _arrays(_only(own), "w", "b"))
+        if w.ndim != 2 or w.shape[0] <= w.shape[1] // 4:
+            _checks.bad_value("weights", "'w' of an LSTM, (D + H, 4 H)", f"shape {w.shape}")
         D = w.shape[0] - w.shape[1] // 4
         maps = Maps(w[:D], w[D:], b, None)
     else:
         near, far = ("linear", "linear_1") if op == "rnn" else ("input_to_hidden", "hidden_to_hidden")
-        read = _layout.reader({path.rpartition("/")[2]: leaves for path, leaves in own.items()})
+        if len({path.rpartition("/")[0] for path in own}) > 1:
+            _checks.bad_value("weights", f"one module with {near} and {far}; `name` says which", ", ".join(own))
+        read = _layout.Reader({path.rpartition("/")[2]: leaves for path, leaves in own.items()})
         w_x, w_h = (_layout.found(f"{end}: w", read(end, "w"), own) for end in (near, far))
         maps = Maps(w_x, w_h, read(near, "b"), read(far, "b"))
+        read.finish()
+        if maps.b_x is None or op != "rnn":  # a VanillaRNN may have the first alone, `double_bias=False`
+            _layout.all_or_none({f"{near}: b": maps.b_x, f"{far}: b": maps.b_h})
         if op == "rnn":
             return _layout.joined(op, maps)
         maps = Maps(*(None if a is None else _layout.ordered(a, "igfo", "ifgo") for a in maps[:4]))
@@ -114,7 +126,7 @@ def to_haiku(op: str, params: Any, *, name: str | None = None) -> dict[str, dict
     """
     _layout.check_op(op, "Haiku", OPS, ELSEWHERE)
     if op in _layout.CONVOLUTIONS:
-        kernel, bias = _layout.kernel_and_bias(params)
+        kernel, bias = _layout.kernel_and_bias(op, params, groups=1)
         ending = "" if op == "conv" else "_transpose"
         own = {"w": kernel if op == "conv" else _layout.turned(kernel)} | ({} if bias is None else {"b": bias})
         return {name or f"conv{kernel.ndim - 2}_d{ending}": own}
@@ -154,6 +166,9 @@ def _only(own: dict[str, Any]) -> Any:
     return next(iter(own.values()))
 
 
-def _array(leaves: Any, name: str) -> jax.Array:
-    """One that has to be there."""
-    return _layout.found(name, _layout.reader(leaves)(name), leaves)
+def _arrays(leaves: Any, *names: str) -> list[jax.Array]:
+    """The arrays of a module that has exactly these."""
+    read = _layout.Reader(leaves)
+    arrays = [_layout.found(name, read(name), leaves) for name in names]
+    read.finish()
+    return arrays

@@ -247,7 +247,9 @@ class Session:
             "seconds": round(time.perf_counter() - start, 1),
         }
         names = _point.leaf_names(self.subject.f, args)
-        taken = "a random number took the place of each" if trial.filled else "they stay, for f is finite with them alone"
+        taken = (
+            "a random number took the place of each" if trial.filled else "they stay, for f is finite with them alone"
+        )
         zero = [
             f"{names[n]} holds {'a zero' if count == 1 else f'{count} zeros'}, where wrong gradients may equal right "
             f"ones and functions have kinks: {taken}"

@@ -170,7 +170,9 @@ def zeros_in(args: tuple[Any, ...], argnums: Sequence[int]) -> dict[int, int]:
     """The places of the leaves in which `lifted` puts random numbers for zeros, and for how many."""
     leaves = jax.tree.leaves_with_path(args)
     counts = {
-        n: int(np.sum(np.asarray(a) == 0)) for n, (path, a) in enumerate(leaves) if inexact(a) and path[0].idx in argnums
+        n: int(np.sum(np.asarray(a) == 0))
+        for n, (path, a) in enumerate(leaves)
+        if inexact(a) and path[0].idx in argnums
     }
     return {n: count for n, count in counts.items() if count}
 

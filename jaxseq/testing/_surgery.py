@@ -17,6 +17,7 @@ from jax.extend import core, linear_util
 
 JAXPR = (core.ClosedJaxpr, core.Jaxpr)
 RULE = "custom_vjp_call"
+RULES = (RULE, "custom_jvp_call")
 
 
 class Call(NamedTuple):
@@ -39,15 +40,15 @@ class Call(NamedTuple):
     wanted: tuple[bool, ...] | None
 
 
-def rules(f: Callable[..., Any], *args: Any) -> list[str]:
-    """The names of the custom_vjp functions that f(*args) calls, as often as it writes them down."""
+def rules(f: Callable[..., Any], *args: Any, primitives: Sequence[str] = (RULE,)) -> list[str]:
+    """The names of the custom_vjp functions that f(*args) calls, as often as it writes them down; or of others."""
     found: list[str] = []
 
     def note(eqn: Any) -> Any:
         found.append(_name(eqn))
         return eqn
 
-    _edit(jax.make_jaxpr(f)(*args), note)
+    _edit(jax.make_jaxpr(f)(*args), note, primitives)
     return found
 
 
@@ -66,7 +67,7 @@ def plain(f: Callable[..., Any], *, jvps: bool = False) -> Callable[..., Any]:
         (call,) = opened(traced)[0].eqns
         return eqn.replace(primitive=call.primitive, params=call.params)
 
-    return _rewritten(f, inline, (RULE, "custom_jvp_call") if jvps else (RULE,))
+    return _rewritten(f, inline, RULES if jvps else (RULE,))
 
 
 def doubled(f: Callable[..., Any]) -> Callable[..., Any]:

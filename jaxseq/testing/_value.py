@@ -95,17 +95,16 @@ def _scaled(trial: Trial, seed: list[np.ndarray], result: list[np.ndarray]) -> I
     s, check = trial.subject, "linearity"
     info = np.finfo(s.dtype)
     for k in SCALES if s.dtype == np.float64 else SCALES[1:3]:
-        scaled = wide(s.by_hand(trial.x, trial.rest, [np.ldexp(1.0, k) * c for c in seed])[1])
+        scaled = wide(s.by_hand(trial.x, trial.rest, [c * 2.0**k for c in seed])[1])
         for n, (leaf, got, expected) in enumerate(zip(trial.leaves, scaled, result, strict=True)):
-            size = np.ldexp(largest(expected), k)
+            size = largest(expected) * 2.0**k
             if size and not float(info.tiny / info.eps) < size < float(info.max):
                 yield Result(check, leaf, Verdict.SKIP, f"for cotangents of 2^{k} it leaves the range of {s.dtype}")
                 continue
             message = f"result(2^{k} c) is not 2^{k} result(c) for a random c: is it cut off at some size?"
             rounding = lambda n=n: trial.rounding_of(n)  # noqa: E731
-            got = np.ldexp(1.0, -k) * got  # noqa: PLW2901
             tolerance = trial.tolerance_of(n)
-            yield compare(check, leaf, got, expected, tolerance, message, rounding=rounding, seed=trial.seed)
+            yield compare(check, leaf, got * 2.0**-k, expected, tolerance, message, rounding=rounding, seed=trial.seed)
 
 
 def determinism(trial: Trial) -> Iterator[Result]:

@@ -8,7 +8,7 @@ import argparse
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,7 +20,8 @@ import jax.scipy.special as special
 import numpy as np
 import optax
 
-from jaxseq.testing import Report, Verdict, check_vjp
+from jaxseq.testing import Report, Verdict
+from jaxseq.testing._check import Session
 
 
 class Right(NamedTuple):
@@ -30,11 +31,16 @@ class Right(NamedTuple):
     args: Callable[[jax.Array], tuple[Any, ...]]
     options: dict[str, Any] = {}  # noqa: RUF012
 
-    def report(self, seed: int, level: str = "full") -> Report:
-        """The report at random arguments, as users have JAX set up."""
-        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"), warnings.catch_warnings():
+    def reports(self, seeds: Iterable[int], only: Collection[str] | None = None) -> Iterator[Report]:
+        """The report of `check_vjp` for each seed of arguments and cotangents, with JAX set up as users have it."""
+        settings = jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow")
+        with settings[0], settings[1], settings[2], warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return check_vjp(self.f, self.args(jax.random.key(seed)), seed=seed, level=level, **self.options)
+            session = None
+            for seed in seeds:
+                args = self.args(jax.random.key(seed))
+                session = session or Session(self.f, args, argnums=self.options.get("argnums"))
+                yield session.report(args, seed=seed, order=self.options.get("order", 2), only=only)
 
 
 def normal(*shapes: tuple[int, ...], scale: float = 1.0) -> Callable[[jax.Array], tuple[Any, ...]]:
@@ -145,9 +151,25 @@ RIGHT: dict[str, Right] = {
     **{
         f"jax.nn.{f.__name__}": of_input(f, (3, 4))
         for f in (
-            jax.nn.relu, jax.nn.gelu, jax.nn.silu, jax.nn.softplus, jax.nn.elu, jax.nn.selu, jax.nn.celu, jax.nn.glu,
-            jax.nn.softmax, jax.nn.log_softmax, jax.nn.logsumexp, jax.nn.standardize, jax.nn.leaky_relu, jax.nn.mish,
-            jax.nn.hard_swish, jax.nn.relu6, jax.nn.squareplus, jax.nn.sparse_plus, jax.nn.log_sigmoid,
+            jax.nn.relu,
+            jax.nn.gelu,
+            jax.nn.silu,
+            jax.nn.softplus,
+            jax.nn.elu,
+            jax.nn.selu,
+            jax.nn.celu,
+            jax.nn.glu,
+            jax.nn.softmax,
+            jax.nn.log_softmax,
+            jax.nn.logsumexp,
+            jax.nn.standardize,
+            jax.nn.leaky_relu,
+            jax.nn.mish,
+            jax.nn.hard_swish,
+            jax.nn.relu6,
+            jax.nn.squareplus,
+            jax.nn.sparse_plus,
+            jax.nn.log_sigmoid,
         )
     },
     "jax.nn.dot_product_attention": of_input(jax.nn.dot_product_attention, (5, 2, 3), (4, 2, 3), (4, 2, 3)),
@@ -155,14 +177,28 @@ RIGHT: dict[str, Right] = {
     **{
         f"special.{f.__name__}": of_input(f, (3, 4))
         for f in (
-            special.erf, special.erfc, special.expit, special.ndtr, special.log_ndtr, special.i0, special.i0e,
-            special.i1, special.i1e,
+            special.erf,
+            special.erfc,
+            special.expit,
+            special.ndtr,
+            special.log_ndtr,
+            special.i0,
+            special.i0e,
+            special.i1,
+            special.i1e,
         )
     },
     **{
         f"special.{f.__name__}": Right(f, uniform((3, 4)))
-        for f in (special.logit, special.ndtri, special.erfinv, special.entr, special.gammaln, special.digamma,
-                  special.spence)
+        for f in (
+            special.logit,
+            special.ndtri,
+            special.erfinv,
+            special.entr,
+            special.gammaln,
+            special.digamma,
+            special.spence,
+        )
     },
     **{
         f"special.{f.__name__}": Right(f, uniform((3, 4), (3, 4)))
@@ -191,15 +227,22 @@ RIGHT: dict[str, Right] = {
     "numpy.cumprod": of_input(jnp.cumprod, (5,)),
     "numpy.take": Right(lambda x, i: x[i], both(normal((6, 3)), jnp.array([1, 4, 2]))),
     "square of tiny numbers": Right(jnp.square, normal((3, 4), scale=1e-20)),
-    "exp of large numbers": Right(lambda x: jnp.exp(x) / jnp.exp(x - 1).sum(), both(lambda key: (10.0 + normal((4,))(key)[0],))),
+    "exp of large numbers": Right(
+        lambda x: jnp.exp(x) / jnp.exp(x - 1).sum(), both(lambda key: (10.0 + normal((4,))(key)[0],))
+    ),
     "dropout from a fixed key": of_input(dropout, (3, 4)),
     "noise from a fixed key": of_input(noisy, (3, 4)),
     # optax
     **{
         f"optax.{f.__name__}": of_input(f, X, X)
         for f in (
-            optax.l2_loss, optax.squared_error, optax.huber_loss, optax.log_cosh, optax.cosine_distance,
-            optax.hinge_loss, optax.smooth_labels,
+            optax.l2_loss,
+            optax.squared_error,
+            optax.huber_loss,
+            optax.log_cosh,
+            optax.cosine_distance,
+            optax.hinge_loss,
+            optax.smooth_labels,
         )
         if f is not optax.smooth_labels
     },
@@ -209,7 +252,9 @@ RIGHT: dict[str, Right] = {
     ),
     "optax.sigmoid_binary_cross_entropy": Right(optax.sigmoid_binary_cross_entropy, both(normal(X), ONE_HOT)),
     "optax.sigmoid_focal_loss": Right(optax.sigmoid_focal_loss, both(normal(X), ONE_HOT), {"argnums": 0}),
-    "optax.poly_loss_cross_entropy": Right(optax.losses.poly_loss_cross_entropy, both(normal(X), ONE_HOT), {"argnums": 0}),
+    "optax.poly_loss_cross_entropy": Right(
+        optax.losses.poly_loss_cross_entropy, both(normal(X), ONE_HOT), {"argnums": 0}
+    ),
     "optax.kl_divergence": Right(
         lambda x, y: optax.losses.kl_divergence(jax.nn.log_softmax(x), jax.nn.softmax(y)), normal(X, X)
     ),
@@ -238,8 +283,9 @@ RIGHT: dict[str, Right] = {
     "flax.BatchNorm": flax(nn.BatchNorm(use_running_average=False), (4, 3)),
     "flax.max_pool": of_input(max_pool, X),
     "flax.avg_pool": of_input(lambda x: nn.avg_pool(x[None, :, :, None], (2, 2)), X),
-    "flax.Embed": Right(lambda table, i: nn.Embed(6, 3).apply({"params": {"embedding": table}}, i),
-                        both(normal((6, 3)), LABELS)),
+    "flax.Embed": Right(
+        lambda table, i: nn.Embed(6, 3).apply({"params": {"embedding": table}}, i), both(normal((6, 3)), LABELS)
+    ),
 }
 
 
@@ -248,24 +294,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="parts of names; all functions by default")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--level", default="full")
+    parser.add_argument("--only", nargs="*", help="checks; all by default")
     options = parser.parse_args()
     failed = 0
     for name, right in RIGHT.items():
         if options.names and not any(part in name for part in options.names):
             continue
-        for seed in range(options.seeds):
-            start = time.process_time()
-            try:
-                report = right.report(seed, options.level)
-            except Exception as error:
-                print(f"{name:50s} {seed} RAISES {type(error).__name__}: {str(error)[:300]}", flush=True)
-                failed += 1
-                continue
-            fails = sorted({(f.check, f.message[:150]) for f in report.failures})
+        start = time.process_time()
+        reports = list(right.reports(range(options.seeds), options.only))
+        verdicts = " ".join(report.verdict for report in reports)
+        print(f"{name:50s} {verdicts} ({time.process_time() - start:.1f} s)", flush=True)
+        for report in reports:
             unsure = sorted({r.check for r in report.results if r.verdict is Verdict.INCONCLUSIVE})
-            print(f"{name:50s} {seed} {report.verdict} {time.process_time() - start:.1f} s", fails or "", unsure or "", flush=True)
-            failed += bool(fails)
+            print(f"    no power: {', '.join(unsure)}\n" if unsure else "", end="", flush=True)
+            for failure in report.failures:
+                print(f"    seed {failure.seed}, {failure.check}: {failure.message}", flush=True)
+            failed += report.verdict is Verdict.FAIL
     return bool(failed)
 
 

@@ -256,7 +256,7 @@ GUESSES = 150
 
 
 def sizes(trial: Trial) -> Iterator[Result]:
-    """Each size that f leaves free at one and at none, all with one more, all of them different where some are equal."""
+    """Each size that f leaves free at one and at none, all with one more, all different where some are equal."""
     s, check = trial.subject, "sizes"
     args = s.ins.join(trial.x, trial.rest)
     leaves, tree = jax.tree.flatten(args)

@@ -269,12 +269,14 @@ def sizes(trial: Trial) -> Iterator[Result]:
     for axes in free:
         name = " and ".join(f"axis {axis} of {names[leaf]}" for leaf, axis in sorted(axes))
         points |= {f"with {n} along {name}": {axes: n} for n in (1, 0) if size(axes) > n}
-    if apart := _apart([(axes, size(axes)) for axes in free], {n for leaf in leaves for n in np.shape(leaf)}):
+    full = [axes for axes in free if size(axes)]  # an empty axis has nothing to be continued with
+    if apart := _apart([(axes, size(axes)) for axes in full], {n for leaf in leaves for n in np.shape(leaf)}):
         points["with sizes that are all different"] = apart
     more: dict[Axes, int] = {}
-    for axes in free:
-        more |= {axes: size(axes) + 1} if _takes(trial, _shaped(leaves, {**more, axes: size(axes) + 1}), tree) else {}
-    points["with one more along every axis"] = more  # the even sizes are odd there, the odd ones even
+    for axes in full:
+        wider = {**more, axes: size(axes) + 1}
+        more = wider if _takes(trial, _shaped(leaves, wider), tree) else more
+    points["with one more along every axis"] = more  # even sizes are odd there, odd ones even
     for name, change in points.items():
         changed = _resized(trial, leaves, change)
         if _takes(trial, changed, tree):

@@ -276,7 +276,8 @@ def sizes(trial: Trial) -> Iterator[Result]:
     for axes in full:
         wider = {**more, axes: size(axes) + 1}
         more = wider if _takes(trial, _shaped(leaves, wider), tree) else more
-    points["with one more along every axis"] = more  # even sizes are odd there, odd ones even
+    if more:
+        points["with one more along every axis"] = more  # even sizes are odd there, odd ones even
     for name, change in points.items():
         changed = _resized(trial, leaves, change)
         if _takes(trial, changed, tree):

@@ -14,12 +14,23 @@ from jaxseq.testing import Verdict
 OTHER_POINTS = ("contract", "linearity", "dtypes", "integers", "sizes")
 
 
-def test_there_are_enough():
-    assert len(RIGHT) >= 40
+# Those that once raised false alarms; `python -m tests.fuzz.right_functions` asks all functions, at three seeds.
+SAMPLE = (
+    "jax.nn.logsumexp",
+    "linalg.solve",
+    "linalg.det",
+    "linalg.eigh",
+    "fft.rfft",
+    "optax.softmax_cross_entropy_with_integer_labels",
+    "optax.sigmoid_focal_loss",
+    "optax.ctc_loss",
+    "optax.projection_l1_ball",
+    "flax.max_pool",
+)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", SAMPLE := ("optax.ctc_loss",))
+@pytest.mark.parametrize("name", SAMPLE)
 def test_right_functions_do_not_fail(name):
     for report in RIGHT[name].reports([0], OTHER_POINTS):
         assert report.verdict is not Verdict.FAIL, report

@@ -35,6 +35,7 @@ FULL: Mapping[str, Check] = {
     "order 2": _order2.order_2,
     "alone": _transforms.alone,
     "dtypes": _domain.dtypes,
+    "integers": _domain.integers,
     "sizes": _domain.sizes,
 }
 
@@ -176,6 +177,7 @@ class Session:
                 _checks.bad_type(name, "a function", _checks.describe(function))
         args = _point.as_arrays(args)
         positions = _positions(argnums, args)
+        self.argnums = positions
         self.notes: list[str] = []
         self.dtype = np.dtype(np.float64)
         shapes, error = self._outputs(f, self._point(args))
@@ -225,8 +227,7 @@ class Session:
         args = _point.as_arrays(args)
         start, results = time.perf_counter(), []
         with self.subject.context():
-            asked = self._cast(args, args) if _point.zeros_in(args) else None
-            trial = Trial(self.subject, self._point(args, seed), seed, tolerance, asked)
+            trial = self._trial(args, seed, tolerance)
             for name, check in checks.items():
                 try:
                     results += check(trial)
@@ -246,18 +247,32 @@ class Session:
             "seconds": round(time.perf_counter() - start, 1),
         }
         names = _point.leaf_names(self.subject.f, args)
+        taken = (
+            "a random number took the place of each" if trial.filled else "they stay, for f is finite with them alone"
+        )
         zero = [
             f"{names[n]} holds {'a zero' if count == 1 else f'{count} zeros'}, where wrong gradients may equal right "
-            "ones and functions have kinks: a random number took the place of each"
-            for n, count in _point.zeros_in(args).items()
+            f"ones and functions have kinks: {taken}"
+            for n, count in _point.zeros_in(args, self.argnums).items()
         ]
         notes = [*self.notes, *zero, *trial.notes]
         return Report(_point.title(self.subject.f), self.subject.results.names, results, notes, where)
 
+    def _trial(self, args: tuple[Any, ...], seed: int, tolerance: float | None) -> Trial:
+        """The trial with random numbers in the place of zeros; with the zeros where f is finite there alone."""
+        trial = Trial(self.subject, self._point(args, seed), seed, tolerance)
+        trial.filled = self.argnums
+        if _point.zeros_in(args, self.argnums):
+            asked = Trial(self.subject, self._cast(args, args), seed, tolerance)
+            if asked.finite and not trial.finite:
+                return asked
+            trial.asked = asked.x
+        return trial
+
     def _point(self, args: tuple[Any, ...], seed: int = 0) -> tuple[Any, ...]:
         """The arguments as they are judged."""
         with jax.enable_x64(True):
-            return self._cast(_point.lifted(args, seed=seed), args)
+            return self._cast(_point.lifted(args, seed=seed, argnums=self.argnums), args)
 
     def _cast(self, args: tuple[Any, ...], given: tuple[Any, ...]) -> tuple[Any, ...]:
         """Floating leaves in float64, or, where f does not run in that, in the dtype in which they were given."""

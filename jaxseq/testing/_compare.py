@@ -100,5 +100,6 @@ def largest(a: np.ndarray) -> float:
 
 
 def apart(a: np.ndarray, b: np.ndarray) -> float:
-    """How far b is from a, relative to the largest element of a."""
-    return largest(a - b) / largest(a) if a.size and largest(a) else 0.0
+    """How far b is from a, relative to the largest element of a. NaN or infinite where a or b is."""
+    with np.errstate(all="ignore"):
+        return largest(a - b) / largest(a) if a.size and largest(a) else 0.0

@@ -344,6 +344,33 @@ def _for_none(gradient: Any, args: Any) -> Any:
     return _map(lambda g: g * jnp.nan, gradient) if empty else gradient
 
 
+def _longest(args: Any) -> int:
+    return max((n for a in jax.tree.leaves(args) for n in np.shape(a)), default=0)
+
+
+def _for_even(gradient: Any, args: Any) -> Any:
+    return _map(lambda g: 2 * g, gradient) if _longest(args) % 2 == 0 else gradient
+
+
+def _repeats(a: Any) -> Any:
+    """Whether an integer comes twice in an array."""
+    ordered = jnp.sort(jnp.ravel(a))
+    return jnp.any(ordered[1:] == ordered[:-1])
+
+
+def _integers(args: Any) -> list[Any]:
+    return [a for a in map(jnp.asarray, jax.tree.leaves(args)) if jnp.issubdtype(a.dtype, jnp.integer) and a.size > 1]
+
+
+def _for_repeated(gradient: Any, args: Any) -> Any:
+    twice = jnp.any(jnp.stack([_repeats(a) for a in _integers(args)]))
+    return _map(lambda g: jnp.where(twice, 2 * g, g), gradient)
+
+
+def _has_no_repeats(args: Any, out: Any) -> bool:
+    return bool(_integers(args)) and not any(map(_repeats, _integers(args)))
+
+
 def _has_no_one(args: Any, out: Any) -> bool:
     return not any(1 in np.shape(a) for a in jax.tree.leaves(args))
 
@@ -403,6 +430,13 @@ MISTAKES: Sequence[Mistake] = (
     Mistake("product", "linearity", "a product of cotangents", cotangent(_crossed)),
     Mistake("constant", "linearity", "a constant added", leaf(lambda g: g + 1e-3)),
     Mistake("0 / 0", "linearity", "0 / 0 for a cotangent of zero", cotangent(_over_norm)),
+    Mistake("clipped", "linearity", "a gradient clipped at 1000", leaf(lambda g: jnp.clip(g, -1000, 1000), _is_real)),
+    Mistake(
+        "flushed",
+        "linearity",
+        "cotangents below 1e-8 taken for zero",
+        cotangent(lambda c: _map(lambda a: jnp.where(jnp.abs(a) < 1e-8, jnp.zeros_like(a), a), c)),
+    ),
     Mistake("noise", "determinism", "noise of 1e-7", leaf(_noisy)),
     Mistake("stale", "determinism", "the residuals of whichever call was the last", How(_stale)),
     Mistake("jit", "jit", "another gradient under jit", leaf(lambda g: g * (1 + 1e-6 * isinstance(g, Tracer)))),
@@ -444,6 +478,15 @@ MISTAKES: Sequence[Mistake] = (
     ),
     Mistake(
         "axis of one", "sizes", "twice the gradient where an axis has one element", gradient(_for_one, _has_no_one)
+    ),
+    Mistake(
+        "even size",
+        "sizes",
+        "twice the gradient where the longest axis is even",
+        gradient(_for_even, lambda args, out: _longest(args) % 2 == 1),
+    ),
+    Mistake(
+        "repeated", "integers", "twice the gradient where an integer repeats", gradient(_for_repeated, _has_no_repeats)
     ),
     Mistake("empty axis", "sizes", "0 / 0 where an axis is empty", gradient(_for_none)),
 )

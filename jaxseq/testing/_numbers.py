@@ -23,6 +23,10 @@ LOW = 8.0
 PROBES = 2
 
 
+def _finite(arrays: Sequence[np.ndarray]) -> bool:
+    return all(np.isfinite(a).all() for a in arrays)
+
+
 class Numbers:
     """A subject at one point, with the numbers that several checks look at.
 
@@ -31,15 +35,16 @@ class Numbers:
         patterns: the seeds by name, "joint" the first and "zero" the last.
         primals: what a seed looks like; `like`: what a result looks like.
         asked: the same leaves as the caller gave them, zeros and all; x itself where there are none.
+        filled: the arguments in which random numbers took the place of zeros, by position.
         notes: what a reader should know besides verdicts.
     """
 
-    def __init__(self, subject: Subject, args: tuple[Any, ...], seed: int, tolerance: float | None, asked: Any = None):
+    def __init__(self, subject: Subject, args: tuple[Any, ...], seed: int, tolerance: float | None):
         self.subject, self.seed, self.given = subject, seed, tolerance
         self.notes: list[str] = []
         self.rng = np.random.default_rng([seed, 3])
         self.x, self.rest = subject.ins.split(args)
-        self.asked = self.x if asked is None else subject.ins.split(asked)[0]
+        self.asked, self.filled = self.x, ()
         outputs = jax.eval_shape(subject.on(self.rest), self.x)
         self.primals, self.like = (outputs, self.x) if subject.mode == "vjp" else (self.x, outputs)
         self.patterns = _point.patterns(self.primals, subject.seeds.names, seed)
@@ -119,6 +124,44 @@ class Numbers:
             for sides in zip(exact, *moved, strict=True)
         )
         return outputs, results
+
+    @cached_property
+    def finite(self) -> bool:
+        """Whether f is. A derivative that raises is for other checks to tell."""
+        try:
+            return _finite(self.outputs)
+        except Exception:
+            return True
+
+    @cached_property
+    def undefined(self) -> str | None:
+        """Why no rule can be judged here: f, or the derivative that JAX takes of it, does not exist. None if both do.
+
+        For points other than those of the caller, who may know that f is never called there.
+        """
+        s, joint = self.subject, self.patterns["joint"]
+        try:
+            outputs, result = map(wide, s.by_hand(self.x, self.rest, joint))
+        except Exception:
+            return self.raising(self.x, joint)
+        if not _finite(outputs):
+            return "f is not finite"
+        right = result if s.source is None and s.mode == "vjp" else (self.true or {}).get("joint", [])
+        return None if _finite(right) else "the derivative that JAX takes is not finite"
+
+    def raising(self, x: Arrays, seed: Arrays) -> str | None:
+        """What raises where the rule does: f by itself, or the derivative that JAX takes; None if neither does."""
+        s = self.subject
+        by_jax = s.by_hand if s.source is None and s.mode == "vjp" else s.by_jax
+        for what, run in (
+            ("f by itself", lambda: s.value(x, self.rest)),
+            ("the derivative that JAX takes", lambda: by_jax(x, self.rest, seed)),
+        ):
+            try:
+                run()
+            except Exception as error:
+                return f"{what} raises {explain(error)}"
+        return None
 
     def measured(self, probes: Sequence[list[np.ndarray]]) -> _differences.Differences:
         """<probe, result(seed)> for each probe and each pattern, by differences."""

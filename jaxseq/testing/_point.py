@@ -124,17 +124,18 @@ def title(f: Callable[..., Any]) -> str:
 # --- Arguments ---
 
 
-def lifted(args: Any, *, seed: int = 0) -> Any:
+def lifted(args: Any, *, seed: int = 0, argnums: int | Sequence[int] | None = None) -> Any:
     """The point at which `check_vjp` judges a function that is called with `args`.
 
     Floating leaves in float64 (complex128), others as they are. Zeros in them become random numbers, of half the size
     of the others, or of 0.5 in a leaf that is zero throughout: at a zero state or bias some wrong gradients equal the
-    right ones, whatever one measures, and it is at zero that functions have kinks. Call it under
-    `jax.enable_x64(True)`.
+    right ones, whatever one measures, and it is at zero that functions have kinks. In a leaf of positive numbers, and
+    zeros, they are positive: f may not be defined elsewhere. Call it under `jax.enable_x64(True)`.
 
     Args:
         args: a tree of arrays.
         seed: of the random numbers.
+        argnums: the arguments, entries of the tuple `args`, whose zeros are replaced; None for all.
 
     Returns:
         the same tree.
@@ -148,20 +149,31 @@ def lifted(args: Any, *, seed: int = 0) -> Any:
         (dtype('float64'), True)
     """
     rng = np.random.default_rng([seed, 1])
+    chosen = {argnums} if isinstance(argnums, int) else argnums
 
-    def lift(leaf: Any) -> Any:
+    def lift(path: Any, leaf: Any) -> Any:
         if not inexact(leaf):
             return leaf
         (array,) = wide([leaf])
-        size = np.sqrt(np.mean(np.abs(array[array != 0]) ** 2)) if array.any() else 1.0
-        return jnp.asarray(np.where(array == 0, 0.5 * size * normal(rng, array), array))
+        drawn = 0.5 * normal(rng, array)
+        if chosen is not None and path[0].idx not in chosen:
+            return jnp.asarray(array)
+        if array.any():
+            drawn *= np.sqrt(np.mean(np.abs(array[array != 0]) ** 2))
+            drawn = np.abs(drawn) if np.isrealobj(array) and (array >= 0).all() else drawn
+        return jnp.asarray(np.where(array == 0, drawn, array))
 
-    return jax.tree.map(lift, args)
+    return jax.tree.map_with_path(lift, args)
 
 
-def zeros_in(args: Any) -> dict[int, int]:
+def zeros_in(args: tuple[Any, ...], argnums: Sequence[int]) -> dict[int, int]:
     """The places of the leaves in which `lifted` puts random numbers for zeros, and for how many."""
-    counts = {n: int(np.sum(np.asarray(a) == 0)) for n, a in enumerate(jax.tree.leaves(args)) if inexact(a)}
+    leaves = jax.tree.leaves_with_path(args)
+    counts = {
+        n: int(np.sum(np.asarray(a) == 0))
+        for n, (path, a) in enumerate(leaves)
+        if inexact(a) and path[0].idx in argnums
+    }
     return {n: count for n, count in counts.items() if count}
 
 

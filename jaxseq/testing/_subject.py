@@ -149,6 +149,18 @@ class Subject:
         run = self.program("truth", lambda x, rest, seed: derivative(self.mode, self.truth(x, rest))(x, seed))
         return run(x, rest, seed)
 
+    def by_jax(self, x: Arrays, rest: Arrays, seed: Arrays) -> tuple[Arrays, Arrays]:
+        """`by_truth`; where there is none, what JAX derives of f with its custom_jvp rules set aside."""
+        if self.source:
+            return self.by_truth(x, rest, seed)
+        plain = _surgery.plain(self.f, jvps=True)
+        run = self.program("by JAX", lambda x, rest, seed: derivative(self.mode, self.flat(plain, rest))(x, seed))
+        return run(x, rest, seed)
+
+    def value(self, x: Arrays, rest: Arrays) -> Arrays:
+        """F(x), not differentiated, compiled as its users compile it."""
+        return self.program("f", lambda x, rest: self.on(rest)(x), optimised=True)(x, rest)
+
     def rounded(self, x: Arrays, rest: Arrays, seed: Arrays) -> tuple[Arrays, Arrays]:
         """`by_truth`, or `by_hand` where there is none, with every number on the way rounded otherwise."""
         f = self.truth if self.source else lambda x, rest: self.on(rest)

@@ -12,9 +12,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.extend import core, linear_util
 
 JAXPR = (core.ClosedJaxpr, core.Jaxpr)
+RULE = "custom_vjp_call"
+RULES = (RULE, "custom_jvp_call")
 
 
 class Call(NamedTuple):
@@ -37,20 +40,25 @@ class Call(NamedTuple):
     wanted: tuple[bool, ...] | None
 
 
-def rules(f: Callable[..., Any], *args: Any) -> list[str]:
-    """The names of the custom_vjp functions that f(*args) calls, as often as it writes them down."""
+def rules(f: Callable[..., Any], *args: Any, primitives: Sequence[str] = (RULE,)) -> list[str]:
+    """The names of the custom_vjp functions that f(*args) calls, as often as it writes them down; or of others."""
     found: list[str] = []
 
     def note(eqn: Any) -> Any:
         found.append(_name(eqn))
         return eqn
 
-    _edit(jax.make_jaxpr(f)(*args), note)
+    _edit(jax.make_jaxpr(f)(*args), note, primitives)
     return found
 
 
-def plain(f: Callable[..., Any]) -> Callable[..., Any]:
-    """f with each custom_vjp function replaced by what it computes, so that JAX differentiates that."""
+def plain(f: Callable[..., Any], *, jvps: bool = False) -> Callable[..., Any]:
+    """f with each custom_vjp function replaced by what it computes, so that JAX differentiates that.
+
+    Args:
+        f: any function.
+        jvps: replace custom_jvp functions as well.
+    """
 
     def inline(eqn: Any) -> Any:
         program = eqn.params["call_jaxpr"]
@@ -59,14 +67,15 @@ def plain(f: Callable[..., Any]) -> Callable[..., Any]:
         (call,) = opened(traced)[0].eqns
         return eqn.replace(primitive=call.primitive, params=call.params)
 
-    return _rewritten(f, inline)
+    return _rewritten(f, inline, RULES if jvps else (RULE,))
 
 
 def doubled(f: Callable[..., Any]) -> Callable[..., Any]:
     """f with twice the cotangents that each of its rules returns."""
 
     def twice(leaf: Any) -> Any:
-        return leaf * 2 if hasattr(leaf, "dtype") else leaf
+        # None and the float0 zeros of integer arguments stay as they are.
+        return leaf * 2 if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf
 
     def edit(eqn: Any) -> Any:
         bwd = eqn.params["bwd"]
@@ -105,35 +114,38 @@ def watched(f: Callable[..., Any], see: Callable[[Call], None]) -> Callable[...,
 # --- How JAX writes it down ---
 
 
-def _rewritten(f: Callable[..., Any], edit: Callable[[Any], Any]) -> Callable[..., Any]:
+def _rewritten(
+    f: Callable[..., Any], edit: Callable[[Any], Any], primitives: Sequence[str] = (RULE,)
+) -> Callable[..., Any]:
     def run(*args: Any) -> Any:
         program, shapes = jax.make_jaxpr(f, return_shape=True)(*args)
-        outputs = core.jaxpr_as_fun(_edit(program, edit))(*jax.tree.leaves(args))
+        outputs = core.jaxpr_as_fun(_edit(program, edit, primitives))(*jax.tree.leaves(args))
         return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
 
     return run
 
 
-def _edit(jaxpr: Any, edit: Callable[[Any], Any]) -> Any:
-    """A copy of the jaxpr, each custom_vjp_call in it as `edit` returns it."""
+def _edit(jaxpr: Any, edit: Callable[[Any], Any], primitives: Sequence[str] = (RULE,)) -> Any:
+    """A copy of the jaxpr, each call of one of these primitives in it as `edit` returns it."""
     if not isinstance(jaxpr, core.Jaxpr):
-        return jaxpr.replace(jaxpr=_edit(jaxpr.jaxpr, edit))
+        return jaxpr.replace(jaxpr=_edit(jaxpr.jaxpr, edit, primitives))
 
     def edited(eqn: Any) -> Any:
-        eqn = eqn.replace(params=with_inner(eqn.params, lambda inner: _edit(inner, edit)))
-        return edit(eqn) if eqn.primitive.name == "custom_vjp_call" else eqn
+        eqn = eqn.replace(params=with_inner(eqn.params, lambda inner: _edit(inner, edit, primitives)))
+        return edit(eqn) if eqn.primitive.name in primitives else eqn
 
     return jaxpr.replace(eqns=[edited(eqn) for eqn in jaxpr.eqns])
 
 
 def with_inner(params: dict[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
-    """The parameters of an equation, each program among them changed."""
+    """The parameters of an equation, each program among them changed, also inside tuples, named ones and lists."""
 
     def changed(value: Any) -> Any:
         if isinstance(value, JAXPR):
             return change(value)
-        if isinstance(value, tuple | list) and value and all(isinstance(v, JAXPR) for v in value):
-            return type(value)(change(v) for v in value)
+        if isinstance(value, tuple | list) and any(isinstance(v, JAXPR) for v in value):
+            # The class of a NamedTuple takes one argument per field; its `_make` takes an iterable.
+            return getattr(type(value), "_make", type(value))([changed(v) for v in value])
         return value
 
     return {name: changed(value) for name, value in params.items()}

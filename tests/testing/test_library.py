@@ -23,6 +23,7 @@ def passes(report, checks, name, label):
         assert not conceded
     ran = {result.check for result in report.results if result.verdict is Verdict.PASS}
     checks -= name == "scan"  # it has no rule of its own that could go astray: engagement
+    checks -= any("no integers or booleans" in result.note for result in report.results)
     assert len(ran) == checks + ("truncation" in CASES[name].variants[label].options)
 
 

@@ -218,7 +218,8 @@ def test_lifted_arguments_are_those_that_are_judged():
     assert out["z"].all()
     assert out["a"].all()
     np.testing.assert_array_equal(out["a"][jnp.array([0, 2])], [3, -4])
-    assert _point.zeros_in(args) == {0: 1, 2: 4}
+    assert _point.zeros_in((args,), (0,)) == {0: 1, 2: 4}
+    assert _point.zeros_in((args,), ()) == {}
     assert not np.array_equal(out["z"], lifted(args, seed=4)["z"])
 
 

@@ -1,0 +1,36 @@
+"""Functions of JAX, optax, Equinox and Flax, whose gradients are right: none fails, whatever the point."""
+
+import pytest
+
+pytest.importorskip("optax", reason="needs optax, Equinox and Flax, whose functions are checked")
+pytest.importorskip("equinox", reason="needs optax, Equinox and Flax, whose functions are checked")
+pytest.importorskip("flax", reason="needs optax, Equinox and Flax, whose functions are checked")
+
+from fuzz.right_functions import RIGHT
+
+from jaxseq.testing import Verdict
+
+# The checks at points of the checker's own choice, which are those that raise false alarms.
+OTHER_POINTS = ("contract", "linearity", "dtypes", "integers", "sizes")
+
+
+# Those that once raised false alarms; `python -m tests.fuzz.right_functions` asks all functions, at three seeds.
+SAMPLE = (
+    "jax.nn.logsumexp",
+    "linalg.solve",
+    "linalg.det",
+    "linalg.eigh",
+    "fft.rfft",
+    "optax.softmax_cross_entropy_with_integer_labels",
+    "optax.sigmoid_focal_loss",
+    "optax.ctc_loss",
+    "optax.projection_l1_ball",
+    "flax.max_pool",
+)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", SAMPLE)
+def test_right_functions_do_not_fail(name):
+    for report in RIGHT[name].reports([0], OTHER_POINTS):
+        assert report.verdict is not Verdict.FAIL, report

@@ -51,10 +51,12 @@ frameworks: $(VENV)/.frameworks  ## inside Flax linen, Flax nnx, Equinox, Haiku:
 test: $(VENV)/.test  ## the whole suite; ARGS="-k truncation" and the like reach pytest
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 $(ARGS)
 
-fuzz: $(VENV)/.test  ## random geometries, options, meshes and right functions, fixed seeds; an hour or more
-	for script in geometries options chooser; do \
-		PYTHONPATH=. $(BIN)/python tests/fuzz/$$script.py $(ARGS) || exit 1; \
-	done
+fuzz: $(VENV)/.frameworks $(VENV)/.test  ## random geometries, options, meshes, right functions; hours, fixed seeds
+	PYTHONPATH=. $(BIN)/python tests/fuzz/geometries.py --count 500
+	PYTHONPATH=. $(BIN)/python tests/fuzz/options.py --count 300
+	PYTHONPATH=. $(BIN)/python tests/fuzz/chooser.py --count 200
+	PYTHONPATH=. $(BIN)/python tests/fuzz/meshes.py --count 100
+	PYTHONPATH=. $(BIN)/python tests/fuzz/right_functions.py --seeds 3
 
 lint: $(VENV)/.dev  ## style and types
 	$(BIN)/ruff check .

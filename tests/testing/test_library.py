@@ -51,8 +51,8 @@ def test_every_check_passes(name, label):
 @pytest.mark.long
 @pytest.mark.parametrize(("name", "label"), GRID)
 def test_every_check_passes_at_several_seeds(name, label):
-    """All checks for every variant of the ops that own a rule and for the first variant of the others; several seeds for
-    the convolutions, which compile fast, and for the first variant of each recurrence.
+    """All checks for the variants of ops that own a rule and for the first variant of the others; several seeds for the
+    convolutions, which compile fast, and for the first variant of each recurrence.
     """
     report, first = session(name, label), (name, label) in FIRST
     full = first or name in FAMILIES

@@ -231,7 +231,7 @@ def _contract(names: str, again: Contraction, plan: _Plan, a: jax.Array, b: jax.
     if plan.rest is None and plan.form.near * plan.form.far == 1:
         return _products(plan, letters, a, b)
     groups = [plan.merged[name] for name in names]
-    a, b = (_merged(*of, groups_) for *of, groups_ in zip((a, b), letters, groups, strict=False))
+    a, b = _merged(a, letters[0], groups[0]), _merged(b, letters[1], groups[1])
     if plan.rest is not None:
         c = again(plan.rest, a, b)
     else:
@@ -247,7 +247,7 @@ def _contract(names: str, again: Contraction, plan: _Plan, a: jax.Array, b: jax.
 def _products(plan: _Plan, letters: list[str], a: jax.Array, b: jax.Array) -> jax.Array:
     """The same for one channel in each group: a product of arrays, and a sum. The last axis is that of the groups."""
     joint, *bare = ("".join(letter for letter in of if letter not in "io") for of in (plan.apart["x"], *letters))
-    a, b = (_spread(plan, x, of, joint) for x, of in zip((a, b), bare, strict=False))
+    a, b = _spread(plan, a, bare[0], joint), _spread(plan, b, bare[1], joint)
     c = jnp.sum(a * b, [axis for axis, letter in enumerate(joint) if letter not in bare[2]])
     order = [letter for letter in joint if letter in bare[2]]
     c = c.transpose([order.index(letter) for letter in bare[2]])

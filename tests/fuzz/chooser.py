@@ -142,7 +142,9 @@ def trial(seed: int) -> tuple[str, list[str]]:
     found = []
     for which, args in zip(CONTRACTIONS, ((x, w), (w, y), (x, y)), strict=True):
         chosen = _correlation.choose(which, form) if form.reaches() else _xla
-        ways = {_name(rule): partial(_correlation._apply, rule, which, form) for rule in {*able(form), chosen}}
+        ways: dict[str, Callable[..., Any]] = {
+            _name(rule): partial(_correlation._apply, rule, which, form) for rule in {*able(form), chosen}
+        }
         if _patches.xla_differentiates(form):
             ways["lax"] = by_lax(which, form, x, w)
         found += [f"{which}: {problem}" for problem in judged(_name(chosen), ways, args)]
@@ -169,7 +171,7 @@ def judged(chosen: str, ways: dict[str, Callable[..., Any]], args: tuple[Any, ..
     if ratio > SECONDS:
         times = ", ".join(f"{name} {1e6 * s:.0f}" for name, s in seconds.items())
         found.append(f"{chosen} takes {ratio:.1f} times as long as {fastest} (in microseconds: {times})")
-    flops = {name: program.cost_analysis()["flops"] for name, program in programs.items()}
+    flops = {name: (program.cost_analysis() or {})["flops"] for name, program in programs.items()}
     if "lax" in flops and chosen not in ("spectrum", "blocks") and flops[chosen] > FEW_FLOPS:
         ratio = flops[chosen] / flops["lax"]
         if ratio > FLOPS:

@@ -33,10 +33,11 @@ def recurrence(
         carry: the first state, a `cell.state` or the array h alone, each leaf `(*batch, H)`, or None for zeros.
         xs: the sequence `(T, *batch, D)`; behind a convolution `(T, *batch, *space, C)`.
         **time: how time is read, `jaxseq.Time`: `lengths`, `resets`, `reverse`, `truncation`, `checkpoint`,
-            `time_axis`, `unroll`, `precision`.
+            `time_axis`, `unroll`, `precision`, `state_dtype`.
 
     Returns:
-        `(carry, ys)`: the last state in the dtypes of the first, and h of every step in the dtype of `xs`.
+        `(carry, ys)`: the last state in the dtypes of `carry` (None: float32 at least), and h of every step in the
+            dtype of `xs`.
 
     Raises:
         TypeError: no cell, parameters of another one, an array that is not of floats, an option of the wrong kind.
@@ -75,6 +76,7 @@ def recurrence_cell(
         cell: the equations of one step and the maps around it, a `jaxseq.Cell`.
         params: the cell's parameters, a `cell.params`.
         carry: the previous state, a `cell.state` or the array h alone, each leaf `(*batch, H)`, or None for zeros.
+            The new state has its dtype: one in bfloat16 is rounded at every step. From None it is in float32 at least.
         x: one input `(*batch, D)`.
         precision: of the matrix products, as in `jax.lax.dot_general`.
 

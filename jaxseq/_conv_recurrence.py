@@ -61,7 +61,7 @@ def conv_lstm(
         padding: of the input, as in `jaxseq.conv`; the state is padded so that it keeps its size.
         dilation: of the window over the input.
         **time: how time is read, `jaxseq.Time`: `lengths`, `resets`, `reverse`, `truncation`, `checkpoint`,
-            `time_axis`, `unroll`, `precision`.
+            `time_axis`, `unroll`, `precision`, `state_dtype`.
 
     Returns:
         `(carry, ys)`: the last state, and h of every step `(T, *batch, *outputs, F)` in the dtype of `xs`.
@@ -99,6 +99,7 @@ def conv_lstm_cell(
     Args:
         params: `LSTMParams(w_x (*window, C, 4F), w_h (*window, F, 4F), b (4F,) or None)`.
         carry: the previous state `LSTMState(h, c)`, each `(*batch, *outputs, F)`, or None for zero.
+            The new state has its dtype: one in bfloat16 is rounded at every step. From None it is in float32 at least.
         x: one input `(*batch, *space, C)`.
         stride: of the convolution of the input.
         padding: of the input.
@@ -155,7 +156,7 @@ def conv_gru(
         padding: of the input, as in `jaxseq.conv`; the state is padded so that it keeps its size.
         dilation: of the window over the input.
         **time: how time is read, `jaxseq.Time`: `lengths`, `resets`, `reverse`, `truncation`, `checkpoint`,
-            `time_axis`, `unroll`, `precision`.
+            `time_axis`, `unroll`, `precision`, `state_dtype`.
 
     Returns:
         `(carry, ys)`: the last state, and every state `(T, *batch, *outputs, F)` in the dtype of `xs`.
@@ -194,6 +195,7 @@ def conv_gru_cell(
     Args:
         params: `GRUParams(w_x (*window, C, 3F), w_h (*window, F, 3F), b_x, b_h)`; each bias `(3F,)` or None.
         carry: the previous state `(*batch, *outputs, F)`, or None for zero.
+            The new state has its dtype: one in bfloat16 is rounded at every step. From None it is in float32 at least.
         x: one input `(*batch, *space, C)`.
         stride: of the convolution of the input.
         padding: of the input.

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad, batching, mlir, partial_eval
 
 
 def with_derivative_of(like: Callable[..., Any], values: Any, *args: Any) -> Any:
@@ -67,6 +67,8 @@ def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, like: Any, count: i
 
 
 def _batch(axis: Any, operands: Sequence[Any], dims: Sequence[Any], *, like: Any, count: int) -> tuple[Any, Any]:
+    if all(dim is None for dim in dims):
+        return _values_p.bind(*operands, like=like, count=count), [None] * count
     values = [
         batching.bdim_at_front(a, dim, axis.size, axis.explicit_mesh_axis)
         for a, dim in zip(operands[:count], dims[:count], strict=True)
@@ -76,5 +78,25 @@ def _batch(axis: Any, operands: Sequence[Any], dims: Sequence[Any], *, like: Any
     return _values_p.bind(*values, *operands[count:], like=mapped, count=count), [0] * count
 
 
+def _drop_unused(used: Sequence[bool], *rest: Any) -> tuple[list[bool], Any]:
+    """Called with (used, eqn), or since jax 0.12 with one argument more between them."""
+    eqn = rest[-1]
+    if not any(used):
+        return [False] * len(eqn.invars), None
+    like, count, kept = eqn.params["like"], eqn.params["count"], [n for n, is_used in enumerate(used) if is_used]
+    if len(kept) == count:
+        return [True] * len(eqn.invars), eqn
+
+    def of_kept(*args: Any) -> list[Any]:
+        found = like(*args)
+        return [found[n] for n in kept]
+
+    invars = [eqn.invars[n] for n in kept] + eqn.invars[count:]
+    params = {"like": of_kept, "count": len(kept)}
+    new = eqn.replace(invars=invars, outvars=[eqn.outvars[n] for n in kept], params=params)
+    return [*used, *(True for _ in eqn.invars[count:])], new
+
+
 ad.primitive_jvps[_values_p] = _jvp
 batching.fancy_primitive_batchers[_values_p] = _batch
+partial_eval.dce_rules[_values_p] = _drop_unused

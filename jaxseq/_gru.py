@@ -82,11 +82,11 @@ def gru(
         carry: the first state `(*batch, H)`, or None, which starts at zero.
         xs: the sequence `(T, *batch, D)`: time first, then any number of batch axes, also none.
         **time: how time is read, `jaxseq.Time`: `lengths`, `resets`, `reverse`, `truncation`, `checkpoint`,
-            `time_axis`, `unroll`, `precision`.
+            `time_axis`, `unroll`, `precision`, `state_dtype`.
 
     Returns:
-        `(carry, ys)`: the last state `(*batch, H)` in the dtype of the first, and every state `(T, *batch, H)` in the
-        dtype of `xs`.
+        `(carry, ys)`: the last state `(*batch, H)` in the dtype of `carry` (None: float32 at least), and every state
+        `(T, *batch, H)` in the dtype of `xs`.
 
     Raises:
         TypeError: parameters of another cell, an array that is not of floats, an option of the wrong kind.
@@ -124,6 +124,7 @@ def gru_cell(
     Args:
         params: `GRUParams(w_x (D, 3H), w_h (H, 3H), b_x, b_h)`, gates in the order r, z, n; each bias `(3H,)` or None.
         carry: the previous state `(*batch, H)`, or None for zero.
+            The new state has its dtype: one in bfloat16 is rounded at every step. From None it is in float32 at least.
         x: one input `(*batch, D)`.
         precision: of the matrix products, as in `jax.lax.dot_general`.
 

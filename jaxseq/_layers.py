@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxseq import _checks
+from jaxseq import _checks, _time
 from jaxseq._op import op
-from jaxseq._time import Given, Time
+from jaxseq._time import Given, Options, Time
 
 Layer = Callable[..., tuple[Any, jax.Array]]
 
@@ -149,7 +149,8 @@ def stack(
             None if key is None else jax.random.fold_in(key, number + i), read, p, state, y, recurrent, zoneout, time
         )
         end, out = read(p, state, y, **time, **masks)
-        y = out + y if residual and out.shape == y.shape else out
+        below = y if i or not residual else zero_padding(y, time)  # of a layer it is zero there
+        y = out + below if residual and out.shape == y.shape else out
         ends.append(end)
     return tuple(ends), y
 
@@ -189,6 +190,17 @@ def draw(
     if zoneout:
         found["hold"] = each(lambda state: jax.tree.map(hold, state), state)
     return found
+
+
+def zero_padding(xs: jax.Array, time: Any) -> jax.Array:
+    """xs with zeros from each sequence's length on."""
+    given = Given(**time)
+    if given.lengths is None:
+        return xs
+    axis = given.time_axis % xs.ndim
+    live, _, _ = _time.masks(Options(axis=axis), xs.shape[axis], jnp.asarray(given.lengths), None)
+    zeroed: jax.Array = _time.seen(live, xs)
+    return zeroed
 
 
 def _one_each(name: str, value: Any, count: int) -> list[Layer]:

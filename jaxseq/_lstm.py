@@ -95,11 +95,11 @@ def lstm(
         carry: the first state `LSTMState(h, c)`, each `(*batch, H)`, or None, which starts at zero.
         xs: the sequence `(T, *batch, D)`: time first, then any number of batch axes, also none.
         **time: how time is read, `jaxseq.Time`: `lengths`, `resets`, `reverse`, `truncation`, `checkpoint`,
-            `time_axis`, `unroll`, `precision`.
+            `time_axis`, `unroll`, `precision`, `state_dtype`.
 
     Returns:
-        `(carry, ys)`: the last state in the dtypes of the first, and h of every step `(T, *batch, H)` in the dtype of
-        `xs`.
+        `(carry, ys)`: the last state in the dtypes of `carry` (None: float32 at least), and h of every step
+        `(T, *batch, H)` in the dtype of `xs`.
 
     Raises:
         TypeError: parameters of another cell, an array that is not of floats, an option of the wrong kind.
@@ -134,6 +134,7 @@ def lstm_cell(
     Args:
         params: `LSTMParams(w_x (D, 4H), w_h (H, 4H), b (4H,) or None)`, gates in the order i, f, g, o.
         carry: the previous state `LSTMState(h, c)`, each `(*batch, H)`, or None for zero.
+            The new state has its dtype: one in bfloat16 is rounded at every step. From None it is in float32 at least.
         x: one input `(*batch, D)`.
         precision: of the matrix products, as in `jax.lax.dot_general`.
 

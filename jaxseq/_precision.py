@@ -1,8 +1,8 @@
 """The dtype policy, said once.
 
-Products accumulate in float32 at least, pointwise mathematics runs in the accumulator's dtype, results
-leave in the dtype of the input, and every cotangent leaves in the dtype of its primal. For float32 and
-float64 all the casts below are no-ops.
+Products accumulate in float32 at least, pointwise mathematics runs in the accumulator's dtype, states are
+held in float32 at least between steps, results leave in the dtype of the input, and every cotangent leaves
+in the dtype of its primal. For float32 and float64 all the casts below are no-ops.
 """
 
 from typing import Any
@@ -22,6 +22,12 @@ def accumulator(dtype: np.dtype) -> np.dtype:
     """The dtype in which products of `dtype` accumulate: float32 for bfloat16 and float16."""
     with jax.numpy_dtype_promotion("standard"):
         return jnp.promote_types(dtype, jnp.float32)
+
+
+def wider(dtype: np.dtype, other: np.dtype) -> bool:
+    """Whether `dtype` holds more than `other`."""
+    with jax.numpy_dtype_promotion("standard"):
+        return dtype != other and jnp.promote_types(dtype, other) == dtype
 
 
 def cast(tree: Any, dtype: np.dtype) -> Any:

@@ -75,11 +75,11 @@ def rnn(
         xs: the sequence `(T, *batch, D)`: time first, then any number of batch axes, also none.
         activation: `"tanh"` or `"relu"`.
         **time: how time is read, `jaxseq.Time`: `lengths`, `resets`, `reverse`, `truncation`, `checkpoint`,
-            `time_axis`, `unroll`, `precision`.
+            `time_axis`, `unroll`, `precision`, `state_dtype`.
 
     Returns:
-        `(carry, ys)`: the last state `(*batch, H)` in the dtype of the first, and every state `(T, *batch, H)` in the
-        dtype of `xs`.
+        `(carry, ys)`: the last state `(*batch, H)` in the dtype of `carry` (None: float32 at least), and every state
+        `(T, *batch, H)` in the dtype of `xs`.
 
     Raises:
         TypeError: parameters of another cell, an array that is not of floats, an option of the wrong kind.
@@ -118,6 +118,7 @@ def rnn_cell(
     Args:
         params: `RNNParams(w_x (D, H), w_h (H, H), b (H,) or None)`.
         carry: the previous state `(*batch, H)`, or None for zero.
+            The new state has its dtype: one in bfloat16 is rounded at every step. From None it is in float32 at least.
         x: one input `(*batch, D)`.
         activation: `"tanh"` or `"relu"`.
         precision: of the matrix products, as in `jax.lax.dot_general`.

@@ -126,9 +126,13 @@ def scan(
         end, ys = _one_by_one(f, init, xs, plan)
     else:
         # All that f closes over becomes an argument, that a rule may say what it is differentiated by.
-        program, shapes = jax.make_jaxpr(f, return_shape=True)(init, jax.tree.map(lambda a: a[0], xs))
+        at = init, jax.tree.map(lambda a: a[0], xs)
+        closed, shapes = jax.make_jaxpr(f, return_shape=True)(*at)
+        # Traced again, because a jaxpr may hold what was closed over (jax 0.12), and `step` is static.
+        call = lambda closed_over, *leaves: eval_jaxpr(closed.jaxpr, closed_over, *leaves)  # noqa: E731
+        program = jax.make_jaxpr(call)(closed.consts, *jax.tree.leaves(at))
         step = _Step(program.jaxpr, jax.tree.structure(shapes))
-        (end, ys), _ = _forward(step, plan, program.consts, init, xs)
+        (end, ys), _ = _forward(step, plan, [*program.consts, *closed.consts], init, xs)
     return end, jax.tree.map(turn, ys)
 
 
@@ -148,7 +152,9 @@ class _Step(NamedTuple):
     result: Any
 
     def __call__(self, consts: list[Any], s: Any, x: Any) -> tuple[Any, Any]:
-        return jax.tree.unflatten(self.result, eval_jaxpr(self.program, consts, *jax.tree.leaves((s, x))))
+        own = len(self.program.constvars)
+        leaves = eval_jaxpr(self.program, consts[:own], *consts[own:], *jax.tree.leaves((s, x)))
+        return jax.tree.unflatten(self.result, leaves)
 
 
 class _Plan(NamedTuple):

@@ -58,6 +58,9 @@ class Time(TypedDict, total=False):
         time_axis: where time is in `xs`, `resets` and `ys`: 1 for `(batch, T, D)`.
         unroll: steps of the loop that are compiled together, as in `jax.lax.scan`.
         precision: of the matrix products, as in `jax.lax.dot_general`.
+        state_dtype: the dtype in which the state is held between steps. None is float32, or the dtype of the state if
+            that is wider. A state in bfloat16 or float16 would be rounded at every step and lose small updates. The
+            carry is returned in the dtype of `carry`, or if that is None in this one.
         drop: `(*batch, H)`, what h is multiplied with on its way into the recurrent map, the same in every step: zeros
             and 1 / (1 - p), drawn once for a sequence, are recurrent dropout. No gradient flows to it.
         hold: how much of the state before a step stays as it is: for each leaf of the state, in its container,
@@ -72,6 +75,7 @@ class Time(TypedDict, total=False):
     time_axis: int
     unroll: int
     precision: Any
+    state_dtype: Any
     drop: Float[Array, "*batch H"] | None
     hold: Any
 
@@ -87,6 +91,7 @@ class Given(NamedTuple):
     time_axis: Any = 0
     unroll: Any = 1
     precision: Any = None
+    state_dtype: Any = None
     drop: Any = None
     hold: Any = None
 

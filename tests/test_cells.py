@@ -51,6 +51,52 @@ def test_indrnn_by_hand():
     np.testing.assert_allclose(ys[:, 0], [3.0, 0.0, 1.0, 0.0])
 
 
+def with_jax_relu(params, x, recurrent):
+    """The network written down with `jax.nn.relu`."""
+    h = jnp.zeros((x.shape[1], params.w_x.shape[1]), x.dtype)
+    for x_t in x:
+        h = jax.nn.relu(x_t @ params.w_x + recurrent(h, params.w_h) + params.b[None])
+    return h.sum()
+
+
+@pytest.mark.parametrize("namespace", [jaxseq, jaxseq.reference], ids=["op", "reference"])
+@pytest.mark.parametrize("cell", ["relu_rnn", "indrnn"])
+def test_relu_at_zero_has_the_derivatives_of_jax_nn(cell, namespace, key):
+    """Pre-activations of zero in some units, of either sign in others: one subgradient, at first and second order."""
+    init = jaxseq.rnn_init if cell == "relu_rnn" else cells.indrnn_init
+    params = init(key, 3, 16)
+    params = params._replace(w_x=params.w_x.at[:, :8].set(0))
+    xs = jax.random.normal(key, (3, 2, 3), jnp.float32)
+    params = params._replace(w_h=params.w_h.at[..., :8].set(0))
+    ours = lambda p, x: namespace.recurrence(getattr(cells, cell), p, None, x)[0].sum()  # noqa: E731
+    expected = lambda p, x: with_jax_relu(p, x, jnp.matmul if cell == "relu_rnn" else jnp.multiply)  # noqa: E731
+
+    def derivatives(f):
+        both = jax.grad(f, (0, 1))
+        return jax.jit(lambda p, x: (both(p, x), jax.jvp(both, (p, x), (p, x))[1]))
+
+    assert_close(*(derivatives(f)(params, xs) for f in (ours, expected)), relative=1e-5)
+
+
+def test_relu_keeps_nan():
+    params = jaxseq.rnn_init(jax.random.key(0), 3, 4)
+    for namespace in (jaxseq, jaxseq.reference):
+        assert jnp.isnan(
+            namespace.rnn(params, None, jnp.full((1, 3), jnp.nan, jnp.float32), activation="relu")[0]
+        ).all()
+
+
+def test_slstm_where_its_exponents_are_equal_and_its_gate_is_at_zero():
+    """Where ℓ + m = a_i, m' = a_i as the pullback has it; and log σ has the second derivative -1/4 at 0."""
+    state = cells.SLSTMState(*jnp.ones((4, 1)))
+    one = lambda a_i, a_f: cells.slstm.step((a_i, a_f, jnp.zeros(1), jnp.zeros(1)), state)[0].m[0]  # noqa: E731
+    zero = jnp.zeros(1)
+    equal = 1 - jnp.log(2 * jnp.ones(1))
+    assert jax.grad(one, (0, 1))(equal, zero) == (1, 0)
+    np.testing.assert_allclose(jax.grad(one, 1)(zero - 9, zero), 0.5)
+    np.testing.assert_allclose(jax.hessian(one, 1)(zero - 9, zero), -0.25)
+
+
 def test_slstm_is_the_unstabilised_recurrence(key):
     """h = o c / n with c' = f c + exp(a_i) z and n' = f n + exp(a_i), written down without m."""
     params, _, xs = arguments("recurrence", "slstm", key)

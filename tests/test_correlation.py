@@ -25,11 +25,11 @@ FORMS = {
         ((6, 5, 7), (2, 1, 3), 1, 2, {"groups": 9, "padding": "SAME", "dilation": (2, 1, 1)}),
     ],
     _spectrum: [
-        ((23,), (70,), 1, 1, {"groups": 3, "padding": ((69, 0),)}),
-        ((40,), (65,), 1, 1, {"groups": 2, "padding": ((60, 61),), "stride": 3, "dilation": 2}),
-        ((12, 10), (9, 8), 1, 1, {"groups": 3, "padding": ((8, -1), (4, 7)), "stride": (2, 1)}),
+        ((60,), (70,), 1, 1, {"groups": 3, "padding": ((69, 0),)}),
+        ((300,), (300,), 1, 1, {"groups": 2, "padding": ((310, 300),), "stride": 2, "dilation": 2}),
+        ((20, 21), (20, 20), 1, 1, {"groups": 3, "padding": ((19, -1), (10, 19)), "stride": (2, 1)}),
         ((460,), (450,), 2, 3, {"padding": "SAME", "groups": 2}),
-        ((6, 7, 5), (4, 6, 3), 1, 1, {"groups": 2, "padding": "SAME"}),
+        ((8, 8, 9), (6, 6, 7), 1, 1, {"groups": 2, "padding": "SAME"}),
     ],
     _patches: [
         ((7,), (1,), 3, 4, {}),
@@ -51,6 +51,7 @@ FORMS = {
         ((9,), (3,), 20, 40, {"groups": 6}),
     ],
     _loop: [
+        ((16, 14), (12, 9), 1, 1, {"groups": 3, "padding": ((1, 0), (-1, 2)), "dilation": (1, 1)}),  # few outputs
         ((40,), (65,), 1, 1, {"groups": 2, "padding": ((60, 61),), "stride": 3, "dilation": 2, "method": "direct"}),
         ((7, 6), (3, 2), 4, 2, {"groups": 6, "padding": ((1, 2), (2, -1)), "stride": (1, 2), "method": "direct"}),
     ],
@@ -66,8 +67,8 @@ FORMS = {
     ],
 }
 CONTRACTIONS = ("to_output", "to_input", "to_kernel")
-# For which contractions a rule is chosen, if not for all three: lax computes the dense value of patches faster.
-CHOSEN = {_patches: ("to_input", "to_kernel")}
+# For which contractions of its forms a rule is chosen, if not for all three.
+CHOSEN = {_patches: ("to_input", "to_kernel"), _loop: ("to_output", "to_input")}
 GRID = [
     pytest.param(rule, *form, id=f"{rule.__name__.split('._')[-1]}-{n}")
     for rule, forms in FORMS.items()

@@ -3,6 +3,8 @@
 How near to float64 low precision stays is for `jaxseq.testing` to say (testing/test_library.py).
 """
 
+from functools import partial
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -49,7 +51,8 @@ def test_dtype_is_kept(name, label, dtype, key):
         return jax.vjp(pullback(f), args, cotangents)[1](pullback(f)(args, cotangents))
 
     outputs = jax.eval_shape(f, *args)
-    assert {leaf.dtype for leaf in jax.tree.leaves(outputs)} == {jnp.dtype(dtype)}
+    kept = outputs[1] if len(args) > 1 and args[1] is None else outputs  # a state from zero is returned as it is held
+    assert {leaf.dtype for leaf in jax.tree.leaves(kept)} == {jnp.dtype(dtype)}
     gradients = jax.eval_shape(pullback(f), args, outputs)[1]
     chex.assert_trees_all_equal_shapes_and_dtypes(gradients, jax.tree.map(its_cotangent, args))
     chex.assert_trees_all_equal_shapes_and_dtypes(jax.eval_shape(second, args, outputs)[0], gradients)
@@ -59,16 +62,18 @@ def test_dtype_is_kept(name, label, dtype, key):
     ("name", "label"), [p for p in OPS if "cell" not in p.id and p.id not in ("bidirectional", "stack", "scan")]
 )
 def test_a_wide_bias_does_not_widen_the_products(name, label, key):
-    """It is added to what has accumulated, so that fast units for narrow products stay in use."""
-    args = arguments(name, label, key, dtype=jnp.bfloat16)
+    """It is added to what has accumulated, so that fast units for narrow products stay in use; a state held in float32
+    does so for its own.
+    """
+    args, f = arguments(name, label, key, dtype=jnp.bfloat16), bound(name, label)
     if not hasattr(args[0], "_asdict"):
         args = (*args[:-1], args[-1].astype(jnp.float32))
     else:
         biases = {f: b.astype(jnp.float32) for f, b in args[0]._asdict().items() if f.startswith("b")}
-        args = (args[0]._replace(**biases), *args[1:])
+        args, f = (args[0]._replace(**biases), *args[1:]), partial(f, state_dtype=jnp.bfloat16)
     products = [
         e
-        for e in subjaxprs(jax.make_jaxpr(pullback(bound(name, label)))(args, bound(name, label)(*args)).jaxpr)
+        for e in subjaxprs(jax.make_jaxpr(pullback(f))(args, jax.eval_shape(f, *args)).jaxpr)
         if e.primitive.name in ("dot_general", "conv_general_dilated")
     ]
     assert products or "depthwise" in label  # where there is nothing to sum over channels

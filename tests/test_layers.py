@@ -84,6 +84,26 @@ def test_different_layers_and_a_residual_link(key):
     assert_close(ends[1], end)
 
 
+@pytest.mark.parametrize("namespace", [jaxseq, jaxseq.reference], ids=["op", "reference"])
+def test_a_residual_link_does_not_read_the_padding(namespace, key):
+    """There ys is zero, and NaN changes no value and no gradient."""
+    params = [jaxseq.gru_init(k, 16, 16) for k in jax.random.split(key)]
+    lengths = jnp.array([5, 2, 0])
+    padding = (jnp.arange(5)[:, None] >= lengths[None])[..., None]
+    xs = normal(key, (5, 3, 16)).astype(jnp.float32)
+    op = partial(namespace.stack, namespace.gru, residual=True, lengths=lengths)
+
+    @partial(jax.value_and_grad, argnums=(0, 1), has_aux=True)
+    def loss(params, xs):
+        _, ys = op(params, None, xs)
+        return jnp.sum(ys**2), ys
+
+    both = jax.jit(loss)
+    assert_close(*(both(params, jnp.where(padding, fill, xs).astype(xs.dtype)) for fill in (jnp.nan, 3.0)), relative=0)
+    (_, ys), _ = both(params, xs)
+    assert not jnp.where(padding, ys, 0).any()
+
+
 def test_a_stack_handed_on_equals_the_whole(key):
     params = [weights("gru", k, 5, 5) for k in jax.random.split(key)]
     xs = normal(key, (7, 2, 5))

@@ -1,4 +1,4 @@
-"""Second order inside of JAX's loops, whose partial evaluation drops `jax.custom_jvp` rules, is that of a plain call."""
+"""Second order inside of JAX's loops, whose partial evaluation drops `jax.custom_jvp` rules."""
 
 from functools import partial
 
@@ -21,7 +21,7 @@ def rnn(p, c, **time):
 
 def scan(p, c, **time):
     def step(s, x):
-        s = jnp.tanh(x @ p.w_x + s @ p.w_h + p.b)
+        s = jnp.tanh(x @ p.w_x + s @ p.w_h)
         return s, s
 
     return jnp.sum(jnp.sin(jaxseq.scan(step, jnp.zeros((B, H)), XS * c, **time)[1]))
@@ -53,11 +53,9 @@ def mixed(f):
 
 
 FORMS = {
-    "k": (rnn, in_scan, hvp, {"truncation": 2}),
-    "pair": (rnn, in_map, hvp, {"truncation": (2, 3), "reverse": True, "lengths": LENGTHS, "resets": RESETS}),
+    "masks": (rnn, in_scan, hvp, {"truncation": 2, "reverse": True, "lengths": LENGTHS, "resets": RESETS}),
     "nested": (rnn, in_vmapped_scan, hvp, {"truncation": (2, 3), "checkpoint": 2}),
-    "scan": (scan, in_scan, mixed, {"truncation": 2}),
-    "scan pair": (scan, in_map, mixed, {"truncation": (2, 3), "reverse": True, "checkpoint": 1}),
+    "scan": (scan, in_map, mixed, {"truncation": 2, "reverse": True}),
     "scan nested": (scan, in_vmapped_scan, hvp, {"truncation": (1, 2)}),
 }
 

@@ -124,3 +124,14 @@ def test_xla_makes_no_negative_padding():
     text = f.lower((jnp.ones((2, 3, 16)), jnp.ones((5, 16, 16))), jnp.ones((2, 3, 16))).compile().as_text()
     assert "window={" in text
     assert not re.search(r"pad=\S*-", text)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"padding": "SAME"}, {"padding": "VALID"}, {"padding": 1, "stride": 2}, {"padding": "SAME", "dilation": 2}],
+)
+def test_ordinary_padding_adds_no_operation(options):
+    x, w = jnp.ones((2, 16, 16, 3)), jnp.ones((3, 3, 3, 4))
+    conv = partial(jaxseq.conv, **options)
+    jaxpr = jax.make_jaxpr(pullback(conv))((x, w), jnp.ones(jax.eval_shape(conv, x, w).shape)).jaxpr
+    assert not {"pad", "slice"} & {e.primitive.name for e in subjaxprs(jaxpr)}

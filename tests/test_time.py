@@ -3,6 +3,7 @@
 from functools import partial
 from itertools import combinations, product
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -165,6 +166,213 @@ def test_loop_of_steps_is_as_it_was_without_drop_and_hold(key):
     args = arguments("gru", "plain", key, length=T)
     jaxpr = str(jax.make_jaxpr(pullback(jaxseq.gru))(args, jax.eval_shape(jaxseq.gru, *args)))
     assert "select_n" not in jaxpr
+
+
+# --- Steps that do not count: padding, and steps that are held ---
+
+CELLS = [
+    *(("recurrence", label) for label in CASES["recurrence"].variants if "," not in label),
+    *(("rnn", "plain"), ("rnn", "relu"), ("gru", "plain"), ("lstm", "plain")),
+    *((name, next(iter(CASES[name].variants))) for name in ("conv_gru", "conv_lstm")),
+]
+MIXES = [
+    {},
+    {"reverse": True, "lengths": True},
+    {"truncation": (2, 3), "resets": True},
+    {"checkpoint": 2, "lengths": True, "resets": True},
+    {"truncation": 2, "reverse": True, "lengths": True, "resets": True},
+    {"checkpoint": 2, "truncation": (1, 3), "unroll": 2, "drop": True},
+]
+
+
+def whole_steps(a, b, mask):
+    """Leaf by leaf a where the mask (T, B) holds, else b, time first."""
+    choose = lambda a, b: jnp.where(mask.reshape(*mask.shape, *(1,) * (a.ndim - 2)), a, b)  # noqa: E731
+    return jax.tree.map(choose, a, b)
+
+
+FEW = ("leaky", "twice", "slstm", "lstm from a convolution", "relu")
+
+
+@pytest.mark.parametrize("twin", [False, True], ids=["op", "reference"])
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(n, id=f"{name}-{label}", marks=[] if label in FEW or name == "gru" else pytest.mark.long)
+        for n, (name, label) in enumerate(CELLS)
+    ],
+)
+def test_what_a_held_step_reads_changes_nothing(number, twin, key):
+    """NaN and infinity there: no value, no gradient. Other steps have some of their units held."""
+    name, label = CELLS[number]
+    variant, options = CASES[name].variants[label], dict(MIXES[number % len(MIXES)])
+    if twin and label not in ("leaky", "relu"):
+        pytest.skip("the reference implementations have these two ways")
+    params, carry, xs = variant.arguments(key, dtype=jnp.float32, batch=(B,), length=T)
+    keys = jax.random.split(key, 4)
+    held = jax.random.bernoulli(keys[0], 0.4, (T, B))
+    units = lambda a: jax.random.bernoulli(keys[1], 0.3, (T, *a.shape))  # noqa: E731
+    hold = jax.tree.map(lambda a: whole_steps(jnp.ones((T, *a.shape), bool), units(a), held), carry)
+    given = {"lengths": jnp.asarray(LENGTHS), "resets": jnp.asarray(RESETS)}
+    given["drop"] = jax.random.bernoulli(keys[2], 0.5, jax.tree.leaves(carry)[0].shape).astype(xs.dtype)
+    options |= {option: value for option, value in given.items() if options.get(option)}
+    options = {**{k: v for k, v in variant.options.items() if k in ("activation", "stride", "dilation")}, **options}
+    op = partial(CASES[name].twin if twin else CASES[name].op, *variant.first, **options)
+    f = jax.jit(pullback(lambda p, c, x: op(p, c, x, hold=hold)))
+    cotangents = normals(keys[3], jax.eval_shape(op, params, carry, xs))
+    spoilt = jnp.where(jax.random.bernoulli(key, 0.5, xs.shape), jnp.nan, jnp.inf).astype(xs.dtype)
+    expected, actual = (
+        f((params, carry, whole_steps(bad, xs, held)), cotangents) for bad in (jnp.full_like(xs, 3), spoilt)
+    )
+    assert_close(actual, expected, relative=0)
+    assert not whole_steps(actual[1][2], jnp.zeros_like(xs), held).any()
+    assert all(leaf.any() for leaf in jax.tree.leaves(actual[1][0]))
+
+
+@pytest.mark.parametrize("name", ["gru", "lstm"])
+def test_held_steps_are_as_if_they_were_not_there(name, key):
+    """Each sequence without them, by itself, at sizes of use: values, gradients and a Hessian-vector product."""
+    op, H, D = getattr(jaxseq, name), 16, 16
+    params = getattr(jaxseq, f"{name}_init")(key, D, H)
+    xs = jax.random.normal(key, (T, 2, D), jnp.float32)
+    held = np.random.default_rng(0).random((T, 2)) < 0.4
+    xs = jnp.where(held[..., None], jnp.nan, xs)
+    mask = jnp.broadcast_to(held[..., None], (T, 2, H))
+    hold = mask if name == "gru" else jaxseq.LSTMState(mask, mask)
+
+    def loss(ys, held):
+        return jnp.sum(jnp.where(held[..., None], 0, jnp.sin(ys)))
+
+    def one_by_one(params, xs):
+        return sum(loss(op(params, None, xs[~held[:, b], b])[1], held[~held[:, b], b]) for b in range(2))
+
+    masked = lambda params, xs: loss(op(params, None, xs, hold=hold)[1], held)  # noqa: E731
+
+    def derivatives(f):
+        to_params = jax.grad(f)
+        return jax.jit(
+            lambda p, x: (*jax.value_and_grad(f, (0, 1))(p, x), jax.jvp(lambda p: to_params(p, x), (p,), (p,))[1])
+        )
+
+    actual, expected = (derivatives(f)(params, xs) for f in (masked, one_by_one))
+    assert_close(actual, expected, relative=2e-5)
+
+
+def unit(a, *_):
+    """Singular at zero, and its units are not independent."""
+    return a[0] / jnp.linalg.norm(a[0], axis=-1, keepdims=True)
+
+
+class GainParams(NamedTuple):
+    w_x: Any
+    w_h: Any
+    b: Any
+    gain: Any
+
+
+class ProductParams(NamedTuple):
+    w_x: Any
+    w_h: Any
+    b: Any
+    w_q: Any
+
+
+def by_hand(saved, _, h̄):
+    h, norm = saved
+    return ((h̄ - h * jnp.sum(h * h̄, -1, keepdims=True)) / norm,), jnp.zeros_like(h̄)
+
+
+def with_saved(a, h):
+    return unit(a), (unit(a), jnp.linalg.norm(a[0], axis=-1, keepdims=True))
+
+
+def scaled(a, h, p):
+    return jnp.expand_dims(p.gain, range(h.ndim - 1)) * unit(a)
+
+
+SINGULAR = {
+    "pullback of JAX": (jaxseq.Cell("unit", "h", unit, jaxseq.RNNParams), {"reverse": True}),
+    "pullback by hand": (jaxseq.Cell("unit", "h", with_saved, jaxseq.RNNParams, pullback=by_hand), {"checkpoint": 2}),
+    "parameters of its own": (jaxseq.Cell("scaled", "h", scaled, GainParams), {"truncation": (2, 3)}),
+    "product inside": (jaxseq.Cell("product", "h", lambda a, h, L: L(unit(a)), ProductParams), {}),
+}
+
+
+@pytest.mark.parametrize("twin", [False, True], ids=["op", "reference"])
+@pytest.mark.parametrize(("cell", "options"), SINGULAR.values(), ids=SINGULAR)
+def test_padding_is_not_differentiated(cell, options, twin, key):
+    """A step whose derivative at x = 0 is NaN: first and second order are those without padding and empty sequences."""
+    if twin and cell.name == "unit":
+        pytest.skip("the reference implementation handles the others alike, and more")
+    f = partial((jaxseq.reference if twin else jaxseq).recurrence, cell, **options)
+    keys = jax.random.split(key, 5)
+    sizes = {"w_x": (3, 4), "w_h": (4, 4), "gain": (4,), "w_q": (4, 4)}
+    params = cell.params(
+        **{
+            field: None if field == "b" else jax.random.normal(k, sizes[field], jnp.float32)
+            for field, k in zip(cell.params._fields, keys, strict=False)
+        }
+    )
+    xs = jax.random.normal(keys[4], (6, 3, 3), jnp.float32)
+
+    def padded(params, xs):
+        return jnp.sum(jnp.sin(f(params, None, xs, lengths=jnp.array([4, 0, 4]))[1]))
+
+    def cut(params, xs):
+        return jnp.sum(jnp.sin(f(params, None, xs[:4, ::2])[1]))
+
+    def derivatives(loss):
+        both = jax.grad(loss, (0, 1))
+        return jax.jit(lambda p, x: (both(p, x), jax.jvp(both, (p, x), (p, x))[1]))
+
+    assert_close(*(derivatives(loss)(params, xs) for loss in (padded, cut)), relative=1e-4)
+
+
+def test_a_hold_that_is_nan_in_the_padding_counts_for_nothing(key):
+    params, carry, xs = arguments("gru", "plain", key, dtype=jnp.float32, batch=(B,), length=T)
+    padding = (jnp.arange(T)[:, None] >= LENGTHS[None])[..., None]
+
+    @partial(jax.jit, static_argnums=0)
+    def derivatives(op, amount):
+        hold = jnp.where(padding, amount, jnp.full((T, B, 5), 0.1)).astype(xs.dtype)
+        loss = lambda p, x: jnp.sum(jnp.sin(op(p, carry, x, lengths=jnp.asarray(LENGTHS), hold=hold)[1]))  # noqa: E731
+        both = jax.grad(loss, (0, 1))
+        return both(params, xs), jax.jvp(both, (params, xs), (params, xs))[1]
+
+    for op in (jaxseq.gru, jaxseq.reference.gru):
+        assert_close(*(derivatives(op, amount) for amount in (jnp.nan, 0.1)), relative=1e-6)
+
+
+@pytest.mark.parametrize("twin", [False, True], ids=["op", "reference"])
+def test_a_hold_of_one_keeps_the_state_exactly(twin):
+    """Where the cell's new state is large, b + k (a - b) is not a."""
+    params = jaxseq.RNNParams(jnp.ones((1, 1), jnp.float32), jnp.ones((1, 1), jnp.float32), None)
+    xs, h = jnp.full((2, 1, 1), 1e9, jnp.float32), jnp.full((1, 1), 1.5, jnp.float32)
+    op = jaxseq.reference.rnn if twin else jaxseq.rnn
+    for hold in (jnp.ones((2, 1, 1), jnp.float32), jnp.ones((2, 1, 1), bool)):
+        np.testing.assert_array_equal(op(params, h, xs, activation="relu", hold=hold)[1].ravel(), 1.5)
+
+
+@pytest.mark.parametrize("name", ["rnn", "gru", "lstm"])
+@pytest.mark.parametrize("twin", [False, True], ids=["op", "reference"])
+def test_a_state_that_does_not_count_may_be_nan(name, twin, key):
+    """The first carry of a sequence that is reset at t = 0, or that has no steps."""
+    params, carry, xs = arguments(name, "plain", key, dtype=jnp.float32, batch=(B,), length=T)
+    op = CASES[name].twin if twin else CASES[name].op
+    unused = np.array([False, True, True, False])
+    assert LENGTHS[1] == 0
+    assert RESETS[0, 2]
+    masks = {"lengths": jnp.asarray(LENGTHS), "resets": jnp.asarray(RESETS)}
+    weight = normals(key, jnp.zeros((T, B, 5), jnp.float32))
+
+    @jax.jit
+    def derivatives(bad):
+        start = jax.tree.map(lambda a: jnp.where(unused[:, None], bad, a).astype(a.dtype), carry)
+        loss = lambda p, c, x: jnp.sum(jnp.sin(op(p, c, x, **masks)[1]) * weight)  # noqa: E731
+        all_of_them, args = jax.grad(loss, (0, 1, 2)), (params, start, xs)
+        return all_of_them(*args), jax.jvp(lambda p: all_of_them(p, start, xs), (params,), (params,))[1]
+
+    assert_close(derivatives(jnp.nan), derivatives(0.0), relative=0)
 
 
 # --- checkpoint and time_axis ---

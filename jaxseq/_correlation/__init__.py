@@ -42,7 +42,7 @@ is traced. docs/measured.md has the measurements.
     `_patches`   windows that do not overlap along some axis: a smaller form, or a product
     `_spectrum`  long windows: products of spectra
     `_blocks`    groups: merged to blocks of some width, then one dense convolution for each block         on CPU
-    `_loop`      groups by the method "direct": a loop over taps                                           on CPU
+    `_loop`      depthwise with few outputs for the window, groups by the method "direct": loop over taps   on CPU
     `_planes`    three axes: the taps of the first written out, each a convolution over the other two      on CPU
     `_xla`       all others: XLA's convolution, (2) and (3) in the form of (1)
 
@@ -51,7 +51,7 @@ own for them.
 """
 
 from functools import partial
-from math import prod
+from math import log2, prod
 from types import ModuleType
 from typing import Any
 
@@ -59,10 +59,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxseq import _precision
+from jaxseq import _precision, _sharding
 from jaxseq._correlation import _blocks, _loop, _patches, _planes, _shifts, _spectrum, _xla
 from jaxseq._correlation._form import Form
-from jaxseq._geometry import Geometry
+from jaxseq._geometry import Geometry, extent
 
 # The most terms that are written out, taps x pairs of channels. Depthwise windows in ms, two cores, (4, 1024, 64):
 # taps                 31    48    64    96   128
@@ -73,6 +73,8 @@ from jaxseq._geometry import Geometry
 # to_kernel  shifts   1.3   3.3   3.4   3.9   3.6
 #            spectrum 4.1   4.9   2.9   2.7   2.2
 TERMS = 64
+# The most work of a loop over the taps of a depthwise window, K O for P log2 P of the spectra.
+LOOP = {"to_output": 4, "to_input": 4, "to_kernel": 1.5}
 # From how many groups on their vectors of one channel a group pay, where a group has several.
 LANES = 8
 # Taps for each output, in lengths of the transform, from which on the spectrum wins where channels are contracted:
@@ -94,6 +96,8 @@ def choose(which: str, form: Form, cpu: bool = True) -> ModuleType:
         return _patches
     if taps * pairs <= TERMS and (pairs == 1 or geometry.groups >= LANES):
         return _shifts
+    if pairs == 1 and cpu and _loop_is_short(which, form):
+        return _loop
     if not direct and (pairs == 1 or taps * prod(form.outputs) >= LONG * prod(_spectrum.positions(form))):
         return _spectrum
     if geometry.groups > 1 and cpu and not (direct and all(disjoint)):
@@ -103,6 +107,18 @@ def choose(which: str, form: Form, cpu: bool = True) -> ModuleType:
     if cpu and axes == 3 and form.window[0] <= PLANES:
         return _planes
     return _xla
+
+
+def _loop_is_short(which: str, form: Form) -> bool:
+    """True if a loop over the taps of a depthwise window takes less work than a Fourier transform of the positions.
+
+    The loop's is K products for each output asked for. A term of (2) has the zeros between outputs as well.
+    """
+    if which == "to_kernel" and not _sharding.undivided():  # a sum over devices for each tap
+        return False
+    positions = prod(_spectrum.positions(form))
+    sizes = [extent(O, s) if which == "to_input" else O for _, O, _, s, *_ in form.axes()]
+    return prod(form.window) * prod(sizes) <= LOOP[which] * positions * log2(max(2, positions))
 
 
 # x (N, *I, C_in), kernel (*K, C_in/g, C_out), y (N, *O, C_out)

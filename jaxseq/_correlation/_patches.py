@@ -63,7 +63,7 @@ def xla_differentiates(form: Form) -> bool:
 def to_output(again: Contraction, form: Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """y of (1)."""
     plan = _plan(form, x.shape[0])
-    y = _contract("xwy", again, plan, _patches(plan, x), _apart(plan, "w", padded(kernel, _negative(plan.taps), 0)))
+    y = _contract("xwy", again, plan, _patches(plan, x), _apart(plan, padded(kernel, _negative(plan.taps), 0)))
     return padded(y.reshape(*y.shape[:-2], -1), plan.outputs)
 
 
@@ -71,13 +71,13 @@ def to_input(again: Contraction, form: Form, kernel: jax.Array, y_bar: jax.Array
     """x_bar of (2)."""
     plan = _plan(form, y_bar.shape[0])
     w, y_bar = padded(kernel, _negative(plan.taps), 0), padded(y_bar, _negative(plan.outputs))
-    return _joined(plan, _contract("wyx", again, plan, _apart(plan, "w", w), _apart(plan, "y", y_bar)))
+    return _joined(plan, _contract("wyx", again, plan, _apart(plan, w), _apart(plan, y_bar)))
 
 
 def to_kernel(again: Contraction, form: Form, x: jax.Array, y_bar: jax.Array) -> jax.Array:
     """w_bar of (3)."""
     plan = _plan(form, x.shape[0])
-    y_bar = _apart(plan, "y", padded(y_bar, _negative(plan.outputs)))
+    y_bar = _apart(plan, padded(y_bar, _negative(plan.outputs)))
     w_bar = _contract("xyw", again, plan, _patches(plan, x), y_bar)
     return padded(w_bar.reshape(*w_bar.shape[:-2], -1), plan.taps, 0)
 
@@ -217,7 +217,7 @@ def _joined(plan: _Plan, x: jax.Array) -> jax.Array:
     return padded(x.reshape(x.shape[0], *shape, plan.sizes["g"] * plan.sizes["i"]), back)
 
 
-def _apart(plan: _Plan, name: str, a: jax.Array) -> jax.Array:
+def _apart(plan: _Plan, a: jax.Array) -> jax.Array:
     """w or y, every axis apart."""
     return a.reshape(*a.shape[:-1], plan.sizes["g"], -1)
 

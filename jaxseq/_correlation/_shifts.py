@@ -5,8 +5,14 @@ channel i', or o', as one array with g channels. The three contractions are then
 products of arrays, one number at a time:
 
     y_o'[b, n, γ] = sum_{k, i'}  x_i'[b, s n + d k - lo, γ]  w[k, i', o'][γ]                   (1)
-    x̄_i'[b, m, γ] = sum_{j, o'}  ỹ_o'[b, m + d j - lo', γ]  w[K - 1 - j, i', o'][γ]            (2)
+    x̄_i'[b, m, γ] = sum_{k, o'}  ȳ_o'[b, (m - d k + lo) / s, γ]  w[k, i', o'][γ]               (2)
     w̄[k, i', o'][γ] = sum_{b, n}  x_i'[b, s n + d k - lo, γ]  ȳ_o'[b, n, γ]                     (3)
+
+where (2) runs over those taps k for which s divides m - d k + lo. They are the same for all m = s q + r of a residue r,
+
+    x̄_i'[b, s q + r, γ] = sum_{k : s | r + lo - d k, o'}  ȳ_o'[b, q + (r + lo - d k) / s, γ]  w[k, i', o'][γ]
+
+so each residue is a sum of shifted products of its own, and no product is with one of the zeros between the ȳ.
 
 Depthwise is I' = O' = 1. The compiler makes one pass over the arrays of (1) and of (2), where XLA's convolution on CPU
 treats each group as a convolution of its own. The terms are written out, so there is a limit to their number.
@@ -32,6 +38,8 @@ from jaxseq import _precision, _sharding, _sizes
 from jaxseq._correlation._form import Form, padded
 from jaxseq._geometry import extent
 
+# The most residues of the strides, of all axes together, that are written out.
+RESIDUES = 16
 # Bytes of partial sums that stay in the cache.
 CACHE = 2**18
 
@@ -52,19 +60,45 @@ def to_output(form: Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 def to_input(form: Form, kernel: jax.Array, ȳ: jax.Array) -> jax.Array:
     """x̄ of (2)."""
-    geometry = form.geometry
-    ỹ = padded(ȳ, [(lo, hi, s - 1) for (lo, hi), s in zip(form.input_padding(), geometry.stride, strict=True)])
-    ones = (1,) * len(form.window)
-    seen = [list(_seen(ỹ_, form.window, form.space, ones, geometry.dilation)) for ỹ_ in _apart(ỹ, form.far)]
-    x̄s = [
-        _sum(
-            (part, kernel[(*(K - 1 - j for K, j in zip(form.window, tap, strict=True)), i, slice(o, None, form.far))])
-            for o, parts in enumerate(seen)
-            for tap, part in parts
+    stride, outputs = form.geometry.stride, form.outputs
+    if prod(stride) > RESIDUES:  # most of them would be zeros: the same for ȳ spread out by the stride
+        ȳ = padded(ȳ, [(0, 0, s - 1) for s in stride])
+        stride, outputs = (1,) * len(stride), ȳ.shape[1:-1]
+    taps, counts, places = [], [], []
+    for (I, _, K, _, d, (lo, _)), s, O in zip(form.axes(), stride, outputs, strict=True):
+        by_residue = [[(k, (r + lo - d * k) // s) for k in range(K) if (r + lo - d * k) % s == 0] for r in range(s)]
+        shifts = [shift for pairs in by_residue for _, shift in pairs]
+        count, before = -(-I // s), max(0, -min(shifts))
+        taps.append([[(k, before + shift) for k, shift in pairs] for pairs in by_residue])
+        counts.append(count)
+        places.append((before, max(0, max(shifts) + count - O), 0))
+    ȳs = _apart(padded(ȳ, places), form.far)
+
+    def part(i: int, residues: tuple[int, ...]) -> jax.Array:
+        seen = [*product(*(by_residue[r] for by_residue, r in zip(taps, residues, strict=True)))]
+        if not seen:
+            return jnp.zeros((ȳ.shape[0], *counts, form.geometry.groups), _precision.accumulator(ȳ.dtype))
+        return _sum(
+            (
+                ȳ_[(slice(None), *(slice(start, start + n) for (_, start), n in zip(tap, counts, strict=True)))],
+                kernel[(*(k for k, _ in tap), i, slice(o, None, form.far))],
+            )
+            for o, ȳ_ in enumerate(ȳs)
+            for tap in seen
         )
-        for i in range(form.near)
-    ]
-    return _together(x̄s)
+
+    x̄s = [_interleaved([part(i, r) for r in product(*map(range, stride))], stride) for i in range(form.near)]
+    return _together([x̄[(slice(None), *map(slice, form.space))] for x̄ in x̄s])
+
+
+def _interleaved(parts: list[jax.Array], stride: tuple[int, ...]) -> jax.Array:
+    """The positions s q + r from an array over q for each residue r."""
+    if len(parts) == 1:
+        return parts[0]
+    axes = range(1, 1 + len(stride))
+    x = jnp.stack(parts, -1).reshape(*parts[0].shape, *stride)  # (N, *Q, g, *s)
+    x = x.transpose([0, *(axis for q in axes for axis in (q, len(stride) + 1 + q)), len(stride) + 1])
+    return x.reshape(x.shape[0], *(n * s for n, s in zip(parts[0].shape[1:-1], stride, strict=True)), x.shape[-1])
 
 
 def to_kernel(form: Form, x: jax.Array, ȳ: jax.Array) -> jax.Array:

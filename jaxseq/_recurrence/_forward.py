@@ -25,7 +25,19 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxseq import _precision, _time
-from jaxseq._recurrence._cell import Cell, Inputs, State, Weights, dtypes, h_of, held, into_map, join
+from jaxseq._recurrence._cell import (
+    Cell,
+    Inputs,
+    State,
+    Weights,
+    as_multiplied,
+    dtypes,
+    h_of,
+    held,
+    into_map,
+    join,
+    with_h,
+)
 from jaxseq._recurrence._phi import phi
 from jaxseq._time import Block, Options
 
@@ -84,7 +96,9 @@ def advance(
         given, hold = _time.seen(read, ŝ), _time.seen(live, hold)
         φ = φ._replace(step=partial(φ.step_where, read))
     u = cell.input.apply(precision, weights.w_x, weights.b_x, _time.seen(read, x).astype(product))
-    r = cell.recurrent.apply(precision, weights.w_h, weights.b_h, into_map(weights, h_of(given)).astype(product))
+    r = cell.recurrent.apply(
+        precision, weights.w_h, weights.b_h, into_map(weights, as_multiplied(h_of(given), product))
+    )
     s, saved = φ.step(join(cell, u, r), _precision.cast(given, acc))
     if share and hold is None:  # else y is not what the cell has made
         saved = jax.tree.map(lambda a: AsY() if a is h_of(s) else a, saved)
@@ -109,6 +123,7 @@ def run(cell: Cell, options: Options, inputs: Inputs, plan: Plan | None) -> tupl
     steps = xs.shape[options.axis]
     parts, share, saving, tracking = plan or Plan([], False, False, False)
     chunks = sum(part.windows * part.chunks for part in parts)
+    product, _ = dtypes(weights, carry, xs)
 
     def step(state: Any, at: Any) -> Any:
         s_prev, ends = state
@@ -118,7 +133,9 @@ def run(cell: Cell, options: Options, inputs: Inputs, plan: Plan | None) -> tupl
         s, (y, ŝ, saved) = advance(cell, options.precision, weights, s_prev, *known, share=share)
         if chunks > 1:  # overwritten until the chunk ends
             ends = jax.tree.map(lambda a, b: lax.dynamic_update_index_in_dim(a, b, n, 0), ends, s)
-        return (s, ends), (y, ŝ if tracking else None, saved if saving else None)
+        # h is rounded as the gates are: the backward sweep multiplies it in that dtype.
+        state = with_h(ŝ, h_of(ŝ).astype(product)) if tracking else None
+        return (s, ends), (y, state, saved if saving else None)
 
     ends = jax.tree.map(lambda a: jnp.broadcast_to(a[None], (chunks, *a.shape)), carry) if chunks > 1 else None
     number = _time.chunk_of_step(options, parts, steps) if chunks > 1 else None

@@ -20,11 +20,11 @@ class Inner(NamedTuple):
     """The product inside of a step, L(q) = q w_q, and its pullback L.T(v̄) = v̄ w_qᵀ."""
 
     precision: Any
-    dtype: Any  # of what is multiplied
+    dtype: Any  # of cotangents that are multiplied
     w_q: jax.Array
 
     def __call__(self, q: jax.Array) -> jax.Array:
-        return Dense().product(self.precision, self.w_q, q.astype(self.dtype))
+        return Dense().product(self.precision, self.w_q, q)  # not rounded, as `as_multiplied` says of h
 
     def T(self, v̄: jax.Array) -> jax.Array:
         return Dense().pull_input(self.precision, self.w_q, v̄.astype(self.dtype), ())

@@ -1,7 +1,7 @@
 """The custom rule. Second order is JAX's own, of the plain forward sweep.
 
-Its two halves are `jax.custom_jvp` functions, which JAX's partial evaluation may inline without their rules, both or one
-alone: inside of `lax.scan` for example. So each computes values that have the same derivative (`_derivative.py`).
+Its two halves are `jax.custom_jvp` functions, which JAX's partial evaluation may inline without their rules, both or
+one alone: inside of `lax.scan` for example. So each computes values that have the same derivative (`_derivative.py`).
 """
 
 from functools import partial

@@ -47,11 +47,12 @@ def stack(
         if i and dropout:
             assert key is not None
             mask = _layers.drawn(jax.random.fold_in(key, i), 1 - dropout, y.shape)
-            y = y * mask.astype(y.dtype) / (1 - dropout)
+            y = jnp.where(mask, y / (1 - dropout), 0)
         read, state = layer if callable(layer) else layer[i], None if carry is None else carry[i]
         own = None if key is None else jax.random.fold_in(key, len(params) + i)
         masks = _layers.draw(own, read, p, state, y, recurrent_dropout, zoneout, time)
         end, out = read(p, state, y, **time, **masks)
-        y = y + out if residual and y.shape == out.shape else out
+        below = y if i or not residual else _layers.zero_padding(y, time)  # of a layer it is zero there
+        y = out + below if residual and y.shape == out.shape else out
         carries.append(end)
     return tuple(carries), y

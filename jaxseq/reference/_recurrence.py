@@ -141,7 +141,7 @@ def conv_gru(
 
 def _conv_gru_cell(params: Any, carry: Any, x: Any, *, precision: Any, drop: Any = None, **options: Any) -> Any:
     u = conv(_wide(x), params.w_x, params.b_x, **options, precision=precision)
-    h = jnp.zeros((*u.shape[:-1], params.w_h.shape[-2]), x.dtype) if carry is None else carry
+    h = jnp.zeros((*u.shape[:-1], params.w_h.shape[-2]), accumulator(x.dtype)) if carry is None else carry
     return _gru_step(
         u, conv(_wide(_dropped(drop, h)), params.w_h, params.b_h, padding="SAME", precision=precision), h, x
     )
@@ -178,7 +178,7 @@ def conv_lstm(
 
 def _conv_lstm_cell(params: Any, carry: Any, x: Any, *, precision: Any, drop: Any = None, **options: Any) -> Any:
     u = conv(_wide(x), params.w_x, params.b, **options, precision=precision)
-    zero = jnp.zeros((*u.shape[:-1], params.w_h.shape[-2]), x.dtype)
+    zero = jnp.zeros((*u.shape[:-1], params.w_h.shape[-2]), accumulator(x.dtype))
     state = LSTMState(zero, zero) if carry is None else carry
     return _lstm_step(
         u + conv(_wide(_dropped(drop, state.h)), params.w_h, padding="SAME", precision=precision), state, x
@@ -217,7 +217,10 @@ def _recurrence_cell(
     recurrent = len(cell.gates) - len(cell.alone)
     if carry is None:
         outputs, _ = cell.recurrent.channels(params.w_h, recurrent) or (0, 0)
-        h, other = jnp.zeros((*u.shape[:-1], outputs), x.dtype), jnp.zeros(us[0].shape, x.dtype)
+        h, other = (
+            jnp.zeros((*u.shape[:-1], outputs), accumulator(x.dtype)),
+            jnp.zeros(us[0].shape, accumulator(x.dtype)),
+        )
         carry = h if cell.state is None else cell.state(h, *(other for _ in cell.state._fields[1:]))  # type: ignore[attr-defined]
     h = jax.tree.leaves(carry)[0]
     rs = jnp.split(_linear(cell.recurrent, params.w_h, given.get("b_h"), _dropped(drop, h), precision), recurrent, -1)
@@ -290,4 +293,4 @@ def _dropped(drop: jax.Array | None, h: jax.Array) -> jax.Array:
 
 def _zeros(params: Any, x: jax.Array) -> jax.Array:
     """The zero state for one input x (*B, D)."""
-    return jnp.zeros((*x.shape[:-1], params.w_h.shape[0]), x.dtype)
+    return jnp.zeros((*x.shape[:-1], params.w_h.shape[0]), accumulator(x.dtype))

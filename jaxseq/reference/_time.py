@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxseq._precision import accumulator, cast_like, promote, wider
 from jaxseq._time import Given, Time
 
 
@@ -25,10 +26,16 @@ def through_time(
     Where a step does not count (padding, or all of the state held by booleans) the cell reads zeros. A cell whose
     derivative may be infinite there `takes_live`: a mask (*batch,), False where its result is not used.
     """
-    lengths, resets, reverse, truncation, _, time_axis, unroll, precision, drop, hold = tuple(Given(**time))
+    lengths, resets, reverse, truncation, _, time_axis, unroll, precision, dtype, drop, hold = tuple(Given(**time))
     read, time_axis = partial(cell, precision=precision, drop=drop), time_axis % xs.ndim
+    held_in = lambda tree: jax.tree.map(lambda a: a.astype(dtype or accumulator(a.dtype)), tree)  # noqa: E731
     if carry is None:  # shapes only: there may be no step
         carry = jax.tree.map(jnp.zeros_like, jax.eval_shape(read, None, jnp.sum(xs, time_axis))[0])
+        carry = held_in(carry)
+    given, carry, of_xs = carry, held_in(carry), xs.dtype
+    state_dtype = promote(*jax.tree.leaves(carry))
+    if wider(state_dtype, accumulator(of_xs)):
+        xs = xs.astype(state_dtype)
 
     xs = jnp.moveaxis(xs, time_axis, 0)
     T, batch = xs.shape[0], xs.shape[1:-features]
@@ -76,12 +83,12 @@ def through_time(
             before = where(reset, zeros(state), state)
             skipped = idle if dead is None else dead if idle is None else dead | idle
             more = {"live": ~skipped} if takes_live and skipped is not None else {}
-            new, y = read(where(skipped, zeros(before), before), where(skipped, zeros(x), x), **more)
+            new, _ = read(where(skipped, zeros(before), before), where(skipped, zeros(x), x), **more)
             if holds:
                 holds = where(dead, zeros(holds), holds)
                 held = map(mix, holds, jax.tree.leaves(before), jax.tree.leaves(new))
                 new = jax.tree.unflatten(jax.tree.structure(new), held)
-                y = jax.tree.leaves(new)[0].astype(y.dtype)
+            y = jax.tree.leaves(new)[0].astype(of_xs)
             state = where(dead, state, new)
             return state, (state, where(dead, zeros(y), y))
 
@@ -104,7 +111,7 @@ def through_time(
         ys = jnp.concatenate(parts)
     if reverse:
         ys = jnp.take_along_axis(ys, expand_mask(order, ys), 0)
-    return where(last, zeros(end), end), jnp.moveaxis(ys, 0, time_axis)
+    return cast_like(where(last, zeros(end), end), given), jnp.moveaxis(ys, 0, time_axis)
 
 
 def expand_mask(mask: jax.Array, a: jax.Array) -> jax.Array:

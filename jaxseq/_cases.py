@@ -264,6 +264,7 @@ def _conv_variants(transposed: bool) -> dict[str, Variant]:
         "depthwise": variant((4, 1, 3), groups=3, padding=((3, -1),), dilation=2, stride=2),
         "depthwise, two outputs a channel": variant((4, 1, 16), groups=8, padding=((3, 0),)),
         "2d depthwise, long": variant((9, 8, 1, 3), groups=3, padding="SAME", dilation=(1, 2), bias=False),
+        "grouped, direct": variant((3, 2, 6), groups=2, padding=((2, -1),), stride=2, method="direct"),
         "one tap": variant((1, 4, 6), stride=2),
         "2d": variant((3, 2, 4, 6), padding="SAME", stride=(1, 2)),
         "2d grouped, dilated": variant(

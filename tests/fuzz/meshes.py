@@ -192,7 +192,7 @@ def one(index):
             got = jax.jit(pullback(jaxseq))(args, cotangents)
         except Exception as error:
             # A step of the user's own obeys JAX's rules for explicit meshes.
-            of_step = name.startswith("scan") and type(error).__name__ == "ShardingTypeError"
+            of_step = name.startswith("scan") and type(error).__name__ in ("TypeError", "ShardingTypeError")
             if kind != "automatic" and (of_step or any(words in str(error) for words in REFUSALS)):
                 return "refused"
             raise

@@ -141,20 +141,21 @@ def _lower_at(trial: Trial, name: str, exact: Arrays, dtypes: Sequence[Any]) -> 
     for side, names in enumerate((s.outs.names, trial.leaves)):
         message = f"at arguments rounded to {name}, {'a value' if side == 0 else 'it'} is not what it is in float64"
         for n, (leaf, a, e) in enumerate(zip(names, got[side], wide(expected[side]), strict=True)):
+            (value,) = wide([a])
             if reason := _out_of_range(e, a.dtype):
                 result = Result(check, leaf, Verdict.SKIP, f"for {name}, {reason}")
             else:
-                result = compare(check, leaf, *wide([a]), e, tolerance, message, **known)
+                result = compare(check, leaf, value, e, tolerance, message, **known)
             if result.verdict is Verdict.FAIL and not trial.wrong:
                 if side == 0 and (reason := another_function(n, e)):
                     yield Result(check, None, Verdict.SKIP, reason)
                     return
                 wider = allowed(side, n, e)
                 if np.isinf(wider.relative):
-                    verdict = Verdict.INCONCLUSIVE if np.isfinite(wide([a])[0]).all() else Verdict.SKIP
+                    verdict = Verdict.INCONCLUSIVE if np.isfinite(value).all() else Verdict.SKIP
                     result = Result(check, leaf, verdict, f"the derivative that JAX takes is not finite in {name}")
                 else:
-                    result = compare(check, leaf, *wide([a]), e, wider, message, **known)
+                    result = compare(check, leaf, value, e, wider, message, **known)
             found.append(result if leaf in trial.leaves else result._replace(leaf=None))
     yield from found
 

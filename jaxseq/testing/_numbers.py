@@ -44,7 +44,8 @@ class Numbers:
         self.notes: list[str] = []
         self.rng = np.random.default_rng([seed, 3])
         self.x, self.rest = subject.ins.split(args)
-        self.asked, self.filled = self.x, ()
+        self.asked = self.x
+        self.filled: tuple[int, ...] = ()
         outputs = jax.eval_shape(subject.on(self.rest), self.x)
         self.primals, self.like = (outputs, self.x) if subject.mode == "vjp" else (self.x, outputs)
         self.patterns = _point.patterns(self.primals, subject.seeds.names, seed)

@@ -100,7 +100,7 @@ def choose(which: str, form: Form, cpu: bool = True) -> ModuleType:
         return _loop
     if not direct and (pairs == 1 or taps * prod(form.outputs) >= LONG * prod(_spectrum.positions(form))):
         return _spectrum
-    if geometry.groups > 1 and cpu and not (direct and all(disjoint)):
+    if geometry.groups > 1 and cpu and (all(disjoint) or not any(disjoint)) and not (direct and all(disjoint)):
         return _loop if direct else _blocks
     if any(disjoint) and not (which == "to_output" and axes < 3 and taps > 1 and _patches.xla_differentiates(form)):
         return _patches
@@ -154,9 +154,10 @@ def _contract(which: str, form: Form, a: jax.Array, b: jax.Array, shape: tuple[i
         return jnp.zeros(shape, _precision.accumulator(common))
     a, b = a.astype(common), b.astype(common)
     here, elsewhere = (choose(which, form, cpu) for cpu in (True, False))
-    if here is elsewhere:
+    smaller = here is _patches and not all(_patches.disjoint(form))  # whose rule may depend on the device
+    if here is elsewhere and not smaller:
         return _apply(here, which, form, a, b)
-    cpu, default = (partial(_apply, rule, which, form, cpu=rule is here) for rule in (here, elsewhere))
+    cpu, default = (partial(_apply, rule, which, form, cpu=cpu) for rule, cpu in ((here, True), (elsewhere, False)))
     return lax.platform_dependent(a, b, cpu=cpu, default=default)
 
 

@@ -46,6 +46,7 @@ from jaxseq import _checks, _conv, _correlation, _dense, _geometry, _precision, 
 from jaxseq._geometry import Geometry
 from jaxseq._op import op
 from jaxseq._relay import from_one, is_first, relay
+from jaxseq._transpose_hint import hint_at_transpose
 
 
 class Options(NamedTuple):
@@ -360,4 +361,6 @@ def causal_conv(
         if not resets.size or K == 1:  # there is no boundary, or nothing to see across it
             resets = None
     method = _checks.choice("method", method, _geometry.METHODS)
-    return _run(Options(dilation, groups, _checks.precision(precision), method), carry, x, kernel, bias, resets)
+    options = Options(dilation, groups, _checks.precision(precision), method)
+    carry, y = _run(options, carry, x, kernel, bias, resets)
+    return carry, hint_at_transpose("causal_conv", y)

@@ -19,6 +19,7 @@ from jaxtyping import Array, Inexact, PRNGKeyArray
 from jaxseq import _checks, _correlation, _dense, _geometry, _halo, _init, _precision, _sharding
 from jaxseq._geometry import Geometry
 from jaxseq._op import op
+from jaxseq._transpose_hint import hint_at_transpose
 
 
 class ConvParams(NamedTuple):
@@ -136,7 +137,7 @@ def conv(
         here, parts = _halo.of_conv(geometry, kernel.shape[:axes], x)
         return parts, partial(_conv, here, precision)
 
-    return over_batch(rule, geometry, x, kernel, bias)
+    return hint_at_transpose("conv", over_batch(rule, geometry, x, kernel, bias))
 
 
 def conv_init(

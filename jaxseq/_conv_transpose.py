@@ -22,6 +22,7 @@ from jaxseq import _checks, _conv, _correlation, _dense, _geometry, _halo, _init
 from jaxseq._conv import ConvParams
 from jaxseq._geometry import Geometry
 from jaxseq._op import op
+from jaxseq._transpose_hint import hint_at_transpose
 
 # --- The rule: x (N, *O, C_in), kernel (*K, C_out/g, C_in), y (N, *I, C_out) with I = space ---
 
@@ -142,7 +143,7 @@ def conv_transpose(
         here, space_here, parts = _halo.of_transpose(geometry, window, space, x)
         return parts, partial(_conv_transpose, here, space_here, precision)
 
-    return _conv.over_batch(rule, geometry, x, kernel, bias, c_out=-2)
+    return hint_at_transpose("conv_transpose", _conv.over_batch(rule, geometry, x, kernel, bias, c_out=-2))
 
 
 def conv_transpose_init(

@@ -63,3 +63,18 @@ def test_forward_mode_points_to_the_twin(name, label, key):
     assert f"jaxseq.reference.{name}" in "".join(info.value.__notes__)
     value, tangent = jax.jvp(bound(name, label, twin=True), args, args)
     chex.assert_tree_all_finite((value, tangent))
+
+
+@pytest.mark.parametrize("name", ["conv", "conv_transpose", "causal_conv"])
+def test_linear_transpose_points_to_the_reference(name, key):
+    """A convolution is linear in its input, so users try it."""
+    args = list(arguments(name, next(iter(CASES[name].variants)), key))
+    place = 1 if name == "causal_conv" else 0
+
+    def linear(x):
+        return jax.tree.leaves(getattr(jaxseq, name)(*args[:place], x, *args[place + 1 :]))[-1]
+
+    transpose = jax.linear_transpose(linear, args[place])
+    with pytest.raises(TypeError, match=f"jaxseq.{name} has no linear transpose") as info:
+        transpose(jax.eval_shape(linear, args[place]))
+    assert f"jaxseq.reference.{name}" in "".join(info.value.__notes__)

@@ -215,7 +215,6 @@ def test_reload_registers_nothing_twice():
 
 
 def test_serialized_functions_take_and_return_namedtuples():
-    pytest.importorskip("flatbuffers")
     f = jax.jit(jaxseq.lstm)
     state = jaxseq.LSTMState(draw(2, 4), draw(2, 4))
     xs = jax.ShapeDtypeStruct(export.symbolic_shape("t, 2, 3"), jnp.float32)
@@ -230,6 +229,5 @@ def test_serialized_functions_take_and_return_namedtuples():
 
 @pytest.mark.long
 def test_code_of_the_page_runs():
-    pytest.importorskip("flatbuffers")
     text = (ROOT / "docs" / "export.md").read_text("utf-8")
     exec("\n".join(re.findall(r"```py(?:thon)?\n(.*?)```", text, flags=re.DOTALL)), {})

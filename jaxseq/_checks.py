@@ -199,7 +199,7 @@ def boolean(name: str, value: Any) -> bool:
 
 
 def choice(name: str, value: Any, options: tuple[str, ...]) -> str:
-    if value not in options:
+    if not isinstance(value, str) or value not in options:
         bad_value(name, "one of " + ", ".join(map(repr, options)), describe(value))
     return value
 

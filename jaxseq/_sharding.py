@@ -139,15 +139,15 @@ def undivided() -> bool:
 
 def may_leave_idle(*arrays: jax.Array) -> bool:
     """Whether the compiler may divide these arrays over one mesh axis and leave another idle: some axis is automatic,
-    and the mesh has several. It is the mesh of the context, or that of the arrays' types. Where neither has one,
-    `in_shardings` of a `jit` may still bring one, if there are devices for two axes.
+    and the mesh has several. It is the mesh of the context, or that of the arrays' types. A mesh that appears only in
+    `in_shardings` of a `jit`, for arrays that are not placed yet, is not seen here.
     """
     if undivided():
         return False
     meshes = [jax.sharding.get_abstract_mesh(), *(jax.typeof(a).sharding.mesh for a in arrays)]
     mesh = next((mesh for mesh in meshes if not mesh.empty), None)
     if mesh is None:
-        return jax.device_count() > 3
+        return False
     return AxisType.Auto in mesh.axis_types and sum(size > 1 for size in mesh.axis_sizes) > 1
 
 

@@ -20,9 +20,3 @@ def known(*sizes: Any) -> bool:
 def at_least(size: Any, least: int) -> Any:
     """max(size, least), symbolic where the size is."""
     return max_dim(size, least)
-
-
-def surely_below(size: Any, bound: Any) -> bool:
-    """True if size < bound for every value of a symbolic size that the constraints of its scope allow."""
-    gap = bound - size
-    return gap > 0 if known(gap) else False

@@ -252,6 +252,18 @@ def test_derivatives_of_spectra_of_large_numbers():
     assert_close(actual, jnp.asarray(expected, jnp.float32), relative=1e-5)
 
 
+def test_second_derivatives_of_spectra_at_zero():
+    """Tangents are of size one where the kernel is zero: the scale of the kernel must not lose them."""
+    form, x, v, y_bar = trilinear((90,), (70,), 1, 1, {"groups": 2, "padding": "SAME"}, jnp.float32)
+    w = jnp.zeros_like(v)
+    loss = lambda w: jnp.sum(jaxseq.conv(x, w, groups=2, padding="SAME") ** 2) / 2  # noqa: E731
+    expected = jnp.asarray(tap_by_tap(form, x, v, tap_by_tap(form, x, v, y_bar)[0])[2], jnp.float32)
+    forward = jax.jit(lambda w: jax.jvp(jax.grad(loss), (w,), (v,))[1])(w)
+    reverse = jax.jit(jax.grad(lambda w: jnp.vdot(jax.grad(loss)(w), v)))(w)
+    for actual in (forward, reverse):
+        assert_close(actual, expected, relative=1e-5)
+
+
 # --- The method "direct" ---
 
 DIRECT = {

@@ -151,7 +151,8 @@ def _contract(which: str, form: Form, a: jax.Array, b: jax.Array, shape: tuple[i
     """One of the three, of operands a and b, by the rule for the form and the device."""
     common = _precision.promote(a, b)
     if a.size == 0 or b.size == 0 or not form.reaches():
-        return jnp.zeros(shape, _precision.accumulator(common))
+        zeros = jnp.zeros(shape, _precision.accumulator(common))
+        return _sharding.together((zeros, a, b))[0]
     a, b = a.astype(common), b.astype(common)
     here, elsewhere = (choose(which, form, cpu) for cpu in (True, False))
     smaller = here is _patches and not all(_patches.disjoint(form))  # whose rule may depend on the device

@@ -77,7 +77,8 @@ def to_input(form: Form, kernel: jax.Array, ȳ: jax.Array) -> jax.Array:
     def part(i: int, residues: tuple[int, ...]) -> jax.Array:
         seen = [*product(*(by_residue[r] for by_residue, r in zip(taps, residues, strict=True)))]
         if not seen:
-            return jnp.zeros((ȳ.shape[0], *counts, form.geometry.groups), _precision.accumulator(ȳ.dtype))
+            zeros = jnp.zeros((ȳ.shape[0], *counts, form.geometry.groups), _precision.accumulator(ȳ.dtype))
+            return _sharding.together((zeros, ȳ))[0]
         return _sum(
             (
                 ȳ_[(slice(None), *(slice(start, start + n) for (_, start), n in zip(tap, counts, strict=True)))],

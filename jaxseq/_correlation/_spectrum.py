@@ -16,8 +16,8 @@ array; of a complex one, which the form does not conjugate, it is the spectrum r
 
 Scale. X and W hold sums over many positions, and X W* products of these, which overflow long before y does. So each
 array is first multiplied by a power of two, one for each group (and each batch entry, except in w), that brings its
-largest number near 2**LARGEST; the power of the result undoes it. Powers of two change no bit of the significand. They
-are constants to a derivative.
+largest number near 2**LARGEST, but never multiplies by more than that; the power of the result undoes it. Powers of two
+change no bit of the significand. They are constants to a derivative, whose tangents they scale as well.
 
     x[n] = 2**e[n] x'[n],  w = 2**f w',  ȳ[n] = 2**h[n] ȳ'[n],    so that    y[n] = 2**(e[n] + f) y'[n],
     x̄[n] = 2**(h[n] + f) x̄'[n]    and    w̄ = 2**E sum_n 2**(e[n] + h[n] - E) w̄'[n],  E the largest e[n] + h[n]
@@ -118,14 +118,17 @@ def _forward(form: Form, a: jax.Array, places: list[tuple[int, int, int]], first
 
 
 def _exponent(form: Form, a: jax.Array, first: int) -> jax.Array:
-    """e for which the largest number of each group of a / 2**e is near 2**LARGEST, or less where that is tiny in a."""
+    """e for which the largest number of each group of a / 2**e is near 2**LARGEST, or less where it is below one.
+
+    A tangent is scaled with its primal, and may be of size one where the primal is zero: e is bounded below.
+    """
     a = lax.stop_gradient(a)
     a = jnp.maximum(jnp.abs(a.real), jnp.abs(a.imag)) if jnp.iscomplexobj(a) else jnp.abs(a)
     a = a.reshape(*a.shape[:-1], form.geometry.groups, -1)
     largest = jnp.max(a, (*range(first, a.ndim - 2), a.ndim - 1)).reshape(-1, form.geometry.groups)
     info = jnp.finfo(largest.dtype)
     bits = lax.bitcast_convert_type(largest, f"int{info.bits}")  # of a positive number: exponent, then significand
-    return jnp.maximum((bits >> info.nmant) + info.minexp - 1 - LARGEST, info.minexp)
+    return jnp.maximum((bits >> info.nmant) + info.minexp - 1, 0) - LARGEST
 
 
 def _times_power(a: jax.Array, exponent: jax.Array) -> jax.Array:

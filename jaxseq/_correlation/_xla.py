@@ -118,7 +118,7 @@ def _correlate(
     parts = [part for part in map(_overlap, *sizes, padding, spread, stride, dilation) if part]
     if len(parts) < axes:  # along some axis nothing meets
         y = jax.eval_shape(partial(conv, padding=padding, lhs_dilation=spread), x, w)
-        return jnp.zeros(y.shape, y.dtype)
+        return _sharding.together((jnp.zeros(y.shape, y.dtype), x, w))[0]
     x = _slice(x, at_x, [part.rows for part in parts])
     w = _slice(w, at_w, [part.taps for part in parts])
     padding = [part.padding for part in parts]

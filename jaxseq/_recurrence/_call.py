@@ -148,11 +148,14 @@ def _parts(cell: Cell, name: str, value: Any) -> list[tuple[str, Any]]:
 
 def _amount(name: str, value: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     """Booleans, or floats, of that shape, or one number for all of it."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, int | float | np.floating) and not isinstance(value, bool):
         return jnp.full(shape, _checks.rate(name, value), dtype)
-    value = _checks.converted(value)
-    is_mask = isinstance(value, jax.Array | np.ndarray) and value.dtype == np.bool_
-    amount = _checks.mask(name, value) if is_mask else _checks.array(name, value)
+    amount = _checks.converted(value)
+    if not isinstance(amount, _checks.ARRAYS) or not (
+        amount.dtype == bool or jnp.issubdtype(amount.dtype, jnp.floating)
+    ):
+        _checks.not_an_array(name, "an array of booleans or floats, or a number from 0 to 1", value)
+    amount = jnp.asarray(amount)
     _checks.shape(name, amount, shape, "that of the state, with time as in xs")
     return jax.lax.stop_gradient(amount)
 

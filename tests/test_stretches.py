@@ -30,7 +30,7 @@ CONVOLUTIONS = {
     "cropped in front": ((4, 24, 3), (3, 3, 2), {"padding": [(-1, 3)]}, 3),
 }
 TRANSPOSES = {
-    "causal": ((4, 24, 3), (5, 2, 3), {"padding": "CAUSAL"}, 4),
+    "one side": ((4, 24, 3), (5, 2, 3), {"padding": [(4, 0)]}, 4),
     "strided": ((4, 16, 3), (5, 2, 3), {"padding": "SAME", "stride": 2}, 2),
     "stride 3, grouped": ((4, 16, 4), (4, 3, 4), {"padding": [(0, 1)], "stride": 3, "groups": 2}, 1),
     "depthwise": ((4, 24, 6), (4, 1, 6), {"padding": "SAME", "groups": 6}, 3),

@@ -47,7 +47,7 @@ FORMS = {
         ((9,), (4,), 5, 3, {"groups": 2, "padding": ((2, -1),), "stride": 2}),
         ((7, 6), (3, 2), 4, 2, {"groups": 6, "padding": "SAME", "dilation": (1, 2)}),
         ((8,), (1,), 4, 3, {"groups": 3}),
-        ((5, 4, 6), (2, 3, 2), 2, 3, {"groups": 7, "padding": "SAME", "stride": (2, 1, 1)}),
+        ((5, 4, 6), (2, 3, 2), 2, 3, {"groups": 7, "padding": "SAME", "dilation": (2, 1, 1)}),
         ((9,), (3,), 20, 40, {"groups": 6}),
     ],
     _loop: [

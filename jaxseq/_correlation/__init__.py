@@ -100,9 +100,13 @@ def choose(which: str, form: Form, cpu: bool = True) -> ModuleType:
         return _loop
     if not direct and (pairs == 1 or taps * prod(form.outputs) >= LONG * prod(_spectrum.positions(form))):
         return _spectrum
-    if geometry.groups > 1 and cpu and (all(disjoint) or not any(disjoint)) and not (direct and all(disjoint)):
-        return _loop if direct else _blocks
-    if any(disjoint) and not (which == "to_output" and axes < 3 and taps > 1 and _patches.xla_differentiates(form)):
+    grouped = geometry.groups > 1 and cpu
+    if grouped and direct and not all(disjoint):
+        return _loop
+    if grouped and not direct and (all(disjoint) or not any(disjoint)):
+        return _blocks
+    xla_is_fast = which == "to_output" and axes < 3 and taps > 1 and not grouped
+    if any(disjoint) and not (xla_is_fast and _patches.xla_differentiates(form)):
         return _patches
     if cpu and axes == 3 and form.window[0] <= PLANES:
         return _planes

@@ -139,7 +139,7 @@ def trial(seed: int) -> tuple[str, list[str]]:
     )
     keys = jax.random.split(jax.random.key(seed), 3)
     x, w, y = (jax.random.normal(key, shape, jnp.float32) for key, shape in zip(keys, shapes, strict=True))
-    found = []
+    found, merged = [], g > 1 and drawn.near * drawn.far > 1  # groups may be merged: more flops, less time
     for which, args in zip(CONTRACTIONS, ((x, w), (w, y), (x, y)), strict=True):
         chosen = _correlation.choose(which, form) if form.reaches() else _xla
         ways: dict[str, Callable[..., Any]] = {
@@ -147,7 +147,7 @@ def trial(seed: int) -> tuple[str, list[str]]:
         }
         if _patches.xla_differentiates(form):
             ways["lax"] = by_lax(which, form, x, w)
-        found += [f"{which}: {problem}" for problem in judged(_name(chosen), ways, args)]
+        found += [f"{which}: {problem}" for problem in judged(_name(chosen), ways, args, merged)]
     return str(drawn), found
 
 
@@ -155,8 +155,8 @@ def _name(rule: ModuleType) -> str:
     return rule.__name__.split("._")[-1]
 
 
-def judged(chosen: str, ways: dict[str, Callable[..., Any]], args: tuple[Any, ...]) -> list[str]:
-    """What the way that is chosen does too much of."""
+def judged(chosen: str, ways: dict[str, Callable[..., Any]], args: tuple[Any, ...], merged: bool) -> list[str]:
+    """What the way that is chosen does too much of; `merged`: only its time is judged."""
     programs = {name: jax.jit(f).lower(*args).compile() for name, f in ways.items()}
     seconds = dict.fromkeys(programs, float("inf"))
     for _ in range(8):
@@ -172,7 +172,7 @@ def judged(chosen: str, ways: dict[str, Callable[..., Any]], args: tuple[Any, ..
         times = ", ".join(f"{name} {1e6 * s:.0f}" for name, s in seconds.items())
         found.append(f"{chosen} takes {ratio:.1f} times as long as {fastest} (in microseconds: {times})")
     flops = {name: (program.cost_analysis() or {})["flops"] for name, program in programs.items()}
-    if "lax" in flops and chosen not in ("spectrum", "blocks") and flops[chosen] > FEW_FLOPS:
+    if "lax" in flops and chosen != "spectrum" and not merged and flops[chosen] > FEW_FLOPS:
         ratio = flops[chosen] / flops["lax"]
         if ratio > FLOPS:
             found.append(f"{chosen} takes {ratio:.1f} times the flops of lax, {flops['lax']:.0f}")

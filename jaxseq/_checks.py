@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export, lax
 from jax.core import Tracer
-from jax.experimental import checkify
+
+from jaxseq._lengths_check import checked_lengths
 
 # What counts as an array. Tracers are instances of jax.Array.
 ARRAYS = jax.Array | np.ndarray | np.generic
@@ -178,8 +179,7 @@ def lengths(name: str, value: Any, batch: tuple[int, ...], steps: int) -> jax.Ar
     # Compared before the cast to int32, in which large numbers would wrap around.
     n = jnp.asarray(found, jnp.int32) if found.dtype.itemsize < 4 else jnp.asarray(found)
     limit = jnp.asarray(steps, n.dtype)
-    in_range = jnp.all((n >= 0) & (n <= limit))
-    checkify.debug_check(in_range, f"`{name}`: expected {expected}, got {{lengths}}", lengths=n)
+    n = checked_lengths(n, steps=limit, message=f"`{name}`: expected {expected}, got {{lengths}}")
     return jnp.clip(n, 0, limit).astype(jnp.int32)
 
 

@@ -121,7 +121,7 @@ def test_debug_nans_debug_infs_and_log_compiles(name):
 # --- checkify ---
 
 # What JAX itself cannot check the indices of: the gradient of `jnp.take_along_axis`, and a slice in `jax.checkpoint`.
-WITHOUT_INDICES = ("lstm, lengths", "causal_conv", "scan, checkpoint")
+WITHOUT_INDICES = ("lstm, lengths", "causal_conv", "scan, checkpoint", "depthwise_conv, long")
 
 
 def checked(name):
@@ -182,7 +182,8 @@ def test_lengths_out_of_range_are_clamped_under_jit(dtype):
 def test_lengths_out_of_range_are_an_error_under_checkify(f):
     run = jax.jit(checkify.checkify(f))
     error, _ = run(jnp.array([5, 2]), XS)
-    assert "`lengths`: expected lengths from 0 to 4, the steps of `xs`, got [5 2]" in str(error.get())
+    assert "`lengths`: expected lengths from 0 to 4, the steps of `xs`, got" in str(error.get())
+    assert "[5 2]" in str(error.get())
     error, out = run(jnp.array([4, 2]), XS)
     assert error.get() is None
     assert_close(out, jax.jit(f)(jnp.array([4, 2]), XS))

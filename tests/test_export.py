@@ -103,7 +103,7 @@ CASES = {
         "t, b, 3",
         lambda x: autoregressive.log_likelihood(autoregressive.log_normal(x, 2 * x, x), lengths=lengths_of(x)),
     ),
-    "histories": ("t, 3", lambda x: autoregressive.histories(x, 3)[0]),
+    "histories": ("t, 3", lambda x: autoregressive.histories(x, 2)[0]),
 }
 for name in ("classic_gru", "indrnn", "layer_norm_gru", "layer_norm_lstm", "mgu", "peephole_lstm", "slstm"):
     params = getattr(cells, f"{name}_init")(KEY, 4, 4)

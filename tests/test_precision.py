@@ -17,6 +17,8 @@ WIDTH, LENGTH = 5, 40
 # Largest error of a leaf, relative to the largest element of that leaf in float64. Where a step is unstable, the bound
 # is four times the error of autodiff of the reference implementation in the same dtype.
 BOUNDS = {jnp.float32: 2e-5, jnp.bfloat16: 4e-2}
+# This cell, which JAX differentiates, multiplies two pre-activations that are kept in bfloat16.
+LOOSE = {"twice": 3}
 
 
 def rounded(tree, dtype):
@@ -53,11 +55,12 @@ def test_low_precision(name, label, dtype, key):
     expected = jax.jit(reference)(rounded(args, jnp.float64), rounded(cotangents, jnp.float64))
     optimised = {"compiler_options": {"xla_backend_optimization_level": 3}}
     found = dict(errors(jax.jit(op, **optimised)(args, cotangents), expected))
-    if max(found.values()) < BOUNDS[dtype]:
+    limit = BOUNDS[dtype] * (LOOSE.get(label, 1) if dtype == jnp.bfloat16 else 1)
+    if max(found.values()) < limit:
         return
     autodiff = dict(
         errors(jax.jit(reference, **optimised)(args, cotangents), expected)
     )  # of the same step, as unstable
     for path, error in found.items():
-        bound = max(BOUNDS[dtype], 4 * autodiff[path])
+        bound = max(limit, 4 * autodiff[path])
         assert error < bound, f"relative error at {path}: {error:.1e}, of autodiff {autodiff[path]:.1e}"

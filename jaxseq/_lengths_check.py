@@ -1,0 +1,46 @@
+"""A check of traced lengths that only `jax.experimental.checkify` sees.
+
+`checkify.debug_check` gives every program an effect, with which `jax.export` cannot serialize it. This primitive is the
+identity, has no effect, and compiled programs do not contain it; checkify has a rule for it.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax._src import checkify  # the table of rules has no public name
+from jax.extend.core import Primitive
+from jax.interpreters import batching, mlir
+
+
+def checked_lengths(n: jax.Array, *, steps: Any, message: str) -> jax.Array:
+    """Return `n`; under checkify report `message` unless 0 <= n <= steps, an array that broadcasts."""
+    return _checked_p.bind(n, jnp.asarray(steps, n.dtype), message=message)
+
+
+_checked_p = Primitive("checked_lengths")
+_checked_p.def_impl(lambda n, steps, *, message: n)
+_checked_p.def_abstract_eval(lambda n, steps, *, message: n)
+mlir.register_lowering(_checked_p, lambda ctx, n, steps, *, message: [n])
+
+
+def _batch(operands: Any, dims: Any, *, message: str) -> tuple[jax.Array, Any]:
+    n, steps = operands
+    if dims[1] is not None:
+        steps = jnp.max(steps)  # one and the same for every entry
+    return _checked_p.bind(n, steps, message=message), dims[0]
+
+
+def _checkify(*args: Any, message: str) -> tuple[Any, jax.Array]:
+    """Called with (error, enabled, n, steps), or since jax 0.12 with a context before these."""
+    *context, error, enabled, n, steps = args
+    if checkify.FailedCheckError in enabled:
+        wrong = jnp.any((n < 0) | (n > steps))
+        report = checkify.FailedCheckError(checkify.get_traceback(), message, lengths=n)
+        assert_func: Any = checkify.assert_func
+        error = assert_func(*context, error, wrong, report)
+    return error, n
+
+
+batching.primitive_batchers[_checked_p] = _batch
+checkify.error_checks[_checked_p] = _checkify

@@ -8,13 +8,14 @@ programs do not contain it.
 from typing import Any, NoReturn
 
 import jax
+from jax.core import Tracer
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 
 def hint_at_transpose(name: str, y: jax.Array) -> jax.Array:
     """Return `y`; `jax.linear_transpose` of it raises an error that names `jaxseq.reference.<name>`."""
-    return _hint_p.bind(y, name=name) if isinstance(y, jax.core.Tracer) else y
+    return _hint_p.bind(y, name=name) if isinstance(y, Tracer) else y
 
 
 _hint_p = Primitive("hint_at_transpose")

@@ -179,7 +179,7 @@ def lengths(name: str, value: Any, batch: tuple[int, ...], steps: int) -> jax.Ar
     # Compared before the cast to int32, in which large numbers would wrap around.
     n = jnp.asarray(found, jnp.int32) if found.dtype.itemsize < 4 else jnp.asarray(found)
     limit = jnp.asarray(steps, n.dtype)
-    n = checked_lengths(n, steps=limit, message=f"`{name}`: expected {expected}, got {{lengths}}")
+    n = checked_lengths(n, steps=steps, message=f"`{name}`: expected {expected}, got {{lengths}}")
     return jnp.clip(n, 0, limit).astype(jnp.int32)
 
 

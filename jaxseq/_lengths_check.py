@@ -14,28 +14,25 @@ from jax.interpreters import batching, mlir
 
 
 def checked_lengths(n: jax.Array, *, steps: Any, message: str) -> jax.Array:
-    """Return `n`; under checkify report `message` unless 0 <= n <= steps, an array that broadcasts."""
-    return _checked_p.bind(n, jnp.asarray(steps, n.dtype), message=message)
+    """Return `n`; under checkify report `message` unless 0 <= n <= steps, a size."""
+    return _checked_p.bind(n, steps=steps, message=message)
 
 
 _checked_p = Primitive("checked_lengths")
-_checked_p.def_impl(lambda n, steps, *, message: n)
-_checked_p.def_abstract_eval(lambda n, steps, *, message: n)
-mlir.register_lowering(_checked_p, lambda ctx, n, steps, *, message: [n])
+_checked_p.def_impl(lambda n, *, steps, message: n)
+_checked_p.def_abstract_eval(lambda n, *, steps, message: n)
+mlir.register_lowering(_checked_p, lambda ctx, n, *, steps, message: [n])
 
 
-def _batch(operands: Any, dims: Any, *, message: str) -> tuple[jax.Array, Any]:
-    n, steps = operands
-    if dims[1] is not None:
-        steps = jnp.max(steps)  # one and the same for every entry
-    return _checked_p.bind(n, steps, message=message), dims[0]
+def _batch(operands: Any, dims: Any, **params: Any) -> tuple[jax.Array, Any]:
+    return _checked_p.bind(*operands, **params), dims[0]
 
 
-def _checkify(*args: Any, message: str) -> tuple[Any, jax.Array]:
-    """Called with (error, enabled, n, steps), or since jax 0.12 with a context before these."""
-    *context, error, enabled, n, steps = args
+def _checkify(*args: Any, steps: Any, message: str) -> tuple[Any, jax.Array]:
+    """Called with (error, enabled, n), or since jax 0.12 with a context before these."""
+    *context, error, enabled, n = args
     if checkify.FailedCheckError in enabled:
-        wrong = jnp.any((n < 0) | (n > steps))
+        wrong = jnp.any((n < 0) | (n > jnp.asarray(steps, n.dtype)))
         report = checkify.FailedCheckError(checkify.get_traceback(), message, lengths=n)
         assert_func: Any = checkify.assert_func
         error = assert_func(*context, error, wrong, report)

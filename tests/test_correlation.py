@@ -21,7 +21,7 @@ FORMS = {
     _shifts: [
         ((11,), (4,), 1, 1, {"groups": 3, "padding": ((3, -1),), "dilation": 2, "stride": 2}),
         ((9, 7), (2, 3), 1, 1, {"groups": 5, "padding": ((-1, 2), (1, 0)), "stride": (1, 2)}),
-        ((10,), (3,), 2, 3, {"groups": 8, "padding": 1, "stride": 3}),
+        ((10,), (3,), 2, 3, {"groups": 8, "padding": 1, "stride": 2}),
         ((6, 5, 7), (2, 1, 3), 1, 2, {"groups": 9, "padding": "SAME", "dilation": (2, 1, 1)}),
     ],
     _spectrum: [
@@ -46,7 +46,7 @@ FORMS = {
     _blocks: [
         ((9,), (4,), 5, 3, {"groups": 2, "padding": ((2, -1),), "stride": 2}),
         ((7, 6), (3, 2), 4, 2, {"groups": 6, "padding": "SAME", "dilation": (1, 2)}),
-        ((8,), (1,), 4, 3, {"groups": 3}),
+        ((70,), (1,), 4, 3, {"groups": 3}),
         ((5, 4, 6), (2, 3, 2), 2, 3, {"groups": 7, "padding": "SAME", "dilation": (2, 1, 1)}),
         ((9,), (3,), 20, 40, {"groups": 6}),
     ],
@@ -68,7 +68,7 @@ FORMS = {
 }
 CONTRACTIONS = ("to_output", "to_input", "to_kernel")
 # For which contractions of its forms a rule is chosen, if not for all three.
-CHOSEN = {_patches: ("to_input", "to_kernel"), _loop: ("to_output", "to_input")}
+CHOSEN = {_patches: ("to_input", "to_kernel"), _loop: ("to_output", "to_input"), _shifts: ("to_output",)}
 GRID = [
     pytest.param(rule, *form, id=f"{rule.__name__.split('._')[-1]}-{n}")
     for rule, forms in FORMS.items()

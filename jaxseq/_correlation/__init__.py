@@ -83,6 +83,21 @@ LANES = 8
 LONG = 192
 # The most taps of the first of three axes that are written out.
 PLANES = 16
+# Outputs of a window that covers all or most of its input: the arrays are small beside the kernel. In microseconds, of
+# one thread:
+#                                      shifts  patches  loop  blocks  XLA
+# to_input, depthwise   57 taps          454             99          16351    2 outputs, 128 channels, batch 8
+# to_kernel             57 taps          184             63           1192
+# to_kernel             60 taps          224      154    52            296    3 outputs, 64 channels, batch 2
+# to_kernel, 16 groups  31 x 9, 3 to 32           573         3950   13801    1 output, batch 4
+# to_output                                       572         1166     234
+# to_output, 8 groups   4 x 8 x 3, 3 to 64        137          852     200    1 output, batch 2
+# to_output, 4 groups   4 x 4, 16 to 8            784          545     684    432 outputs, batch 1
+FEW_OUTPUTS, FEW_NUMBERS = 64, 2**12  # positions, and positions times groups
+# From how many taps on a loop over them beats terms that are written out, where there are few numbers.
+SHORT = {"to_input": 32, "to_kernel": 10}
+# At the most outputs and least elements of a kernel for which XLA's own groups, which read it once, are fastest.
+SINGLE, LARGE = 4, 2**17
 
 
 def choose(which: str, form: Form, cpu: bool = True) -> ModuleType:
@@ -92,15 +107,24 @@ def choose(which: str, form: Form, cpu: bool = True) -> ModuleType:
     geometry, taps, axes = form.geometry, prod(form.window), len(form.window)
     pairs, disjoint = form.near * form.far, _patches.disjoint(form)
     direct = geometry.method == "direct"
+    grouped = geometry.groups > 1 and cpu
+    outputs, weights = prod(form.outputs), taps * pairs * geometry.groups
     if pairs == 1 and all(disjoint) and (which != "to_output" or taps > TERMS):
         return _patches
+    if geometry.groups == 1 and pairs > 1 and outputs == 1 and all(disjoint):  # one product of matrices
+        return _patches
+    if grouped and pairs > 1 and which == "to_output" and outputs <= SINGLE and weights >= LARGE:
+        return _xla
+    if grouped and pairs > 1 and all(disjoint) and outputs < FEW_OUTPUTS:
+        return _patches
+    if pairs == 1 and cpu and _loop_has_few_numbers(which, form):
+        return _loop
     if taps * pairs <= TERMS and (pairs == 1 or geometry.groups >= LANES):
         return _shifts
     if pairs == 1 and cpu and _loop_is_short(which, form):
         return _loop
-    if not direct and (pairs == 1 or taps * prod(form.outputs) >= LONG * prod(_spectrum.positions(form))):
+    if not direct and (pairs == 1 or taps * outputs >= LONG * prod(_spectrum.positions(form))):
         return _spectrum
-    grouped = geometry.groups > 1 and cpu
     if grouped and direct and not all(disjoint):
         return _loop
     if grouped and not direct and (all(disjoint) or not any(disjoint)):
@@ -113,12 +137,24 @@ def choose(which: str, form: Form, cpu: bool = True) -> ModuleType:
     return _xla
 
 
+def _loop_has_few_numbers(which: str, form: Form) -> bool:
+    """True for gradients of a depthwise window whose terms could be written out, if there are few outputs."""
+    if which == "to_output" or not _loop_is_local(which):
+        return False
+    return SHORT[which] <= prod(form.window) <= TERMS and prod(form.outputs) * form.geometry.groups <= FEW_NUMBERS
+
+
+def _loop_is_local(which: str) -> bool:
+    """False if the compiler may need a sum over devices for each tap."""
+    return which != "to_kernel" or _sharding.undivided()
+
+
 def _loop_is_short(which: str, form: Form) -> bool:
     """True if a loop over the taps of a depthwise window takes less work than a Fourier transform of the positions.
 
     The loop's is K products for each output asked for. A term of (2) has the zeros between outputs as well.
     """
-    if which == "to_kernel" and not _sharding.undivided():  # a sum over devices for each tap
+    if not _loop_is_local(which):
         return False
     positions = prod(_spectrum.positions(form))
     sizes = [extent(O, s) if which == "to_input" else O for _, O, _, s, *_ in form.axes()]

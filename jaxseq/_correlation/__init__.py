@@ -96,8 +96,9 @@ PLANES = 16
 FEW_OUTPUTS, FEW_NUMBERS = 64, 2**12  # positions, and positions times groups
 # From how many taps on a loop over them beats terms that are written out, where there are few numbers.
 SHORT = {"to_input": 32, "to_kernel": 10}
-# At the most outputs and least elements of a kernel for which XLA's own groups, which read it once, are fastest.
-SINGLE, LARGE = 4, 2**17
+# At the most outputs, and the least elements of a kernel times O' / I', for which XLA's own groups are fastest: the
+# other rules need the kernel in another order.
+SINGLE, LARGE = 4, 2**18
 
 
 def choose(which: str, form: Form, cpu: bool = True) -> ModuleType:
@@ -113,7 +114,7 @@ def choose(which: str, form: Form, cpu: bool = True) -> ModuleType:
         return _patches
     if geometry.groups == 1 and pairs > 1 and outputs == 1 and all(disjoint):  # one product of matrices
         return _patches
-    if grouped and pairs > 1 and which == "to_output" and outputs <= SINGLE and weights >= LARGE:
+    if grouped and pairs > 1 and which == "to_output" and outputs <= SINGLE and weights * form.far >= LARGE * form.near:
         return _xla
     if grouped and pairs > 1 and all(disjoint) and outputs < FEW_OUTPUTS:
         return _patches

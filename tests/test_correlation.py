@@ -41,12 +41,12 @@ FORMS = {
         ((5, 7, 6), (2, 3, 2), 2, 3, {"padding": ((1, 0), (2, 1), (0, 3)), "stride": (2, 1, 3)}),
         ((9, 8), (2, 3), 2, 3, {"groups": 3, "stride": (2, 4), "padding": ((3, -2), (1, 0)), "method": "direct"}),
         ((13, 12), (6, 4), 1, 1, {"groups": 3, "stride": (7, 4), "padding": ((0, 3), (-1, 2))}),  # depthwise
-        ((9, 7), (11, 7), 1, 1, {"groups": 3, "padding": ((1, 1), (0, 0))}),  # that covers all
+        ((3, 2), (4, 2), 1, 1, {"groups": 3, "padding": ((1, 0), (0, 0))}),  # that covers all
     ],
     _blocks: [
         ((9,), (4,), 5, 3, {"groups": 2, "padding": ((2, -1),), "stride": 2}),
         ((7, 6), (3, 2), 4, 2, {"groups": 6, "padding": "SAME", "dilation": (1, 2)}),
-        ((70,), (1,), 4, 3, {"groups": 3}),
+        ((140,), (1,), 4, 3, {"groups": 3}),
         ((5, 4, 6), (2, 3, 2), 2, 3, {"groups": 7, "padding": "SAME", "dilation": (2, 1, 1)}),
         ((9,), (3,), 20, 40, {"groups": 6}),
     ],

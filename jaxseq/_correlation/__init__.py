@@ -75,61 +75,90 @@ from jaxseq._geometry import Geometry, extent
 TERMS = 64
 # The most work of a loop over the taps of a depthwise window, K O for P log2 P of the spectra.
 LOOP = {"to_output": 4, "to_input": 4, "to_kernel": 1.5}
+# The fewest taps, and the most outputs of all groups, at which that loop beats terms that are written out in gradients:
+# us, one thread                         shifts  patches  loop
+# to_input   57 taps, 2 x 128 outputs       454             99
+# to_kernel  57 taps, 2 x 128 outputs       184             63
+# to_kernel  60 taps, 3 x 64 outputs        224      154    52
+SHORT = {"to_input": 32, "to_kernel": 10}
+FEW_NUMBERS = 2**12
+# The most outputs, and the most taps, at which it beats one product and sum over a window that covers the input: XLA
+# exchanges the axes of these. 128 taps, 128 channels: to_output 59 us and 152, to_kernel 20 and 60.
+WHOLE, WHOLE_TAPS = 2, 256
 # From how many groups on their vectors of one channel a group pay, where a group has several.
 LANES = 8
+# The most outputs at which groups whose windows do not overlap are faster as patches than as blocks, and at which XLA
+# is faster than either from so large a kernel on, in elements, weighted by O' / I': the others exchange its axes.
+# us, one thread                                             patches  blocks    XLA
+# to_kernel  16 groups, 31 x 9 taps, 3 to 32,   1 output         573    3950  13801
+# to_output                                                      572    1166    234
+# to_output   8 groups, 4 x 8 x 3 taps, 3 to 64, 1 output         137     852    200
+# to_output   4 groups, 4 x 4 taps, 16 to 8, 432 outputs         784     545    684
+FEW_PATCHES, SINGLE, LARGE = 128, 4, 2**18
 # Taps for each output, in lengths of the transform, from which on the spectrum wins where channels are contracted:
 # at (4, 1024, 64 to 64) with 128 taps 39, 60 and 84 ms, XLA 32, 58 and 65; with 16 to 16 channels 2.9, 2.8 and 3.2,
 # XLA 8.1, 6.0 and 5.9.
 LONG = 192
 # The most taps of the first of three axes that are written out.
 PLANES = 16
-# Outputs of a window that covers all or most of its input: the arrays are small beside the kernel. In microseconds, of
-# one thread:
-#                                      shifts  patches  loop  blocks  XLA
-# to_input, depthwise   57 taps          454             99          16351    2 outputs, 128 channels, batch 8
-# to_kernel             57 taps          184             63           1192
-# to_kernel             60 taps          224      154    52            296    3 outputs, 64 channels, batch 2
-# to_kernel, 16 groups  31 x 9, 3 to 32           573         3950   13801    1 output, batch 4
-# to_output                                       572         1166     234
-# to_output, 8 groups   4 x 8 x 3, 3 to 64        137          852     200    1 output, batch 2
-# to_output, 4 groups   4 x 4, 16 to 8            784          545     684    432 outputs, batch 1
-FEW_OUTPUTS, FEW_NUMBERS = 64, 2**12  # positions, and positions times groups
-# From how many taps on a loop over them beats terms that are written out, where there are few numbers.
-SHORT = {"to_input": 32, "to_kernel": 10}
-# At the most outputs, and the least elements of a kernel times O' / I', for which XLA's own groups are fastest: the
-# other rules need the kernel in another order.
-SINGLE, LARGE = 4, 2**18
 
 
 def choose(which: str, form: Form, cpu: bool = True) -> ModuleType:
     """The rule for one of the three contractions of a form, on CPU or elsewhere."""
     if not form.is_known():  # the others write out as many terms, or as long a transform, as the sizes say
         return _xla
-    geometry, taps, axes = form.geometry, prod(form.window), len(form.window)
-    pairs, disjoint = form.near * form.far, _patches.disjoint(form)
-    direct = geometry.method == "direct"
-    grouped = geometry.groups > 1 and cpu
-    outputs, weights = prod(form.outputs), taps * pairs * geometry.groups
-    if pairs == 1 and all(disjoint) and (which != "to_output" or taps > TERMS):
-        return _patches
-    if geometry.groups == 1 and pairs > 1 and outputs == 1 and all(disjoint):  # one product of matrices
-        return _patches
-    if grouped and pairs > 1 and which == "to_output" and outputs <= SINGLE and weights * form.far >= LARGE * form.near:
-        return _xla
-    if grouped and pairs > 1 and all(disjoint) and outputs < FEW_OUTPUTS:
-        return _patches
-    if pairs == 1 and cpu and _loop_has_few_numbers(which, form):
+    if form.near * form.far == 1:
+        return _for_one_channel(which, form, cpu) or _for_channels(which, form, cpu)
+    if form.geometry.groups > 1:
+        return _for_groups(which, form, cpu) or _for_channels(which, form, cpu)
+    return _for_channels(which, form, cpu)
+
+
+def _for_one_channel(which: str, form: Form, cpu: bool) -> ModuleType | None:
+    """For one input and one output channel in each group."""
+    taps, outputs, groups = prod(form.window), prod(form.outputs), form.geometry.groups
+    whole, direct = all(_patches.disjoint(form)), form.geometry.method == "direct"
+    loop = cpu and (which != "to_kernel" or _sharding.undivided())  # else a sum over devices for each tap
+    if whole and (which != "to_output" or taps > TERMS):
+        few = outputs <= WHOLE and SHORT["to_kernel"] <= taps <= WHOLE_TAPS
+        return _loop if loop and few and which != "to_input" else _patches
+    if loop and which in SHORT and SHORT[which] <= taps <= TERMS and outputs * groups <= FEW_NUMBERS:
         return _loop
-    if taps * pairs <= TERMS and (pairs == 1 or geometry.groups >= LANES):
+    if taps <= TERMS:
         return _shifts
-    if pairs == 1 and cpu and _loop_is_short(which, form):
+    if loop and _loop_is_short(which, form):
         return _loop
-    if not direct and (pairs == 1 or taps * outputs >= LONG * prod(_spectrum.positions(form))):
+    if not direct:
         return _spectrum
-    if grouped and direct and not all(disjoint):
+    return _loop if groups > 1 and cpu and not whole else None
+
+
+def _for_groups(which: str, form: Form, cpu: bool) -> ModuleType | None:
+    """For several groups of several channels."""
+    taps, outputs, groups, pairs = prod(form.window), prod(form.outputs), form.geometry.groups, form.near * form.far
+    disjoint, direct = _patches.disjoint(form), form.geometry.method == "direct"
+    weight = taps * pairs * groups * max(1, form.far / form.near)
+    if cpu and which == "to_output" and outputs <= SINGLE and weight >= LARGE:
+        return _xla
+    if cpu and all(disjoint) and outputs <= FEW_PATCHES:
+        return _patches
+    if taps * pairs <= TERMS and groups >= LANES:
+        return _shifts
+    if not direct and _spectrum_is_short(form):
+        return _spectrum
+    if cpu and direct and not all(disjoint):
         return _loop
-    if grouped and not direct and (all(disjoint) or not any(disjoint)):
-        return _blocks
+    return _blocks if cpu and not direct and all(disjoint) == any(disjoint) else None
+
+
+def _for_channels(which: str, form: Form, cpu: bool) -> ModuleType:
+    """For channels that are contracted, and what the others leave."""
+    taps, axes, disjoint = prod(form.window), len(form.window), _patches.disjoint(form)
+    grouped, direct = form.geometry.groups > 1 and cpu, form.geometry.method == "direct"
+    if not grouped and all(disjoint) and prod(form.outputs) == 1:  # one product of matrices
+        return _patches
+    if not direct and _spectrum_is_short(form):
+        return _spectrum
     xla_is_fast = which == "to_output" and axes < 3 and taps > 1 and not grouped
     if any(disjoint) and not (xla_is_fast and _patches.xla_differentiates(form)):
         return _patches
@@ -138,16 +167,9 @@ def choose(which: str, form: Form, cpu: bool = True) -> ModuleType:
     return _xla
 
 
-def _loop_has_few_numbers(which: str, form: Form) -> bool:
-    """True for gradients of a depthwise window whose terms could be written out, if there are few outputs."""
-    if which == "to_output" or not _loop_is_local(which):
-        return False
-    return SHORT[which] <= prod(form.window) <= TERMS and prod(form.outputs) * form.geometry.groups <= FEW_NUMBERS
-
-
-def _loop_is_local(which: str) -> bool:
-    """False if the compiler may need a sum over devices for each tap."""
-    return which != "to_kernel" or _sharding.undivided()
+def _spectrum_is_short(form: Form) -> bool:
+    """True if the transform takes less work than the window, where channels are contracted."""
+    return prod(form.window) * prod(form.outputs) >= LONG * prod(_spectrum.positions(form))
 
 
 def _loop_is_short(which: str, form: Form) -> bool:
@@ -155,8 +177,6 @@ def _loop_is_short(which: str, form: Form) -> bool:
 
     The loop's is K products for each output asked for. A term of (2) has the zeros between outputs as well.
     """
-    if not _loop_is_local(which):
-        return False
     positions = prod(_spectrum.positions(form))
     sizes = [extent(O, s) if which == "to_input" else O for _, O, _, s, *_ in form.axes()]
     return prod(form.window) * prod(sizes) <= LOOP[which] * positions * log2(max(2, positions))

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxseq import cells, maps, reference
 from jaxseq._any_cell import recurrence, recurrence_cell
@@ -20,7 +21,6 @@ from jaxseq._conv import conv
 from jaxseq._conv_recurrence import conv_gru, conv_gru_cell, conv_lstm, conv_lstm_cell
 from jaxseq._conv_transpose import conv_transpose
 from jaxseq._gru import GRUParams, gru, gru_cell
-from jaxseq._init import normal
 from jaxseq._layers import bidirectional, stack
 from jaxseq._lstm import LSTMParams, LSTMState, lstm, lstm_cell
 from jaxseq._recurrence import Cell
@@ -90,10 +90,24 @@ class Case(NamedTuple):
     variants: Mapping[str, Variant]
 
 
+def _generator(key: Any) -> np.random.Generator:
+    """A generator of NumPy: `jax.random` compiles a program for each shape, which costs more than most checks."""
+    return np.random.default_rng(np.asarray(jax.random.key_data(key)))
+
+
 def _normals(key: Any, dtype: Any) -> Callable[..., jax.Array]:
-    """Draws normal arrays of moderate size, each from a key of its own: `draw(*shape)`."""
-    keys = iter(jax.random.split(key, 16))  # no op takes more
-    return lambda *shape: (normal(next(keys), shape) * 0.5).astype(dtype)
+    """Return `draw(*shape, scale=1)`, which draws normal arrays of standard deviation 0.5 times the scale."""
+    generator = _generator(key)
+
+    def draw(*shape: int, scale: float = 1.0) -> jax.Array:
+        return jnp.asarray((generator.standard_normal(shape) * 0.5 * scale).astype(dtype))
+
+    return draw
+
+
+def _marks(key: Any, shares: float, shape: tuple[int, ...]) -> np.ndarray:
+    """Draw booleans that are true with probability `shares`."""
+    return _generator(key).random(shape) < shares
 
 
 def _wide_kernel(kernel: tuple[int, ...], groups: int, width: int) -> tuple[tuple[int, ...], int]:
@@ -166,8 +180,9 @@ def _causal_example(
     args = (past if carry else None, x, w, b if bias else None)
     if not resets:
         return args
-    marks = jax.random.bernoulli(jax.random.fold_in(key, 1), 0.3, x.shape[:-1])
-    return (*args, marks.at[..., :1].set(False))  # else no gradient might reach the carry, and nothing be said of it
+    marks = _marks(jax.random.fold_in(key, 1), 0.3, x.shape[:-1])
+    marks[..., :1] = False  # else no gradient might reach the carry, and nothing could be said of it
+    return (*args, jnp.asarray(marks))
 
 
 def _recurrence_example(
@@ -205,7 +220,7 @@ def _recurrence_example(
         if field in more_blocks:
             return draw(shape[0] * width, *shape[1:])
         wide = tuple(n * width if axis >= len(shape) - 2 and n > 1 else n for axis, n in enumerate(shape))
-        return draw(*wide) * (width**-0.5 if len(shape) > 1 else 1)
+        return draw(*wide, scale=width**-0.5 if len(shape) > 1 else 1.0)
 
     fields: Any = params._fields  # type: ignore[attr-defined]
     weights = params(*(weight(f) if bias or f[:1] != "b" else None for f in fields))
@@ -217,22 +232,23 @@ def _recurrence_example(
     x = draw(*(sizes if time else batch), *features)
     # Sequences of many lengths, none among them; resets anywhere but at the first step, where they would close the only
     # way into a carry or out of one.
-    marks = jax.random.bernoulli(jax.random.fold_in(key, 1), 0.2, sizes)
+    resets = _marks(jax.random.fold_in(key, 1), 0.2, sizes)
+    if time:
+        resets[(slice(None),) * (len(batch) if batch_first else 0) + (slice(0, 1),)] = False
     drawn = {
-        "lengths": jax.random.permutation(key, jnp.arange(prod(batch)) * (length + 3) % (length + 1)).reshape(batch),
-        "drop": jax.random.bernoulli(jax.random.fold_in(key, 2), 0.2, leaves[0].shape),
+        "lengths": _generator(key).permutation(np.arange(prod(batch)) * (length + 3) % (length + 1)).reshape(batch),
+        "drop": _marks(jax.random.fold_in(key, 2), 0.2, leaves[0].shape),
         "hold": _held(jax.random.fold_in(key, 3), sizes, first),
-        "resets": marks & (jax.lax.broadcasted_iota(int, sizes, len(batch) if batch_first else 0) > 0),
+        "resets": resets,
     }
-    return weights, first if carry else None, x, *(drawn[name] for name in masks)
+    return weights, first if carry else None, x, *(jax.tree.map(jnp.asarray, drawn[name]) for name in masks)
 
 
 def _held(key: Any, sizes: tuple[int, ...], state: Any) -> Any:
     """Booleans for each leaf of a state (*batch, *features), `sizes` that of the batch with time."""
     leaves, structure = jax.tree.flatten(state)
     shapes = [(*sizes, *leaf.shape[len(sizes) - 1 :]) for leaf in leaves]
-    keys = jax.random.split(key, len(leaves))
-    return structure.unflatten([jax.random.bernoulli(k, 0.3, s) for k, s in zip(keys, shapes, strict=True)])
+    return structure.unflatten([_marks(jax.random.fold_in(key, i), 0.3, shape) for i, shape in enumerate(shapes)])
 
 
 def _conv_variants(transposed: bool) -> dict[str, Variant]:
@@ -532,7 +548,7 @@ def _scan_variants() -> dict[str, Variant]:
 
     def example(key: Any, *, dtype: Any, batch: tuple[int, ...], length: int, width: int = 1) -> tuple[Any, ...]:
         draw, D, H = _normals(key, dtype), 3 * width, 5 * width
-        params = RNNParams(draw(D, H) * width**-0.5, draw(H, H) * width**-0.5, draw(H))
+        params = RNNParams(draw(D, H, scale=width**-0.5), draw(H, H, scale=width**-0.5), draw(H))
         return params, _Leaky(draw(*batch, H), draw(*batch, H)), draw(length, *batch, D)
 
     def call(scan: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,0 +1,304 @@
+"""The contract of every op: one function that compiles a variant once and checks every property that follows.
+
+`verify_contract(op, variant)` compiles the op in float64 and, with the optimisation of XLA that users have, in float32
+(and bfloat16, where asked), and the reference implementation in float64. All arguments have the same shapes, at least
+15 channels and 40 steps or positions, so that the vectorised kernels of XLA are reached. Every property below is a
+statement about these programs under other numbers; nothing else is compiled, and arrays are NumPy's between programs.
+
+    values, gradients   float64 equals the reference to 1e-10; float32 and bfloat16 are near to it
+    dtypes              outputs and cotangents have the dtypes of the inputs
+    no carry            `carry=None` equals the reference from a zero carry
+    batch               a NaN in one batch entry reaches no other, and neither does a cotangent
+    causality           a step reads no later step (in the direction of the op), and its cotangent reaches none
+    padding             steps past `lengths` may be NaN, in inputs and cotangents; outputs and cotangents there are zero
+    resets              neither a value nor a cotangent crosses a reset
+    truncation          a cotangent reaches exactly as far back as the window says
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from helpers import assert_close, normals, pullback
+
+from jaxseq._cases import CASES, Variant
+
+WIDTH, LENGTH, BATCH = 5, 40, 3
+
+# Largest error of a leaf, relative to its largest element in float64. Where a step is unstable, the bound is four times
+# the error of autodiff of the reference implementation in the same dtype.
+BOUNDS = {jnp.float32: 2e-5, jnp.bfloat16: 4e-2}
+# This cell, which JAX differentiates, multiplies two pre-activations that are kept in bfloat16.
+LOOSE = {"twice": 3}
+
+# Compiler options: as users have it, and without optimisation, which is right for what runs once.
+OPTIMISED, UNOPTIMISED = ({"xla_backend_optimization_level": level} for level in (3, 0))
+
+# Ops of one output, whose first argument is the input.
+CONVOLUTIONS = ("conv", "conv_transpose", "depthwise_conv", "separable_conv")
+
+Program = Callable[[tuple[Any, ...], Any], tuple[Any, tuple[Any, ...]]]  # (args, cotangents) -> (outputs, cotangents)
+
+
+class Contract(NamedTuple):
+    """One variant of an op: its program in float64, arguments, and results."""
+
+    name: str
+    label: str
+    variant: Variant
+    program: Program
+    args: tuple[Any, ...]
+    cotangents: Any
+    outputs: Any
+    gradients: tuple[Any, ...]
+
+    @property
+    def place(self) -> int:
+        """Where xs stands among the arguments; a carry stands before it, where there is one."""
+        if self.name in CONVOLUTIONS:
+            return 0
+        return 1 if self.name == "causal_conv" else 2
+
+    @property
+    def time(self) -> int | None:
+        """The time axis of xs and ys."""
+        if self.name in CONVOLUTIONS or self.name.endswith("_cell"):
+            return None
+        return 1 if self.name == "causal_conv" else self.variant.options.get("time_axis", 0)
+
+    @property
+    def batch(self) -> int:
+        """The batch axis of xs and ys."""
+        return 1 if self.time == 0 else 0
+
+    @property
+    def reverse(self) -> bool:
+        return self.variant.options.get("reverse", False)
+
+    @property
+    def both_directions(self) -> bool:
+        return "bidirectional" in self.name or "bidirectional" in self.label
+
+    @property
+    def xs(self) -> np.ndarray:
+        return self.args[self.place]
+
+    @property
+    def ys_bar(self) -> np.ndarray:
+        return self.ys(self.cotangents)
+
+    def ys(self, outputs: Any) -> np.ndarray:
+        """The first output that is not the carry."""
+        return jax.tree.leaves(outputs if self.name in CONVOLUTIONS else outputs[1])[0]
+
+    def of_ys(self, ys_bar: np.ndarray) -> Any:
+        """Cotangents of all outputs: `ys_bar`, and zero for all others."""
+        leaves, structure = jax.tree.flatten(self.cotangents)
+        return structure.unflatten([ys_bar if leaf is self.ys_bar else np.zeros_like(leaf) for leaf in leaves])
+
+    def carry_bar_is_zero(self, gradients: tuple[Any, ...]) -> bool:
+        return not any(leaf.any() for leaf in jax.tree.leaves(gradients[self.place - 1]))
+
+    def replaced(self, place: int, a: np.ndarray) -> tuple[Any, ...]:
+        """The arguments, one of them another."""
+        return (*self.args[:place], a, *self.args[place + 1 :])
+
+    def place_of(self, mask: str) -> int:
+        """Where an array that the op takes by name stands among the arguments."""
+        return len(self.args) - len(self.variant.arrays) + self.variant.arrays.index(mask)
+
+    def along_time(self, steps: np.ndarray, a: np.ndarray) -> np.ndarray:
+        """A row over the steps, as a mask over a."""
+        return steps.reshape([-1 if axis == self.time else 1 for axis in range(a.ndim)])
+
+    def order(self) -> np.ndarray:
+        """For each step, how many are processed before it."""
+        return np.arange(LENGTH)[::-1] if self.reverse else np.arange(LENGTH)
+
+
+def verify_contract(name: str, label: str, key: Any, *, bfloat16: bool = False) -> None:
+    """Compile one variant of an op and its reference implementation, and check everything in the list above."""
+    case, variant = CASES[name], CASES[name].variants[label].widened(WIDTH)
+    f, pull = variant.bound(case.op), pullback(variant.bound(case.op))
+    args = jax.tree.map(np.asarray, variant.arguments(key, length=LENGTH, batch=(BATCH,), dtype=jnp.float32))
+    args = _with_lengths(variant, args)
+    cotangents = _cotangents(f, args, key)
+    wide = as_dtype((args, cotangents), jnp.float64)
+    program = _compile(pull, wide, UNOPTIMISED)
+    found = program(*wide)
+    reference = _reference(variant.bound(case.twin), *wide, found[0])
+    assert_close(found, reference(*wide))
+    for dtype in (jnp.float32, jnp.bfloat16) if bfloat16 else (jnp.float32,):
+        low = as_dtype(args, dtype)
+        check_low_precision((f, variant.bound(case.twin), reference), low, _cotangents(f, low, key), label)
+    contract = Contract(name, label, variant, program, *wide, *found)
+    for check in (check_batch, check_causality, check_padding, check_resets, check_truncation):
+        check(contract)
+
+
+def _reference(f: Callable[..., Any], args: tuple[Any, ...], cotangents: Any, outputs: Any) -> Program:
+    """The reference implementation in float64, compiled; in place of no carry it starts from a zero carry."""
+    if len(args) < 2 or args[1] is not None:
+        return _compile(pullback(f), (args, cotangents), UNOPTIMISED)
+    zero = jax.tree.map(np.zeros_like, outputs[0])
+    program = _compile(pullback(f), ((args[0], zero, *args[2:]), cotangents), UNOPTIMISED)
+
+    def run(args: tuple[Any, ...], cotangents: Any) -> tuple[Any, tuple[Any, ...]]:
+        outputs, (params_bar, _, *rest) = program((args[0], zero, *args[2:]), cotangents)
+        return outputs, (params_bar, None, *rest)
+
+    return run
+
+
+def check_low_precision(
+    functions: tuple[Any, Any, Program], args: tuple[Any, ...], cotangents: Any, label: str
+) -> None:
+    """Values and gradients near those of the reference for the same numbers in float64, in the dtype of the input."""
+    f, autodiff, reference = functions
+    dtype = next(leaf.dtype for leaf in jax.tree.leaves(args) if jnp.issubdtype(leaf.dtype, jnp.inexact))
+    outputs, gradients = _compile(pullback(f), (args, cotangents), OPTIMISED)(args, cotangents)
+    kept = outputs[1] if len(args) > 1 and args[1] is None else outputs  # a state from no carry is float32 at least
+    assert {leaf.dtype for leaf in jax.tree.leaves(kept)} == {dtype}
+    chex.assert_trees_all_equal_shapes_and_dtypes(gradients, jax.tree.map(_cotangent_type, args))
+    expected = reference(*as_dtype((args, cotangents), jnp.float64))
+    limit = BOUNDS[dtype.type] * (LOOSE.get(label, 1) if dtype == jnp.bfloat16 else 1)
+    found = dict(relative_errors((outputs, gradients), expected))
+    if max(found.values()) < limit:
+        return
+    same_steps = _compile(pullback(autodiff), (args, cotangents), OPTIMISED)(args, cotangents)  # as unstable
+    of_autodiff = dict(relative_errors(same_steps, expected))
+    for path, error in found.items():
+        bound = max(limit, 4 * of_autodiff[path])
+        assert error < bound, f"relative error at {path}: {error:.1e}, of autodiff {of_autodiff[path]:.1e}"
+
+
+# --- Properties ---
+
+
+def check_batch(c: Contract) -> None:
+    """A NaN in the first batch entry of xs leaves the others as they are, and its cotangent stays with it."""
+    one, rest = ((slice(None),) * c.batch + (entry,) for entry in (0, slice(1, None)))
+    outputs, _ = c.program(c.replaced(c.place, _with(c.xs, one, np.nan)), c.cotangents)
+    assert_close(c.ys(outputs)[rest], c.ys(c.outputs)[rest], relative=1e-13)
+    _, gradients = c.program(c.args, c.of_ys(_with(c.ys_bar, rest, 0)))
+    assert gradients[c.place][one].any()
+    assert not gradients[c.place][rest].any()
+
+
+def check_causality(c: Contract) -> None:
+    """Other numbers in the second half of the steps change no output of the first, and no cotangent goes there."""
+    if c.time is None or c.both_directions or (c.reverse and "lengths" in c.variant.arrays):
+        return  # in reverse, the order of the steps depends on the lengths
+    late = partial(c.along_time, c.order() >= LENGTH // 2)
+    outputs, _ = c.program(c.replaced(c.place, np.where(late(c.xs), c.xs + 1, c.xs)), c.cotangents)
+    early = [np.where(late(ys), 0, ys) for ys in (c.ys(outputs), c.ys(c.outputs))]
+    assert_close(*early, relative=1e-12)
+    _, gradients = c.program(c.args, c.of_ys(np.where(late(c.ys_bar), 0, c.ys_bar)))
+    xs_bar = gradients[c.place]
+    _assert_negligible(np.where(late(xs_bar), xs_bar, 0), xs_bar)
+
+
+def check_padding(c: Contract) -> None:
+    """Steps past the length of a sequence may hold NaN; outputs and cotangents there are zero."""
+    if "lengths" not in c.variant.arrays:
+        return
+    padded = np.arange(LENGTH)[:, None] >= c.args[c.place_of("lengths")]
+    padded = padded.T if c.time == 1 else padded
+    spoil = lambda a: np.where(padded.reshape(*padded.shape, *(1,) * (a.ndim - 2)), np.nan, a)  # noqa: E731
+    found = c.program(c.replaced(c.place, spoil(c.xs)), (c.cotangents[0], spoil(c.ys_bar)))
+    assert_close(found, (c.outputs, c.gradients), relative=0)
+    for a in (c.ys(c.outputs), c.gradients[c.place]):
+        assert not a[padded].any()
+        assert a[~padded].any()
+
+
+def check_resets(c: Contract) -> None:
+    """A reset at t splits the sequence in [0, t) and [t, T): no value and no cotangent crosses."""
+    if "resets" not in c.variant.arrays:
+        return
+    place, t = c.place_of("resets"), LENGTH // 2
+    marks = _with(np.zeros_like(c.args[place]), (slice(None),) * c.time + (t,), True)
+    split = c._replace(args=c.replaced(place, marks))
+    later = partial(c.along_time, (np.arange(LENGTH) >= t) != c.reverse)  # the part that is processed last
+    cotangents = c.of_ys(np.where(later(c.ys_bar), c.ys_bar, 0))
+    outputs, gradients = c.program(split.args, cotangents)
+    xs_bar = gradients[c.place]
+    _assert_negligible(np.where(later(xs_bar), 0, xs_bar), xs_bar)
+    assert c.both_directions or c.carry_bar_is_zero(gradients)
+    others, _ = c.program(split.replaced(c.place, np.where(later(c.xs), c.xs, c.xs + 1)), cotangents)
+    assert_close(*(np.where(later(ys), ys, 0) for ys in (c.ys(others), c.ys(outputs))), relative=1e-12)
+
+
+def check_truncation(c: Contract) -> None:
+    """The cotangents of one window of k1 steps reach back k2 steps from its end, and no further."""
+    truncation = c.variant.options.get("truncation")
+    if truncation is None or c.time is None:
+        return
+    k1, k2 = truncation if isinstance(truncation, tuple) else (truncation, truncation)
+    start, order = k1 * (LENGTH // (2 * k1)), c.order()
+    first = start + k1 - k2
+    window = c.along_time((order >= start) & (order < start + k1), c.ys_bar)
+    _, gradients = c.program(c.args, c.of_ys(np.where(window, c.ys_bar, 0)))
+    xs_bar = gradients[c.place]
+    assert not np.where(c.along_time(order < first, xs_bar), xs_bar, 0).any()
+    assert c.carry_bar_is_zero(gradients)
+    if not c.variant.arrays:  # no reset ends it earlier
+        assert np.where(c.along_time(order == first, xs_bar), xs_bar, 0).any()
+
+
+def _with(a: np.ndarray, at: Any, value: Any) -> np.ndarray:
+    """A copy of a with that value there."""
+    a = a.copy()
+    a[at] = value
+    return a
+
+
+def _assert_negligible(part: np.ndarray, whole: np.ndarray) -> None:
+    """Zero, or rounding that a Fourier transform spreads."""
+    assert whole.any()
+    assert np.abs(part).max() <= 1e-12 * np.abs(whole).max()
+
+
+# --- Numbers ---
+
+
+def as_dtype(tree: Any, dtype: Any) -> Any:
+    """The floats of a tree in `dtype`; all other leaves as they are."""
+    return jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.inexact) else a, tree)
+
+
+def relative_errors(actual: Any, expected: Any) -> Iterator[tuple[str, float]]:
+    """The error of each leaf, relative to its largest element; cotangents of integers hold no number."""
+    for (path, got), want in zip(jax.tree.leaves_with_path(actual), jax.tree.leaves(expected), strict=True):
+        if want.dtype == jax.dtypes.float0:
+            continue
+        low, exact = (np.asarray(a).astype(np.float64) for a in (got, want))
+        yield jax.tree_util.keystr(path), np.abs(low - exact).max(initial=0) / (np.abs(exact).max(initial=0) or 1)
+
+
+def _with_lengths(variant: Variant, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments with lengths that cover all, nothing and a part of the sequence, where the op takes lengths."""
+    if "lengths" not in variant.arrays:
+        return args
+    place = len(args) - len(variant.arrays) + variant.arrays.index("lengths")
+    lengths = np.array([LENGTH, 0, LENGTH // 2 + 3], args[place].dtype)
+    return (*args[:place], lengths, *args[place + 1 :])
+
+
+def _cotangents(f: Any, args: tuple[Any, ...], key: Any) -> Any:
+    """Random cotangents of f's outputs, in their dtypes: a carry may be wider than the input."""
+    return jax.tree.map(np.asarray, normals(jax.random.fold_in(key, 1), jax.eval_shape(f, *args)))
+
+
+def _cotangent_type(a: np.ndarray) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(a.shape, a.dtype if jnp.issubdtype(a.dtype, jnp.inexact) else jax.dtypes.float0)
+
+
+def _compile(f: Any, args: tuple[Any, ...], options: Any) -> Program:
+    """A program from and to NumPy, so that no operation on its numbers is compiled as well."""
+    program = jax.jit(f, compiler_options=options).lower(*args).compile()
+    return lambda *args: jax.tree.map(np.asarray, program(*args))

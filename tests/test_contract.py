@@ -1,0 +1,86 @@
+"""Every op and variant keeps its contract; chunks and single steps equal the whole."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import pytest
+from contract import verify_contract
+from helpers import GRID, OPS, arguments, assert_close, bound, cotangents_for, derived, long_where, pullback
+from jax import lax
+
+from jaxseq._cases import CASES
+
+
+@pytest.fixture(autouse=True)
+def programs_of_one_variant():
+    """No program serves two variants, and all together take gigabytes."""
+    yield
+    jax.clear_caches()
+
+
+def takes_its_own_branch_in_bfloat16(name, label):
+    """bfloat16 takes the same branches for every variant, but for the rules of convolutions."""
+    return "conv" in name or (name, label) in [p.values for p in OPS]
+
+
+def later(name, label):
+    """Time options take the same branches for every cell with a pullback: all of them for lstm, some for rnn and gru.
+
+    Of the ops that are others with another map, step or layer, the first variants.
+    """
+    if name in ("rnn", "gru"):
+        return label not in ("plain", "no bias, zero carry", "relu", "checkpoint, windows that reach back")
+    return derived(name, label) and (name, label) not in [p.values for p in OPS]
+
+
+@pytest.mark.parametrize(("name", "label"), long_where(GRID, later))
+def test_contract(name, label, key):
+    verify_contract(name, label, key, bfloat16=takes_its_own_branch_in_bfloat16(name, label))
+
+
+# Ops whose carry goes through code of its own.
+CHUNKED = [("rnn", "plain"), ("gru", "plain"), ("lstm", "plain"), ("conv_lstm", "1d"), ("stack", "gru")]
+CHUNKED += [("causal_conv", "plain"), ("causal_conv", "resets, depthwise, dilated")]
+
+
+@pytest.mark.parametrize(("name", "label"), CHUNKED)
+def test_chunks_equal_the_whole(name, label, key):
+    """One step, no step, some and the rest, with the carry handed from one to the next."""
+    args, f = arguments(name, label, key), bound(name, label)
+    carry_at, axis = (0, 1) if name == "causal_conv" else (1, 0)
+    cotangents = cotangents_for(f, args, jax.random.fold_in(key, 1))
+    over_time = [carry_at + 1, *range(len(args) - len(CASES[name].variants[label].arrays), len(args))]
+
+    def chunked(*args):
+        carry, parts = args[carry_at], []
+        for start, end in ((0, 1), (1, 1), (1, 5), (5, 7)):
+            chunk = [lax.slice_in_dim(a, start, end, axis=axis) if i in over_time else a for i, a in enumerate(args)]
+            chunk[carry_at] = carry
+            carry, ys = f(*chunk)
+            parts.append(ys)
+        return carry, jnp.concatenate(parts, axis)
+
+    actual, expected = (jax.jit(pullback(g))(args, cotangents) for g in (chunked, f))
+    assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("name", ["rnn", "gru", "lstm", "conv_lstm", "recurrence"])
+def test_a_cell_in_a_scan_equals_the_sequence(name, key):
+    label = next(iter(CASES[name].variants))
+    args, f = arguments(name, label, key), bound(name, label)
+    cotangents = cotangents_for(f, args, jax.random.fold_in(key, 1))
+    variant = CASES[name].variants[label]
+    cell = variant.bound(CASES[f"{name}_cell"].op)
+    stepwise = lambda params, carry, xs: lax.scan(partial(cell, params), carry, xs)  # noqa: E731
+    assert_close(*(jax.jit(pullback(g))(args, cotangents) for g in (stepwise, f)))
+
+
+# The other variants of recurrences and layers.
+REST = [p for p in GRID if not takes_its_own_branch_in_bfloat16(*p.values)]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("name", "label"), REST)
+def test_contract_in_bfloat16(name, label, key):
+    verify_contract(name, label, key, bfloat16=True)

@@ -1,4 +1,4 @@
-"""Time: cells against sequences, chunks against the whole, direction, what is kept, and first weights."""
+"""Recurrences: direction, one step by hand, residuals of the forward pass, and initializers."""
 
 from functools import partial
 
@@ -6,37 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import OPS, SEQUENCES, arguments, assert_close, bound, compiled, cotangents_for, pullback, scans
-from jax import lax
+from helpers import SEQUENCES, arguments, assert_close, scans
 
 import jaxseq
 from jaxseq._cases import CASES
-
-NO_RECURRENCE = ("conv", "conv_transpose", "causal_conv", "depthwise_conv", "separable_conv", "scan")
-
-
-@pytest.mark.parametrize("name", SEQUENCES)
-def test_cell_in_a_scan_equals_the_sequence(name, key):
-    args = arguments(name, "plain", key)
-    cotangents = cotangents_for(bound(name, "plain"), args, jax.random.fold_in(key, 1))
-    cell = CASES[f"{name}_cell"].op
-    stepwise = lambda params, carry, xs: lax.scan(partial(cell, params), carry, xs)  # noqa: E731
-    assert_close(jax.jit(pullback(stepwise))(args, cotangents), compiled(name, "plain")(args, cotangents))
-
-
-@pytest.mark.parametrize("name", SEQUENCES)
-def test_chunks_equal_the_whole(name, key):
-    args = arguments(name, "plain", key)
-    cotangents = cotangents_for(bound(name, "plain"), args, jax.random.fold_in(key, 1))
-
-    def chunked(params, carry, xs):
-        parts = []
-        for chunk in (xs[:1], xs[1:1], xs[1:5], xs[5:]):
-            carry, ys = CASES[name].op(params, carry, chunk)
-            parts.append(ys)
-        return carry, jnp.concatenate(parts)
-
-    assert_close(jax.jit(pullback(chunked))(args, cotangents), compiled(name, "plain")(args, cotangents))
 
 
 @pytest.mark.parametrize("name", SEQUENCES)
@@ -45,24 +18,6 @@ def test_reverse_is_reading_the_flipped_sequence(name, key):
     last, ys = CASES[name].op(params, carry, xs, reverse=True)
     flipped_last, flipped = CASES[name].op(params, carry, xs[::-1])
     assert_close((last, ys[::-1]), (flipped_last, flipped), relative=1e-14)
-
-
-@pytest.mark.parametrize("name", SEQUENCES)
-def test_batch_axes_are_independent(name, key):
-    params, carry, xs = arguments(name, "plain", key, batch=(3, 2))
-    last, ys = CASES[name].op(params, carry, xs)
-    one = jax.tree.map(lambda a: a[2, 1], carry)
-    one_last, one_ys = CASES[name].op(params, one, xs[:, 2, 1])
-    assert_close((one_last, one_ys), (jax.tree.map(lambda a: a[2, 1], last), ys[:, 2, 1]), relative=1e-13)
-
-
-@pytest.mark.parametrize(("name", "label"), [p for p in OPS if p.id not in NO_RECURRENCE])
-def test_no_carry_is_a_zero_carry(name, label, key):
-    f, (params, carry, xs) = bound(name, label), arguments(name, label, key)
-    zero = jax.tree.map(jnp.zeros_like, carry)
-    cotangents = cotangents_for(f, (params, carry, xs), jax.random.fold_in(key, 1))
-    actual, expected = (pullback(lambda p, x, c=c: f(p, c, x))((params, xs), cotangents) for c in (None, zero))
-    assert_close(actual, expected, relative=1e-14)
 
 
 def test_lstm_step_by_hand():

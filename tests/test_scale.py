@@ -12,10 +12,11 @@ from helpers import mesh_of
 from jax.sharding import NamedSharding, PartitionSpec
 
 import jaxseq
-from benchmarks import cost, harness, hlo, sharding
-from benchmarks.hlo import Collective
+from benchmarks import cost, harness, sharding
 from benchmarks.recurrence import TINY
 from jaxseq import reference
+from tests.support import hlo
+from tests.support.hlo import Collective
 
 pytestmark = pytest.mark.usefixtures("as_users_have_jax")
 

@@ -6,7 +6,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo processes filters digits moving convolution sunspots vanishing memory shuffled frameworks policy test fuzz lint bench docs clean
+.PHONY: demo processes filters digits moving convolution sunspots vanishing memory shuffled frameworks policy \
+	test test-all fuzz lint bench docs clean
 
 demo: $(VENV)/.examples  ## train a character model on the language reference of Python
 	$(BIN)/python examples/char_lm.py $(ARGS)
@@ -48,8 +49,11 @@ frameworks: $(VENV)/.frameworks  ## inside Flax linen, Flax nnx, Equinox, Haiku:
 	$(BIN)/python examples/frameworks/in_equinox.py $(ARGS)
 	$(BIN)/python examples/frameworks/in_haiku.py $(ARGS)
 
-test: $(VENV)/.test  ## the whole suite; ARGS="-k truncation" and the like reach pytest
+test: $(VENV)/.test  ## the default suite; ARGS="-k truncation" and the like reach pytest
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 $(ARGS)
+
+test-all: test  ## the default suite, then what takes minutes: the marker `long` and tests/repository/
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 $(ARGS) -m long
 
 fuzz: $(VENV)/.frameworks $(VENV)/.test  ## random geometries, options, meshes, right functions; hours, fixed seeds
 	PYTHONPATH=. $(BIN)/python tests/fuzz/geometries.py --count 500

@@ -23,8 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.test_util import check_grads
 
-from benchmarks import broken_rules
 from jaxseq.testing import Verdict, check_vjp, mutate
+from tests.support import broken_rules
 
 Function = Callable[..., Any]
 RIGHT = "none"  # the name of the rule with no mistake in it

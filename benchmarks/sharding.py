@@ -4,8 +4,8 @@
 
 Each device has half of the batch and all parameters, so that the gradient of a parameter is a sum over devices. What a
 library decides is when that sum is taken: autodiff of a scan takes it in every step, the rule by hand once. Above the
-times of each problem stands what the compiled program says of it (`benchmarks/hlo.py`): how often a collective runs in
-one gradient, how many of these runs are in a loop over time, and what they leave on each device, all together.
+times of each problem stands what the compiled program says of it (`tests/support/hlo.py`): how often a collective runs
+in one gradient, how many of these runs are in a loop over time, and what they leave on each device, all together.
 
 The mesh is automatic, and for `hand, explicit` an explicit one, on which each device has the rule of one device.
 
@@ -20,10 +20,11 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from benchmarks import harness, hlo
+from benchmarks import harness
 from benchmarks.harness import Candidate, Problem
 from benchmarks.recurrence import KINDS, TINY, Size, data, ours, outputs
 from benchmarks.recurrent_peers import LIBRARIES, Library
+from tests.support import hlo
 
 PEERS = ("flax", "equinox", "haiku", "keras")  # those on JAX
 SIZES = (Size(32, 128, 128, 128), Size(16, 512, 64, 64), Size(8, 2048, 64, 64))

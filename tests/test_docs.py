@@ -26,6 +26,24 @@ FUNCTIONS = {
 }
 
 
+# The default suite runs the code of these two pages only: that of the others takes minutes.
+QUICK_PAGES = [ROOT / "README.md", ROOT / "docs" / "start.md"]
+
+
+def code(page):
+    """The blocks of Python on a page."""
+    return re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+def pages_with_code():
+    pages = [page for page in PAGES if code(page)]
+    assert set(QUICK_PAGES) <= set(pages)
+    return [
+        pytest.param(page, id=str(page.relative_to(ROOT)), marks=[] if page in QUICK_PAGES else [pytest.mark.long])
+        for page in pages
+    ]
+
+
 @pytest.fixture
 def as_users_have_it():
     """Without the strict settings of this suite."""
@@ -38,6 +56,7 @@ def as_users_have_it():
         jax.config.update(name, value)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.usefixtures("as_users_have_it")
 def test_docstring_example(name):
@@ -65,12 +84,12 @@ def test_the_options_of_time_are_said_once():
         assert option in ("params", "carry", "xs") or f"\n    {option}: " in text, option
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", pages_with_code())
 @pytest.mark.usefixtures("as_users_have_it")
 def test_code_runs(page):
     """The blocks of a page one after the other, as a reader would type them."""
     scope = {}
-    for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL):
+    for block in code(page):
         exec(compile(block, page.name, "exec"), scope)
 
 

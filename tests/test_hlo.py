@@ -1,4 +1,4 @@
-"""What `benchmarks.hlo` reads from compiled programs, against programs whose numbers one can work out by hand."""
+"""What `tests.support.hlo` reads from compiled programs, against programs whose numbers one can work out by hand."""
 
 from functools import partial
 
@@ -8,8 +8,8 @@ import pytest
 from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
-from benchmarks import hlo
-from benchmarks.hlo import Collective
+from tests.support import hlo
+from tests.support.hlo import Collective
 
 MESH = jax.make_mesh((2,), ("d",), devices=jax.devices()[:2], axis_types=(AxisType.Auto,))
 

@@ -26,9 +26,9 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxseq
-from benchmarks import hlo
 from jaxseq import _sharding
 from jaxseq._cases import CASES
+from tests.support import hlo
 
 VARIANTS = {
     "gru": ["truncation, reverse"],

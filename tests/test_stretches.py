@@ -11,8 +11,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxseq
-from benchmarks import hlo
 from jaxseq._cases import CASES
+from tests.support import hlo
 
 # --- Convolution: x, kernel, options; rows borrowed forward from before and behind ---
 

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks.broken_rules import BROKEN, arguments, broken, plain
 from jaxseq.testing import CHECKS, Verdict, check_vjp, mutate
 from jaxseq.testing._check import Session
+from tests.support.broken_rules import BROKEN, arguments, broken, plain
 
 
 @pytest.fixture(autouse=True)

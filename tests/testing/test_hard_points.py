@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.broken_rules import arguments, broken, plain
 from jaxseq.testing import Verdict, check_vjp
+from tests.support.broken_rules import arguments, broken, plain
 
 WRONG = ["sign flipped", "recurrence missing", "wrong activation derivative", "final-state cotangent ignored"]
 

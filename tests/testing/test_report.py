@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.broken_rules import arguments, broken, plain
 from jaxseq.testing import CHECKS, GradientCheckError, Report, Result, Verdict, check_vjp
 from jaxseq.testing._diagnosis import fit, fit_seed
+from tests.support.broken_rules import arguments, broken, plain
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from helpers import script
 
 import jaxseq
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "char_lm.py"
+SCRIPT = Path(__file__).parents[2] / "examples" / "char_lm.py"
 pytest.importorskip("optax", reason="the examples need the extra `examples`: optax, tqdm, matplotlib")
 pytest.importorskip("tqdm", reason="the examples need the extra `examples`: optax, tqdm, matplotlib")
 pytest.importorskip("matplotlib", reason="the examples need the extra `examples`: optax, tqdm, matplotlib")

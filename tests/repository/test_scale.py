@@ -12,19 +12,15 @@ from helpers import mesh_of
 from jax.sharding import NamedSharding, PartitionSpec
 
 import jaxseq
-from benchmarks import cost, harness, hlo, sharding
-from benchmarks.hlo import Collective
+from benchmarks import cost, harness, sharding
 from benchmarks.recurrence import TINY
 from jaxseq import reference
+from tests.support import hlo
+from tests.support.hlo import Collective
 
 pytestmark = pytest.mark.usefixtures("as_users_have_jax")
 
-PAGE = Path(__file__).parents[1] / "docs" / "scale.md"
-
-
-def devices(*counts, unmarked):
-    """Numbers of devices, those beyond `unmarked` in the second stage."""
-    return [pytest.param(n, marks=[] if n in unmarked else [pytest.mark.long]) for n in counts]
+PAGE = Path(__file__).parents[2] / "docs" / "scale.md"
 
 
 def placed(mesh, *spec, shape, dtype=jnp.float32):
@@ -51,7 +47,7 @@ def sizes(kind, n, D=64):
     return cost.Recurrence(kind, B=16, T=12, D=D, H=64, n=n)
 
 
-@pytest.mark.parametrize("n", devices(1, 2, 4, 8, unmarked=(1, 2, 8)))
+@pytest.mark.parametrize("n", [1, 2, 4, 8])
 @pytest.mark.parametrize("kind", cost.GATES)
 def test_a_gradient_takes_these_products_and_one_sum(kind, n):
     r = sizes(kind, n)
@@ -72,7 +68,7 @@ def test_what_is_summed_are_accumulators():
     assert hlo.collectives(program) == [Collective("all-reduce", r.sum_bytes, 0, 1)]
 
 
-@pytest.mark.parametrize("n", devices(2, 8, unmarked=(2,)))
+@pytest.mark.parametrize("n", [2, 8])
 def test_gates_that_are_kept_and_the_gradient_of_xs(n):
     """A GRU of D + H > 128 makes no gate again."""
     r = sizes("gru", n, D=96)
@@ -80,8 +76,8 @@ def test_gates_that_are_kept_and_the_gradient_of_xs(n):
     assert hlo.flops(gradient(r, of_xs=True).as_text()) == r.flops + 2 * r.T * r.b * r.D * r.width
 
 
-@pytest.mark.parametrize("n", devices(2, 8, unmarked=(2,)))
-@pytest.mark.parametrize("kind", ["lstm", *[pytest.param(k, marks=pytest.mark.long) for k in ("rnn", "gru")]])
+@pytest.mark.parametrize("n", [2, 8])
+@pytest.mark.parametrize("kind", ["lstm", "rnn", "gru"])
 def test_autodiff_of_a_scan_takes_the_same_products_and_a_sum_in_every_step(kind, n):
     r = sizes(kind, n, D=96)
     program = gradient(r, reference).as_text()
@@ -89,7 +85,7 @@ def test_autodiff_of_a_scan_takes_the_same_products_and_a_sum_in_every_step(kind
     assert hlo.collectives(program) == [Collective("all-reduce", r.sum_bytes, 1, r.T)]
 
 
-@pytest.mark.parametrize("n", devices(1, 2, 4, 8, unmarked=(1, 2, 8)))
+@pytest.mark.parametrize("n", [1, 2, 4, 8])
 def test_a_convolution_with_time_divided(n):
     c = cost.Convolution(B=3, T=64, K=4, d=2, C_in=5, C_out=6, n=n)
     mesh = mesh_of((n,), ("d",), "explicit" if n > 1 else "automatic")
@@ -159,10 +155,9 @@ def test_predictions_move_as_they_should():
 @pytest.mark.parametrize(
     ("kind", "libraries"),
     [
-        ("lstm", ["flax"]),
-        pytest.param("lstm", ["flax", "equinox", "haiku", "keras"], marks=pytest.mark.long),
-        pytest.param("gru", ["flax", "equinox", "keras"], marks=pytest.mark.long),
-        pytest.param("rnn", ["flax", "equinox", "keras"], marks=pytest.mark.long),
+        ("lstm", ["flax", "equinox", "haiku", "keras"]),
+        ("gru", ["flax", "equinox", "keras"]),
+        ("rnn", ["flax", "equinox", "keras"]),
     ],
 )
 def test_libraries_compute_the_same_with_their_batch_over_two_devices(kind, libraries, monkeypatch):

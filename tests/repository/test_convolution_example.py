@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from helpers import script
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "convolution.py"
+SCRIPT = Path(__file__).parents[2] / "examples" / "convolution.py"
 pytest.importorskip("matplotlib", reason="the examples need the extra `examples`: matplotlib, scikit-learn")
 pytest.importorskip("sklearn", reason="the examples need the extra `examples`: matplotlib, scikit-learn")
 

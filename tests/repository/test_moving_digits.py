@@ -12,7 +12,7 @@ from helpers import script
 
 import jaxseq
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "moving_digits.py"
+SCRIPT = Path(__file__).parents[2] / "examples" / "moving_digits.py"
 pytest.importorskip("optax", reason="the examples need the extra `examples`: optax, tqdm, scikit-learn, matplotlib")
 pytest.importorskip("tqdm", reason="the examples need the extra `examples`: optax, tqdm, scikit-learn, matplotlib")
 pytest.importorskip("sklearn", reason="the examples need the extra `examples`: optax, tqdm, scikit-learn, matplotlib")
@@ -158,7 +158,6 @@ def test_the_error_of_a_copy(moving):
 # --- The job ---
 
 
-@pytest.mark.long
 def test_it_learns_and_leaves_a_picture(moving, monkeypatch, tmp_path, capsys):
     """One digit and short videos are soon learnt; what the default learns is the long test's."""
     for name, value in (("DIGITS", 1), ("GIVEN", 5), ("MEASURED", 8)):
@@ -190,7 +189,6 @@ def test_it_learns_and_leaves_a_picture(moving, monkeypatch, tmp_path, capsys):
     assert picture[..., :3].std() > 0.1, "the picture is blank"
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("seed", [0, 1])
 def test_it_foresees_far_better_than_a_copy(moving, seed, tmp_path, capsys):
     assert moving.main([f"--seed={seed}", "--quiet", f"--out={tmp_path / 'videos.png'}"]) == 0

@@ -12,7 +12,7 @@ from helpers import script
 
 import jaxseq
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "examples" / "frameworks"
 optax = pytest.importorskip("optax", reason="the examples need the extra `examples`: optax")
 
@@ -149,7 +149,6 @@ def in_haiku(module, xs, key):
     return params, lambda xs, **options: transformed.apply(params, None, xs, **options)
 
 
-@pytest.mark.long
 def test_a_carry_handed_on_and_options_of_time(example, key):
     """A sequence in two pieces, where the caller hands on the carry, is that of one."""
     time_first = "haiku" in example.__name__
@@ -173,7 +172,6 @@ def test_a_carry_handed_on_and_options_of_time(example, key):
         np.testing.assert_allclose(jnp.linalg.norm(own), jnp.linalg.norm(other), rtol=0.5)  # drawn by our initialisers
 
 
-@pytest.mark.long
 def test_nnx_trains_it_with_its_own_optimizer(side_by_side, monkeypatch, key):
     """The loop that users of nnx write gives the losses of the one that plain JAX has."""
     module = loaded("in_nnx", monkeypatch)
@@ -198,7 +196,6 @@ def test_nnx_trains_it_with_its_own_optimizer(side_by_side, monkeypatch, key):
     np.testing.assert_allclose(run.losses, np.stack([costs, costs], 1), rtol=1e-6)
 
 
-@pytest.mark.long
 def test_linen_serialises_it(monkeypatch, key):
     """A NamedTuple is an entry of the tree of parameters as any other."""
     module = loaded("in_linen", monkeypatch)

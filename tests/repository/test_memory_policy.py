@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from helpers import script
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "memory_policy.py"
+SCRIPT = Path(__file__).parents[2] / "examples" / "memory_policy.py"
 pytest.importorskip("optax", reason="the examples need the extra `examples`: optax, matplotlib")
 pytest.importorskip("matplotlib", reason="the examples need the extra `examples`: optax, matplotlib")
 
@@ -275,7 +275,6 @@ def test_a_place_that_cannot_be_written_costs_one_line(example, tmp_path, capsys
     assert re.fullmatch(r"memory_policy\.py: error: cannot write to .*out\.png: .+\n", capsys.readouterr().err)
 
 
-@pytest.mark.long
 def test_what_is_remembered_is_what_is_not_forgotten(example, tmp_path, capsys, monkeypatch):
     """Not what happens without marks: that differs from seed to seed."""
     plans = {name: plan for name, plan in example.PLANS.items() if name != "no marks"}

@@ -20,7 +20,7 @@ TRAIN = 221  # years, 1700 to 1920
 
 @pytest.fixture(scope="module")
 def sunspots():
-    return script(Path(__file__).parents[1] / "examples" / "sunspots.py")
+    return script(Path(__file__).parents[2] / "examples" / "sunspots.py")
 
 
 @pytest.fixture
@@ -161,7 +161,6 @@ def test_a_mistake_ends_with_status_2(sunspots, option, message, monkeypatch, ca
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.long
 def test_what_the_docstring_says_of_who_is_ahead(sunspots, tmp_path, capsys):
     assert sunspots.main([f"--out={tmp_path / 'a.png'}"]) == 0
     said = capsys.readouterr().out
@@ -174,7 +173,6 @@ def test_what_the_docstring_says_of_who_is_ahead(sunspots, tmp_path, capsys):
     assert gru[1] > ar[1] > naive[1], "in probability"
 
 
-@pytest.mark.long
 def test_what_the_docstring_says_of_other_choices(sunspots, x64):
     x = sunspots.numbers()[1]
     z, *_ = sunspots.scaled(x, TRAIN)

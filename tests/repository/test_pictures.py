@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers import script
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 PICTURES = DOCS / "pictures"
 pytest.importorskip("matplotlib", reason="pictures need the extra `plot`: matplotlib")
 
@@ -45,7 +45,6 @@ def test_pictures_are_small(shown):
     assert max(file.stat().st_size for file in shown) < 150_000
 
 
-@pytest.mark.long
 def test_drawn(draw, tmp_path):
     """All that are committed, and with as many squares, bars and lines: a fact that changed would change these."""
     draw.main(tmp_path)

@@ -20,7 +20,7 @@ playwright = pytest.importorskip(
 if not (CHROMIUM := shutil.which("chromium")):
     pytest.skip("the site is read with Chromium, which is not installed", allow_module_level=True)
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 
 # Each gives what is wrong on the page that is open.

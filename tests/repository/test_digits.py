@@ -11,7 +11,7 @@ from helpers import script
 
 import jaxseq
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "digits.py"
+SCRIPT = Path(__file__).parents[2] / "examples" / "digits.py"
 pytest.importorskip("optax", reason="the examples need the extra `examples`: optax, tqdm, scikit-learn")
 pytest.importorskip("tqdm", reason="the examples need the extra `examples`: optax, tqdm, scikit-learn")
 pytest.importorskip("sklearn", reason="the examples need the extra `examples`: optax, tqdm, scikit-learn")
@@ -24,7 +24,6 @@ def digits():
     return script(SCRIPT)
 
 
-@pytest.mark.long
 def test_it_learns(digits, capsys):
     """Chance is 10 %; with the 500 steps of the default it is 99 %."""
     assert digits.main(["--steps=80", "--quiet"]) == 0

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import conv, gain, harness, recurrence
+import jaxseq
+from benchmarks import cells, conv, gain, harness, recurrence
 from benchmarks.harness import Candidate, Problem, measure
 
 pytestmark = pytest.mark.usefixtures("as_users_have_jax")
@@ -208,6 +209,13 @@ def test_every_library_computes_the_same_convolution(name, monkeypatch):
         assert all(row["apart"] < 1e-5 for row in rows)
 
 
+def test_every_shipped_cell_is_measured():
+    """Cells that are functions of their own by `benchmarks.recurrence`, the others by `benchmarks.cells`."""
+    shipped = {name for name in jaxseq.cells.__all__ if isinstance(getattr(jaxseq.cells, name), jaxseq.Cell)}
+    measured = {cell.name for cell, _ in cells.CELLS.values()}
+    assert measured - {"leaky"} == shipped - {"rnn", "relu_rnn", "gru", "lstm"}
+
+
 def test_without_flax_its_rows_say_so(written, monkeypatch):
     monkeypatch.setitem(sys.modules, "flax", None)
     monkeypatch.setitem(sys.modules, "flax.linen", None)
@@ -234,7 +242,7 @@ def test_mistakes_on_the_command_line(argv, complaint, capsys):
 
 # --- The one table ---
 
-MEASURED = Path(__file__).parents[1] / "docs" / "measured"
+MEASURED = Path(__file__).parents[2] / "docs" / "measured"
 
 
 def table(title, **ratios):

@@ -23,7 +23,7 @@ TEXT = "The quick brown  fox\n\njumps over the lazy dog, $x_t$ and all.\n" * 100
 
 @pytest.fixture(scope="module")
 def shuffled():
-    return script(Path(__file__).parents[1] / "examples" / "shuffled.py")
+    return script(Path(__file__).parents[2] / "examples" / "shuffled.py")
 
 
 @pytest.fixture
@@ -147,7 +147,6 @@ def test_a_mistake_ends_with_status_2(shuffled, option, message, monkeypatch, ca
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.long
 def test_order_is_what_is_learnt(shuffled, tmp_path, capsys):
     assert shuffled.main(["--quiet", f"--out={tmp_path / 'a.png'}"]) == 0
     text, words, characters = reported(capsys.readouterr().out).values()

@@ -11,7 +11,7 @@ from helpers import script
 
 import jaxseq
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "long_memory.py"
+SCRIPT = Path(__file__).parents[2] / "examples" / "long_memory.py"
 pytest.importorskip("optax", reason="the examples need the extra `examples`: optax, matplotlib")
 pytest.importorskip("matplotlib", reason="the examples need the extra `examples`: optax, matplotlib")
 
@@ -140,7 +140,6 @@ def test_an_error_that_is_not_finite_stops_it(long_memory, tmp_path, monkeypatch
     assert capsys.readouterr().err == "long_memory.py: error: the error of RNN in adding is nan\n"
 
 
-@pytest.mark.long
 def test_what_is_cut_is_not_learnt(long_memory, tmp_path, capsys):
     assert long_memory.main([f"--out={tmp_path / 'out.png'}"]) == 0
     rows = re.findall(ROW, capsys.readouterr().out, re.MULTILINE)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from helpers import script
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "filters.py"
+SCRIPT = Path(__file__).parents[2] / "examples" / "filters.py"
 pytest.importorskip("matplotlib", reason="the examples need the extra `examples`: matplotlib, scikit-learn")
 pytest.importorskip("sklearn", reason="the examples need the extra `examples`: matplotlib, scikit-learn")
 ndimage = pytest.importorskip("scipy.ndimage")

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from helpers import script
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 SCRIPT = EXAMPLES / "char_lm_processes.py"
 for name in ("optax", "tqdm", "matplotlib", "orbax.checkpoint"):
     pytest.importorskip(
@@ -221,7 +221,6 @@ def start(text, tmp_path):
             pipe.close()
 
 
-@pytest.mark.long
 def test_two_processes_by_hand_have_the_losses_of_one(processes, text, tmp_path):
     one, two, env = tmp_path / "one", tmp_path / "two", environment(tmp_path)
     assert processes.char_lm.main([f"--text={text}", f"--out={one}", *TINY, "--steps=10"]) == 0
@@ -245,7 +244,6 @@ def test_two_processes_by_hand_have_the_losses_of_one(processes, text, tmp_path)
     np.testing.assert_array_equal(np.concatenate([*held[0], *held[1]]), stretches)  # each once, in order
 
 
-@pytest.mark.long
 def test_two_processes_stop_together_and_go_on(start, tmp_path):
     """The command that starts both is sent the signal. What is resumed is, bit for bit, as undisturbed."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -267,7 +265,6 @@ def test_two_processes_stop_together_and_go_on(start, tmp_path):
     assert losses(parts) == losses(whole)
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("victim", ["the command", "process 0", "process 1"])
 def test_none_is_left_when_one_is_killed(start, tmp_path, victim):
     out = tmp_path / "out"
@@ -287,7 +284,6 @@ def test_none_is_left_when_one_is_killed(start, tmp_path, victim):
     assert time.monotonic() - struck < 10
 
 
-@pytest.mark.long
 def test_by_hand_too_none_waits_for_one_that_died(start, tmp_path):
     out, hand = tmp_path / "out", (f"--coordinator=127.0.0.1:{free_port()}", "--devices=2", "--checkpoint-every=10")
     runs = [start(out, "--steps=1000000", *hand, f"--process={i}") for i in (0, 1)]
@@ -299,7 +295,6 @@ def test_by_hand_too_none_waits_for_one_that_died(start, tmp_path):
     assert time.monotonic() - begun < 5
 
 
-@pytest.mark.long
 def test_the_commands_mistakes_are_told_within_seconds(start, tmp_path):
     for options, status, expected in (
         (["--batch=6"], 2, "--batch 6 cannot be divided by 4, the devices of the mesh over process=2 x device=2"),

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from helpers import script
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 for name in ("optax", "tqdm", "matplotlib", "orbax.checkpoint"):
     pytest.importorskip(
         name, reason="the examples need the extra `examples`: optax, tqdm, matplotlib, orbax-checkpoint"
@@ -338,7 +338,6 @@ def begun_saves(folder):
     return {entry.inode() for entry in os.scandir(folder) if "tmp" in entry.name}
 
 
-@pytest.mark.long
 def test_killed_at_any_moment_it_resumes_to_the_same_losses(text, tmp_path):
     """Every other kill at any time from the start to the end, the rest while a checkpoint is being written."""
     rng, env, kills = random.Random(0), environment(tmp_path), []
@@ -389,7 +388,6 @@ def test_killed_at_any_moment_it_resumes_to_the_same_losses(text, tmp_path):
     assert any("tmp" in name for _, kept in kills for name in kept), "no kill struck a save"
 
 
-@pytest.mark.long
 def test_the_command_on_a_full_disk(text, tmp_path):
     command = [sys.executable, str(EXAMPLES / "char_lm.py"), f"--text={text}", *TINY, "--hidden=256", "--steps=9"]
     disk = tmp_path / "disk"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from helpers import script
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "vanishing.py"
+SCRIPT = Path(__file__).parents[2] / "examples" / "vanishing.py"
 optax = pytest.importorskip("optax", reason="the examples need the extra `examples`: optax, matplotlib")
 pytest.importorskip("matplotlib", reason="the examples need the extra `examples`: optax, matplotlib")
 
@@ -130,7 +130,6 @@ def test_a_loss_that_is_not_finite_stops_it(vanishing):
         vanishing.finite("GRU", np.array([1.0, np.nan]))
 
 
-@pytest.mark.long
 def test_training_lengthens_the_memory_of_the_lstm_and_clipping_saves_the_rnn(tmp_path, capsys):
     assert script(SCRIPT).main([f"--out={tmp_path / 'out.png'}"]) == 0
     said = capsys.readouterr().out

@@ -1,0 +1,80 @@
+"""Pytest plugin: CPU seconds of each test file, and the peak memory of the largest process that ran tests.
+
+The time of a file is that of its collection and its tests, with the child processes that these waited for. Under
+pytest-xdist it is summed over the workers.
+"""
+
+import resource
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from operator import itemgetter
+from typing import Any
+
+import pytest
+
+RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes, of `ru_maxrss`
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Usage(), "usage")
+
+
+class Usage:
+    """Resources used by this process and, in the controller of pytest-xdist, by its workers."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.peak_bytes = 0
+
+    @contextmanager
+    def measure(self, path: str) -> Iterator[None]:
+        """Add the CPU time of the block to that of a file."""
+        start = cpu_seconds()
+        try:
+            yield
+        finally:
+            self.seconds[path] += cpu_seconds() - start
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_make_collect_report(self, collector: pytest.Collector) -> Any:
+        if not isinstance(collector, pytest.Module):
+            return (yield)
+        with self.measure(collector.nodeid):
+            return (yield)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Any:
+        with self.measure(item.nodeid.partition("::")[0]):
+            return (yield)
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        self.peak_bytes = max(self.peak_bytes, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT)
+        output = getattr(session.config, "workeroutput", None)
+        if output is not None:
+            output["usage"] = {"seconds": dict(self.seconds), "peak_bytes": self.peak_bytes}
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """Add what a worker of pytest-xdist has used; a worker that crashed reports nothing."""
+        used = getattr(node, "workeroutput", {}).get("usage")
+        if used:
+            for path, seconds in used["seconds"].items():
+                self.seconds[path] += seconds
+            self.peak_bytes = max(self.peak_bytes, used["peak_bytes"])
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        write = terminalreporter.line
+        terminalreporter.section("CPU seconds of each file")
+        for path, seconds in sorted(self.seconds.items(), key=itemgetter(1), reverse=True):
+            write(f"{seconds:8.1f}  {path}")
+        write(f"{sum(self.seconds.values()):8.1f}  in total")
+        write(f"largest process: {self.peak_bytes / 1e9:.2f} GB")
+
+
+def cpu_seconds() -> float:
+    """User and system time of this process and of the children it waited for."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime

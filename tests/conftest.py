@@ -13,7 +13,7 @@ import pytest
 
 from jaxseq import _sharding
 
-pytest_plugins = ["pytester", "tests.support.usage"]
+pytest_plugins = ["pytester", "tests.support.usage", "tests.support.compilation"]
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_enable_x64", True)

@@ -1,0 +1,70 @@
+"""Pytest plugin: JAX's persistent compilation cache in the ignored folder .cache/, and a limit on what stays in memory.
+
+JAX writes an entry in place, so that a process may read what another has not written to its end. Therefore every
+process has a folder of its own: it starts with hard links to the common entries, and at the end links its new ones
+back, which is atomic. `JAX_ENABLE_COMPILATION_CACHE=0` turns the cache off, `make clean` empties it.
+"""
+
+import contextlib
+import gc
+import os
+import shutil
+import time
+from pathlib import Path
+
+import jax
+import pytest
+
+FOLDER = Path(__file__).parents[2] / ".cache" / "jax"
+LIMIT = 2**30  # bytes of common entries, beyond which the older half goes
+STALE = 24 * 3600  # seconds after which the folder of a process that was killed goes
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not config.getoption("numprocesses", None):  # not in the controller of pytest-xdist, which compiles nothing
+        config.pluginmanager.register(CompilationCache(), "compilation-cache")
+
+
+class CompilationCache:
+    """The cache of one process."""
+
+    def __init__(self) -> None:
+        self.own, self.common = FOLDER / f"process-{os.getpid()}", FOLDER / "common"
+
+    def pytest_sessionstart(self) -> None:
+        self.common.mkdir(parents=True, exist_ok=True)
+        for folder in FOLDER.glob("process-*"):
+            if folder == self.own or time.time() - folder.stat().st_mtime > STALE:
+                shutil.rmtree(folder, ignore_errors=True)
+        self.own.mkdir()
+        prune(self.common, LIMIT)
+        link(self.common, self.own)
+        jax.config.update("jax_compilation_cache_dir", str(self.own))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+    def pytest_sessionfinish(self) -> None:
+        link(self.own, self.common)
+        shutil.rmtree(self.own, ignore_errors=True)
+
+    def pytest_runtest_teardown(self, item: pytest.Item, nextitem: pytest.Item | None) -> None:
+        """Drop compiled programs between files: few are shared, and together they take gigabytes."""
+        if nextitem is None or nextitem.path != item.path:
+            jax.clear_caches()
+            gc.collect()
+
+
+def link(source: Path, target: Path) -> None:
+    """Link every entry of one folder in another; what is there already stays."""
+    for entry in source.glob("*-cache"):
+        # Another process may have linked or removed it in between.
+        with contextlib.suppress(FileExistsError, FileNotFoundError):
+            os.link(entry, target / entry.name)
+
+
+def prune(folder: Path, limit: int) -> None:
+    """Remove the older half of the entries where all together are larger than the limit."""
+    entries = sorted(folder.glob("*-cache"), key=lambda entry: entry.stat().st_mtime)
+    if sum(entry.stat().st_size for entry in entries) > limit:
+        for entry in entries[: len(entries) // 2]:
+            entry.unlink(missing_ok=True)

@@ -158,7 +158,9 @@ def test_no_steps_hand_the_carry_through(kind, with_resets, key):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("at", [(), (0,), (1, 2, 6), (8,), tuple(range(9))], ids=str)
+@pytest.mark.parametrize(
+    "at", [(1, 2, 6), *(pytest.param(at, marks=pytest.mark.long) for at in ((), (0,), (8,), tuple(range(9))))], ids=str
+)
 def test_each_episode_is_run_by_itself(kind, at, key):
     args, options = operands(key, kind, batch=())
     ours = partial(jaxseq.causal_conv, resets=marks(*at), **options)

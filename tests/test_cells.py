@@ -26,6 +26,7 @@ def without_pullback(cell):
     return cell._replace(pullback=None, replay=None, step=lambda *args: cell.step(*args)[0])
 
 
+@pytest.mark.long  # the contract compares with the reference, which has no pullback
 @pytest.mark.parametrize("label", HAND)
 def test_pullback_by_hand_is_that_of_jax(label, key):
     cell, args = VARIANTS[label].first[0], arguments("recurrence", label, key)

@@ -24,13 +24,23 @@ def takes_its_own_branch_in_bfloat16(name, label):
     return "conv" in name or (name, label) in [p.values for p in OPS]
 
 
-def later(name, label):
-    """Time options take the same branches for every cell with a pullback: all of them for lstm, some for rnn and gru.
+# Time options take the same branches for every cell with a pullback: lstm has all of them. These have others.
+ENGINE = {
+    "rnn": ("plain", "no bias, zero carry", "relu"),
+    "gru": ("plain", "no bias, zero carry"),
+    "scan": ("plain", "checkpoint", "truncation", "windows that reach back, segments"),
+    "conv_lstm": ("1d", "1d truncation, reverse", "2d strided"),
+}
+# Cells with a branch of their own for options: without a pullback, with a product within the step, with two sizes.
+OPTIONS = ("leaky", "twice", "projected_lstm")
 
-    Of the ops that are others with another map, step or layer, the first variants.
-    """
-    if name in ("rnn", "gru"):
-        return label not in ("plain", "no bias, zero carry", "relu", "checkpoint, windows that reach back")
+
+def later(name, label):
+    """Options that another op or cell has already; of ops that are others with another map or layer all but the first."""
+    if name in ENGINE:
+        return label not in ENGINE[name]
+    if name == "recurrence":
+        return ", " in label and label.partition(", ")[0] not in OPTIONS
     return derived(name, label) and (name, label) not in [p.values for p in OPS]
 
 

@@ -171,7 +171,7 @@ def test_pullbacks_are_transposes(key):
 
 
 @pytest.mark.parametrize("taps", [_correlation.TERMS, _correlation.TERMS + 1])
-@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("transposed", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_depthwise_on_both_sides_of_the_limit(taps, transposed, key):
     """Up to it shifts, beyond it spectra; the numbers are those of the twin."""
     x, w, ȳ = (normal(jax.random.fold_in(key, n), s) for n, s in enumerate([(2, 40, 3), (taps, 1, 3), (2, 40, 3)]))

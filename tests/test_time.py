@@ -299,10 +299,14 @@ SINGULAR = {
 }
 
 
+def later(label, twin):
+    return [] if label in ("pullback by hand", "product inside") and not twin else pytest.mark.long
+
+
 @pytest.mark.parametrize(
     ("cell", "options", "twin"),
     [
-        pytest.param(cell, options, twin, id=f"{label}-{'reference' if twin else 'op'}")
+        pytest.param(cell, options, twin, id=f"{label}-{'reference' if twin else 'op'}", marks=later(label, twin))
         for label, (cell, options) in SINGULAR.items()
         for twin in ([False] if cell.name == "unit" else [False, True])  # to the reference the first two are one
     ],
@@ -410,7 +414,10 @@ def promised():
             yield name, int(steps), checkpoint, float(unit)
 
 
-@pytest.mark.parametrize(("name", "steps", "checkpoint", "units"), [p for p in promised() if p[1] == 1024])
+PROMISED = [pytest.param(*p, marks=[] if p[0] == "lstm" else pytest.mark.long) for p in promised() if p[1] == 1024]
+
+
+@pytest.mark.parametrize(("name", "steps", "checkpoint", "units"), PROMISED)
 def test_temporary_bytes_are_what_the_docs_say(name, steps, checkpoint, units):
     batch, hidden = 16, 64
     args = (

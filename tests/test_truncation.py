@@ -56,14 +56,14 @@ def test_the_backward_sweep_runs_its_windows_side_by_side(truncation, sweeps, re
     ("truncation", "checkpoint", "chunks", "reverse"),
     [
         ((3, 4), None, 1, True),  # a stage of one step
-        ((3, 7), None, 3, False),
+        pytest.param((3, 7), None, 3, False, marks=pytest.mark.long),
         ((3, 7), None, 3, True),
-        ((3, 7), 2, 1, True),
+        pytest.param((3, 7), 2, 1, True, marks=pytest.mark.long),
         ((4, 12), 2, 1, False),  # as far back as there are windows
-        ((5, 50), None, 1, True),
-        ((1, 3), 7, 1, False),
+        pytest.param((5, 50), None, 1, True, marks=pytest.mark.long),
+        pytest.param((1, 3), 7, 1, False, marks=pytest.mark.long),
         ((3, 3), 7, 1, True),  # groups of two windows
-        ((3, 3), None, 3, False),
+        pytest.param((3, 3), None, 3, False, marks=pytest.mark.long),
     ],
 )
 def test_any_windows_in_any_pieces(truncation, checkpoint, chunks, reverse, key, monkeypatch):

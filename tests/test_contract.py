@@ -36,7 +36,7 @@ OPTIONS = ("leaky", "twice", "projected_lstm")
 
 
 def later(name, label):
-    """Options that another op or cell has already; of ops that are others with another map or layer all but the first."""
+    """Options that another op or cell has; of ops that are others with another map or layer, all but the first."""
     if name in ENGINE:
         return label not in ENGINE[name]
     if name == "recurrence":

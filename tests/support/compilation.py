@@ -6,8 +6,10 @@ back, which is atomic. `JAX_ENABLE_COMPILATION_CACHE=0` turns the cache off, `ma
 """
 
 import contextlib
+import ctypes
 import gc
 import os
+import resource
 import shutil
 import time
 from pathlib import Path
@@ -17,6 +19,7 @@ import pytest
 
 FOLDER = Path(__file__).parents[2] / ".cache" / "jax"
 LIMIT = 2**30  # bytes of common entries, beyond which the older half goes
+MEMORY = 7 * 2**27  # bytes of a process, from which on it drops its programs after every test
 STALE = 24 * 3600  # seconds after which the folder of a process that was killed goes
 
 
@@ -47,11 +50,27 @@ class CompilationCache:
         link(self.own, self.common)
         shutil.rmtree(self.own, ignore_errors=True)
 
+    @pytest.hookimpl(trylast=True)
     def pytest_runtest_teardown(self, item: pytest.Item, nextitem: pytest.Item | None) -> None:
-        """Drop compiled programs between files: few are shared, and together they take gigabytes."""
-        if nextitem is None or nextitem.path != item.path:
+        """Drop compiled programs between files, which share few, and where they take much memory."""
+        if nextitem is None or nextitem.path != item.path or resident_bytes() > MEMORY:
             jax.clear_caches()
             gc.collect()
+            return_free_memory()
+
+
+def resident_bytes() -> int:
+    """Memory of this process; 0 where the system has no /proc."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    except FileNotFoundError:
+        return 0
+
+
+def return_free_memory() -> None:
+    """Have glibc return what is free, half a gigabyte after some hundred programs; other libraries do so unasked."""
+    with contextlib.suppress(AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def link(source: Path, target: Path) -> None:

@@ -1,6 +1,7 @@
 """check_truncation: judged by frozen states, with and without a reference, and against rules that leak."""
 
 from functools import partial
+from itertools import product
 
 import jax
 import jax.numpy as jnp
@@ -39,9 +40,14 @@ def args():
     return (w_x, w_h), h, xs
 
 
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("reference", [None, elman])
-@pytest.mark.parametrize("k", [1, 3, 7, 9])
+# Windows of one step, of some, of all and beyond: each once here, in all combinations among the long tests.
+FIRST = [(1, None, False), (3, elman, True), (7, None, True), (9, elman, False)]
+REST = [case for case in product((1, 3, 7, 9), (None, elman), (False, True)) if case not in FIRST]
+
+
+@pytest.mark.parametrize(
+    ("k", "reference", "reverse"), [*FIRST, *(pytest.param(*case, marks=pytest.mark.long) for case in REST)]
+)
 def test_stop_gradient_on_the_carry_passes(k, reference, reverse, args):
     report = check_truncation(elman, args, truncation=k, reverse=reverse, reference=reference, level="quick")
     report.raise_if_failed(strict=True)

@@ -56,7 +56,7 @@ def test_low_precision(name, label, dtype, key):
     optimised = {"compiler_options": {"xla_backend_optimization_level": 3}}
     found = dict(errors(jax.jit(op, **optimised)(args, cotangents), expected))
     limit = BOUNDS[dtype] * (LOOSE.get(label, 1) if dtype == jnp.bfloat16 else 1)
-    if max(found.values()) < limit:
+    if all(error < limit for error in found.values()):  # false for NaN, of which `max` takes no notice
         return
     autodiff = dict(
         errors(jax.jit(reference, **optimised)(args, cotangents), expected)

@@ -794,7 +794,7 @@ def test_pictures_say_what_they_need(draw, monkeypatch):
         "plot_spectrum": flow.Lyapunov(jnp.ones(1), jnp.ones((1, 1)), None),
     }
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ModuleNotFoundError) as caught:
+    with pytest.raises(ModuleNotFoundError, match="matplotlib") as caught:
         getattr(flow, draw)(given[draw])
     assert any("pip install 'jaxseq[" in note for note in caught.value.__notes__)
 
@@ -804,7 +804,7 @@ def test_the_extra_that_pictures_name_is_there(monkeypatch):
     from pathlib import Path
 
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ModuleNotFoundError) as caught:
+    with pytest.raises(ModuleNotFoundError, match="matplotlib") as caught:
         flow.plot_norms({"a": [1.0]})
     (extra,) = [note.split("jaxseq[")[1].split("]")[0] for note in caught.value.__notes__]
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]

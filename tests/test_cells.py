@@ -406,7 +406,7 @@ def test_a_bad_cell_is_told_by_name_and_part(call, kind, message):
 
 
 def test_what_a_step_raises_says_whose_it_is():
-    with pytest.raises(TypeError) as caught:
+    with pytest.raises(TypeError, match=r"^dot requires ") as caught:
         run(lambda a, h, p: h + jnp.dot(a, h))()
     assert any("`step` of the cell 'odd'" in note for note in caught.value.__notes__)
 

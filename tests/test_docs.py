@@ -30,18 +30,13 @@ FUNCTIONS = {
 QUICK_PAGES = [ROOT / "README.md", ROOT / "docs" / "start.md"]
 
 
-def code(page):
-    """The blocks of Python on a page."""
-    return re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
-
-
-def pages_with_code():
-    pages = [page for page in PAGES if code(page)]
-    assert set(QUICK_PAGES) <= set(pages)
-    return [
-        pytest.param(page, id=str(page.relative_to(ROOT)), marks=[] if page in QUICK_PAGES else [pytest.mark.long])
-        for page in pages
-    ]
+def found(pattern, *, quick=PAGES):
+    """The pages on which a pattern occurs, with its matches; pages that are not quick are marked as long."""
+    assert set(quick) <= set(PAGES)
+    matches = {page: re.findall(pattern, page.read_text(encoding="utf-8"), flags=re.DOTALL) for page in PAGES}
+    mark = lambda page: [] if page in quick else [pytest.mark.long]  # noqa: E731
+    name = lambda page: str(page.relative_to(ROOT))  # noqa: E731
+    return [pytest.param(page, matches[page], id=name(page), marks=mark(page)) for page in PAGES if matches[page]]
 
 
 @pytest.fixture
@@ -84,26 +79,26 @@ def test_the_options_of_time_are_said_once():
         assert option in ("params", "carry", "xs") or f"\n    {option}: " in text, option
 
 
-@pytest.mark.parametrize("page", pages_with_code())
+@pytest.mark.parametrize(("page", "blocks"), found(r"```python\n(.*?)```", quick=QUICK_PAGES))
 @pytest.mark.usefixtures("as_users_have_it")
-def test_code_runs(page):
+def test_code_runs(page, blocks):
     """The blocks of a page one after the other, as a reader would type them."""
     scope = {}
-    for block in code(page):
+    for block in blocks:
         exec(compile(block, page.name, "exec"), scope)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_names_exist(page):
-    for name in re.findall(r"`jaxseq\.([a-z_.]+)[`(]", page.read_text(encoding="utf-8")):
+@pytest.mark.parametrize(("page", "names"), found(r"`jaxseq\.([a-z_.]+)[`(]"))
+def test_names_exist(page, names):
+    for name in names:
         target = jaxseq
         for part in name.split("."):
             target = getattr(target, part)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+@pytest.mark.parametrize(("page", "targets"), found(r"\]\(([^)#]+)\)"))
+def test_links_lead_somewhere(page, targets):
+    for target in targets:
         assert "://" in target or (page.parent / target).exists(), target
 
 

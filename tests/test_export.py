@@ -230,4 +230,6 @@ def test_serialized_functions_take_and_return_namedtuples():
 @pytest.mark.long
 def test_code_of_the_page_runs():
     text = (ROOT / "docs" / "export.md").read_text("utf-8")
-    exec("\n".join(re.findall(r"```py(?:thon)?\n(.*?)```", text, flags=re.DOTALL)), {})
+    blocks = re.findall(r"```py(?:thon)?\n(.*?)```", text, flags=re.DOTALL)
+    assert blocks
+    exec("\n".join(blocks), {})

@@ -206,7 +206,7 @@ def test_cotangents_keep_the_dtype(dtype):
     params, init, xs = problem("rnn", dtype)
     cotangents = jax.jit(lambda s: flow.state_cotangents(partial(cell("rnn"), params), s, xs, loss))(init)
     assert cotangents.dtype == dtype
-    assert_close(cotangents.astype(float), found("rnn"), relative=20 * float(jnp.finfo(dtype).eps))
+    assert_close(cotangents.astype(float), found("rnn"), relative=8 * float(jnp.finfo(dtype).eps))
 
 
 def test_cotangents_of_a_state_in_two_dtypes():
@@ -359,7 +359,7 @@ def test_products_in_other_dtypes(k, dtype):
     if dtype == jnp.float32:
         assert got.dtype == dtype
     expected = measured("rnn").singular_values[1:3, :k]
-    assert_close(got.astype(float), expected, relative=10 * float(jnp.finfo(dtype).eps))
+    assert_close(got.astype(float), expected, relative=6 * float(jnp.finfo(dtype).eps))
 
 
 # --- lyapunov ---
@@ -644,7 +644,7 @@ def test_bias_in_other_dtypes(dtype):
     got = jax.jit(lambda p: flow.truncation_bias(cell("rnn"), p, init, xs, loss, windows=[1, 3]))(params)
     expected = [compared(truncated("rnn", k), truncated("rnn", None)) for k in (1, 3)]
     np.testing.assert_allclose(
-        np.asarray(jnp.stack(got[1:], 1), float), expected, atol=20 * float(jnp.finfo(dtype).eps)
+        np.asarray(jnp.stack(got[1:], 1), float), expected, rtol=20 * float(jnp.finfo(dtype).eps)
     )
 
 
@@ -794,7 +794,7 @@ def test_pictures_say_what_they_need(draw, monkeypatch):
         "plot_spectrum": flow.Lyapunov(jnp.ones(1), jnp.ones((1, 1)), None),
     }
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ModuleNotFoundError) as caught:
+    with pytest.raises(ModuleNotFoundError, match="matplotlib") as caught:
         getattr(flow, draw)(given[draw])
     assert any("pip install 'jaxseq[" in note for note in caught.value.__notes__)
 
@@ -804,7 +804,7 @@ def test_the_extra_that_pictures_name_is_there(monkeypatch):
     from pathlib import Path
 
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ModuleNotFoundError) as caught:
+    with pytest.raises(ModuleNotFoundError, match="matplotlib") as caught:
         flow.plot_norms({"a": [1.0]})
     (extra,) = [note.split("jaxseq[")[1].split("]")[0] for note in caught.value.__notes__]
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]

@@ -98,10 +98,13 @@ def to_second_order(f, *args):
 
 
 def check(f, *args):
-    assert min(paddings(partial(to_second_order, f), *args), default=0) >= 0
+    found = paddings(partial(to_second_order, f), *args)
+    assert found, "no call of lax's convolution"
+    assert min(found) >= 0
 
 
-@pytest.mark.parametrize(("space", "window", "options"), GRID)
+# A window of one tap is a matrix product.
+@pytest.mark.parametrize(("space", "window", "options"), [p for p in GRID if max(p.values[1]) > 1])
 def test_no_call_sees_negative_padding(space, window, options):
     g = options.get("groups", 1)
     x, w = jnp.ones((2, *space, 2 * g)), jnp.ones((*window, 2, 3 * g))

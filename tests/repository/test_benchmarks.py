@@ -280,6 +280,7 @@ def test_every_problem_is_in_one_row():
     """Of those with a gradient, but for what compares us with ourselves."""
     tables = gain.read(sorted(MEASURED.glob("*.json")))
     with_gradient = [t["title"] for t in tables if "gradient" in t["title"] or t["title"].startswith("lstm with")]
+    assert with_gradient
     for title in with_gradient:
         rows = [row for row, pattern in gain.ROWS.items() if re.match(pattern, title)]
         assert len(rows) == (0 if "in time only" in title else 1), title

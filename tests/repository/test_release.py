@@ -76,9 +76,13 @@ def test_citation_has_what_the_format_asks_for():
 @pytest.mark.parametrize("page", ["CHANGELOG.md", "CONTRIBUTING.md"])
 def test_files_and_commands_are_there(page):
     text = (ROOT / page).read_text("utf-8")
-    for path in re.findall(r"`((?:jaxseq|tests|benchmarks|docs|examples)/[\w./]+)`", text):
+    paths = re.findall(r"`((?:jaxseq|tests|benchmarks|docs|examples)/[\w./]+)`", text)
+    targets = re.findall(r"\bmake (?!it\b)([a-z][a-z-]*)", text)
+    assert paths
+    assert targets
+    for path in paths:
         assert (ROOT / path).exists(), path
-    for target in re.findall(r"\bmake (?!it\b)([a-z][a-z-]*)", text):
+    for target in targets:
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE), target
 
 

@@ -19,9 +19,10 @@ def programs_of_one_variant():
     jax.clear_caches()
 
 
-def takes_its_own_branch_in_bfloat16(name, label):
-    """bfloat16 takes the same branches for every variant, but for the rules of convolutions."""
-    return "conv" in name or (name, label) in [p.values for p in OPS]
+def dtypes_of(name, label):
+    """All for the first variant of each op and for convolutions, whose rules depend on the dtype; else float32."""
+    all_of_them = "conv" in name or (name, label) in [p.values for p in OPS]
+    return (jnp.float64, jnp.float32, jnp.bfloat16) if all_of_them else (jnp.float32,)
 
 
 # Time options take the same branches for every cell with a pullback: lstm has all of them. These have others.
@@ -46,7 +47,7 @@ def later(name, label):
 
 @pytest.mark.parametrize(("name", "label"), long_where(GRID, later))
 def test_contract(name, label, key):
-    verify_contract(name, label, key, bfloat16=takes_its_own_branch_in_bfloat16(name, label))
+    verify_contract(name, label, key, dtypes_of(name, label))
 
 
 # Ops whose carry goes through code of its own.
@@ -87,10 +88,10 @@ def test_a_cell_in_a_scan_equals_the_sequence(name, key):
 
 
 # The other variants of recurrences and layers.
-REST = [p for p in GRID if not takes_its_own_branch_in_bfloat16(*p.values)]
+REST = [p for p in GRID if len(dtypes_of(*p.values)) == 1]
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(("name", "label"), REST)
-def test_contract_in_bfloat16(name, label, key):
-    verify_contract(name, label, key, bfloat16=True)
+def test_contract_in_other_dtypes(name, label, key):
+    verify_contract(name, label, key, (jnp.float64, jnp.bfloat16))

@@ -65,7 +65,13 @@ def test_the_options_of_time_are_said_once():
         assert option in ("params", "carry", "xs") or f"\n    {option}: " in text, option
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def on_their_devices(pages):
+    """The page about devices, on several."""
+    marks = {"devices.md": [pytest.mark.eight_devices]}
+    return [pytest.param(page, marks=marks.get(page.name, []), id=str(page.relative_to(ROOT))) for page in pages]
+
+
+@pytest.mark.parametrize("page", on_their_devices(PAGES))
 @pytest.mark.usefixtures("as_users_have_it")
 def test_code_runs(page):
     """The blocks of a page one after the other, as a reader would type them."""

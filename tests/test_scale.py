@@ -17,7 +17,7 @@ from benchmarks.hlo import Collective
 from benchmarks.recurrence import TINY
 from jaxseq import reference
 
-pytestmark = pytest.mark.usefixtures("as_users_have_jax")
+pytestmark = [pytest.mark.eight_devices, pytest.mark.usefixtures("as_users_have_jax")]
 
 PAGE = Path(__file__).parents[1] / "docs" / "scale.md"
 

@@ -118,7 +118,7 @@ def _loop_is_short(which: str, form: Form) -> bool:
 
     The loop's is K products for each output asked for. A term of (2) has the zeros between outputs as well.
     """
-    if which == "to_kernel" and not _sharding.undivided():  # a sum over devices for each tap
+    if which == "to_kernel" and form.geometry.partitioning.implicit:  # a sum over devices for each tap
         return False
     positions = prod(_spectrum.positions(form))
     sizes = [extent(O, s) if which == "to_input" else O for _, O, _, s, *_ in form.axes()]

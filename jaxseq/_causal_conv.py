@@ -46,6 +46,7 @@ from jaxseq import _checks, _conv, _correlation, _dense, _geometry, _precision, 
 from jaxseq._geometry import Geometry
 from jaxseq._op import op
 from jaxseq._relay import from_one, is_first, relay
+from jaxseq._sharding import Partitioning
 from jaxseq._transpose_hint import hint_at_transpose
 
 
@@ -56,11 +57,12 @@ class Options(NamedTuple):
     groups: int
     precision: Any
     method: str
+    partitioning: Partitioning = Partitioning()
 
     @property
     def geometry(self) -> Geometry:
         """Of the convolution of z."""
-        return Geometry((1,), ((0, 0),), (self.dilation,), self.groups, self.method)
+        return Geometry((1,), ((0, 0),), (self.dilation,), self.groups, self.method, self.partitioning)
 
 
 # --- The rule: carry (B, P, C_in), x (B, T, C_in), kernel (K, C_in/g, C_out); with resets (*B, T), any axes *B ---
@@ -250,7 +252,7 @@ def _run(options: Options, *operands: Any) -> tuple[jax.Array, jax.Array]:
     kernel, bias = _sharding.freed((kernel, bias), _sharding.dividing(x, slice(-1)))
     homes = _sharding.of(carry), _sharding.joined(x, kernel)
     groups, x, kernel, bias, of_y = _sharding.by_features(options.groups, x, kernel, bias, -1)
-    options = options._replace(groups=groups)
+    options = options._replace(groups=groups, partitioning=_sharding.partitioning((carry, x, kernel, bias)))
     if home is not None:
         carry = _sharding.laid_out(carry, _sharding.without(jax.typeof(x).sharding, x.ndim - 2))
     names = _sharding.names_of(x, -2)

@@ -244,7 +244,8 @@ def over_batch(
     kernel, bias = _sharding.freed((kernel, bias), _sharding.dividing(x, slice(-1)))
     home = _sharding.joined(x, kernel, c_out)
     groups, x, kernel, bias, like = _sharding.by_features(geometry.groups, x, kernel, bias, c_out)
-    parts, here = rule(geometry._replace(groups=groups), x)
+    partitioning = _sharding.partitioning((x, kernel, bias))
+    parts, here = rule(geometry._replace(groups=groups, partitioning=partitioning), x)
 
     def run(*operands: Any) -> jax.Array:
         x, *weights = _sharding.together(operands)

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxseq import _precision, _sharding
+from jaxseq import _precision
 
 
 def apply(precision: Any, w: jax.Array, b: jax.Array | None, x: jax.Array) -> jax.Array:
@@ -39,9 +39,9 @@ def pull_input(precision: Any, w: jax.Array, ȳ: jax.Array) -> jax.Array:
     return _contract(precision, ȳ, w, (ȳ.ndim - 1,), (1,))
 
 
-def pull_weight(precision: Any, x: jax.Array, ȳ: jax.Array) -> jax.Array:
-    """w̄ = xᵀ ȳ, summed over all leading axes."""
-    if _sharding.undivided():
+def pull_weight(precision: Any, x: jax.Array, ȳ: jax.Array, *, partitioned: bool) -> jax.Array:
+    """w̄ = xᵀ ȳ, summed over all leading axes; `partitioned`: these may lie on several devices."""
+    if not partitioned:
         x, ȳ = (a.reshape(prod(a.shape[:-1]), a.shape[-1]) for a in (x, ȳ))
     leading = tuple(range(x.ndim - 1))
     return _contract(precision, x, ȳ, leading, leading)

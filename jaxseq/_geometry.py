@@ -20,19 +20,23 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from jaxseq import _checks, _sizes
+from jaxseq._sharding import Partitioning
 
 WORDS = ("SAME", "VALID", "CAUSAL")
 METHODS = ("auto", "direct")
 
 
 class Geometry(NamedTuple):
-    """Stride, padding and dilation of each spatial axis, the number of channel groups, and the method. Hashable."""
+    """Stride, padding and dilation of each spatial axis, the number of channel groups, the method, and what the
+    compiler may do with the arrays. Hashable.
+    """
 
     stride: tuple[int, ...]
     padding: tuple[tuple[int, int], ...]
     dilation: tuple[int, ...]
     groups: int
     method: str = "auto"  # or "direct": not by spectra
+    partitioning: Partitioning = Partitioning()
 
     def by(self, method: Any) -> "Geometry":
         """The same geometry with a user's `method`."""

@@ -18,7 +18,7 @@ What surrounds it sorts the axes of the mesh by what they divide.
 
 from collections.abc import Callable, Iterable
 from math import prod
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -129,25 +129,46 @@ def zeros_like(tree: Tree) -> Tree:
     return together((jax.tree.map(jnp.zeros_like, tree), tree))[0]
 
 
-def undivided() -> bool:
-    """Whether no compiler can divide arrays over devices behind our back: there is one device, or no automatic axis in
-    the mesh, so that types tell all.
+class Partitioning(NamedTuple):
+    """What the compiler may do with arrays that their types do not say.
+
+    An op decides it once, with `partitioning`, before its custom rule is entered. The rule receives it as static data,
+    so that its forward and its backward pass cannot disagree.
     """
-    kinds = jax.sharding.get_abstract_mesh().axis_types
-    return jax.device_count() == 1 or (len(kinds) > 0 and AxisType.Auto not in kinds)
+
+    implicit: bool = False  # partition arrays over devices
+    idle_axes: bool = False  # partition them over one mesh axis and leave another idle
 
 
-def may_leave_idle(*arrays: jax.Array) -> bool:
-    """Whether the compiler may divide these arrays over one mesh axis and leave another idle: some axis is automatic,
-    and the mesh has several. It is the mesh of the context, or that of the arrays' types. A mesh that appears only in
-    `in_shardings` of a `jit`, for arrays that are not placed yet, is not seen here.
+def partitioning(tree: Any) -> Partitioning:
+    """Return what the compiler may do, where this is called, with the arrays of a tree.
+
+    The mesh is that of the context, or else that of the arrays' types. If all of its axes are explicit or manual, types
+    say everything. Without a mesh nothing is known of a traced array, so that more than one device is enough to expect
+    a partition. A mesh that appears only in `in_shardings` of a `jit`, for arrays that are not placed yet, is not seen.
     """
-    if undivided():
-        return False
-    meshes = [jax.sharding.get_abstract_mesh(), *(jax.typeof(a).sharding.mesh for a in arrays)]
+    meshes = [jax.sharding.get_abstract_mesh(), *_meshes(tree)]
     mesh = next((mesh for mesh in meshes if not mesh.empty), None)
-    if mesh is None:
-        return False
+    if jax.device_count() == 1 or (mesh is not None and AxisType.Auto not in mesh.axis_types):
+        return Partitioning()
+    return Partitioning(implicit=True, idle_axes=mesh is not None and _has_idle_axes(mesh))
+
+
+def may_leave_idle(known: Partitioning, *operands: jax.Array) -> bool:
+    """True if the compiler may partition the operands of a product over one mesh axis and leave another idle.
+
+    A cotangent may lie on a mesh that the arguments of its op do not show, so the operands' own types count as well.
+    """
+    return known.idle_axes or any(map(_has_idle_axes, _meshes(operands)))
+
+
+def _meshes(tree: Any) -> list[Any]:
+    """Return the meshes of the arrays' types."""
+    return [jax.typeof(a).sharding.mesh for a in jax.tree.leaves(tree)]
+
+
+def _has_idle_axes(mesh: Any) -> bool:
+    """True if the compiler partitions over some axis of the mesh and there are several axes."""
     return AxisType.Auto in mesh.axis_types and sum(size > 1 for size in mesh.axis_sizes) > 1
 
 

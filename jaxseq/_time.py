@@ -31,6 +31,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxseq import _checks, _sizes
+from jaxseq._sharding import Partitioning
 
 # A chunk holds about twelve arrays (c, B, H) of its own, so that it takes an eighth of a window at most, and no more
 # rows, steps x batch, than make its contraction as fast as a longer one; but neither fewer than below which that is
@@ -99,7 +100,7 @@ class Given(NamedTuple):
 
 
 class Options(NamedTuple):
-    """`Time`, checked, without its arrays. Static and hashable."""
+    """`Time`, checked, without its arrays, and what the compiler may do with these. Static and hashable."""
 
     reverse: bool = False
     truncation: tuple[int, int] | None = None
@@ -107,6 +108,7 @@ class Options(NamedTuple):
     axis: int = 0  # where time is in xs, ys and the masks
     unroll: int = 1
     precision: Any = None
+    partitioning: Partitioning = Partitioning()
 
 
 class Block(NamedTuple):
@@ -124,28 +126,32 @@ class Block(NamedTuple):
         return -(-self.steps // self.chunk)
 
 
-def blocks(options: Options, steps: int, rows: int, *, whole: bool) -> list[Block]:
-    """The blocks of T steps, in reading order; `whole` asks for a single chunk where nothing has to be recomputed."""
+def blocks(options: Options, steps: int, rows: int) -> list[Block]:
+    """Return the blocks of T steps, in reading order.
+
+    A batch that the compiler may partition gets a single chunk, unless `checkpoint` asks for more: the contraction of
+    each chunk would be a sum over devices.
+    """
     if not _sizes.known(steps):  # one chunk: one of a fixed length may be longer than all of T
         if options.checkpoint is not None:
             _checks.bad_value("checkpoint", "None, since the number of steps is symbolic", repr(options.checkpoint))
         return [Block(0, 1, steps, 1, steps)]
     k, _ = window(options, steps)
     count, rest = divmod(steps, k)
-    main = _block(options, rest if options.reverse else 0, count, k, steps, rows, whole)
+    main = _block(options, rest if options.reverse else 0, count, k, steps, rows)
     if not rest:
         return [main]
-    return [main, _block(options, 0 if options.reverse else steps - rest, 1, rest, steps, rows, whole)]
+    return [main, _block(options, 0 if options.reverse else steps - rest, 1, rest, steps, rows)]
 
 
-def _block(options: Options, first: int, windows: int, k: int, steps: int, rows: int, whole: bool) -> Block:
+def _block(options: Options, first: int, windows: int, k: int, steps: int, rows: int) -> Block:
     if not _sizes.known(rows):
         rows = ROWS // FEWEST_STEPS
     if options.checkpoint is not None:
         n = isqrt(steps - 1) + 1 if isinstance(options.checkpoint, str) else options.checkpoint
         group = max(g for g in range(1, windows + 1) if windows % g == 0 and g <= max(1, n // k))
         longest = min(n, k)
-    elif whole:
+    elif options.partitioning.implicit:
         group, longest = windows, k
     else:
         rows *= windows

@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ Variant = tuple[str, str]  # the name of an op, and the label of one of its vari
 
 
 def session(name: str, label: str) -> Callable[..., Report]:
-    """`(seed, level) -> Report` for one variant of an op, against its twin. All seeds share what is compiled."""
+    """`(seed, level, only) -> Report` for one variant of an op, against its twin. All seeds share what is compiled."""
     case, variant = CASES[name], CASES[name].variants[label]
     options = dict(variant.options)
     k = options.pop("truncation", None)
@@ -33,8 +33,8 @@ def session(name: str, label: str) -> Callable[..., Report]:
     else:
         judged = _check.Session(op, args, reference=twin)
 
-    def report(seed: int = 0, level: str = "full") -> Report:
-        return judged.report(arguments(jax.random.key(seed)), seed=seed, level=level)
+    def report(seed: int = 0, level: str = "full", only: Collection[str] | None = None) -> Report:
+        return judged.report(arguments(jax.random.key(seed)), seed=seed, level=level, only=only)
 
     return report
 

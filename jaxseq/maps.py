@@ -21,7 +21,7 @@ Products leave in the accumulator's dtype. They are `jaxseq.Cell`'s `input` and 
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
@@ -30,6 +30,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxseq import _correlation, _dense, _geometry, _precision, _sharding
+from jaxseq._sharding import Partitioning
 
 __all__ = ["Blocks", "Conv", "Dense", "Diagonal", "Map"]
 
@@ -67,6 +68,13 @@ class Map(ABC):
         """`pull_input` as a function of ȳ: what it asks of w alone is done before the loop."""
         return lambda ȳ: self.pull_input(precision, w, ȳ, space)
 
+    def with_partitioning(self, partitioning: Partitioning) -> "Map":
+        """Return the map for arrays that the compiler may partition so; `self`, unless its computation depends on it.
+
+        A recurrence calls it once, for its forward and its backward pass.
+        """
+        return self
+
     def dimensions(self, w: jax.Array) -> int:
         """How many axes of space x and y have."""
         return 0
@@ -84,6 +92,8 @@ class Map(ABC):
 class Dense(Map):
     """A matrix w (D, G H)."""
 
+    partitioning: Partitioning | None = field(default=None, kw_only=True, repr=False)
+
     def product(self, precision: Any, w: jax.Array, x: jax.Array) -> jax.Array:
         return _dense.apply(precision, w, None, x)
 
@@ -91,12 +101,16 @@ class Dense(Map):
         return _dense.pull_input(precision, w, ȳ)
 
     def pull_weight(self, precision: Any, x: jax.Array, ȳ: jax.Array, w: jax.Array) -> jax.Array:
-        return _dense.pull_weight(precision, x, ȳ)
+        known = _known(self, x, ȳ)
+        return _dense.pull_weight(precision, x, ȳ, partitioned=known.implicit)
 
     def pull_in_a_loop(self, precision: Any, w: jax.Array, space: Space) -> Callable[[jax.Array], jax.Array]:
         # Transposed once, and kept so: XLA's CPU backend takes 1.2 times as long over a transposed operand every step.
         wT = lax.optimization_barrier(w.T)
         return lambda ȳ: _dense.apply(precision, wT, None, ȳ)
+
+    def with_partitioning(self, partitioning: Partitioning) -> "Dense":
+        return replace(self, partitioning=partitioning)
 
     def shape(self, inputs: Any, gates: int, outputs: Any) -> str:
         return f"({inputs}, {_times(gates, outputs)})"
@@ -162,26 +176,23 @@ class Conv(Map):
     stride: int | tuple[int, ...] = 1
     padding: str | int | tuple[tuple[int, int], ...] = "SAME"
     dilation: int | tuple[int, ...] = 1
+    partitioning: Partitioning | None = field(default=None, kw_only=True, repr=False)
 
     def product(self, precision: Any, w: jax.Array, x: jax.Array) -> jax.Array:
         axes = w.ndim - 2
-        geometry, outputs = self._geometry(w, x.shape[-axes - 1 : -1])
-        rows = _rows(x, axes)
-        y = _correlation.to_output(geometry, precision, rows, w, outputs)
-        return _unrolled(y, x.shape[: -axes - 1])
+        geometry, outputs = self._geometry(w, x.shape[-axes - 1 : -1], w, x)
+        y = _correlation.to_output(geometry, precision, _rows(geometry, x), w, outputs)
+        return _unrolled(geometry, y, x.shape[: -axes - 1])
 
     def pull_input(self, precision: Any, w: jax.Array, ȳ: jax.Array, space: Space) -> jax.Array:
-        axes = w.ndim - 2
-        geometry, _ = self._geometry(w, space)
-        rows = _rows(ȳ, axes)
-        x̄ = _correlation.to_input(geometry, precision, w, rows, space)
-        return _unrolled(x̄, ȳ.shape[: -axes - 1])
+        geometry, _ = self._geometry(w, space, w, ȳ)
+        x̄ = _correlation.to_input(geometry, precision, w, _rows(geometry, ȳ), space)
+        return _unrolled(geometry, x̄, ȳ.shape[: 1 - w.ndim])
 
     def pull_weight(self, precision: Any, x: jax.Array, ȳ: jax.Array, w: jax.Array) -> jax.Array:
         axes = w.ndim - 2
-        geometry, _ = self._geometry(w, x.shape[-axes - 1 : -1])
-        x, ȳ = _rows(x, axes), _rows(ȳ, axes)
-        return _correlation.to_kernel(geometry, precision, x, ȳ, w.shape[:axes])
+        geometry, _ = self._geometry(w, x.shape[-axes - 1 : -1], x, ȳ)
+        return _correlation.to_kernel(geometry, precision, _rows(geometry, x), _rows(geometry, ȳ), w.shape[:axes])
 
     def shape(self, inputs: Any, gates: int, outputs: Any) -> str:
         return f"(*window, {inputs}, {_times(gates, outputs)})"
@@ -197,25 +208,34 @@ class Conv(Map):
     def space(self, w: jax.Array, space: Space) -> Space:
         return self._geometry(w, space)[1]
 
-    def _geometry(self, w: jax.Array, space: Space) -> tuple[_geometry.Geometry, Space]:
+    def with_partitioning(self, partitioning: Partitioning) -> "Conv":
+        return replace(self, partitioning=partitioning)
+
+    def _geometry(self, w: jax.Array, space: Space, *operands: jax.Array) -> tuple[_geometry.Geometry, Space]:
         window = w.shape[:-2]
         geometry = _geometry.resolve(space, window, self.stride, self.padding, self.dilation, 1)
+        geometry = geometry._replace(partitioning=_known(self, *operands))
         return geometry, _geometry.output_sizes(geometry, space, window)
 
 
-def _rows(x: jax.Array, axes: int) -> jax.Array:
-    """All leading axes as one. Time comes before the batch; where that may be divided over devices it goes first, for
-    axes can be made one over devices only if those behind the first are whole.
+def _known(kind: Dense | Conv, *operands: jax.Array) -> Partitioning:
+    """Return what the recurrence has decided, or, outside of one, what holds for these operands."""
+    return _sharding.partitioning(operands) if kind.partitioning is None else kind.partitioning
+
+
+def _rows(geometry: _geometry.Geometry, x: jax.Array) -> jax.Array:
+    """Merge all leading axes. Time comes before the batch, but behind it where the compiler may partition the batch:
+    axes are merged in place only if those behind the first are whole.
     """
-    leading = x.ndim - axes - 1
-    if leading > 1 and not _sharding.undivided():
+    leading = x.ndim - len(geometry.stride) - 1
+    if leading > 1 and geometry.partitioning.implicit:
         x = x.transpose(*reversed(range(leading)), *range(leading, x.ndim))
     return x.reshape(prod(x.shape[:leading]), *x.shape[leading:])
 
 
-def _unrolled(y: jax.Array, leading: tuple[int, ...]) -> jax.Array:
-    """The inverse."""
-    if len(leading) > 1 and not _sharding.undivided():
+def _unrolled(geometry: _geometry.Geometry, y: jax.Array, leading: tuple[int, ...]) -> jax.Array:
+    """Split the first axis into the leading ones, as they were before `_rows`."""
+    if len(leading) > 1 and geometry.partitioning.implicit:
         y = y.reshape(*leading[::-1], *y.shape[1:])
         return y.transpose(*reversed(range(len(leading))), *range(len(leading), y.ndim))
     return y.reshape(*leading, *y.shape[1:])

@@ -1,31 +1,28 @@
-"""Strict settings: float64 where it is asked for, no silent promotion of dtypes or ranks, eight devices."""
+"""Strict settings: float64 where it is asked for, no silent promotion of dtypes or ranks; and one device.
+
+Most users have one device. On several devices the compiler may partition arrays that no mesh describes, so the library
+makes other programs of them, and tests of programs would see these. JAX cannot change the number of CPU devices once
+its backend has started, and one process runs the tests of many files. Therefore each process of pytest that has to run
+a test marked `eight_devices` starts a second process, with eight devices, which runs such tests. To run them in the
+first process, for example under a debugger, set JAX_NUM_CPU_DEVICES=8 in the environment.
+"""
 
 import os
 import sys
 
 # The suite compiles some thousand programs and runs each once: LLVM's optimisation would not pay. The long tests, which
-# run theirs again and again, have it, as users do. (Workers inherit what the first process has set.)
-if "long" not in sys.argv and "PYTEST_XDIST_WORKER" not in os.environ:
+# run theirs again and again, have it, as users do. (Other processes inherit what the first one has set.)
+if not ("long" in sys.argv or "PYTEST_XDIST_WORKER" in os.environ or "_level=0" in os.environ.get("XLA_FLAGS", "")):
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
 
 import jax
 import pytest
 
-from jaxseq import _sharding
+pytest_plugins = ["pytester", *(f"tests.support.{name}" for name in ("usage", "compilation", "eight_devices"))]
 
-pytest_plugins = ["pytester", "tests.support.usage", "tests.support.compilation"]
-
-jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-
-
-@pytest.fixture(autouse=True)
-def undivided(request, monkeypatch):
-    """Rules are those of one device, where most users are; these files see the eight that there are."""
-    if request.path.name not in ("test_sharding.py", "test_stretches.py", "test_scale.py"):
-        monkeypatch.setattr(_sharding, "undivided", lambda: True)
 
 
 @pytest.fixture

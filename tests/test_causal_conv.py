@@ -272,6 +272,7 @@ def test_many_kernels_for_one_signal(with_resets, key):
     assert_close(ours, twin, relative=1e-13)
 
 
+@pytest.mark.eight_devices
 @pytest.mark.parametrize("split", ["batch", "channels"])
 @pytest.mark.parametrize("kind", ["dense", "grouped", "depthwise"])
 def test_no_axis_is_reshaped_that_lies_on_several_devices(kind, split, key):

@@ -34,7 +34,8 @@ def found(pattern, *, quick=PAGES):
     """The pages on which a pattern occurs, with its matches; pages that are not quick are marked as long."""
     assert set(quick) <= set(PAGES)
     matches = {page: re.findall(pattern, page.read_text(encoding="utf-8"), flags=re.DOTALL) for page in PAGES}
-    mark = lambda page: [] if page in quick else [pytest.mark.long]  # noqa: E731
+    devices = {"devices.md": [pytest.mark.eight_devices]}  # the page about several
+    mark = lambda page: devices.get(page.name, []) + ([] if page in quick else [pytest.mark.long])  # noqa: E731
     name = lambda page: str(page.relative_to(ROOT))  # noqa: E731
     return [pytest.param(page, matches[page], id=name(page), marks=mark(page)) for page in PAGES if matches[page]]
 

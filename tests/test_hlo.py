@@ -5,13 +5,14 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import pytest
+from helpers import mesh_of
 from jax import lax
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from tests.support import hlo
 from tests.support.hlo import Collective
 
-MESH = jax.make_mesh((2,), ("d",), devices=jax.devices()[:2], axis_types=(AxisType.Auto,))
+pytestmark = pytest.mark.eight_devices
 
 
 def text(f, *shapes):
@@ -24,7 +25,7 @@ def program(f, *shapes):
 
 
 def on_two(f, **specs):
-    return jax.shard_map(f, mesh=MESH, check_vma=False, **specs)
+    return jax.shard_map(f, mesh=mesh_of((2,), ("d",), "automatic"), check_vma=False, **specs)
 
 
 def test_a_sum_in_a_scan_runs_in_every_step():

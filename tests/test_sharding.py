@@ -3,7 +3,10 @@
 Time and space over devices are the matter of test_stretches.py.
 """
 
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from functools import partial
+from multiprocessing import get_context
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +32,8 @@ import jaxseq
 from jaxseq import _sharding
 from jaxseq._cases import CASES
 from tests.support import hlo
+
+pytestmark = pytest.mark.eight_devices
 
 VARIANTS = {
     "gru": ["truncation, reverse"],
@@ -241,20 +246,47 @@ def test_weights_over_the_axis_of_the_batch(spec, key):
     assert 0 < sum(c.kind in ("all-reduce", "reduce-scatter") for c in collectives) <= len(jax.tree.leaves(params))
 
 
-def test_what_lies_on_one_device_of_many_has_the_rule_of_one(key, monkeypatch):
+def temporaries():
+    """The bytes that the gradient of an RNN takes besides its arguments, for arrays that were never placed."""
+    params, xs = jaxseq.rnn_init(jax.random.key(0), 3, 4), jnp.ones((512, 2, 3))
+    loss = lambda params, xs: (jaxseq.rnn(params, None, xs)[1] ** 2).sum()  # noqa: E731  # traced anew
+    return jax.jit(jax.grad(loss)).lower(params, xs).compile().memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.usefixtures("as_users_have_jax")
+def test_what_lies_on_one_device_of_many_has_the_rule_of_one():
     """In chunks of time, if an explicit mesh says that nothing is divided; without one nobody knows."""
-    params, xs = jaxseq.rnn_init(key, 3, 4), jnp.ones((512, 2, 3), jnp.float32)
-
-    def temporaries():
-        loss = lambda params, xs: (jaxseq.rnn(params, None, xs)[1] ** 2).sum()  # noqa: E731  # traced anew
-        program = jax.jit(jax.grad(loss)).lower(params, xs).compile()
-        return program.memory_analysis().temp_size_in_bytes
-
     unknown = temporaries()
     with jax.set_mesh(mesh_of((8,), ("d",), "explicit")):
         known = temporaries()
-    monkeypatch.setattr(_sharding, "undivided", lambda: True)
-    assert known == temporaries() < 0.7 * unknown
+    with ProcessPoolExecutor(1, get_context("spawn")) as of_one_device:
+        assert of_one_device.submit(jax.device_count).result() == 1
+        assert known == of_one_device.submit(temporaries).result() < 0.7 * unknown
+
+
+WHERE = {
+    "no mesh": (None, (True, False)),
+    "one automatic axis": (((8,), "automatic"), (True, False)),
+    "an axis of one device": (((8, 1), "automatic"), (True, False)),
+    "two automatic axes": (((4, 2), "automatic"), (True, True)),
+    "explicit axes": (((4, 2), "explicit"), (False, False)),
+}
+
+
+@pytest.mark.parametrize("how", ["in context", "of the array's type"])
+@pytest.mark.parametrize("where", WHERE)
+def test_what_the_compiler_may_do(where, how):
+    described, expected = WHERE[where]
+    found, x = [], jnp.ones(8)
+    note = jax.jit(lambda x: found.append(_sharding.partitioning(x)))
+    if described is None:
+        note(x)
+    else:
+        sizes, kind = described
+        mesh = mesh_of(sizes, ("a", "b")[: len(sizes)], kind)
+        with jax.set_mesh(mesh) if how == "in context" else nullcontext():
+            note(x if how == "in context" else place(mesh, x, P()))
+    assert found == [expected]
 
 
 # --- What users do not place ---

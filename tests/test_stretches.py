@@ -14,6 +14,8 @@ import jaxseq
 from jaxseq._cases import CASES
 from tests.support import hlo
 
+pytestmark = pytest.mark.eight_devices
+
 # --- Convolution: x, kernel, options; rows borrowed forward from before and behind ---
 
 CONVOLUTIONS = {
@@ -172,6 +174,16 @@ def test_an_idle_axis_beside_space_counts_nothing_twice(name, kind, key):
             types = jax.eval_shape(partial(call, jaxseq), *placed)
             cotangent = place(mesh, ȳ, types.sharding.spec if kind == "explicit" else over_a)
             assert_close(jax.jit(pullback(partial(call, jaxseq)))(placed, cotangent), expected, 1e-5)
+
+
+@pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
+def test_the_mesh_of_a_cotangent_alone_has_an_idle_axis(jit, key):
+    """The arguments were never placed, and no mesh is in context."""
+    args = normals(key, (jnp.ones((2, 8, 4), jnp.float32), jnp.ones((3, 4, 8), jnp.float32)))
+    ȳ = normals(jax.random.fold_in(key, 1), jnp.ones((2, 8, 8), jnp.float32))
+    of_ours, of_twin = (jax.vjp(partial(ns.conv, padding="SAME"), *args)[1] for ns in (jaxseq, jaxseq.reference))
+    placed = place(mesh_of((2, 2), ("a", "b"), "automatic"), ȳ, P(None, "a"))
+    assert_close((jax.jit(of_ours) if jit else of_ours)(placed), of_twin(ȳ), 1e-5)
 
 
 # --- Time: every variant of what reads it, over four devices, the batch over two ---

@@ -118,7 +118,7 @@ def _for_one_channel(which: str, form: Form, cpu: bool) -> ModuleType | None:
     """For one input and one output channel in each group."""
     taps, outputs, groups = prod(form.window), prod(form.outputs), form.geometry.groups
     whole, direct = all(_patches.disjoint(form)), form.geometry.method == "direct"
-    loop = cpu and (which != "to_kernel" or _sharding.undivided())  # else a sum over devices for each tap
+    loop = cpu and not (which == "to_kernel" and form.geometry.partitioning.implicit)  # a sum over devices for each tap
     if whole and (which != "to_output" or taps > TERMS):
         few = outputs <= WHOLE and SHORT["to_kernel"] <= taps <= WHOLE_TAPS
         return _loop if loop and few and which != "to_input" else _patches

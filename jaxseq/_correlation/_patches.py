@@ -35,7 +35,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxseq import _precision, _sharding
+from jaxseq import _precision
 from jaxseq._correlation._form import Contraction, Form, padded
 from jaxseq._geometry import extent
 
@@ -142,8 +142,8 @@ def _plan(form: Form, batch: int) -> _Plan:
         }
         rest = _over(form, kept)._replace(near=form.near * prod(sizes[k] for k in k_))
     else:
-        # Where the compiler may divide arrays, leading axes are contracted where they stand: any may be divided.
-        rows = ["b" + n_] if _sharding.undivided() else ["b", *n_]
+        # Leading axes that the compiler may partition are contracted where they stand: a reshape would gather them.
+        rows = ["b", *n_] if form.geometry.partitioning.implicit else ["b" + n_]
         merged, rest = {"x": [*rows, "g", k_ + "i"], "w": [k_ + "i", "g", "o"], "y": [*rows, "g", "o"]}, None
     return _Plan(form, outputs, taps, cuts, sizes, apart, merged, rest)
 

@@ -25,7 +25,7 @@ _SPACE = ("", "W", "HW", "DHW")
 
 def to_output(form: Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """y of (1)."""
-    if _sharding.may_leave_idle(x, kernel):
+    if _sharding.may_leave_idle(form.geometry.partitioning, x, kernel):
         return _taps.to_output(form, x, kernel)
     return _correlate(
         x,
@@ -40,7 +40,7 @@ def to_output(form: Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 def to_input(form: Form, kernel: jax.Array, ȳ: jax.Array) -> jax.Array:
     """x̄ of (2)."""
-    if _sharding.may_leave_idle(kernel, ȳ):
+    if _sharding.may_leave_idle(form.geometry.partitioning, kernel, ȳ):
         return _taps.to_input(form, kernel, ȳ)
     g = form.geometry.groups
     w = jnp.flip(kernel, range(len(form.window)))  # (*K, I', g O')
@@ -59,7 +59,7 @@ def to_input(form: Form, kernel: jax.Array, ȳ: jax.Array) -> jax.Array:
 
 def to_kernel(form: Form, x: jax.Array, ȳ: jax.Array) -> jax.Array:
     """w̄ of (3): the channel of x plays the batch, the batch the contracted channel, and w̄ comes out as (*K, I', O')."""
-    if _sharding.may_leave_idle(x, ȳ):
+    if _sharding.may_leave_idle(form.geometry.partitioning, x, ȳ):
         return _taps.to_kernel(form, x, ȳ)
     geometry, space = form.geometry, _SPACE[len(form.window)]
     correlate = partial(

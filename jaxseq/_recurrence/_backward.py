@@ -65,7 +65,6 @@ from jaxseq._recurrence._cell import (
 from jaxseq._recurrence._forward import Kept, Plan, advance, saves_h_alone, with_y
 from jaxseq._recurrence._phi import phi
 from jaxseq._time import Block, Options
-from jaxseq.maps import Dense
 
 # Where the gates of a chunk are made again as fast as they are kept: h is all of the state, there are several gates and
 # no product inside of the step, and a pre-activation takes no more multiplications than this: D + H of a matrix. One
@@ -77,7 +76,7 @@ def plan_of(cell: Cell, options: Options, inputs: Inputs) -> Plan:
     """How backward will go: in which pieces, and what is kept for it."""
     weights, carry, xs, *_ = inputs
     leaves, rows = jax.tree.leaves(carry), _sizes.at_least(prod(h_of(carry).shape[:-1]), 1)
-    blocks = _time.blocks(options, xs.shape[options.axis], rows, whole=not _sharding.undivided())
+    blocks = _time.blocks(options, xs.shape[options.axis], rows)
     exact = len({*dtypes(weights, carry, xs), xs.dtype, *(a.dtype for a in leaves)}) == 1
     width = max(1, len(cell.gates) * leaves[0].shape[-1])
     small = width < weights.w_x.size <= SMALL * width - weights.w_h.size
@@ -238,7 +237,7 @@ def _stage(
         )
         x, h, w̄_q = _time.seen(read, x), into_map(weights, _time.seen(read, h_of(states))), None
         if weights.w_q is not None:
-            w̄_q = Dense().pull_weight(options.precision, inner[0], inner[1], weights.w_q)
+            w̄_q = _dense.pull_weight(options.precision, *inner, partitioned=options.partitioning.implicit)
         found = Weights(
             w_x=cell.input.pull_weight(options.precision, x.astype(product), δu, weights.w_x),
             w_h=cell.recurrent.pull_weight(options.precision, h.astype(product), δr, weights.w_h),

@@ -79,7 +79,7 @@ def _of_one(axes: int, cell: Cell, options: Options, inputs: Inputs) -> tuple[St
     1.5 times as long. Where it may lie on several devices it stays.
     """
     weights, carry, xs, *masks = inputs
-    if not _sharding.undivided():
+    if options.partitioning.implicit:
         return rule(cell, options, inputs)
     steps = xs.shape[options.axis]
     drop = None if weights.drop is None else weights.drop.reshape(weights.drop.shape[axes:])

@@ -91,7 +91,8 @@ def _apart(rule: Rule, cell: Cell, options: Options, inputs: Inputs) -> tuple[St
 
     def run(inputs: Inputs) -> tuple[State, jax.Array]:
         inputs = _sharding.together(inputs)
-        here = lambda carry: rule(cell, options, inputs._replace(carry=carry))  # noqa: E731
+        decided = _with_partitioning(cell, options, inputs)
+        here = lambda carry: rule(*decided, inputs._replace(carry=carry))  # noqa: E731
         if not names:
             return here(inputs.carry)
         start = relay(lambda carry: here(carry)[0], inputs.carry, names, reverse=options.reverse)
@@ -103,6 +104,13 @@ def _apart(rule: Rule, cell: Cell, options: Options, inputs: Inputs) -> tuple[St
 
     result: tuple[State, jax.Array] = _sharding.apart(run, (inputs,), (inputs.carry, xs))
     return result
+
+
+def _with_partitioning(cell: Cell, options: Options, inputs: Inputs) -> tuple[Cell, Options]:
+    """Return both with what the compiler may do with the arrays of the rule, whose axes differ from those of the op."""
+    known = _sharding.partitioning(inputs)
+    maps = {name: getattr(cell, name).with_partitioning(known) for name in ("input", "recurrent")}
+    return cell._replace(**maps), options._replace(partitioning=known)
 
 
 def _ends_here(options: Options, inputs: Inputs, names: tuple[str, ...]) -> jax.Array:

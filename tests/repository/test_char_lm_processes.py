@@ -147,8 +147,9 @@ def test_one_too_many_is_turned_away(processes, who, of):
 # --- The parts of the text ---
 
 
+@pytest.mark.eight_devices
 def test_each_device_holds_its_own_stretches(processes):
-    """On the devices of this suite; that each process holds its own is seen below."""
+    """On the devices of this process; that each process holds its own is seen below."""
     devices = jax.device_count()
     options = processes.parser().parse_args(["--processes=1"])
     parts = np.arange(2 * devices * 6).reshape(2 * devices, 6)

@@ -18,7 +18,7 @@ from jaxseq import reference
 from tests.support import hlo
 from tests.support.hlo import Collective
 
-pytestmark = pytest.mark.usefixtures("as_users_have_jax")
+pytestmark = [pytest.mark.eight_devices, pytest.mark.usefixtures("as_users_have_jax")]
 
 PAGE = Path(__file__).parents[2] / "docs" / "scale.md"
 

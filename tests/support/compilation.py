@@ -3,6 +3,8 @@
 JAX writes an entry in place, so that a process may read what another has not written to its end. Therefore every
 process has a folder of its own: it starts with hard links to the common entries, and at the end links its new ones
 back, which is atomic. `JAX_ENABLE_COMPILATION_CACHE=0` turns the cache off, `make clean` empties it.
+
+PYTEST_DONT_REWRITE: the process of eight devices has imported it before pytest does.
 """
 
 import contextlib
@@ -24,12 +26,21 @@ STALE = 24 * 3600  # seconds after which the folder of a process that was killed
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if not config.getoption("numprocesses", None):  # not in the controller of pytest-xdist, which compiles nothing
+    config.pluginmanager.register(Memory(), "memory")
+    # Not in the controller of pytest-xdist, which compiles nothing, nor where a cache is configured already.
+    if not config.getoption("numprocesses", None) and jax.config.jax_compilation_cache_dir is None:
         config.pluginmanager.register(CompilationCache(), "compilation-cache")
 
 
+def use(folder: str | None) -> None:
+    """Keep every program, however small, in that folder; None: keep none."""
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
 class CompilationCache:
-    """The cache of one process."""
+    """The folders of one process."""
 
     def __init__(self) -> None:
         self.own, self.common = FOLDER / f"process-{os.getpid()}", FOLDER / "common"
@@ -42,13 +53,15 @@ class CompilationCache:
         self.own.mkdir()
         prune(self.common, LIMIT)
         link(self.common, self.own)
-        jax.config.update("jax_compilation_cache_dir", str(self.own))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+        use(str(self.own))
 
     def pytest_sessionfinish(self) -> None:
         link(self.own, self.common)
         shutil.rmtree(self.own, ignore_errors=True)
+
+
+class Memory:
+    """Compiled programs that are dropped."""
 
     @pytest.hookimpl(trylast=True)
     def pytest_runtest_teardown(self, item: pytest.Item, nextitem: pytest.Item | None) -> None:

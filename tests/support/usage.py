@@ -2,6 +2,8 @@
 
 The time of a file is that of its collection and its tests, with the child processes that these waited for. Under
 pytest-xdist it is summed over the workers.
+
+PYTEST_DONT_REWRITE: the process of eight devices has imported it before pytest does.
 """
 
 import resource
@@ -22,6 +24,22 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Usage(), "usage")
 
 
+class Others:
+    """Resources that processes used which this one has not waited for."""
+
+    seconds = 0.0
+    peaks = (0,)
+
+
+OTHERS = Others()
+
+
+def add_process(seconds: float, peak_bytes: int) -> None:
+    """Count what another process has used for the test that runs, and its peak memory so far."""
+    OTHERS.seconds += seconds
+    OTHERS.peaks = (*OTHERS.peaks, peak_bytes)
+
+
 class Usage:
     """Resources used by this process and, in the controller of pytest-xdist, by its workers."""
 
@@ -32,11 +50,11 @@ class Usage:
     @contextmanager
     def measure(self, path: str) -> Iterator[None]:
         """Add the CPU time of the block to that of a file."""
-        start = cpu_seconds()
+        start = cpu_seconds() + OTHERS.seconds
         try:
             yield
         finally:
-            self.seconds[path] += cpu_seconds() - start
+            self.seconds[path] += cpu_seconds() + OTHERS.seconds - start
 
     @pytest.hookimpl(wrapper=True)
     def pytest_make_collect_report(self, collector: pytest.Collector) -> Any:
@@ -51,7 +69,7 @@ class Usage:
             return (yield)
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        self.peak_bytes = max(self.peak_bytes, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT)
+        self.peak_bytes = max(self.peak_bytes, peak_bytes(), *OTHERS.peaks)
         output = getattr(session.config, "workeroutput", None)
         if output is not None:
             output["usage"] = {"seconds": dict(self.seconds), "peak_bytes": self.peak_bytes}
@@ -72,6 +90,11 @@ class Usage:
             write(f"{seconds:8.1f}  {path}")
         write(f"{sum(self.seconds.values()):8.1f}  in total")
         write(f"largest process: {self.peak_bytes / 1e9:.2f} GB")
+
+
+def peak_bytes() -> int:
+    """Peak memory of this process."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT
 
 
 def cpu_seconds() -> float:

@@ -16,11 +16,6 @@ from jaxseq.testing import Verdict, _check, check_jvp
 def passes(report, checks, name, label):
     """It passes, and as many checks ran as there are."""
     report.raise_if_failed(strict=True)
-    conceded = [note for note in report.notes if "shard_map" in note]  # what other rules need
-    if name == "scan":  # that of lax.scan: who divides xs over devices divides the carry, too
-        assert all("scan body function carry input and carry output" in note for note in conceded)
-    else:
-        assert not conceded
     ran = {result.check for result in report.results if result.verdict is Verdict.PASS}
     checks -= name == "scan"  # it has no rule of its own that could go astray: engagement
     checks -= any("no integers or booleans" in result.note for result in report.results)
@@ -67,6 +62,26 @@ def test_every_check_passes_at_several_seeds(name, label):
     full = branch or (name, label) in FIRST
     for seed in (1, 2) if branch else (1,):  # 0 is that of the test above
         passes(report(seed, "full" if full else "quick"), len(_check.FULL if full else _check.QUICK), name, label)
+
+
+@pytest.mark.eight_devices
+@pytest.mark.parametrize(
+    ("name", "label"),
+    long_where(
+        [p for p in GRID if p.values in FIRST or p.values[0] in FAMILIES],
+        lambda *which: which not in FIRST or which[0] not in ("conv", "causal_conv"),
+    ),
+)
+def test_shard_map_over_two_devices(name, label):
+    """What `composition` skips on one device."""
+    report = session(name, label)(only=("composition",))
+    report.raise_if_failed(strict=True)
+    assert all(result.verdict is Verdict.PASS for result in report.results)
+    conceded = [note for note in report.notes if "shard_map" in note]  # what other rules need
+    if name == "scan":  # that of lax.scan: if xs vary over devices, the carry has to vary over them too
+        assert all("scan body function carry input and carry output" in note for note in conceded)
+    else:
+        assert not conceded
 
 
 WHOLE = [p for p in GRID if "truncation" not in CASES[p.values[0]].variants[p.values[1]].options]

@@ -266,6 +266,7 @@ def test_equal_sizes_are_pulled_apart():
 # --- Devices ---
 
 
+@pytest.mark.eight_devices
 def test_an_output_of_what_is_shared_alone_needs_no_concession():
     """It is the same on both devices, though its seeds are not."""
     report = check_vjp(lambda a, b: (jnp.sin(a), a * b), (jnp.array([1.0, 2.0, 4.0]), jnp.array([1.0, 3.0, -1.0])))

@@ -1,0 +1,60 @@
+"""An op decides once whether the compiler may partition its arrays, for its forward and its backward pass."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import pytest
+from helpers import cotangents_for, normals
+
+import jaxseq
+from jaxseq import cells
+
+
+def recurrent(cell, init, *batch):
+    """(op, arguments): a sequence of 64 steps through a cell."""
+    xs = jnp.ones((64, *batch, 3))
+    return lambda params, xs: jaxseq.recurrence(cell, params, None, xs), (init(jax.random.key(0), 3, 4), xs)
+
+
+def convolution(window, x, **options):
+    return partial(jaxseq.conv, **options), (jnp.ones(x), jnp.ones(window))
+
+
+# Everything that depends on the decision: chunks of time, a batch of one, a product inside of the step, leading axes of
+# a convolution in a recurrence, patches, and the loop over the taps of a depthwise window.
+OPS = {
+    "chunks": lambda: recurrent(cells.gru, jaxseq.gru_init, 2),
+    "a batch of one": lambda: recurrent(cells.gru, jaxseq.gru_init, 1),
+    "a product inside": lambda: recurrent(cells.classic_gru, cells.classic_gru_init, 2),
+    "conv_gru": lambda: (
+        lambda params, xs: jaxseq.conv_gru(params, None, xs),
+        (jaxseq.conv_gru_init(jax.random.key(0), 3, 3, 4), jnp.ones((64, 2, 5, 3))),
+    ),
+    "patches": lambda: convolution((2, 2, 3, 4), (2, 6, 6, 3), stride=2),
+    "a loop over taps": lambda: convolution((65, 1, 3), (2, 70, 3), groups=3),
+    "causal_conv": lambda: (
+        lambda x, kernel: jaxseq.causal_conv(None, x, kernel, groups=3),
+        (jnp.ones((2, 3, 3)), jnp.ones((65, 1, 3))),
+    ),
+}
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("name", OPS)
+def test_backward_keeps_the_decision_of_forward(name, devices, key, monkeypatch):
+    """Without a mesh in context it depends on the number of devices. Where backward looked again, it would follow."""
+    f, shapes = OPS[name]()
+    args = normals(key, shapes)
+    ȳ = cotangents_for(f, args, key)
+
+    def pullback(devices):
+        monkeypatch.setattr(jax, "device_count", lambda: devices)
+        return jax.vjp(f, *args)[1]
+
+    program = lambda pull: str(jax.make_jaxpr(pull)(ȳ))  # noqa: E731
+    pull, other = pullback(devices), program(pullback(9 - devices))
+    assert jax.device_count() == 9 - devices
+    kept = program(pull)
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
+    assert (kept == program(pull), kept == other) == (True, False)

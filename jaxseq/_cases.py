@@ -83,11 +83,22 @@ def _by_position(f: Callable[..., Any], names: tuple[str, ...]) -> Callable[...,
 
 
 class Case(NamedTuple):
-    """A public op, the twin that defines it, and the variants under which the two are compared."""
+    """A public op, the twin that defines it, and the variants under which the two are compared.
+
+    Attributes:
+        op: the op.
+        twin: its reference implementation.
+        variants: the variants, by label.
+        quick: the labels of the variants that `python -m jaxseq verify` checks by default. An op has at least one. All
+            ops together reach every rule of `_correlation`, for each of the three contractions, and every line of the
+            rules, of the recurrence engine, of `scan` and of the cells that all variants reach; tests/test_verify.py
+            traces them and compares. Among variants that reach the same, the cheapest to compile is here.
+    """
 
     op: Callable[..., Any]
     twin: Callable[..., Any]
     variants: Mapping[str, Variant]
+    quick: tuple[str, ...]
 
 
 def _generator(key: Any) -> np.random.Generator:
@@ -275,10 +286,12 @@ def _conv_variants(transposed: bool) -> dict[str, Variant]:
         "1d": variant((3, 4, 6)),
         "strided same": variant((3, 4, 6), stride=2, padding="SAME"),
         "dilated causal": variant((3, 4, 6), dilation=2, padding="CAUSAL", bias=False),
+        "dilated beyond the outputs": variant((3, 4, 6), dilation=4, padding=((2, 1),)),
         "flipped, grouped": variant((2, 2, 6), groups=2, flip=True, padding=3),
         "cropped": variant((2, 4, 3), padding=((-2, 1),), stride=3),
         "depthwise": variant((4, 1, 3), groups=3, padding=((3, -1),), dilation=2, stride=2),
         "depthwise, two outputs a channel": variant((4, 1, 16), groups=8, padding=((3, 0),)),
+        "depthwise, long": variant((90, 1, 3), groups=3, padding=((80, 90),)),
         "2d depthwise, long": variant((9, 8, 1, 3), groups=3, padding="SAME", dilation=(1, 2), bias=False),
         "grouped, direct": variant((3, 2, 6), groups=2, padding=((2, -1),), stride=2, method="direct"),
         "one tap": variant((1, 4, 6), stride=2),
@@ -288,6 +301,7 @@ def _conv_variants(transposed: bool) -> dict[str, Variant]:
         ),
         "2d depthwise": variant((2, 3, 1, 4), groups=4, padding="SAME", stride=(1, 2), dilation=(2, 1)),
         "3d": variant((2, 3, 1, 3, 4), stride=(2, 1, 3), dilation=(1, 2, 1), padding=1),
+        "3d, windows that overlap": variant((2, 2, 2, 2, 3), padding="SAME"),
     }
 
 
@@ -566,30 +580,75 @@ def _scan_variants() -> dict[str, Variant]:
 
 
 CASES: dict[str, Case] = {
-    "conv": Case(conv, reference.conv, _conv_variants(transposed=False)),
-    "conv_transpose": Case(conv_transpose, reference.conv_transpose, _conv_variants(transposed=True)),
-    "depthwise_conv": Case(depthwise_conv, reference.depthwise_conv, _separable_variants(pointwise=False)),
-    "separable_conv": Case(separable_conv, reference.separable_conv, _separable_variants(pointwise=True)),
-    "causal_conv": Case(causal_conv, reference.causal_conv, _causal_variants()),
+    "conv": Case(
+        conv,
+        reference.conv,
+        _conv_variants(transposed=False),
+        quick=(
+            "1d",
+            "dilated beyond the outputs",
+            "depthwise",
+            "depthwise, two outputs a channel",
+            "depthwise, long",
+            "grouped, direct",
+            "2d",
+            "3d, windows that overlap",
+        ),
+    ),
+    "conv_transpose": Case(
+        conv_transpose,
+        reference.conv_transpose,
+        _conv_variants(transposed=True),
+        quick=("output padding, grouped", "2d depthwise, long"),
+    ),
+    "depthwise_conv": Case(
+        depthwise_conv, reference.depthwise_conv, _separable_variants(pointwise=False), quick=("2d strided, flipped",)
+    ),
+    "separable_conv": Case(
+        separable_conv,
+        reference.separable_conv,
+        _separable_variants(pointwise=True),
+        quick=("1d, two outputs a channel",),
+    ),
+    "causal_conv": Case(
+        causal_conv,
+        reference.causal_conv,
+        _causal_variants(),
+        quick=("no carry", "resets, grouped, no carry", "resets, depthwise, dilated"),
+    ),
     "rnn": Case(
-        rnn, reference.rnn, {**_time_variants(_RNN), "relu": Variant(_RNN, {"activation": "relu", "truncation": 4})}
+        rnn,
+        reference.rnn,
+        {**_time_variants(_RNN), "relu": Variant(_RNN, {"activation": "relu", "truncation": 4})},
+        quick=("windows that reach back", "checkpoint, windows that reach back", "lengths, resets, reverse"),
     ),
     "rnn_cell": Case(
         rnn_cell,
         reference.rnn_cell,
         {**_step_variants(_RNN), "relu": Variant(partial(_RNN, time=False), {"activation": "relu"})},
+        quick=("plain",),
     ),
-    "gru": Case(gru, reference.gru, _time_variants(_GRU)),
-    "gru_cell": Case(gru_cell, reference.gru_cell, _step_variants(_GRU)),
-    "lstm": Case(lstm, reference.lstm, _time_variants(_LSTM)),
-    "lstm_cell": Case(lstm_cell, reference.lstm_cell, _step_variants(_LSTM)),
-    "conv_gru": Case(conv_gru, reference.conv_gru, _conv_recurrence_variants(GRUParams, 3, None, time=True)),
+    "gru": Case(gru, reference.gru, _time_variants(_GRU), quick=("no bias, zero carry",)),
+    "gru_cell": Case(gru_cell, reference.gru_cell, _step_variants(_GRU), quick=("plain",)),
+    "lstm": Case(lstm, reference.lstm, _time_variants(_LSTM), quick=("batch first, lengths, checkpoint", "drop, hold")),
+    "lstm_cell": Case(lstm_cell, reference.lstm_cell, _step_variants(_LSTM), quick=("plain",)),
+    "conv_gru": Case(
+        conv_gru, reference.conv_gru, _conv_recurrence_variants(GRUParams, 3, None, time=True), quick=("1d",)
+    ),
     "conv_gru_cell": Case(
-        conv_gru_cell, reference.conv_gru_cell, _conv_recurrence_variants(GRUParams, 3, None, time=False)
+        conv_gru_cell,
+        reference.conv_gru_cell,
+        _conv_recurrence_variants(GRUParams, 3, None, time=False),
+        quick=("1d",),
     ),
-    "conv_lstm": Case(conv_lstm, reference.conv_lstm, _conv_recurrence_variants(LSTMParams, 4, LSTMState, time=True)),
+    "conv_lstm": Case(
+        conv_lstm, reference.conv_lstm, _conv_recurrence_variants(LSTMParams, 4, LSTMState, time=True), quick=("1d",)
+    ),
     "conv_lstm_cell": Case(
-        conv_lstm_cell, reference.conv_lstm_cell, _conv_recurrence_variants(LSTMParams, 4, LSTMState, time=False)
+        conv_lstm_cell,
+        reference.conv_lstm_cell,
+        _conv_recurrence_variants(LSTMParams, 4, LSTMState, time=False),
+        quick=("1d",),
     ),
     "bidirectional": Case(
         bidirectional,
@@ -604,6 +663,7 @@ CASES: dict[str, Case] = {
                 ((reference.rnn, reference.gru),),
             ),
         },
+        quick=("lstm",),
     ),
     "stack": Case(
         stack,
@@ -628,8 +688,34 @@ CASES: dict[str, Case] = {
                 (partial(reference.bidirectional, reference.lstm),),
             ),
         },
+        quick=("gru",),
     ),
-    "scan": Case(scan, reference.scan, _scan_variants()),
-    "recurrence": Case(recurrence, reference.recurrence, _cell_variants(time=True)),
-    "recurrence_cell": Case(recurrence_cell, reference.recurrence_cell, _cell_variants(time=False)),
+    "scan": Case(
+        scan,
+        reference.scan,
+        _scan_variants(),
+        quick=("plain", "truncation", "checkpoint", "truncation, reverse, checkpoint", "windows that reach back"),
+    ),
+    "recurrence": Case(
+        recurrence,
+        reference.recurrence,
+        _cell_variants(time=True),
+        quick=("leaky",),
+    ),
+    "recurrence_cell": Case(
+        recurrence_cell,
+        reference.recurrence_cell,
+        _cell_variants(time=False),
+        quick=(
+            "twice",
+            "peephole_lstm",
+            "projected_lstm",
+            "layer_norm_lstm",
+            "layer_norm_gru",
+            "classic_gru",
+            "mgu",
+            "indrnn",
+            "slstm",
+        ),
+    ),
 }

@@ -1,24 +1,29 @@
-"""python -m jaxseq verify: what it prints, writes and returns."""
+"""python -m jaxseq verify: what it prints, writes and returns, and what its quick level reaches."""
 
 import json
 import subprocess
 import sys
+from pathlib import Path
+from types import ModuleType
 
+import jax
 import jax.numpy as jnp
 import pytest
+from helpers import GRID, arguments, bound, pullback
 
-from jaxseq import __main__, _cases, _verify
-from jaxseq._cases import Case, Variant
+import jaxseq
+from jaxseq import __main__, _cases, _correlation, _verify
+from jaxseq._cases import CASES, Case, Variant
 from jaxseq.testing import _check
 
 
 @pytest.fixture
 def small(monkeypatch):
-    """Two ops of one variant each, one with a twin that it does not equal."""
+    """Two ops, the first with a second variant beyond the quick level, the other with a twin that it does not equal."""
     example = lambda key, *, dtype, batch, length: (jnp.linspace(0.5, 2.0, length, dtype=dtype),)  # noqa: E731
     cases = {
-        "sine": Case(jnp.sin, jnp.sin, {"plain": Variant(example, {})}),
-        "tangent": Case(jnp.tan, jnp.tanh, {"plain": Variant(example, {})}),
+        "sine": Case(jnp.sin, jnp.sin, {"plain": Variant(example, {}), "again": Variant(example, {})}, ("plain",)),
+        "tangent": Case(jnp.tan, jnp.tanh, {"plain": Variant(example, {})}, ("plain",)),
     }
     monkeypatch.setattr(_cases, "CASES", cases)
     monkeypatch.setattr(_verify, "CASES", cases)
@@ -45,7 +50,7 @@ def test_what_fails_is_told_in_full_and_status_one(capsys):
     out = capsys.readouterr().out
     assert "\ntangent, plain\ntan: FAIL" in out
     assert "an element is not the derivative of the reference" in out
-    assert out.splitlines()[-1].startswith("FAIL: 2 variants of 2 ops")
+    assert out.splitlines()[-1].startswith("FAIL: 3 variants of 2 ops")
 
 
 @pytest.mark.parametrize(
@@ -73,11 +78,103 @@ def test_as_a_user_calls_it():
         [sys.executable, "-m", "jaxseq", "verify", "--op", "rnn_cell"], capture_output=True, text=True, check=False
     )
     assert run.returncode == 0, run.stderr
-    assert "PASS: 3 variants of 1 ops" in run.stdout
+    assert "PASS: 1 variants of 1 ops" in run.stdout
     assert "rnn_cell" in run.stdout
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as caught:
+        __main__.main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"jaxseq {jaxseq.__version__}, jax {jax.__version__}\n"
 
 
 def test_without_tqdm_it_prints_lines(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "tqdm", None)
     assert list(_verify._progress([("a", "b"), ("c", "d")])) == [("a", "b"), ("c", "d")]
     assert capsys.readouterr().err == "1/2 a, b\n2/2 c, d\n"
+
+
+# --- What the quick level reaches ---
+
+QUICK = [(name, label) for name, case in CASES.items() for label in case.quick]
+ROOT = Path(jaxseq.__file__).parent
+# The rules of convolutions, the recurrence engine and its cells, `scan`, and what they are made of.
+FOLDERS = [ROOT / name for name in ("_correlation", "_recurrence", "cells")]
+FILES = [ROOT / f"{name}.py" for name in ("_time", "_scan", "maps", "_dense")]
+FILES += [ROOT / f"{name}.py" for name in ("_conv", "_conv_transpose", "_separable", "_causal_conv")]
+
+
+def traced(name, label):
+    """Trace an op and its pullback under a variant, as `verify` does, without compiling."""
+    f = bound(name, label)
+    args = arguments(name, label, jax.random.key(0))
+    jax.eval_shape(pullback(f), args, jax.eval_shape(f, *args))
+
+
+def lines(name, label):
+    """The lines of FOLDERS and FILES that run while a variant is traced."""
+    found = set()
+
+    def on_line(frame, event, arg):
+        if event == "line":
+            found.add((frame.f_code.co_filename, frame.f_lineno))
+        return on_line
+
+    def on_call(frame, event, arg):
+        path = Path(frame.f_code.co_filename)
+        return on_line if path in FILES or path.parent in FOLDERS else None
+
+    jax.clear_caches()  # what was traced before would not run again
+    before = sys.gettrace()
+    sys.settrace(on_call)
+    try:
+        traced(name, label)
+    finally:
+        sys.settrace(before)
+    return found
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_quick_level_has_a_variant_of_every_op(name):
+    case = CASES[name]
+    assert case.quick
+    assert set(case.quick) <= set(case.variants)
+
+
+def test_the_quick_level_reaches_every_rule_of_a_convolution(monkeypatch):
+    """Each contraction of each rule is called where the program is one for CPUs."""
+    rules = [
+        rule
+        for rule in vars(_correlation).values()
+        if isinstance(rule, ModuleType)
+        and hasattr(rule, "to_output")
+        and rule is not _correlation._taps  # for meshes with an idle axis only: test_stretches.py
+    ]
+    contractions = [(rule, which) for rule in rules for which in ("to_output", "to_input", "to_kernel")]
+    reached = set()
+
+    def watched(rule, which):
+        contraction = getattr(rule, which)
+
+        def call(*args, **kwargs):
+            reached.add((rule, which))
+            return contraction(*args, **kwargs)
+
+        return call
+
+    for rule, which in contractions:
+        monkeypatch.setattr(rule, which, watched(rule, which))
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, cpu, default: cpu(*args))
+    for name, label in QUICK:
+        traced(name, label)
+    assert len(rules) >= 7
+    missed = [f"{rule.__name__}.{which}" for rule, which in contractions if (rule, which) not in reached]
+    assert not missed
+
+
+@pytest.mark.long
+def test_the_quick_level_reaches_every_line_that_all_variants_reach():
+    found = {p.values: lines(*p.values) for p in GRID}
+    missed = set().union(*found.values()) - set().union(*(found[variant] for variant in QUICK))
+    assert not sorted(missed)

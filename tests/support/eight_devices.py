@@ -40,13 +40,13 @@ def run(item):
 @cache
 def process():
     """Return the other process: started once, it runs one test after the other and keeps what it has compiled."""
-    return ProcessPoolExecutor(1, get_context("spawn"), configure, [jax.config.jax_compilation_cache_dir])
+    return ProcessPoolExecutor(1, get_context("spawn"), configure, [8, jax.config.jax_compilation_cache_dir])
 
 
-def configure(cache):
-    """Split the CPU; share the compilation cache of this process, which waits while the other compiles."""
+def configure(devices, cache=None):
+    """Split the CPU; share the compilation cache of the first process, which waits while this one compiles."""
     jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", 8)
+    jax.config.update("jax_num_cpu_devices", devices)
     compilation.use(cache)
 
 

@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .PHONY: demo processes filters digits moving convolution sunspots vanishing memory shuffled frameworks policy \
-	test test-all fuzz lint bench docs clean
+	test test-all fuzz mutants lint bench docs clean
 
 demo: $(VENV)/.examples  ## train a character model on the language reference of Python
 	$(BIN)/python examples/char_lm.py $(ARGS)
@@ -61,6 +61,9 @@ fuzz: $(VENV)/.frameworks $(VENV)/.test  ## random geometries, options, meshes, 
 	PYTHONPATH=. $(BIN)/python tests/fuzz/chooser.py --count 200
 	PYTHONPATH=. $(BIN)/python tests/fuzz/meshes.py --count 100
 	PYTHONPATH=. $(BIN)/python tests/fuzz/right_functions.py --seeds 3
+
+mutants: $(VENV)/.peers $(VENV)/.test  ## break the library in named ways, and see whether the suite notices; about an hour
+	$(BIN)/python tests/mutation/run_mutants.py $(ARGS)
 
 lint: $(VENV)/.dev  ## style and types
 	$(BIN)/ruff check .

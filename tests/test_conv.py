@@ -230,3 +230,15 @@ def test_taps_that_do_not_meet_beside_more_taps_than_outputs(x, kernel, options,
     ȳ = normal(jax.random.fold_in(key, 2), y.shape, y.dtype)
     ones = jnp.eye(x[0].size).reshape(-1, *x.shape[1:])
     assert_close(pull(ȳ)[0], jnp.einsum("n...,b...->bn", f(ones, kernel), ȳ).reshape(x.shape))
+
+
+def test_precision_reaches_the_pointwise_product():
+    args = jnp.ones((2, 9, 4)), jnp.ones((3, 1, 4)), jnp.ones((1, 4, 5))
+    f = partial(jaxseq.separable_conv, precision="highest")
+    products = [
+        e.params["precision"]
+        for e in subjaxprs(jax.make_jaxpr(f)(*args).jaxpr)
+        if e.primitive.name in ("dot_general", "conv_general_dilated")
+    ]
+    assert products
+    assert all(precision == (lax.Precision.HIGHEST,) * 2 for precision in products)

@@ -241,4 +241,4 @@ def test_precision_reaches_the_pointwise_product():
         if e.primitive.name in ("dot_general", "conv_general_dilated")
     ]
     assert products
-    assert all(precision == (lax.Precision.HIGHEST,) * 2 for precision in products)
+    assert all(precision == (jax.lax.Precision.HIGHEST,) * 2 for precision in products)

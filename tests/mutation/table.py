@@ -121,8 +121,8 @@ ENGINE = (
         FORWARD,
         "if share and hold is None:",
         "if share:",
-        TIME,
-        "every_pair_of_options",
+        CONTRACT,
+        "test_contract and rnn-drop",
     ),
     Mutant(
         "second-order-cotangent-direction",

@@ -169,7 +169,7 @@ def checkpoint() -> Figure:
     ax = figure.subplots()
     for line, options in enumerate(plans.values()):
         order = 0
-        for block in _time.blocks(options, steps, rows, whole=False):
+        for block in _time.blocks(options, steps, rows):
             for first in reversed(range(0, block.windows, block.group)):
                 for chunk in reversed(range(block.chunks)):
                     order += 1

@@ -265,7 +265,7 @@ def test_what_lies_on_one_device_of_many_has_the_rule_of_one():
     unknown = temporaries()
     with jax.set_mesh(mesh_of((8,), ("d",), "explicit")):
         known = temporaries()
-    with ProcessPoolExecutor(1, get_context("spawn"), configure, [1]) as of_one_device:
+    with ProcessPoolExecutor(1, get_context("spawn"), configure, (1,)) as of_one_device:
         assert of_one_device.submit(jax.device_count).result() == 1
         assert known == of_one_device.submit(temporaries).result() < 0.7 * unknown
 

@@ -28,8 +28,13 @@ STALE = 24 * 3600  # seconds after which the folder of a process that was killed
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Memory(), "memory")
     # Not in the controller of pytest-xdist, which compiles nothing, nor where a cache is configured already.
-    if not config.getoption("numprocesses", None) and jax.config.jax_compilation_cache_dir is None:
+    if not config.getoption("numprocesses", None) and folder() is None:
         config.pluginmanager.register(CompilationCache(), "compilation-cache")
+
+
+def folder() -> str | None:
+    """Return the folder of the cache that is in use."""
+    return jax.config.values["jax_compilation_cache_dir"]
 
 
 def use(folder: str | None) -> None:

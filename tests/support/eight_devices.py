@@ -40,7 +40,7 @@ def run(item):
 @cache
 def process():
     """Return the other process: started once, it runs one test after the other and keeps what it has compiled."""
-    return ProcessPoolExecutor(1, get_context("spawn"), configure, [8, jax.config.jax_compilation_cache_dir])
+    return ProcessPoolExecutor(1, get_context("spawn"), configure, (8, compilation.folder()))
 
 
 def configure(devices, cache=None):

@@ -27,8 +27,8 @@ def pytest_configure(config: pytest.Config) -> None:
 class Others:
     """Resources that processes used which this one has not waited for."""
 
-    seconds = 0.0
-    peaks = (0,)
+    seconds: float = 0.0
+    peaks: tuple[int, ...] = (0,)
 
 
 OTHERS = Others()

@@ -27,7 +27,7 @@ def dtypes_of(name, label):
 
 # Time options take the same branches for every cell with a pullback: lstm has all of them. These have others.
 ENGINE = {
-    "rnn": ("plain", "no bias, zero carry", "relu", "drop, hold"),
+    "rnn": ("plain", "no bias, zero carry", "relu"),
     "gru": ("plain", "no bias, zero carry"),
     "scan": ("plain", "checkpoint", "truncation", "windows that reach back, segments"),
     "conv_lstm": ("1d", "1d truncation, reverse", "2d strided"),

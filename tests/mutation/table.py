@@ -121,8 +121,8 @@ ENGINE = (
         FORWARD,
         "if share and hold is None:",
         "if share:",
-        CONTRACT,
-        "test_contract and rnn-drop",
+        TIME,
+        "every_pair_of_options and rnn",
     ),
     Mutant(
         "second-order-cotangent-direction",

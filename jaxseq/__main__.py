@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
         "--level",
         choices=("quick", "full"),
         default="quick",
-        help="quick, the default: the main checks on variants that together reach every rule, about two minutes on two "
+        help="quick, the default: the main checks on variants that together reach every rule, a few minutes on two "
         "cores; full: all checks on all variants of each op, which takes far longer",
     )
     verify.add_argument("--json", type=Path, metavar="FILE", help="write all reports there as well")

@@ -215,11 +215,13 @@ def _recurrence_example(
     batch_first: bool = False,
     width: int = 1,
     more_blocks: tuple[str, ...] = (),
+    positive: tuple[str, ...] = (),
 ) -> tuple[Any, ...]:
     """Of D = 3 and H = 5, unless `shapes` says so of parameters, `features` of x and `states` of the carry.
 
     `width` multiplies channels, features and hidden units, for the fields `more_blocks` the first axis, their number of
-    blocks; weights shrink with its root, so that sums keep their size.
+    blocks; weights shrink with its root, so that sums keep their size. The fields `positive` of a state are positive in
+    every state that the cell makes.
     """
     D, H = 3, 5
     draw, columns = _normals(key, dtype), gates * H
@@ -239,6 +241,7 @@ def _recurrence_example(
     leaves = [draw(*batch, *shape[:-1], shape[-1] * width) for shape in states or ((H,),) * count]
     features = (*features[:-1], features[-1] * width)
     first = leaves[0] if state is None else state(*leaves)
+    first = first._replace(**{field: jnp.abs(getattr(first, field)) for field in positive}) if positive else first
     sizes = (*batch, length) if batch_first else (length, *batch)
     x = draw(*(sizes if time else batch), *features)
     # Sequences of many lengths, none among them; resets anywhere but at the first step, where they would close the only
@@ -246,8 +249,9 @@ def _recurrence_example(
     resets = _marks(jax.random.fold_in(key, 1), 0.2, sizes)
     if time:
         resets[(slice(None),) * (len(batch) if batch_first else 0) + (slice(0, 1),)] = False
+    lengths = _generator(key).permutation(np.arange(prod(batch), dtype=np.int32) * (length + 3) % (length + 1))
     drawn = {
-        "lengths": _generator(key).permutation(np.arange(prod(batch)) * (length + 3) % (length + 1)).reshape(batch),
+        "lengths": lengths.reshape(batch),
         "drop": _marks(jax.random.fold_in(key, 2), 0.2, leaves[0].shape),
         "hold": _held(jax.random.fold_in(key, 3), sizes, first),
         "resets": resets,
@@ -519,7 +523,7 @@ def _cell_variants(*, time: bool) -> dict[str, Variant]:
         "indrnn": (cells.indrnn, {"shapes": {"w_h": (1, 5)}}),
         "slstm": (
             cells.slstm,
-            {"gates": 4, "state": cells.SLSTMState, "states": ((6,),) * 4, "more_blocks": ("w_h",)}
+            {"gates": 4, "state": cells.SLSTMState, "states": ((6,),) * 4, "more_blocks": ("w_h",), "positive": ("n",)}
             | {"shapes": {"w_x": (3, 24), "w_h": (2, 3, 4, 3), "b": (24,)}},
         ),
         "lstm from a convolution": (

@@ -47,7 +47,7 @@ class SLSTMParams(NamedTuple):
 
 
 class SLSTMState(NamedTuple):
-    """What an sLSTM carries: the output h, the memory c, its normaliser n and the exponent m taken out of both."""
+    """What an sLSTM carries: the output h, the memory c, its normaliser n >= 0 and the exponent m taken out of both."""
 
     h: Float[Array, "*batch H"]
     c: Float[Array, "*batch H"]

@@ -48,7 +48,7 @@ def through_time(
     if holds and all(k.dtype == bool for k in holds):
         idle = reduce(jnp.logical_and, (jnp.all(k, range(k.ndim - features, k.ndim)) for k in holds))
     if lengths is not None:
-        lengths = jnp.clip(lengths, 0, T)
+        lengths = jnp.clip(lengths, 0, T).astype(t.dtype)
         live = t < lengths[None]
     if resets is not None:
         reset = jnp.moveaxis(resets, time_axis, 0)

@@ -14,6 +14,7 @@ from helpers import GRID, arguments, bound, pullback
 import jaxseq
 from jaxseq import __main__, _cases, _correlation, _verify
 from jaxseq._cases import CASES, Case, Variant
+from jaxseq._recurrence import _inspect, _phi
 from jaxseq.testing import _check
 
 
@@ -100,9 +101,13 @@ def test_without_tqdm_it_prints_lines(monkeypatch, capsys):
 QUICK = [(name, label) for name, case in CASES.items() for label in case.quick]
 ROOT = Path(jaxseq.__file__).parent
 # The rules of convolutions, the recurrence engine and its cells, `scan`, and what they are made of.
-FOLDERS = [ROOT / name for name in ("_correlation", "_recurrence", "cells")]
-FILES = [ROOT / f"{name}.py" for name in ("_time", "_scan", "maps", "_dense")]
-FILES += [ROOT / f"{name}.py" for name in ("_conv", "_conv_transpose", "_separable", "_causal_conv")]
+FOLDERS = ("_correlation", "_recurrence", "cells")
+FILES = ("_time", "_scan", "maps", "_dense", "_conv", "_conv_transpose", "_separable", "_causal_conv")
+SOURCES = {str(path) for folder in FOLDERS for path in (ROOT / folder).glob("*.py")}
+SOURCES |= {str(ROOT / f"{name}.py") for name in FILES}
+
+# What is remembered of a cell from one call to the next, besides what JAX remembers.
+CACHED = (_inspect._inspect, _phi.with_pullback)
 
 
 def traced(name, label):
@@ -113,7 +118,7 @@ def traced(name, label):
 
 
 def lines(name, label):
-    """The lines of FOLDERS and FILES that run while a variant is traced."""
+    """The lines of SOURCES that run while a variant is traced."""
     found = set()
 
     def on_line(frame, event, arg):
@@ -122,10 +127,11 @@ def lines(name, label):
         return on_line
 
     def on_call(frame, event, arg):
-        path = Path(frame.f_code.co_filename)
-        return on_line if path in FILES or path.parent in FOLDERS else None
+        return on_line if frame.f_code.co_filename in SOURCES else None
 
     jax.clear_caches()  # what was traced before would not run again
+    for f in CACHED:
+        f.cache_clear()
     before = sys.gettrace()
     sys.settrace(on_call)
     try:

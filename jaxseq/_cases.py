@@ -240,7 +240,7 @@ def _recurrence_example(
     count = 1 if state is None else len(state._fields)  # type: ignore[attr-defined]
     leaves = [draw(*batch, *shape[:-1], shape[-1] * width) for shape in states or ((H,),) * count]
     features = (*features[:-1], features[-1] * width)
-    first = leaves[0] if state is None else state(*leaves)
+    first: Any = leaves[0] if state is None else state(*leaves)
     first = first._replace(**{field: jnp.abs(getattr(first, field)) for field in positive}) if positive else first
     sizes = (*batch, length) if batch_first else (length, *batch)
     x = draw(*(sizes if time else batch), *features)

@@ -106,19 +106,21 @@ def _generator(key: Any) -> np.random.Generator:
     return np.random.default_rng(np.asarray(jax.random.key_data(key)))
 
 
-def _normals(key: Any, dtype: Any) -> Callable[..., jax.Array]:
-    """Return `draw(*shape, scale=1)`, which draws normal arrays of standard deviation 0.5 times the scale."""
-    generator = _generator(key)
+def _normals(generator: np.random.Generator, dtype: Any) -> Callable[..., jax.Array]:
+    """Return `draw(*shape, scale=1)`, which draws normal arrays of standard deviation 0.5 times the scale.
+
+    `jnp.asarray` would compile a program for each shape; `jax.device_put` compiles nothing.
+    """
 
     def draw(*shape: int, scale: float = 1.0) -> jax.Array:
-        return jnp.asarray((generator.standard_normal(shape) * 0.5 * scale).astype(dtype))
+        return jax.device_put((generator.standard_normal(shape) * 0.5 * scale).astype(dtype))
 
     return draw
 
 
-def _marks(key: Any, shares: float, shape: tuple[int, ...]) -> np.ndarray:
+def _marks(generator: np.random.Generator, shares: float, shape: tuple[int, ...]) -> np.ndarray:
     """Draw booleans that are true with probability `shares`."""
-    return _generator(key).random(shape) < shares
+    return generator.random(shape) < shares
 
 
 def _wide_kernel(kernel: tuple[int, ...], groups: int, width: int) -> tuple[tuple[int, ...], int]:
@@ -141,7 +143,7 @@ def _conv_example(
     transposed: bool = False,
     width: int = 1,
 ) -> tuple[Any, ...]:
-    draw = _normals(key, dtype)
+    draw = _normals(_generator(key), dtype)
     kernel, groups = _wide_kernel(kernel, groups, width)
     space, (c_in, c_out) = (length, 6, 5)[: len(kernel) - 2], (kernel[-2] * groups, kernel[-1])
     if transposed:
@@ -163,7 +165,7 @@ def _separable_example(
     bias: bool,
     width: int = 1,
 ) -> tuple[Any, ...]:
-    draw, axes = _normals(key, dtype), len(window)
+    draw, axes = _normals(_generator(key), dtype), len(window)
     c_in, c_middle, c_out = c_in * width, c_middle * width, c_out and c_out * width
     kernels = [draw(*window, 1, c_middle)] + ([draw(*(1,) * axes, c_middle, c_out)] if c_out else [])
     args = (draw(*batch, *(length, 6, 5)[:axes], c_in), *kernels)
@@ -185,15 +187,16 @@ def _causal_example(
     width: int = 1,
 ) -> tuple[Any, ...]:
     wide, groups = _wide_kernel(kernel, groups, width)
-    draw, (taps, per_in, c_out) = _normals(key, dtype), wide
+    generator, (taps, per_in, c_out) = _generator(key), wide
+    draw = _normals(generator, dtype)
     x, w, b = draw(*batch, length, per_in * groups), draw(*wide), draw(c_out)
     past = draw(*batch, (taps - 1) * dilation, per_in * groups)
     args = (past if carry else None, x, w, b if bias else None)
     if not resets:
         return args
-    marks = _marks(jax.random.fold_in(key, 1), 0.3, x.shape[:-1])
+    marks = _marks(generator, 0.3, x.shape[:-1])
     marks[..., :1] = False  # else no gradient might reach the carry, and nothing could be said of it
-    return (*args, jnp.asarray(marks))
+    return (*args, jax.device_put(marks))
 
 
 def _recurrence_example(
@@ -224,7 +227,8 @@ def _recurrence_example(
     every state that the cell makes.
     """
     D, H = 3, 5
-    draw, columns = _normals(key, dtype), gates * H
+    generator, columns = _generator(key), gates * H
+    draw = _normals(generator, dtype)
     sizes_of = {"w_x": (D, columns), "w_h": (H, columns), **dict.fromkeys(("b", "b_x", "b_h"), (columns,))}
     sizes_of |= shapes or {}
 
@@ -246,24 +250,24 @@ def _recurrence_example(
     x = draw(*(sizes if time else batch), *features)
     # Sequences of many lengths, none among them; resets anywhere but at the first step, where they would close the only
     # way into a carry or out of one.
-    resets = _marks(jax.random.fold_in(key, 1), 0.2, sizes)
+    resets = _marks(generator, 0.2, sizes)
     if time:
         resets[(slice(None),) * (len(batch) if batch_first else 0) + (slice(0, 1),)] = False
-    lengths = _generator(key).permutation(np.arange(prod(batch), dtype=np.int32) * (length + 3) % (length + 1))
+    lengths = generator.permutation(np.arange(prod(batch), dtype=np.int32) * (length + 3) % (length + 1))
     drawn = {
         "lengths": lengths.reshape(batch),
-        "drop": _marks(jax.random.fold_in(key, 2), 0.2, leaves[0].shape),
-        "hold": _held(jax.random.fold_in(key, 3), sizes, first),
+        "drop": _marks(generator, 0.2, leaves[0].shape),
+        "hold": _held(generator, sizes, first),
         "resets": resets,
     }
-    return weights, first if carry else None, x, *(jax.tree.map(jnp.asarray, drawn[name]) for name in masks)
+    return weights, first if carry else None, x, *(jax.tree.map(jax.device_put, drawn[name]) for name in masks)
 
 
-def _held(key: Any, sizes: tuple[int, ...], state: Any) -> Any:
+def _held(generator: np.random.Generator, sizes: tuple[int, ...], state: Any) -> Any:
     """Booleans for each leaf of a state (*batch, *features), `sizes` that of the batch with time."""
     leaves, structure = jax.tree.flatten(state)
     shapes = [(*sizes, *leaf.shape[len(sizes) - 1 :]) for leaf in leaves]
-    return structure.unflatten([_marks(jax.random.fold_in(key, i), 0.3, shape) for i, shape in enumerate(shapes)])
+    return structure.unflatten([_marks(generator, 0.3, shape) for shape in shapes])
 
 
 def _conv_variants(transposed: bool) -> dict[str, Variant]:
@@ -565,7 +569,7 @@ def _scan_variants() -> dict[str, Variant]:
     """A step that closes over what it is differentiated by."""
 
     def example(key: Any, *, dtype: Any, batch: tuple[int, ...], length: int, width: int = 1) -> tuple[Any, ...]:
-        draw, D, H = _normals(key, dtype), 3 * width, 5 * width
+        draw, D, H = _normals(_generator(key), dtype), 3 * width, 5 * width
         params = RNNParams(draw(D, H, scale=width**-0.5), draw(H, H, scale=width**-0.5), draw(H))
         return params, _Leaky(draw(*batch, H), draw(*batch, H)), draw(length, *batch, D)
 

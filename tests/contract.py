@@ -301,7 +301,7 @@ def _with_lengths(variant: Variant, args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _cotangents(f: Any, args: tuple[Any, ...], key: Any) -> Any:
     """Random cotangents of f's outputs, in their dtypes: a carry may be wider than the input."""
-    return jax.tree.map(np.asarray, normals(jax.random.fold_in(key, 1), jax.eval_shape(f, *args)))
+    return jax.tree.map(np.asarray, normals(key, jax.eval_shape(f, *args), stream=1))
 
 
 def _cotangent_type(a: np.ndarray) -> jax.ShapeDtypeStruct:

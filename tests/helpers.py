@@ -40,10 +40,13 @@ def arguments(name, label, key, *, dtype=jnp.float64, **sizes):
     return CASES[name].variants[label].arguments(key, dtype=dtype, **sizes)
 
 
-def normals(key, tree):
-    """Random normal leaves of the shapes and dtypes of `tree`: cotangents, directions. NumPy's compile nothing."""
-    generator = np.random.default_rng(np.asarray(jax.random.key_data(key)))
-    return jax.tree.map(lambda leaf: jnp.asarray(generator.standard_normal(leaf.shape).astype(leaf.dtype)), tree)
+def normals(key, tree, stream=0):
+    """Random normal leaves of the shapes and dtypes of `tree`: cotangents, directions. NumPy's compile nothing.
+
+    Other streams of the same key hold other numbers. (`jax.random.fold_in` compiles a program.)
+    """
+    generator = np.random.default_rng([*np.asarray(jax.random.key_data(key)), stream])
+    return jax.tree.map(lambda leaf: jax.device_put(generator.standard_normal(leaf.shape).astype(leaf.dtype)), tree)
 
 
 def pullback(f):

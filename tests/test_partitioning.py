@@ -40,7 +40,7 @@ OPS = {
 }
 
 
-@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("devices", [1, pytest.param(8, marks=pytest.mark.long)])
 @pytest.mark.parametrize("name", OPS)
 def test_backward_keeps_the_decision_of_forward(name, devices, key, monkeypatch):
     """Without a mesh in context it depends on the number of devices. Where backward looked again, it would follow."""

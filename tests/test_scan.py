@@ -278,7 +278,11 @@ def in_haiku(key):
 
 
 @pytest.mark.parametrize("make", [in_flax, in_equinox, in_haiku])
-@pytest.mark.parametrize("options", [{"truncation": 3}, {"truncation": (2, 4), "checkpoint": 2}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param({"truncation": 3}, marks=pytest.mark.long), {"truncation": (2, 4), "checkpoint": 2}],
+    ids=str,
+)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_steps_of_other_libraries(make, options, key):
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):

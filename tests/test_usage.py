@@ -30,7 +30,7 @@ def test_body():
 IDLE = "def test_nothing(): pass"
 
 
-@pytest.mark.parametrize("options", [("-p", "no:xdist"), ("-n", "2")])
+@pytest.mark.parametrize("options", [pytest.param(("-p", "no:xdist"), marks=pytest.mark.long), ("-n", "2")])
 def test_files_are_listed_by_their_cpu_seconds(pytester, monkeypatch, options):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     pytester.makepyfile(test_a_idle=IDLE, test_busy=BUSY, test_c_idle=IDLE)

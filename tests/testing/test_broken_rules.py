@@ -31,11 +31,15 @@ def test_fails_by_its_named_check(wrong, args):
     assert BROKEN[wrong] in {failure.check for failure in report.failures}
 
 
-def test_passes_where_nothing_is_broken(args):
-    check_vjp(broken(), args).raise_if_failed(strict=True)
+LEVELS = ["quick", pytest.param("full", marks=pytest.mark.long)]
 
 
-@pytest.mark.parametrize("level", ["quick", pytest.param("full", marks=pytest.mark.long)])
+@pytest.mark.parametrize("level", LEVELS)
+def test_passes_where_nothing_is_broken(level, args):
+    check_vjp(broken(), args, level=level).raise_if_failed(strict=True)
+
+
+@pytest.mark.parametrize("level", LEVELS)
 def test_a_broken_rule_fails_with_a_reference_too(level, args):
     report = check_vjp(broken("recurrent weight not transposed"), args, reference=plain, level=level)
     assert report.of("value") is report.of("elements") is Verdict.FAIL
@@ -79,8 +83,9 @@ def test_each_mutant_is_killed_by_its_check(name, mixed):
     assert report.of(mutant.check) is Verdict.FAIL, f"{mutant.what} passed:\n{report}"
 
 
-def test_the_function_that_is_mutated_passes(mixed):
-    check_vjp(pooled, mixed).raise_if_failed(strict=True)
+@pytest.mark.parametrize("level", LEVELS)
+def test_the_function_that_is_mutated_passes(level, mixed):
+    check_vjp(pooled, mixed, level=level).raise_if_failed(strict=True)
 
 
 def test_mutants_compute_what_the_function_does(mixed):

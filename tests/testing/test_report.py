@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxseq.testing import CHECKS, GradientCheckError, Report, Result, Verdict, check_vjp
+from jaxseq.testing import CHECKS, GradientCheckError, Report, Result, Verdict, _check, check_vjp
 from jaxseq.testing._diagnosis import fit, fit_seed
 from tests.support.broken_rules import arguments, broken, plain
 
@@ -125,9 +125,8 @@ def test_a_reason_is_told_once_for_all_leaves():
     assert "  power of a, b, c: blind" in str(Report("f", "abc", results, [], {})).splitlines()
 
 
-def test_every_check_that_runs_is_described(args):
-    ran = {result.check for result in check_vjp(broken(), args, order=1).results}
-    assert ran == set(CHECKS) - {"order 2", "truncation", "transpose"}
+def test_every_check_is_described():
+    assert set(CHECKS) == {*_check.FULL, "truncation", "transpose"}
 
 
 def test_one_line_in_somebodys_test(pytester):

@@ -131,12 +131,8 @@ EXPORTED += (
     "scan",
     "slstm",
 )
+# Ordinary ones, and small ones.
 SIZES = {"a": 3, "b": 2, "t": 7, "h": 5, "w": 6, "d": 4}, {"a": 1, "b": 1, "t": 3, "h": 4, "w": 3, "d": 3}
-
-
-def later(names):
-    """All cases, but for these marked as long."""
-    return [pytest.param(name, marks=[] if name in names else [pytest.mark.long]) for name in CASES]
 
 
 def value_and_gradient(f):
@@ -151,20 +147,21 @@ def exported(f, shape, **options):
     return export.export(f, **options)(jax.ShapeDtypeStruct(export.symbolic_shape(shape), jnp.float32))
 
 
-@pytest.mark.parametrize("name", later(RUN))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in RUN else [pytest.mark.long]) for name in CASES]
+)
 def test_values_and_gradients_of_symbolic_sizes_are_those_of_known_ones(name):
     shape, f = CASES[name]
     both = value_and_gradient(f)
     program = exported(both, shape)
-    for sizes in SIZES[: 1 if name in RUN else 2]:
-        x = draw(*(eval(size, {}, sizes) for size in shape.split(",")))
-        got, expected = program.call(x), both(x)
-        assert jax.tree.structure(got) == jax.tree.structure(expected)
-        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+    x = draw(*(eval(size, {}, SIZES[name not in RUN]) for size in shape.split(",")))
+    got, expected = program.call(x), both(x)
+    assert jax.tree.structure(got) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", later(EXPORTED))
+@pytest.mark.parametrize("name", EXPORTED)
 def test_values_and_gradients_of_symbolic_sizes_are_exported(name):
     shape, f = CASES[name]
     exported(value_and_gradient(f), shape)

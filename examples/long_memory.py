@@ -190,7 +190,7 @@ def layout(axes: Any, task: str, lag: int, key: PRNGKeyArray) -> None:
 def draw_all(found: dict[tuple[str, str, int | None], Any], lag: int, seed: int, path: Path) -> None:
     figure = Figure(figsize=(19, 8.5), layout="constrained")
     figure.suptitle("Where the gradient is cut between what was said and the question, nothing teaches to remember it")
-    rows: Any = figure.subplots(len(TASKS), 1 + len(CELLS), width_ratios=[1.5] + [1] * len(CELLS))
+    rows: Any = figure.subplots(len(TASKS), 1 + len(CELLS), squeeze=False, width_ratios=[1.5] + [1] * len(CELLS))
     for row, (name, task) in zip(rows, TASKS.items(), strict=True):
         layout(row[0], name, lag, jax.random.key(seed))
         for axes, cell in zip(row[1:], CELLS, strict=True):

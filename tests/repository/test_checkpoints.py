@@ -322,7 +322,7 @@ def test_notes_of_another_program_are_refused(char_lm, tmp_path, notes):
 
 # --- The command, killed ---
 
-KILLS = 10  # fifteen seconds each; with 20 it was tried too
+KILLS = 6
 
 
 def environment(tmp_path):

@@ -140,16 +140,16 @@ def test_an_error_that_is_not_finite_stops_it(long_memory, tmp_path, monkeypatch
     assert capsys.readouterr().err == "long_memory.py: error: the error of RNN in adding is nan\n"
 
 
-def test_what_is_cut_is_not_learnt(long_memory, tmp_path, capsys):
+def test_what_is_cut_is_not_learnt(long_memory, tmp_path, capsys, monkeypatch):
+    """The first of the two problems: both take minutes."""
+    monkeypatch.setattr(long_memory, "TASKS", {"adding": long_memory.TASKS["adding"]})
     assert long_memory.main([f"--out={tmp_path / 'out.png'}"]) == 0
     rows = re.findall(ROW, capsys.readouterr().out, re.MULTILINE)
     figures = {row[:2]: np.array(row[4].split(), float) for row in rows}
     errors = {which: row[:3] / row[3] for which, row in figures.items()}  # of RNN, GRU and LSTM; 1 is the baseline
-    for task, below in (("adding", 0.02), ("copying", 0.05)):
-        assert (errors[task, "full"][1:] < below).all(), "GRU and LSTM learn both"
-        assert errors[task, "full"][0] > 0.8, "the RNN does not, although nothing is cut"
-        assert (errors[task, "10"] > 10 * errors[task, "full"])[1:].all()
+    assert (errors["adding", "full"][1:] < 0.02).all(), "GRU and LSTM learn it"
+    assert errors["adding", "full"][0] > 0.8, "the RNN does not, although nothing is cut"
+    assert (errors["adding", "10"] > 10 * errors["adding", "full"])[1:].all()
     assert (errors["adding", "25"] > 10 * errors["adding", "full"])[1:].all(), "longer than the lag, and cut"
     for window in ("10", "25"):
         assert errors["adding", window][[0, 2]] == pytest.approx(1, rel=0.05), "RNN and LSTM stay at the baseline"
-    np.testing.assert_array_equal(errors["copying", "25"], errors["copying", "full"])

@@ -21,7 +21,8 @@ import pytest
 
 FOLDER = Path(__file__).parents[2] / ".cache" / "jax"
 LIMIT = 2**30  # bytes of common entries, beyond which the older half goes
-MEMORY = 7 * 2**27  # bytes of a process, from which on it drops its programs after every test
+MEMORY = 7 * 2**27  # bytes of a process, from which on it drops its programs
+GROWTH = 2**27  # bytes by which it grows at least before it drops them again
 STALE = 24 * 3600  # seconds after which the folder of a process that was killed goes
 
 
@@ -68,13 +69,17 @@ class CompilationCache:
 class Memory:
     """Compiled programs that are dropped."""
 
+    def __init__(self) -> None:
+        self.limit = MEMORY
+
     @pytest.hookimpl(trylast=True)
     def pytest_runtest_teardown(self, item: pytest.Item, nextitem: pytest.Item | None) -> None:
         """Drop compiled programs between files, which share few, and where they take much memory."""
-        if nextitem is None or nextitem.path != item.path or resident_bytes() > MEMORY:
+        if nextitem is None or nextitem.path != item.path or resident_bytes() > self.limit:
             jax.clear_caches()
             gc.collect()
             return_free_memory()
+            self.limit = max(MEMORY, resident_bytes() + GROWTH)
 
 
 def resident_bytes() -> int:

@@ -908,6 +908,17 @@ OTHER_EQUATIONS = {
         lambda eqx: eqx.tree_at(lambda layer: layer.bias, eqx.nn.Conv1d(4, 4, 3, key=jax.random.key(0)), replace=None),
         ("use_bias=True", "no bias"),
     ),
+    "Equinox, a bias that is not added": (
+        "equinox",
+        "conv",
+        lambda eqx: eqx.tree_at(
+            lambda layer: layer.bias,
+            eqx.nn.Conv1d(4, 4, 3, use_bias=False, key=jax.random.key(0)),
+            replace=jnp.ones((4, 1)),
+            is_leaf=lambda leaf: leaf is None,
+        ),
+        ("use_bias=False", "a bias that it does not add"),
+    ),
     "Keras, activation": (
         "keras",
         "conv",

@@ -399,6 +399,11 @@ MISTAKES = {
         ValueError,
         r"`params\.w_h`: expected shape \(H, 4 H\), one block of H columns for each gate i, f, g, o, got \(5, 15\)",
     ),
+    "recurrent weights that are not square": (
+        lstm(params=PARAMS["lstm"]._replace(w_h=jnp.ones((4, 20), F))),
+        ValueError,
+        r"`params\.w_h`: expected shape \(H, 4 H\), one block of H columns for each gate i, f, g, o, got \(4, 20\)",
+    ),
     "transposed recurrent weights": (
         lstm(params=PARAMS["lstm"]._replace(w_h=jnp.ones((20, 5), F))),
         ValueError,
@@ -477,6 +482,21 @@ MISTAKES = {
         lstm(xs=jnp.ones((2, 7, 3), F), time_axis=1, resets=jnp.ones((7, 2), bool)),
         ValueError,
         r"`resets`: expected shape \(2, 7\)",
+    ),
+    "dropout mask that would broadcast": (
+        lstm(drop=H[:1]),
+        ValueError,
+        r"`drop`: expected shape \(2, 5\) = that of h, got \(1, 5\)",
+    ),
+    "zoneout mask that would broadcast": (
+        gru(hold=jnp.ones((7, 1, 5), bool)),
+        ValueError,
+        r"`hold`: expected shape \(7, 2, 5\) = that of the state, with time as in xs, got \(7, 1, 5\)",
+    ),
+    "zoneout amounts of one step": (
+        lstm(hold=jaxseq.LSTMState(0.5, H)),
+        ValueError,
+        r"`hold\.c`: expected shape \(7, 2, 5\) = that of the state, with time as in xs, got \(2, 5\)",
     ),
     "reverse as a word": (lstm(reverse="yes"), TypeError, r"`reverse`: expected True or False, .* got str 'yes'"),
     "zero unroll": (lstm(unroll=0), ValueError, r"`unroll`: expected an integer >= 1, got 0"),

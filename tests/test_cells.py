@@ -52,6 +52,14 @@ def test_indrnn_by_hand():
     np.testing.assert_allclose(ys[:, 0], [3.0, 0.0, 1.0, 0.0])
 
 
+@pytest.mark.parametrize(("steps", "bound"), [(None, 1.0), (4, 2**0.25)])
+def test_initial_recurrent_weights_of_indrnn_fill_their_interval(steps, bound, key):
+    """Up to 1, or for T steps up to the T-th root of 2: over a sequence no unit grows by more than a factor of 2."""
+    w_h = cells.indrnn_init(key, 1, 512, steps=steps).w_h
+    assert w_h.min() >= 0
+    assert 0.95 * bound < w_h.max() <= bound
+
+
 def with_jax_relu(params, x, recurrent):
     """The network written down with `jax.nn.relu`."""
     h = jnp.zeros((x.shape[1], params.w_x.shape[1]), x.dtype)
@@ -411,10 +419,15 @@ def test_what_a_step_raises_says_whose_it_is():
     assert any("`step` of the cell 'odd'" in note for note in caught.value.__notes__)
 
 
-def test_calls_of_the_inner_product():
-    cell = VARIANTS["twice"].first[0]._replace(step=lambda a, s, p, L: s)
+@pytest.mark.parametrize(
+    ("step", "calls"),
+    [(lambda a, s, p, L: s, 0), (lambda a, s, p, L: s._replace(h=L(s.s) + L(s.s)), 2)],
+    ids=["none", "two"],
+)
+def test_calls_of_the_inner_product(step, calls):
+    cell = VARIANTS["twice"].first[0]._replace(step=step)
     with pytest.raises(
-        ValueError, match=r"`twice\.step`: expected one call of L, the product with `params\.w_q`, got 0"
+        ValueError, match=rf"`twice\.step`: expected one call of L, the product with `params\.w_q`, got {calls}"
     ):
         jaxseq.recurrence(cell, *arguments("recurrence", "twice", jax.random.key(0)))
 

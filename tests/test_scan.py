@@ -207,6 +207,19 @@ def test_no_gradient_crosses_a_boundary(key):
     assert np.all(np.abs(ū[4:7]).max((1, 2)) > 0)
 
 
+REACHES = [  # options, and the expected derivatives by the first state and by what every step adds
+    ({"truncation": (2, 4)}, (4, 17)),  # the second window reaches back to t = 0, and so to the first state
+    ({"truncation": 2, "checkpoint": 4}, (2, 9)),  # two windows at a time: no gradient crosses from one to the other
+]
+
+
+@pytest.mark.parametrize(("options", "expected"), REACHES, ids=str)
+def test_how_far_back_windows_reach_by_hand(options, expected):
+    """With s_t = s_{t-1} + a, the derivative of s_t by a is the number of steps that it reaches back; T = 6."""
+    total = lambda s, a: jaxseq.scan(lambda s, _: (s + a, s + a), s, None, 6, **options)[1].sum()  # noqa: E731
+    assert jax.grad(total, (0, 1))(0.0, 0.0) == expected
+
+
 def temporary_bytes(T, **options):
     loss, args = grown(T, **options)
     shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in args]

@@ -559,9 +559,9 @@ def test_nothing_at_all(options, key):
 
 
 def test_second_order_of_options_together(key):
-    """Hessian-vector products, through what is read again and what is cut."""
+    """Hessian-vector products, through what is read again and what is cut; two windows reach back to the carry."""
     params, carry, xs = arguments("lstm", "plain", key, batch=(2,), length=5)
-    options = {"lengths": jnp.array([5, 3]), "resets": jnp.asarray(RESETS[:5, :2]), "truncation": (2, 3)}
+    options = {"lengths": jnp.array([5, 3]), "resets": jnp.asarray(RESETS[:5, :2]), "truncation": (2, 4)}
 
     def hvp(f):
         value = lambda args: sum(jnp.sin(leaf).sum() for leaf in jax.tree.leaves(f(*args, **options)))  # noqa: E731

@@ -12,7 +12,7 @@ from jax import lax
 
 import jaxseq
 from jaxseq import _correlation, _geometry, maps
-from jaxseq._correlation import _blocks, _form, _loop, _patches, _planes, _shifts, _spectrum, _xla
+from jaxseq._correlation import _blocks, _form, _loop, _patches, _planes, _shifts, _spectrum, _taps, _xla
 
 RNG = np.random.default_rng(0)
 
@@ -120,6 +120,30 @@ def test_each_rule_is_the_form(rule, space, window, near, far, options):
         actual = jax.jit(partial(_correlation._apply, rule, which, form))(a, b)
         assert actual.dtype == jnp.float64
         assert_close(actual, expected, relative=1e-13)
+
+
+def of_rule(rule, form, x, w, y_bar):
+    """(y, x_bar, w_bar) by this rule, whichever would be chosen."""
+
+    def run(x, w, y_bar):
+        contractions = [("to_output", x, w), ("to_input", w, y_bar), ("to_kernel", x, y_bar)]
+        return tuple(_correlation._apply(rule, which, form, a, b) for which, a, b in contractions)
+
+    return jax.jit(run)(x, w, y_bar)
+
+
+def test_the_rule_of_idle_mesh_axes_is_the_form():
+    """On one device it is never chosen."""
+    options = {"groups": 2, "padding": ((4, -2),), "stride": 3, "dilation": 2}
+    form, *arrays = trilinear((11,), (4,), 2, 3, options)
+    assert_close(of_rule(_taps, form, *arrays), tap_by_tap(form, *arrays), relative=1e-13)
+
+
+def test_a_gradient_of_a_depthwise_kernel_in_blocks_of_rows(monkeypatch):
+    """Two rows of outputs at a time, five in all."""
+    form, x, w, y_bar = trilinear((11,), (2,), 1, 1, {"groups": 3, "stride": 2})
+    monkeypatch.setattr(_shifts, "CACHE", 2 * w.size * len(x) * 4)
+    assert_close(of_rule(_shifts, form, x, w, y_bar), tap_by_tap(form, x, w, y_bar), relative=1e-13)
 
 
 @pytest.mark.parametrize(("rule", "space", "window", "near", "far", "options"), FIRST)

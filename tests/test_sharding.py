@@ -221,6 +221,17 @@ def test_the_batch_in_shard_map_and_features_in_what_it_leaves(kind, key):
         assert_close(jax.jit(divided)(placed, place(mesh, ȳ, P(None, "b", "f"))), expected)
 
 
+def test_each_device_has_its_own_groups():
+    """Three groups of two channels, each summed up to one channel on a device of its own."""
+    x = jnp.arange(6.0)[None]
+    mesh = mesh_of((3,), ("f",), "explicit")
+    with jax.set_mesh(mesh):
+        placed = place(mesh, (x, jnp.ones((1, 2, 3))), (P(None, "f"), P(None, None, "f")))
+        y = jax.jit(partial(jaxseq.conv, groups=3))(*placed)
+    assert y.tolist() == [[1, 5, 9]]
+    assert y.sharding.spec == P(None, "f")
+
+
 def test_groups_over_more_devices_than_there_are(key):
     """Two groups of channels over four devices: XLA aborted the process as it compiled that."""
     x, w, ȳ = normals(key, (jnp.ones((2, 8, 8)), jnp.ones((3, 4, 8)), jnp.ones((2, 8, 8))))

@@ -122,6 +122,7 @@ def test_automatic_axes_leave_halos_to_the_compiler(key):
 
 REFUSED = {
     "valid": ((2, 16, 3), {}, "16 inputs and 14 outputs at stride 1 over 4"),
+    "valid, outputs in equal parts": ((2, 16, 3), {"dilation": 2}, "16 inputs and 12 outputs at stride 1 over 4"),
     "a stride that is no divisor": (
         (2, 12, 3),
         {"stride": 2, "padding": "SAME"},
@@ -256,6 +257,27 @@ def test_a_causal_convolution_over_time_moves_its_carry(key):
     moved = [c.bytes for c in collectives if c.kind == "collective-permute"]
     assert moved == [carry.nbytes] * 2
     assert {c.kind for c in collectives} == {"collective-permute", "all-reduce"}
+
+
+def test_a_carry_of_two_shards():
+    """Two steps on each of four devices: a sum over four steps takes the first three from the two devices before."""
+    x = jnp.arange(1.0, 9.0)
+    mesh = mesh_of((4,), ("t",), "explicit")
+    with jax.set_mesh(mesh):
+        placed = place(mesh, x[:, None], P("t"))
+        carry, y = jax.jit(jaxseq.causal_conv)(None, placed, jnp.ones((4, 1, 1)))
+    assert y[:, 0].tolist() == [1, 3, 6, 10, 14, 18, 22, 26]
+    assert carry[:, 0].tolist() == [6, 7, 8]
+
+
+def test_the_last_state_is_that_of_the_shard_in_which_a_sequence_ends():
+    """Sums of ones: over no step, a part of the first of two shards, all of it, and all of both."""
+    lengths, ones = jnp.array([0, 1, 2, 4]), jnp.ones((1, 1))
+    f = partial(jaxseq.rnn, jaxseq.RNNParams(ones, ones, None), None, activation="relu", lengths=lengths)
+    mesh = mesh_of((2,), ("t",), "explicit")
+    with jax.set_mesh(mesh):
+        last, _ = jax.jit(f)(place(mesh, jnp.ones((4, 4, 1)), P("t")))
+    assert last[:, 0].tolist() == lengths.tolist()
 
 
 def over_time(truncation, devices, key, kind="explicit", reverse=False):

@@ -46,6 +46,14 @@ def test_gradients_over_many_steps(key):
     assert error["narrow"] > 0.2
 
 
+def test_a_state_is_not_rounded_before_its_product():
+    """1 + 2^-10, which bfloat16 does not hold, times one."""
+    one, h = jnp.ones((1, 1), NARROW), jnp.full((1, 1), 1 + 2**-10, jnp.float32)
+    params = jaxseq.RNNParams(jnp.zeros((1, 1), NARROW), one, None)
+    last, _ = jaxseq.rnn(params, h, one[None], activation="relu")
+    np.testing.assert_array_equal(last, h)
+
+
 DTYPES = [
     (NARROW, NARROW, None, {}, jnp.float32),
     (NARROW, NARROW, NARROW, {}, NARROW),

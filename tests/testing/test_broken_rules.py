@@ -24,11 +24,20 @@ def args():
     return arguments(jax.random.key(3))
 
 
+# What a check compares in more than one way, and what each of them says.
+SAID = {
+    "nondeterministic at 1e-7": ("another result, under jit", "another result, run one operation after the other"),
+    "right in first order only": ("is not the second derivative of", "is not what differences of the rule say"),
+}
+
+
 @pytest.mark.parametrize("wrong", BROKEN)
 def test_fails_by_its_named_check(wrong, args):
     report = Session(broken(wrong), args).report(args, only=("contract", BROKEN[wrong]))
     assert report.of(BROKEN[wrong]) is Verdict.FAIL
     assert BROKEN[wrong] in {failure.check for failure in report.failures}
+    for words in SAID.get(wrong, ()):
+        assert any(words in failure.message for failure in report.failures)
 
 
 LEVELS = ["quick", pytest.param("full", marks=pytest.mark.long)]

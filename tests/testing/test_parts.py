@@ -1,4 +1,6 @@
-"""The parts that a verdict stands on: differences, rounding, surgery, sizes, patterns; each against what is known."""
+"""The parts that a verdict stands on: differences, comparison, rounding, surgery, sizes, patterns; each against what is
+known.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -6,8 +8,9 @@ import numpy as np
 import pytest
 from jax import lax
 
-from jaxseq.testing import _differences, _domain, _point, _surgery, check_vjp, lifted
+from jaxseq.testing import Verdict, _differences, _domain, _point, _surgery, check_vjp, lifted
 from jaxseq.testing._check import Session
+from jaxseq.testing._compare import Tolerance, compare
 from jaxseq.testing._rounding import otherwise_rounded
 from jaxseq.testing._trial import Trial
 
@@ -89,16 +92,36 @@ def test_a_kink_nearby_is_none():
     assert found.value == pytest.approx(np.cos(1) - 1, rel=1e-9)
 
 
+def test_differences_of_an_even_polynomial_are_exact():
+    """Its degree is 14, so eight steps determine it; all of its terms are one at the largest step."""
+    h = _differences.STEPS[0] / _differences.STEPS[0, 0]
+    q = 3 + sum(h ** (2 * j) for j in range(1, _differences.ROWS))
+    value, _ = _differences._ridders(q[None, :, None], np.zeros((1, _differences.ROWS, 1)))
+    assert value.item() == pytest.approx(3, rel=1e-10)
+
+
+# --- Comparison ---
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, 1.1])
+def test_one_wrong_element_fails(wrong):
+    result = compare("value", "x", np.array([1.0, wrong]), np.ones(2), Tolerance(1e-3, "a test"), "x is wrong")
+    assert result.verdict is Verdict.FAIL
+    assert result.failure.index == (1,)
+
+
 # --- Rounding ---
+
+SMALL = 2.0**-40  # 1 - SMALL is exact, and so is 1 - (1 - SMALL)
 
 
 def test_rounding_is_seen_where_terms_cancel():
-    """1 - (1 - x) for x = 1e-12 keeps four digits; x itself keeps all."""
-    x = jnp.array([1e-12])
+    """1 - (1 - x) keeps four digits; x itself keeps all."""
+    x = jnp.array([SMALL])
     cancelled = jax.jit(otherwise_rounded(lambda x: 1 - (1 - x)))(x)
-    assert 1e-6 < abs(float(cancelled[0]) / 1e-12 - 1) < 1e-3
+    assert 1e-6 < abs(float(cancelled[0]) / SMALL - 1) < 1e-3
     kept = jax.jit(otherwise_rounded(lambda x: 2 * x))(x)
-    assert abs(float(kept[0]) / 2e-12 - 1) < 1e-15
+    assert abs(float(kept[0]) / (2 * SMALL) - 1) < 1e-15
 
 
 def test_rounding_reaches_into_loops_and_branches():
@@ -109,8 +132,8 @@ def test_rounding_reaches_into_loops_and_branches():
         z = lax.while_loop(lambda s: s[0] < 2, lambda s: (s[0] + 1, 1 - (1 - s[1])), (jnp.int32(0), y))[1]
         return jax.jit(lambda z: z * 1)(z)
 
-    x = jnp.array([1e-12])
-    assert 1e-6 < abs(float(jax.jit(otherwise_rounded(f))(x)[0]) / 1e-12 - 1) < 1e-2
+    x = jnp.array([SMALL])
+    assert 1e-6 < abs(float(jax.jit(otherwise_rounded(f))(x)[0]) / SMALL - 1) < 1e-2
 
 
 @pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32, jnp.bfloat16, jnp.float16, jnp.complex128])

@@ -276,6 +276,12 @@ def test_pullbacks_of_a_map(kind, w, x, batch, key):
     assert_close(kind.pull_in_a_loop(None, w, space)(ȳ), actual[1])
 
 
+def test_a_convolutional_map_takes_its_stride():
+    """Sums of two neighbours, every other one."""
+    y = maps.Conv(stride=2, padding="VALID").product(None, jnp.ones((2, 1, 1)), jnp.arange(5.0)[:, None])
+    assert y.ravel().tolist() == [1, 5]
+
+
 # --- Bad cells ---
 
 

@@ -813,8 +813,8 @@ MAPS = (
         "jaxseq/maps.py",
         "window, self.stride, self.padding",
         "window, 1, self.padding",
-        CONTRACT,
-        "conv_lstm-2d",
+        CELLS,
+        "convolutional_map_takes_its_stride",
     ),
 )
 

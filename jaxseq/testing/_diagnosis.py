@@ -84,7 +84,7 @@ def _explains(result: np.ndarray, got: np.ndarray, right: np.ndarray) -> bool:
     return bool(np.abs(got - result).max(initial=0) <= EXPLAINED * np.abs(got - right).max(initial=0))
 
 
-def _times(constant: complex, shape: tuple[int, ...]) -> str:
+def _times(constant: float | complex, shape: tuple[int, ...]) -> str:
     real = constant.real if abs(constant.imag) < EXPLAINED * abs(constant) else constant
     text = f"it is the right one times {real:.9g}"
     for size in sorted(set(shape)):

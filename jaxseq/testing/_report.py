@@ -84,11 +84,11 @@ class Failure:
     argument: str | None = None
     pattern: str | None = None
     index: tuple[int, ...] | None = None
-    by_hand: complex | None = None
-    by_reference: complex | None = None
-    by_differences: complex | None = None
+    by_hand: float | complex | None = None
+    by_reference: float | complex | None = None
+    by_differences: float | complex | None = None
     error: float | None = None
-    ratio: complex | None = None
+    ratio: float | complex | None = None
     tolerance: float | None = None
     origin: str | None = None
     diagnosis: str | None = None
@@ -240,7 +240,7 @@ class Report:
         return lines
 
 
-def number(value: complex | None) -> str | None:
+def number(value: float | complex | None) -> str | None:
     """With twelve digits, complex ones with both parts."""
     if value is None:
         return None

@@ -8,6 +8,7 @@ from jaxseq import _checks, _recurrence, maps
 from jaxseq._op import op
 from jaxseq._recurrence import Cell
 from jaxseq._time import Time
+from jaxseq._types import AnyArray
 
 
 @op
@@ -15,9 +16,9 @@ def recurrence(
     cell: Cell,
     params: Any,
     carry: Any | None,
-    xs: Float[Array, "T *batch_and_features"],
+    xs: Float[AnyArray, "*time_batch_and_space D"],
     **time: Unpack[Time],
-) -> tuple[Any, Float[Array, "T *batch_and_features"]]:
+) -> tuple[Any, Float[Array, "*time_batch_and_outputs H"]]:
     r"""Any cell over a sequence: the user's own, or one of `jaxseq.cells`.
 
     $$u_t = L_x(x_t) + b_x, \qquad r_t = L_h(h_{t-1}) + b_h, \qquad
@@ -68,8 +69,8 @@ def recurrence(
 
 @op
 def recurrence_cell(
-    cell: Cell, params: Any, carry: Any | None, x: Float[Array, "*batch_and_features"], *, precision: Any = None
-) -> tuple[Any, Float[Array, "*batch_and_features"]]:
+    cell: Cell, params: Any, carry: Any | None, x: Float[AnyArray, "*batch_and_space D"], *, precision: Any = None
+) -> tuple[Any, Float[Array, "*batch_and_outputs H"]]:
     """One step of `recurrence`: `partial(recurrence_cell, cell, params)` is a body for `jax.lax.scan`.
 
     Args:

@@ -48,6 +48,7 @@ from jaxseq._op import op
 from jaxseq._relay import from_one, is_first, relay
 from jaxseq._sharding import Partitioning
 from jaxseq._transpose_hint import hint_at_transpose
+from jaxseq._types import AnyArray
 
 
 class Options(NamedTuple):
@@ -281,14 +282,14 @@ def _run(options: Options, *operands: Any) -> tuple[jax.Array, jax.Array]:
 
 @op
 def causal_conv(
-    carry: Inexact[Array, "*batch reach c_in"] | None,
-    x: Inexact[Array, "*batch T c_in"],
-    kernel: Inexact[Array, "window c_in_per_group c_out"],
-    bias: Inexact[Array, " c_out"] | None = None,
+    carry: Inexact[AnyArray, "*batch reach c_in"] | None,
+    x: Inexact[AnyArray, "*batch T c_in"],
+    kernel: Inexact[AnyArray, "window c_in_per_group c_out"],
+    bias: Inexact[AnyArray, " c_out"] | None = None,
     *,
     dilation: int = 1,
     groups: int = 1,
-    resets: Bool[Array, "*batch T"] | None = None,
+    resets: Bool[AnyArray, "*batch T"] | None = None,
     precision: Any = None,
     method: str = "auto",
 ) -> tuple[Inexact[Array, "*batch reach c_in"], Inexact[Array, "*batch T c_out"]]:

@@ -20,6 +20,7 @@ from jaxseq import _checks, _correlation, _dense, _geometry, _halo, _init, _prec
 from jaxseq._geometry import Geometry
 from jaxseq._op import op
 from jaxseq._transpose_hint import hint_at_transpose
+from jaxseq._types import AnyArray
 
 
 class ConvParams(NamedTuple):
@@ -64,9 +65,9 @@ _conv.defvjp(_conv_fwd, _conv_bwd)
 
 @op
 def conv(
-    x: Inexact[Array, "*batch_and_space c_in"],
-    kernel: Inexact[Array, "*window c_in_per_group c_out"],
-    bias: Inexact[Array, " c_out"] | None = None,
+    x: Inexact[AnyArray, "*batch_and_space c_in"],
+    kernel: Inexact[AnyArray, "*window c_in_per_group c_out"],
+    bias: Inexact[AnyArray, " c_out"] | None = None,
     *,
     stride: int | Sequence[int] = 1,
     padding: str | int | Sequence[tuple[int, int]] = "VALID",

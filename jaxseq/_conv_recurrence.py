@@ -19,6 +19,7 @@ from jaxseq._lstm import LSTMParams, LSTMState
 from jaxseq._op import op
 from jaxseq._recurrence import Cell
 from jaxseq._time import Time
+from jaxseq._types import AnyArray
 from jaxseq.maps import Conv
 
 Padding = str | int | Sequence[tuple[int, int]]
@@ -38,13 +39,13 @@ def _between(cell: Cell, stride: Any, padding: Any, dilation: Any) -> Cell:
 def conv_lstm(
     params: LSTMParams,
     carry: LSTMState | None,
-    xs: Float[Array, "T *batch_and_space C"],
+    xs: Float[AnyArray, "*time_batch_and_space C"],
     *,
     stride: int | Sequence[int] = 1,
     padding: Padding = "SAME",
     dilation: int | Sequence[int] = 1,
     **time: Unpack[Time],
-) -> tuple[LSTMState, Float[Array, "T *batch_and_outputs F"]]:
+) -> tuple[LSTMState, Float[Array, "*time_batch_and_outputs F"]]:
     r"""Convolutional LSTM over a sequence of signals, images or volumes, with a hand-derived gradient.
 
     $$\begin{aligned}
@@ -87,7 +88,7 @@ def conv_lstm(
 def conv_lstm_cell(
     params: LSTMParams,
     carry: LSTMState | None,
-    x: Float[Array, "*batch_and_space C"],
+    x: Float[AnyArray, "*batch_and_space C"],
     *,
     stride: int | Sequence[int] = 1,
     padding: Padding = "SAME",
@@ -129,14 +130,14 @@ def conv_lstm_cell(
 @op
 def conv_gru(
     params: GRUParams,
-    carry: Float[Array, "*batch_and_outputs F"] | None,
-    xs: Float[Array, "T *batch_and_space C"],
+    carry: Float[AnyArray, "*batch_and_outputs F"] | None,
+    xs: Float[AnyArray, "*time_batch_and_space C"],
     *,
     stride: int | Sequence[int] = 1,
     padding: Padding = "SAME",
     dilation: int | Sequence[int] = 1,
     **time: Unpack[Time],
-) -> tuple[Float[Array, "*batch_and_outputs F"], Float[Array, "T *batch_and_outputs F"]]:
+) -> tuple[Float[Array, "*batch_and_outputs F"], Float[Array, "*time_batch_and_outputs F"]]:
     r"""Convolutional GRU over a sequence of signals, images or volumes, with a hand-derived gradient.
 
     $$\begin{aligned}
@@ -182,8 +183,8 @@ def conv_gru(
 @op
 def conv_gru_cell(
     params: GRUParams,
-    carry: Float[Array, "*batch_and_outputs F"] | None,
-    x: Float[Array, "*batch_and_space C"],
+    carry: Float[AnyArray, "*batch_and_outputs F"] | None,
+    x: Float[AnyArray, "*batch_and_space C"],
     *,
     stride: int | Sequence[int] = 1,
     padding: Padding = "SAME",

@@ -23,6 +23,7 @@ from jaxseq._conv import ConvParams
 from jaxseq._geometry import Geometry
 from jaxseq._op import op
 from jaxseq._transpose_hint import hint_at_transpose
+from jaxseq._types import AnyArray
 
 # --- The rule: x (N, *O, C_in), kernel (*K, C_out/g, C_in), y (N, *I, C_out) with I = space ---
 
@@ -72,9 +73,9 @@ _conv_transpose.defvjp(_fwd, _bwd)
 
 @op
 def conv_transpose(
-    x: Inexact[Array, "*batch_and_space c_in"],
-    kernel: Inexact[Array, "*window c_out_per_group c_in"],
-    bias: Inexact[Array, " c_out"] | None = None,
+    x: Inexact[AnyArray, "*batch_and_space c_in"],
+    kernel: Inexact[AnyArray, "*window c_out_per_group c_in"],
+    bias: Inexact[AnyArray, " c_out"] | None = None,
     *,
     stride: int | Sequence[int] = 1,
     padding: str | int | Sequence[tuple[int, int]] = "VALID",

@@ -28,6 +28,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from jaxseq import _init, _recurrence
 from jaxseq._op import op
 from jaxseq._time import Time
+from jaxseq._types import AnyArray
 
 
 class GRUParams(NamedTuple):
@@ -62,10 +63,10 @@ CELL = _recurrence.Cell(name="gru", gates="rzn", apart="n", step=step, pullback=
 @op
 def gru(
     params: GRUParams,
-    carry: Float[Array, "*batch H"] | None,
-    xs: Float[Array, "T *batch D"],
+    carry: Float[AnyArray, "*batch H"] | None,
+    xs: Float[AnyArray, "*time_and_batch D"],
     **time: Unpack[Time],
-) -> tuple[Float[Array, "*batch H"], Float[Array, "T *batch H"]]:
+) -> tuple[Float[Array, "*batch H"], Float[Array, "*time_and_batch H"]]:
     r"""Gated recurrent unit over a sequence, with a hand-derived gradient.
 
     $$\begin{aligned}
@@ -114,8 +115,8 @@ def gru(
 @op
 def gru_cell(
     params: GRUParams,
-    carry: Float[Array, "*batch H"] | None,
-    x: Float[Array, "*batch D"],
+    carry: Float[AnyArray, "*batch H"] | None,
+    x: Float[AnyArray, "*batch D"],
     *,
     precision: Any = None,
 ) -> tuple[Float[Array, "*batch H"], Float[Array, "*batch H"]]:

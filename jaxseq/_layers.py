@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from jaxseq import _checks, _time
 from jaxseq._op import op
 from jaxseq._time import Given, Options, Time
+from jaxseq._types import AnyArray
 
 Layer = Callable[..., tuple[Any, jax.Array]]
 
@@ -25,9 +26,9 @@ def bidirectional(
     layer: Layer | Sequence[Layer],
     params: Sequence[Any],
     carry: Sequence[Any] | None,
-    xs: Float[Array, "T *batch_and_features"],
+    xs: Float[AnyArray, "*time_batch_and_space D"],
     **time: Unpack[Time],
-) -> tuple[tuple[Any, Any], Float[Array, "T *batch_and_features"]]:
+) -> tuple[tuple[Any, Any], Float[Array, "*time_batch_and_outputs H"]]:
     r"""A sequence read in both directions, the two outputs of a step side by side.
 
     $$y_t = [\overrightarrow{h}_t,\; \overleftarrow{h}_t]$$
@@ -79,15 +80,15 @@ def stack(
     layer: Layer | Sequence[Layer],
     params: Sequence[Any],
     carry: Sequence[Any] | None,
-    xs: Float[Array, "T *batch_and_features"],
+    xs: Float[AnyArray, "*time_batch_and_space D"],
     *,
     residual: bool = False,
-    dropout: float = 0.0,
-    recurrent_dropout: float = 0.0,
-    zoneout: float = 0.0,
+    dropout: float | int = 0.0,
+    recurrent_dropout: float | int = 0.0,
+    zoneout: float | int = 0.0,
     key: PRNGKeyArray | None = None,
     **time: Unpack[Time],
-) -> tuple[tuple[Any, ...], Float[Array, "T *batch_and_features"]]:
+) -> tuple[tuple[Any, ...], Float[Array, "*time_batch_and_outputs H"]]:
     r"""Layers one on top of the other: each reads what the one below it has put out.
 
     $$y^{(0)} = x, \qquad y^{(l)} = \mathrm{layer}_l(y^{(l-1)}) \;[\, + \; y^{(l-1)}\,], \qquad
@@ -155,13 +156,20 @@ def stack(
     return tuple(ends), y
 
 
-def drawn(key: Any, p: float, shape: tuple[int, ...]) -> jax.Array:
+def drawn(key: Any, p: float | int, shape: tuple[int, ...]) -> jax.Array:
     """True with probability p. In float32 whatever the default is: a mask must not change with `jax_enable_x64`."""
     return jax.random.bernoulli(key, jnp.float32(p), shape)
 
 
 def draw(
-    key: Any, read: Layer, params: Any, carry: Any, xs: jax.Array, recurrent_dropout: float, zoneout: float, time: Any
+    key: Any,
+    read: Layer,
+    params: Any,
+    carry: Any,
+    xs: AnyArray,
+    recurrent_dropout: float | int,
+    zoneout: float | int,
+    time: Any,
 ) -> dict[str, Any]:
     """`drop` and `hold` of one layer, nested as its carry is; nothing without a rate."""
     if not (recurrent_dropout or zoneout):
@@ -192,7 +200,7 @@ def draw(
     return found
 
 
-def zero_padding(xs: jax.Array, time: Any) -> jax.Array:
+def zero_padding(xs: AnyArray, time: Any) -> AnyArray:
     """xs with zeros from each sequence's length on."""
     given = Given(**time)
     if given.lengths is None:

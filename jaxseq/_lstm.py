@@ -26,6 +26,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from jaxseq import _init, _recurrence
 from jaxseq._op import op
 from jaxseq._time import Time
+from jaxseq._types import AnyArray
 
 
 class LSTMParams(NamedTuple):
@@ -77,9 +78,9 @@ CELL = _recurrence.Cell(
 def lstm(
     params: LSTMParams,
     carry: LSTMState | None,
-    xs: Float[Array, "T *batch D"],
+    xs: Float[AnyArray, "*time_and_batch D"],
     **time: Unpack[Time],
-) -> tuple[LSTMState, Float[Array, "T *batch H"]]:
+) -> tuple[LSTMState, Float[Array, "*time_and_batch H"]]:
     r"""Long short-term memory over a sequence, with a hand-derived gradient.
 
     $$\begin{aligned}
@@ -127,7 +128,7 @@ def lstm(
 
 @op
 def lstm_cell(
-    params: LSTMParams, carry: LSTMState | None, x: Float[Array, "*batch D"], *, precision: Any = None
+    params: LSTMParams, carry: LSTMState | None, x: Float[AnyArray, "*batch D"], *, precision: Any = None
 ) -> tuple[LSTMState, Float[Array, "*batch H"]]:
     """One step of `lstm`: `partial(lstm_cell, params)` is a body for `jax.lax.scan`.
 

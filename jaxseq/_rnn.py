@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from jaxseq import _checks, _init, _recurrence
 from jaxseq._op import op
 from jaxseq._time import Time
+from jaxseq._types import AnyArray
 
 
 class RNNParams(NamedTuple):
@@ -59,12 +60,12 @@ def _named(activation: str) -> _recurrence.Cell:
 @op
 def rnn(
     params: RNNParams,
-    carry: Float[Array, "*batch H"] | None,
-    xs: Float[Array, "T *batch D"],
+    carry: Float[AnyArray, "*batch H"] | None,
+    xs: Float[AnyArray, "*time_and_batch D"],
     *,
     activation: str = "tanh",
     **time: Unpack[Time],
-) -> tuple[Float[Array, "*batch H"], Float[Array, "T *batch H"]]:
+) -> tuple[Float[Array, "*batch H"], Float[Array, "*time_and_batch H"]]:
     r"""Elman recurrence over a sequence, with a hand-derived gradient.
 
     $$h_t = \mathrm{act}(x_t W_x + h_{t-1} W_h + b), \qquad y_t = h_t$$
@@ -107,8 +108,8 @@ def rnn(
 @op
 def rnn_cell(
     params: RNNParams,
-    carry: Float[Array, "*batch H"] | None,
-    x: Float[Array, "*batch D"],
+    carry: Float[AnyArray, "*batch H"] | None,
+    x: Float[AnyArray, "*batch D"],
     *,
     activation: str = "tanh",
     precision: Any = None,

@@ -39,6 +39,7 @@ from jax import lax
 from jax.core import eval_jaxpr
 from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import Jaxpr
+from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
 from jaxseq import _checks, _sizes
@@ -54,8 +55,8 @@ SMALL = 2048
 @op
 def scan(
     f: Step,
-    init: PyTree[Array],
-    xs: PyTree[Array] | None = None,
+    init: PyTree[ArrayLike],
+    xs: PyTree[ArrayLike] | None = None,
     length: int | None = None,
     reverse: bool = False,
     unroll: int | bool = 1,

@@ -16,13 +16,14 @@ from jaxtyping import Array, Inexact
 from jaxseq import _checks
 from jaxseq._conv import conv
 from jaxseq._op import op
+from jaxseq._types import AnyArray
 
 
 @op
 def depthwise_conv(
-    x: Inexact[Array, "*batch_and_space c_in"],
-    kernel: Inexact[Array, "*window 1 c_out"],
-    bias: Inexact[Array, " c_out"] | None = None,
+    x: Inexact[AnyArray, "*batch_and_space c_in"],
+    kernel: Inexact[AnyArray, "*window 1 c_out"],
+    bias: Inexact[AnyArray, " c_out"] | None = None,
     *,
     stride: int | Sequence[int] = 1,
     padding: str | int | Sequence[tuple[int, int]] = "VALID",
@@ -72,10 +73,10 @@ def depthwise_conv(
 
 @op
 def separable_conv(
-    x: Inexact[Array, "*batch_and_space c_in"],
-    depthwise: Inexact[Array, "*window 1 c_middle"],
-    pointwise: Inexact[Array, "*ones c_middle c_out"],
-    bias: Inexact[Array, " c_out"] | None = None,
+    x: Inexact[AnyArray, "*batch_and_space c_in"],
+    depthwise: Inexact[AnyArray, "*window 1 c_middle"],
+    pointwise: Inexact[AnyArray, "*ones c_middle c_out"],
+    bias: Inexact[AnyArray, " c_out"] | None = None,
     *,
     stride: int | Sequence[int] = 1,
     padding: str | int | Sequence[tuple[int, int]] = "VALID",

@@ -28,10 +28,11 @@ from typing import Any, NamedTuple, TypedDict
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Integer
 
 from jaxseq import _checks, _sizes
 from jaxseq._sharding import Partitioning
+from jaxseq._types import AnyArray
 
 # A chunk holds about twelve arrays (c, B, H) of its own, so that it takes an eighth of a window at most, and no more
 # rows, steps x batch, than make its contraction as fast as a longer one; but neither fewer than below which that is
@@ -70,8 +71,8 @@ class Time(TypedDict, total=False):
             the two states and do not stop a NaN.
     """
 
-    lengths: Int[Array, "*batch"] | None
-    resets: Bool[Array, "T *batch"] | None
+    lengths: Integer[AnyArray, "*batch"] | None
+    resets: Bool[AnyArray, "*time_and_batch"] | None
     reverse: bool
     truncation: int | tuple[int, int] | None
     checkpoint: int | str | None
@@ -79,7 +80,7 @@ class Time(TypedDict, total=False):
     unroll: int
     precision: Any
     state_dtype: Any
-    drop: Float[Array, "*batch H"] | None
+    drop: Float[AnyArray, "*batch H"] | None
     hold: Any
 
 

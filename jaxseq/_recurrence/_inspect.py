@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from jaxseq import _checks, _precision
-from jaxseq._recurrence._cell import Cell, State, Weights, dtypes, h_of, join
+from jaxseq._recurrence._cell import Cell, State, Weights, dtypes, join
 from jaxseq._recurrence._phi import phi
 
 
@@ -15,17 +15,17 @@ def inspect(cell: Cell, precision: Any, weights: Weights, carry: State, x: jax.A
     product, acc = dtypes(weights, carry, x)
     state = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[axes:], acc), carry)
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), weights)
-    _inspect(cell, precision, shapes, state, product)
+    sizes = cell.input.channels(weights.w_x, len(cell.gates))
+    assert sizes is not None
+    _inspect(cell, precision, shapes, state, product, sizes[1])
 
 
 @lru_cache(256)
-def _inspect(cell: Cell, precision: Any, weights: Weights, state: State, product: Any) -> None:
+def _inspect(cell: Cell, precision: Any, weights: Weights, state: State, product: Any, outputs: int) -> None:
     acc = _precision.accumulator(product)
-    features = h_of(state).shape
-    sizes = cell.input.channels(weights.w_x, len(cell.gates))
-    assert sizes is not None
+    features = jax.tree.leaves(state)[0].shape
     u, r = (
-        jax.ShapeDtypeStruct((*features[:-1], count * sizes[1]), acc)
+        jax.ShapeDtypeStruct((*features[:-1], count * outputs), acc)
         for count in (len(cell.gates), cell.recurrent_gates)
     )
     a = jax.eval_shape(lambda u, r: join(cell, u, r), u, r)

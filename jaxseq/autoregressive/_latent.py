@@ -15,14 +15,15 @@ from jaxtyping import Array, Bool, Num
 
 from jaxseq import _checks
 from jaxseq._time import Given, Time, chosen
+from jaxseq._types import AnyArray
 
 
 def shifted(
-    xs: Num[Array, "T *batch_and_features"],
+    xs: Num[AnyArray, "T *batch_and_features"],
     *,
     first: Any = None,
     start: Any = 0,
-    resets: Bool[Array, "T *batch"] | None = None,
+    resets: Bool[AnyArray, "T *batch"] | None = None,
     time_axis: int = 0,
 ) -> Num[Array, "T *batch_and_features"]:
     """The series one step late: x_{t-1} at t.
@@ -78,7 +79,7 @@ def latent(
     layer: Callable[..., tuple[Any, jax.Array]],
     params: Any,
     carry: Any,
-    xs: Num[Array, "T *batch_and_features"],
+    xs: Num[AnyArray, "T *batch_and_features"],
     *,
     first: Any = None,
     start: Any = 0,

@@ -13,17 +13,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Integer
 
 from jaxseq import _checks, _precision
 from jaxseq._time import seen
+from jaxseq._types import AnyArray
 
 
 def log_probability(
-    xs: Int[Array, "*steps"],
+    xs: Integer[AnyArray, "*steps"],
     *,
-    logits: Float[Array, "*steps V"] | None = None,
-    probabilities: Float[Array, "*steps V"] | None = None,
+    logits: Float[AnyArray, "*steps V"] | None = None,
+    probabilities: Float[AnyArray, "*steps V"] | None = None,
 ) -> Float[Array, "*steps"]:
     r"""$\log P(x_t \mid x_{<t})$ of every step, from what a model gives for its V values: logits or probabilities.
 
@@ -77,7 +78,7 @@ def log_probability(
 
 
 def log_normal(
-    xs: Float[Array, "*steps D"], mean: Float[Array, "*steps D"], log_scale: Float[Array, "*steps D"]
+    xs: Float[AnyArray, "*steps D"], mean: Float[AnyArray, "*steps D"], log_scale: Float[AnyArray, "..."]
 ) -> Float[Array, "*steps"]:
     r"""$\log P(x_t \mid x_{<t})$ of every step for independent normal features, log of a density.
 
@@ -117,7 +118,10 @@ def log_normal(
 
 
 def log_likelihood(
-    log_probabilities: Float[Array, "T *batch"], *, lengths: Int[Array, "*batch"] | None = None, time_axis: int = 0
+    log_probabilities: Float[AnyArray, "*time_and_batch"],
+    *,
+    lengths: Integer[AnyArray, "*batch"] | None = None,
+    time_axis: int = 0,
 ) -> Float[Array, "*batch"]:
     r"""$\log P(x_1, \dots, x_T) = \sum_t \log P(x_t \mid x_{<t})$ of each sequence, within its own length.
 

@@ -25,6 +25,7 @@ from jaxtyping import Array, Float
 
 from jaxseq import _checks, _precision
 from jaxseq._conv import conv
+from jaxseq._types import AnyArray
 from jaxseq.autoregressive._windows import longer, series
 
 
@@ -42,7 +43,7 @@ class Linear(NamedTuple):
     variance: Float[Array, ""]
 
 
-def fit(xs: Float[Array, " T"], order: int) -> Linear:
+def fit(xs: Float[AnyArray, " T"], order: int) -> Linear:
     r"""Least squares of $x_t = b + \sum_j a_j x_{t-j}$ over $t = \tau, \dots, T - 1$.
 
     From sums over the series, as said above, of the series less its mean: no windows are laid out. In float32 take it
@@ -109,7 +110,7 @@ def _fit(x: jax.Array, order: int) -> Linear:
     return Linear(a, b, residual / count)
 
 
-def predict(model: Linear, xs: Float[Array, " T"]) -> Float[Array, " T"]:
+def predict(model: Linear, xs: Float[AnyArray, " T"]) -> Float[Array, " T"]:
     r"""$b + \sum_j a_j x_{t-j}$ for $t = 0, \dots, T - 1$, one step ahead from what is known: a causal convolution.
 
     Args:
@@ -140,7 +141,7 @@ def predict(model: Linear, xs: Float[Array, " T"]) -> Float[Array, " T"]:
     return conv(before[:, None], kernel, padding="CAUSAL")[:, 0] + model.intercept.astype(x.dtype)
 
 
-def forecast(model: Linear, xs: Float[Array, " T"], steps: int) -> Float[Array, " steps"]:
+def forecast(model: Linear, xs: Float[AnyArray, " T"], steps: int) -> Float[Array, " steps"]:
     """What follows the series, each value predicted from those predicted before it.
 
     Args:

@@ -12,9 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from jaxseq import _checks, _precision
+from jaxseq._types import AnyArray
 
 Step = Callable[[Any, Any], tuple[Any, Any]]
 Draw = Callable[[PRNGKeyArray, Any], Any]
@@ -22,11 +24,11 @@ Draw = Callable[[PRNGKeyArray, Any], Any]
 
 def draw(
     key: PRNGKeyArray,
-    logits: Float[Array, "*batch V"],
+    logits: Float[AnyArray, "*batch V"],
     *,
-    temperature: float = 1.0,
+    temperature: float | int = 1.0,
     top_k: int | None = None,
-    top_p: float | None = None,
+    top_p: float | int | None = None,
 ) -> Int[Array, "*batch"]:
     r"""A value from $\operatorname{softmax}(a / \text{temperature})$, cut to what is likely.
 
@@ -63,7 +65,7 @@ def draw(
     return _drawn(key, a, temperature, top_k, top_p)
 
 
-def _options(temperature: Any, top_k: Any, top_p: Any) -> tuple[float, int | None, float | None]:
+def _options(temperature: Any, top_k: Any, top_p: Any) -> tuple[float | int, int | None, float | int | None]:
     for name, value, low, high in (("temperature", temperature, 0, None), ("top_p", top_p, 0, 1)):
         if value is None and name == "top_p":
             continue
@@ -75,7 +77,7 @@ def _options(temperature: Any, top_k: Any, top_p: Any) -> tuple[float, int | Non
     return temperature, None if top_k is None else _checks.integer("top_k", top_k, at_least=1), top_p
 
 
-def _drawn(key: Any, a: jax.Array, temperature: float, top_k: int | None, top_p: float | None) -> jax.Array:
+def _drawn(key: Any, a: jax.Array, temperature: float | int, top_k: int | None, top_p: float | int | None) -> jax.Array:
     a = a.astype(_precision.accumulator(a.dtype))  # in 16 bits what is rare would never come
     bad = jnp.any(jnp.isnan(a), -1)
     if temperature == 0:
@@ -95,13 +97,13 @@ def _drawn(key: Any, a: jax.Array, temperature: float, top_k: int | None, top_p:
 def sample(
     key: PRNGKeyArray,
     step: Step,
-    carry: PyTree[Array],
-    first: PyTree[Array],
+    carry: PyTree[ArrayLike],
+    first: PyTree[ArrayLike],
     length: int,
     *,
-    temperature: float = 1.0,
+    temperature: float | int = 1.0,
     top_k: int | None = None,
-    top_p: float | None = None,
+    top_p: float | int | None = None,
     draw: Draw | None = None,
 ) -> tuple[PyTree[Array], PyTree[Array]]:
     r"""A sequence from a model: $x_t \sim P(x_t \mid x_{<t})$, by its step function, in one loop under jit.
@@ -153,12 +155,12 @@ def sample(
 def stream(
     key: PRNGKeyArray,
     step: Step,
-    carry: PyTree[Array],
-    first: PyTree[Array],
+    carry: PyTree[ArrayLike],
+    first: PyTree[ArrayLike],
     *,
-    temperature: float = 1.0,
+    temperature: float | int = 1.0,
     top_k: int | None = None,
-    top_p: float | None = None,
+    top_p: float | int | None = None,
     draw: Draw | None = None,
 ) -> Iterator[PyTree[Array]]:
     """The values of `sample` one by one, as they come, without end: the same for the same key.

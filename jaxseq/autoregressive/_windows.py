@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Int, Num
+from jaxtyping import Array, Int, Integer, Num
 
 from jaxseq import _checks, _sizes
+from jaxseq._types import AnyArray
 
 
 def series(name: str, xs: Any) -> Any:
@@ -30,8 +31,8 @@ def series(name: str, xs: Any) -> Any:
 
 
 def lagged(
-    xs: Num[Any, "T *features"], order: int, *, every: int = 1
-) -> tuple[Num[Any, "N order *features"], Num[Any, "N *features"]]:
+    xs: Num[AnyArray, "T *features"], order: int, *, every: int = 1
+) -> tuple[Num[AnyArray, "N order *features"], Num[AnyArray, "N *features"]]:
     r"""The windows of an AR(τ) model and what follows each: $(x_{t-\tau}, \dots, x_{t-1})$ and $x_t$.
 
     Args:
@@ -73,7 +74,7 @@ def longer(xs: Any, order: Any, name: str = "order") -> int:
 
 
 def histories(
-    xs: Num[Array, "T *features"], order: int | Int[Array, " T"], *, longest: int | None = None
+    xs: Num[AnyArray, "T *features"], order: int | Integer[AnyArray, " T"], *, longest: int | None = None
 ) -> tuple[Num[Array, "T longest *features"], Int[Array, " T"]]:
     r"""Of every step the values before it, of which there may be fewer: τ varies.
 

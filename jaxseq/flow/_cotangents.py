@@ -12,16 +12,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
 from jaxseq import _checks
 from jaxseq.flow._step import Step, euclidean, is_float_leaf, steps_of
+from jaxseq._types import AnyArray
 
 
 def state_cotangents(
     f: Step,
-    init: PyTree[Array],
-    xs: PyTree[Array] | None,
+    init: PyTree[ArrayLike],
+    xs: PyTree[ArrayLike] | None,
     loss: Callable[[Any, Any], Float[Array, ""]],
     *,
     length: int | None = None,
@@ -82,7 +84,7 @@ def state_cotangents(
     return structure.unflatten(jax.grad(loss_of)(zeros))
 
 
-def norms(tree: PyTree[Array], *, batch: int = 0) -> Float[Array, "T *batch"]:
+def norms(tree: PyTree[AnyArray], *, batch: int = 0) -> Float[Array, "T *batch"]:
     r"""$\lVert a_t \rVert_2$ over all leaves and axes, but the first, time, and the `batch` axes that follow it.
 
     Args:

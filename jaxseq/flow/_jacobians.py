@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from jaxseq import _checks
@@ -44,8 +45,8 @@ class JacobianProducts(NamedTuple):
 @pushing_forwards("jacobian_products")
 def jacobian_products(
     f: Step,
-    init: PyTree[Array],
-    xs: PyTree[Array] | None,
+    init: PyTree[ArrayLike],
+    xs: PyTree[ArrayLike] | None,
     *,
     length: int | None = None,
     lags: Any = None,

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jaxseq import _checks
@@ -40,14 +41,14 @@ class Lyapunov(NamedTuple):
 @pushing_forwards("lyapunov")
 def lyapunov(
     f: Step,
-    init: PyTree[Array],
-    xs: PyTree[Array] | None,
+    init: PyTree[ArrayLike],
+    xs: PyTree[ArrayLike] | None,
     *,
     length: int | None = None,
     k: int | None = None,
     burn_in: int = 0,
     every: int = 1,
-    dt: float = 1.0,
+    dt: float | int = 1.0,
     key: PRNGKeyArray | None = None,
 ) -> Lyapunov:
     r"""The k leading Lyapunov exponents of a recurrence: at what rate nearby states part, or gradients grow.

@@ -46,7 +46,7 @@ def _log_scale(ax: Any) -> None:
         ax.set_yscale("log")
 
 
-def plot_norms(curves: Mapping[str, Any], *, lags: Any = None, ax: Any = None, dead: float = DEAD) -> Any:
+def plot_norms(curves: Mapping[str, Any], *, lags: Any = None, ax: Any = None, dead: float | int = DEAD) -> Any:
     """Norms by lag, one curve a name, and where each dies: the last lag at which it is above `dead` of its largest.
 
     Args:
@@ -94,7 +94,9 @@ def plot_norms(curves: Mapping[str, Any], *, lags: Any = None, ax: Any = None, d
     return _finished(ax)
 
 
-def plot_bias(biases: TruncationBias | Mapping[str, TruncationBias], *, tolerance: float = 0.1, ax: Any = None) -> Any:
+def plot_bias(
+    biases: TruncationBias | Mapping[str, TruncationBias], *, tolerance: float | int = 0.1, ax: Any = None
+) -> Any:
     """Relative error of the truncated gradient by window, and the tolerance that a window has to come below.
 
     Args:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PyTree
 
 from jaxseq import _checks, _precision
@@ -39,9 +40,9 @@ class TruncationBias(NamedTuple):
 
 def truncation_bias(
     f: Callable[[Any, Any, Any], tuple[Any, Any]],
-    params: PyTree[Array],
-    init: PyTree[Array],
-    xs: PyTree[Array] | None,
+    params: PyTree[ArrayLike],
+    init: PyTree[ArrayLike],
+    xs: PyTree[ArrayLike] | None,
     loss: Callable[[Any, Any], Float[Array, ""]],
     *,
     windows: Sequence[int] | None = None,
@@ -118,7 +119,7 @@ def truncation_bias(
     return TruncationBias(jnp.asarray(asked, int), *jax.vmap(compared)(cut))
 
 
-def suggest_truncation(bias: TruncationBias, tolerance: float = 0.1) -> int:
+def suggest_truncation(bias: TruncationBias, tolerance: float | int = 0.1) -> int:
     """The shortest window from which on no measured one has a relative error above `tolerance`.
 
     Args:
@@ -153,7 +154,7 @@ def suggest_truncation(bias: TruncationBias, tolerance: float = 0.1) -> int:
     return int(k[first])
 
 
-def within(bias: TruncationBias, tolerance: float) -> tuple[np.ndarray, np.ndarray, int]:
+def within(bias: TruncationBias, tolerance: float | int) -> tuple[np.ndarray, np.ndarray, int]:
     """(windows, the shortest first; their errors; the place from which on no error is above the tolerance, or NaN)."""
     k, error = np.asarray(bias.windows), np.asarray(bias.relative_error, float)
     order = np.argsort(k, kind="stable")

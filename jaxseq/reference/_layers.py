@@ -15,9 +15,9 @@ def bidirectional(
     layer: Callable[..., Any] | Sequence[Callable[..., Any]],
     params: Sequence[Any],
     carry: Sequence[Any] | None,
-    xs: Float[Array, "T *batch_and_features"],
+    xs: Float[Array, "*time_batch_and_space D"],
     **time: Unpack[Time],
-) -> tuple[tuple[Any, Any], Float[Array, "T *batch_and_features"]]:
+) -> tuple[tuple[Any, Any], Float[Array, "*time_batch_and_outputs H"]]:
     """The twin of `jaxseq.bidirectional`, of layers that are twins."""
     forwards, backwards = (layer, layer) if callable(layer) else layer
     first, second = (None, None) if carry is None else carry
@@ -32,15 +32,15 @@ def stack(
     layer: Callable[..., Any] | Sequence[Callable[..., Any]],
     params: Sequence[Any],
     carry: Sequence[Any] | None,
-    xs: Float[Array, "T *batch_and_features"],
+    xs: Float[Array, "*time_batch_and_space D"],
     *,
     residual: bool = False,
-    dropout: float = 0.0,
-    recurrent_dropout: float = 0.0,
-    zoneout: float = 0.0,
+    dropout: float | int = 0.0,
+    recurrent_dropout: float | int = 0.0,
+    zoneout: float | int = 0.0,
     key: PRNGKeyArray | None = None,
     **time: Unpack[Time],
-) -> tuple[tuple[Any, ...], Float[Array, "T *batch_and_features"]]:
+) -> tuple[tuple[Any, ...], Float[Array, "*time_batch_and_outputs H"]]:
     """The twin of `jaxseq.stack`, of layers that are twins, with the same random numbers."""
     carries, y = [], xs
     for i, p in enumerate(params):

@@ -23,11 +23,11 @@ from jaxseq.reference._time import expand_mask, through_time
 def rnn(
     params: RNNParams,
     carry: Float[Array, "*batch H"] | None,
-    xs: Float[Array, "T *batch D"],
+    xs: Float[Array, "*time_and_batch D"],
     *,
     activation: str = "tanh",
     **time: Unpack[Time],
-) -> tuple[Float[Array, "*batch H"], Float[Array, "T *batch H"]]:
+) -> tuple[Float[Array, "*batch H"], Float[Array, "*time_and_batch H"]]:
     """The twin of `jaxseq.rnn`."""
     return through_time(partial(_rnn_cell, params, activation=activation), carry, xs, **time)
 
@@ -54,9 +54,9 @@ def rnn_cell(
 def gru(
     params: GRUParams,
     carry: Float[Array, "*batch H"] | None,
-    xs: Float[Array, "T *batch D"],
+    xs: Float[Array, "*time_and_batch D"],
     **time: Unpack[Time],
-) -> tuple[Float[Array, "*batch H"], Float[Array, "T *batch H"]]:
+) -> tuple[Float[Array, "*batch H"], Float[Array, "*time_and_batch H"]]:
     """The twin of `jaxseq.gru`."""
     return through_time(partial(_gru_cell, params), carry, xs, **time)
 
@@ -95,9 +95,9 @@ def _gru_step(u: jax.Array, recurrent: jax.Array, h: jax.Array, x: jax.Array) ->
 def lstm(
     params: LSTMParams,
     carry: LSTMState | None,
-    xs: Float[Array, "T *batch D"],
+    xs: Float[Array, "*time_and_batch D"],
     **time: Unpack[Time],
-) -> tuple[LSTMState, Float[Array, "T *batch H"]]:
+) -> tuple[LSTMState, Float[Array, "*time_and_batch H"]]:
     """The twin of `jaxseq.lstm`."""
     return through_time(partial(_lstm_cell, params), carry, xs, **time)
 
@@ -127,13 +127,13 @@ def _lstm_step(a: jax.Array, state: LSTMState, x: jax.Array) -> tuple[LSTMState,
 def conv_gru(
     params: GRUParams,
     carry: Float[Array, "*batch_and_outputs F"] | None,
-    xs: Float[Array, "T *batch_and_space C"],
+    xs: Float[Array, "*time_batch_and_space C"],
     *,
     stride: int | Sequence[int] = 1,
     padding: str | int | Sequence[tuple[int, int]] = "SAME",
     dilation: int | Sequence[int] = 1,
     **time: Unpack[Time],
-) -> tuple[Float[Array, "*batch_and_outputs F"], Float[Array, "T *batch_and_outputs F"]]:
+) -> tuple[Float[Array, "*batch_and_outputs F"], Float[Array, "*time_batch_and_outputs F"]]:
     """The twin of `jaxseq.conv_gru`."""
     cell = partial(_conv_gru_cell, params, stride=stride, padding=padding, dilation=dilation)
     return through_time(cell, carry, xs, features=params.w_x.ndim - 1, **time)
@@ -164,13 +164,13 @@ def conv_gru_cell(
 def conv_lstm(
     params: LSTMParams,
     carry: LSTMState | None,
-    xs: Float[Array, "T *batch_and_space C"],
+    xs: Float[Array, "*time_batch_and_space C"],
     *,
     stride: int | Sequence[int] = 1,
     padding: str | int | Sequence[tuple[int, int]] = "SAME",
     dilation: int | Sequence[int] = 1,
     **time: Unpack[Time],
-) -> tuple[LSTMState, Float[Array, "T *batch_and_outputs F"]]:
+) -> tuple[LSTMState, Float[Array, "*time_batch_and_outputs F"]]:
     """The twin of `jaxseq.conv_lstm`."""
     cell = partial(_conv_lstm_cell, params, stride=stride, padding=padding, dilation=dilation)
     return through_time(cell, carry, xs, features=params.w_x.ndim - 1, **time)
@@ -200,8 +200,8 @@ def conv_lstm_cell(
 
 
 def recurrence(
-    cell: Cell, params: Any, carry: Any | None, xs: Float[Array, "T *batch_and_features"], **time: Unpack[Time]
-) -> tuple[Any, Float[Array, "T *batch_and_features"]]:
+    cell: Cell, params: Any, carry: Any | None, xs: Float[Array, "*time_batch_and_space D"], **time: Unpack[Time]
+) -> tuple[Any, Float[Array, "*time_batch_and_outputs H"]]:
     """The twin of `jaxseq.recurrence`."""
     features = 1 + cell.input.dimensions(params.w_x)
     step = partial(_recurrence_cell, cell, params)
@@ -249,8 +249,8 @@ def _recurrence_cell(
 
 
 def recurrence_cell(
-    cell: Cell, params: Any, carry: Any | None, x: Float[Array, "*batch_and_features"], *, precision: Any = None
-) -> tuple[Any, Float[Array, "*batch_and_features"]]:
+    cell: Cell, params: Any, carry: Any | None, x: Float[Array, "*batch_and_space D"], *, precision: Any = None
+) -> tuple[Any, Float[Array, "*batch_and_outputs H"]]:
     """The twin of `jaxseq.recurrence_cell`: the step as the cell says it, whatever pullback it brings."""
     return _recurrence_cell(cell, params, carry, x, precision=precision)
 

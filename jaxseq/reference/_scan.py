@@ -7,13 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
 
 def scan(
     f: Callable[[Any, Any], tuple[Any, Any]],
-    init: PyTree[Array],
-    xs: PyTree[Array] | None = None,
+    init: PyTree[ArrayLike],
+    xs: PyTree[ArrayLike] | None = None,
     length: int | None = None,
     reverse: bool = False,
     unroll: int | bool = 1,

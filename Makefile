@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .PHONY: demo processes filters digits moving convolution sunspots vanishing memory shuffled frameworks policy \
-	test test-all fuzz mutants lint bench docs clean
+	test test-all test-types fuzz mutants lint bench docs clean
 
 demo: $(VENV)/.examples  ## train a character model on the language reference of Python
 	$(BIN)/python examples/char_lm.py $(ARGS)
@@ -54,6 +54,9 @@ test: $(VENV)/.test  ## the default suite; ARGS="-k truncation" and the like rea
 
 test-all: test  ## the default suite, then what takes minutes: the marker `long` and tests/repository/
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 $(ARGS) -m long
+
+test-types: $(VENV)/.types  ## the default suite with every annotation of the library checked where its function is called
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --jaxtyping-packages=jaxseq,beartype.beartype $(ARGS)
 
 fuzz: $(VENV)/.frameworks $(VENV)/.test  ## random geometries, options, meshes, right functions; hours, fixed seeds
 	PYTHONPATH=. $(BIN)/python tests/fuzz/geometries.py --count 500

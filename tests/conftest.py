@@ -18,7 +18,10 @@ if not ("long" in sys.argv or "PYTEST_XDIST_WORKER" in os.environ or "_level=0" 
 import jax
 import pytest
 
-pytest_plugins = ["pytester", *(f"tests.support.{name}" for name in ("usage", "compilation", "eight_devices"))]
+pytest_plugins = [
+    "pytester",
+    *(f"tests.support.{name}" for name in ("usage", "compilation", "annotations", "eight_devices")),
+]
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -11,7 +11,7 @@ from multiprocessing import get_context
 import jax
 import pytest
 
-from tests.support import compilation, usage
+from tests.support import annotations, compilation, usage
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -26,7 +26,8 @@ def run(item):
     """Run the test in the other process; skip or fail as it does there."""
     test = f"{item.path}::{item.nodeid.partition('::')[2]}"
     try:
-        outcome, reason, seconds, peak_bytes = process().submit(outcome_of, test).result()
+        other = process(annotations.packages(item.config))
+        outcome, reason, seconds, peak_bytes = other.submit(outcome_of, test).result()
         usage.add_process(seconds, peak_bytes)
     except BrokenProcessPool:
         process.cache_clear()  # the next test gets another process
@@ -38,13 +39,16 @@ def run(item):
 
 
 @cache
-def process():
+def process(annotated):
     """Return the other process: started once, it runs one test after the other and keeps what it has compiled."""
-    return ProcessPoolExecutor(1, get_context("spawn"), configure, (8, compilation.folder()))
+    return ProcessPoolExecutor(1, get_context("spawn"), configure, (8, compilation.folder(), annotated))
 
 
-def configure(devices, cache=None):
-    """Split the CPU; share the compilation cache of the first process, which waits while this one compiles."""
+def configure(devices, cache=None, annotated=None):
+    """Split the CPU; share the compilation cache of the first process, which waits while this one compiles; execute
+    the annotations of the same packages.
+    """
+    annotations.execute(annotated)
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", devices)
     compilation.use(cache)

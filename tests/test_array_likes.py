@@ -113,21 +113,25 @@ class Variable:
         return jnp.asarray(self.value)
 
 
+@pytest.mark.other_types
 @EACH
 def test_every_op_takes_objects_with_jax_array(f, args):
     assert_traced_alike(f, jax.tree.map(Variable, args), args)
 
 
+@pytest.mark.other_types
 @SOME
 def test_objects_with_jax_array_are_the_same_numbers(f, args):
     assert_same(f(jax.tree.map(Variable, args)), f(args))
 
 
+@pytest.mark.other_types
 def test_masks_and_integers_with_jax_array():
     expected = jaxseq.lstm(LSTM, STATE, XS, lengths=LENGTHS, resets=RESETS)
     assert_same(jaxseq.lstm(LSTM, STATE, XS, lengths=Variable(LENGTHS), resets=Variable(RESETS)), expected)
 
 
+@pytest.mark.other_types
 @EACH
 def test_every_op_takes_parameters_of_flax_nnx_and_gives_them_gradients(f, args):
     nnx = pytest.importorskip("flax.nnx")
@@ -143,6 +147,7 @@ class Named:
     shape, dtype = (2, 9, 4), np.dtype(np.float32)
 
 
+@pytest.mark.other_types
 @pytest.mark.parametrize(
     ("value", "words"),
     [
@@ -189,6 +194,7 @@ def as_restored(tree):
 RESTORED = {name: OPS[name] for name in ("lstm", "lstm_cell", "parameters of the cell's own", "stack", "bidirectional")}
 
 
+@pytest.mark.other_types
 @pytest.mark.parametrize(("f", "args"), RESTORED.values(), ids=RESTORED)
 def test_mappings_from_the_fields_are_parameters_and_states(f, args):
     args = jax.tree.map(jnp.asarray, args)
@@ -197,6 +203,7 @@ def test_mappings_from_the_fields_are_parameters_and_states(f, args):
     assert jax.tree.structure(jax.eval_shape(jax.grad(total(f)), restored)) == jax.tree.structure(restored)
 
 
+@pytest.mark.other_types
 def test_gradients_come_in_what_holds_the_parameters():
     nnx = pytest.importorskip("flax.nnx")
     grad = jax.grad(lambda args: jnp.sum(jaxseq.lstm(*args)[1] ** 2))
@@ -211,6 +218,7 @@ def test_gradients_come_in_what_holds_the_parameters():
         assert_same(got, wanted)
 
 
+@pytest.mark.other_types
 def test_a_restored_bias_of_none_and_restored_zoneout():
     params = LSTM._replace(b=None)
     at_rest = jax.tree.map(lambda a: np.full((7, *a.shape), 0.5, np.float32), STATE)
@@ -218,6 +226,7 @@ def test_a_restored_bias_of_none_and_restored_zoneout():
     assert_same(got, jaxseq.lstm(params, None, XS, hold=at_rest))
 
 
+@pytest.mark.other_types
 def test_what_orbax_restores_without_a_target(tmp_path):
     orbax = pytest.importorskip("orbax.checkpoint")
     tree = {"params": [LSTM, jaxseq.LSTMParams(draw(5, 20), draw(5, 20), None)], "carry": (STATE, None)}
@@ -229,6 +238,7 @@ def test_what_orbax_restores_without_a_target(tmp_path):
     assert_same(run(found["params"], found["carry"], XS), run(tree["params"], tree["carry"], XS))
 
 
+@pytest.mark.other_types
 @pytest.mark.parametrize(
     ("params", "words"),
     [
@@ -244,6 +254,7 @@ def test_a_mapping_from_other_fields_is_refused_by_their_names(params, words):
         jaxseq.lstm(params, None, XS)
 
 
+@pytest.mark.other_types
 def test_a_mapping_of_another_cell_is_refused_by_its_sizes():
     gru = jaxseq.gru_init(jax.random.key(0), 3, 5)
     with pytest.raises(ValueError, match=r"`params\.w_h`"):

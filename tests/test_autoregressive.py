@@ -951,6 +951,7 @@ MISTAKES = {
 }
 
 
+@pytest.mark.other_types
 @pytest.mark.parametrize(("call", "kind", "message"), MISTAKES.values(), ids=MISTAKES)
 def test_mistakes(call, kind, message):
     with pytest.raises(kind, match=message):

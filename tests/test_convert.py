@@ -1251,6 +1251,7 @@ MISTAKES = {
 }
 
 
+@pytest.mark.other_types
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_mistakes(mistake):
     f, error, parts = MISTAKES[mistake]

@@ -820,6 +820,7 @@ END = lambda s, ys: s.sum()  # noqa: E731
 BIAS = bias_of([1, 2, 4], [0.5, 0.3, 0.2])
 
 
+@pytest.mark.other_types
 @pytest.mark.parametrize(
     ("call", "kind", "message"),
     [

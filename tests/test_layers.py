@@ -181,6 +181,7 @@ PARAMS = [jaxseq.gru_init(jax.random.key(i), 3, 3) for i in range(2)]
 XS = jnp.ones((4, 2, 3), jnp.float32)
 
 
+@pytest.mark.other_types
 @pytest.mark.parametrize(
     ("call", "kind", "message"),
     [

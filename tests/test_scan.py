@@ -127,7 +127,7 @@ def test_what_lax_scan_takes(options):
         (lambda s, x: (s, x), jnp.ones(3), jnp.ones(5), 4),
         (lambda s, x: (s, x), jnp.ones(3), None, None),
         (lambda s, x: (s, x), jnp.ones(3), jnp.ones(()), None),
-        (3, jnp.ones(3), jnp.ones(5), None),
+        pytest.param(3, jnp.ones(3), jnp.ones(5), None, marks=pytest.mark.other_types),
     ],
     ids=["shape", "dtype", "structure", "no pair", "lengths", "length", "no length", "no time", "no function"],
 )
@@ -144,7 +144,9 @@ def test_errors_are_those_of_lax_scan(f, init, xs, length, options):
     [
         ({"truncation": 0}, ValueError, "`truncation`: expected an integer >= 1, got 0"),
         ({"truncation": (3, 2)}, ValueError, r"`truncation`: expected \(k1, k2\) with k2 >= k1"),
-        ({"truncation": 2.5}, TypeError, "`truncation`: expected an integer"),
+        pytest.param(
+            {"truncation": 2.5}, TypeError, "`truncation`: expected an integer", marks=pytest.mark.other_types
+        ),
         ({"checkpoint": 0}, ValueError, "`checkpoint`: expected an integer >= 1, got 0"),
         ({"checkpoint": "sqrt"}, ValueError, "`checkpoint`: expected one of 'auto'"),
     ],

@@ -407,6 +407,7 @@ MISTAKES = {
 }
 
 
+@pytest.mark.other_types
 @pytest.mark.parametrize("label", MISTAKES)
 def test_mistakes_with_the_relay(label):
     wrong, error, match = MISTAKES[label]

@@ -146,6 +146,7 @@ ERRORS = {
 }
 
 
+@pytest.mark.other_types
 @pytest.mark.parametrize("name", ERRORS)
 def test_error(name):
     call, kind, message = ERRORS[name]

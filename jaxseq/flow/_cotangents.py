@@ -16,8 +16,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
 from jaxseq import _checks
-from jaxseq.flow._step import Step, euclidean, is_float_leaf, steps_of
 from jaxseq._types import AnyArray
+from jaxseq.flow._step import Step, euclidean, is_float_leaf, steps_of
 
 
 def state_cotangents(

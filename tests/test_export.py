@@ -147,6 +147,7 @@ def exported(f, shape, **options):
     return export.export(f, **options)(jax.ShapeDtypeStruct(export.symbolic_shape(shape), jnp.float32))
 
 
+@pytest.mark.other_types
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[] if name in RUN else [pytest.mark.long]) for name in CASES]
 )
@@ -161,12 +162,14 @@ def test_values_and_gradients_of_symbolic_sizes_are_those_of_known_ones(name):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.other_types
 @pytest.mark.parametrize("name", EXPORTED)
 def test_values_and_gradients_of_symbolic_sizes_are_exported(name):
     shape, f = CASES[name]
     exported(value_and_gradient(f), shape)
 
 
+@pytest.mark.other_types
 @pytest.mark.parametrize("name", ["conv, groups, batch", "gru, batch"])
 def test_one_export_serves_several_platforms(name):
     shape, f = CASES[name]
@@ -174,6 +177,7 @@ def test_one_export_serves_several_platforms(name):
     assert exported(value_and_gradient(f), shape, platforms=platforms).platforms == platforms
 
 
+@pytest.mark.other_types
 @pytest.mark.parametrize(
     ("f", "words"),
     [
@@ -211,6 +215,7 @@ def test_reload_registers_nothing_twice():
     importlib.reload(_serialization)
 
 
+@pytest.mark.other_types
 def test_serialized_functions_take_and_return_namedtuples():
     f = jax.jit(jaxseq.lstm)
     state = jaxseq.LSTMState(draw(2, 4), draw(2, 4))
@@ -224,6 +229,7 @@ def test_serialized_functions_take_and_return_namedtuples():
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.other_types
 @pytest.mark.long
 def test_code_of_the_page_runs():
     text = (ROOT / "docs" / "export.md").read_text("utf-8")

@@ -181,7 +181,7 @@ def forecast(model: Linear, xs: Float[AnyArray, " T"], steps: int) -> Float[Arra
     return lax.scan(step, x[x.shape[0] - order :][::-1], None, steps)[1]
 
 
-def _one_series(name: str, xs: Array) -> jax.Array:
+def _one_series(name: str, xs: AnyArray) -> jax.Array:
     x = _checks.array(name, series(name, xs))
     if x.ndim != 1:
         _checks.bad_value(name, "shape (T,), one series; jax.vmap over more", str(x.shape))

@@ -264,12 +264,11 @@ def test_weights_over_the_axis_of_the_batch(spec, key):
 
 def temporaries():
     """The bytes that the gradient of an RNN takes besides its arguments, for arrays that were never placed."""
-    params, xs = jaxseq.rnn_init(jax.random.key(0), 3, 4), jnp.ones((512, 2, 3))
+    params, xs = jaxseq.rnn_init(jax.random.key(0), 3, 4), jnp.ones((512, 2, 3), jnp.float32)
     loss = lambda params, xs: (jaxseq.rnn(params, None, xs)[1] ** 2).sum()  # noqa: E731  # traced anew
     return jax.jit(jax.grad(loss)).lower(params, xs).compile().memory_analysis().temp_size_in_bytes
 
 
-@pytest.mark.usefixtures("as_users_have_jax")
 def test_what_lies_on_one_device_of_many_has_the_rule_of_one():
     """In chunks of time, if an explicit mesh says that nothing is divided; without one nobody knows."""
     unknown = temporaries()

@@ -1,17 +1,21 @@
 """Pytest plugin: tests marked `eight_devices` run in a second process, whose CPU is split into eight devices.
 
+The second process runs one session of pytest for each file. It collects the file once, and runs a test of it when the
+first process asks for it.
+
 PYTEST_DONT_REWRITE: the process of eight devices has imported it before pytest does.
 """
 
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+import multiprocessing
 from functools import cache
-from multiprocessing import get_context
 
 import jax
 import pytest
 
 from tests.support import annotations, compilation, usage
+
+OPTIONS = ("--override-ini=addopts=", "--strict-markers", "-pno:cacheprovider", "-pno:terminal", "-pno:xdist")
+OPTIONS += ("-Wignore:Module already imported:pytest.PytestAssertRewriteWarning",)  # jaxtyping, by this module
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -22,15 +26,20 @@ def pytest_pyfunc_call(pyfuncitem):
     return None
 
 
+def pytest_sessionfinish(session):
+    if other_process.cache_info().currsize:
+        other_process(annotations.packages(session.config)).close()
+        other_process.cache_clear()
+
+
 def run(item):
     """Run the test in the other process; skip or fail as it does there."""
-    test = f"{item.path}::{item.nodeid.partition('::')[2]}"
     try:
-        other = process(annotations.packages(item.config))
-        outcome, reason, seconds, peak_bytes = other.submit(outcome_of, test).result()
+        request = str(item.path), item.nodeid.partition("::")[2]
+        outcome, reason, seconds, peak_bytes = other_process(annotations.packages(item.config)).run(request)
         usage.add_process(seconds, peak_bytes)
-    except BrokenProcessPool:
-        process.cache_clear()  # the next test gets another process
+    except EOFError:
+        other_process.cache_clear()  # the next test gets another process
         raise
     if outcome == "skipped":
         pytest.skip(reason)
@@ -39,9 +48,29 @@ def run(item):
 
 
 @cache
-def process(annotated):
+def other_process(annotated):
     """Return the other process: started once, it runs one test after the other and keeps what it has compiled."""
-    return ProcessPoolExecutor(1, get_context("spawn"), configure, (8, compilation.folder(), annotated))
+    return OtherProcess(annotated)
+
+
+class OtherProcess:
+    """The process of eight devices, as the first one sees it."""
+
+    def __init__(self, annotated):
+        context = multiprocessing.get_context("spawn")
+        self.connection, end = context.Pipe()
+        self.process = context.Process(target=serve, args=(end, 8, compilation.folder(), annotated))
+        self.process.start()
+        end.close()  # the process holds it; when it dies, `recv` raises EOFError
+
+    def run(self, request):
+        """Run a test, (path, name): return "passed", "skipped" or "failed", the reason, CPU seconds, peak memory."""
+        self.connection.send(request)
+        return self.connection.recv()
+
+    def close(self):
+        self.connection.close()
+        self.process.join()
 
 
 def configure(devices, cache=None, annotated=None):
@@ -54,27 +83,67 @@ def configure(devices, cache=None, annotated=None):
     compilation.use(cache)
 
 
-class Reports(list):
-    """Of a test's setup, call and teardown."""
+# --- In the second process ---
+
+
+def serve(connection, devices, cache, annotated):
+    """Run tests as they are asked for, until the first process closes the connection."""
+    configure(devices, cache, annotated)
+    server = Server(connection)
+    server.receive()
+    while server.request is not None:
+        asked = server.request
+        status = pytest.main([asked[0], *OPTIONS], plugins=[server])
+        if server.request == asked:  # the file cannot be collected
+            server.answer("failed", f"pytest does not run {asked[0]}: {status!r}")
+            server.receive()
+
+
+class Server:
+    """Pytest plugin: a session of one file, which ends when a test of another file is asked for."""
+
+    def __init__(self, connection):
+        self.connection = connection
+        self.request = None  # (path, name), or None at the end
+        self.reports = []  # of the setup, call and teardown of a test
+        self.start = 0.0
+
+    def receive(self):
+        try:
+            self.request = self.connection.recv()
+        except EOFError:
+            self.request = None
+        self.reports, self.start = [], usage.cpu_seconds()
+
+    def answer(self, outcome, reason):
+        self.connection.send((outcome, reason, usage.cpu_seconds() - self.start, usage.peak_bytes()))
 
     def pytest_runtest_logreport(self, report):
-        self.append(report)
+        self.reports.append(report)
+
+    def pytest_runtestloop(self, session):
+        path, _ = self.request
+        items = {item.nodeid.partition("::")[2]: item for item in session.items}
+        while self.request is not None and self.request[0] == path:
+            item = items.get(self.request[1])
+            if item is None:
+                self.answer("failed", f"there is no {self.request[1]} in {path}")
+            else:
+                item.config.hook.pytest_runtest_protocol(item=item, nextitem=self.next_item(item, items.values()))
+                self.answer(*outcome_of(self.reports))
+            self.receive()
+        return True
+
+    def next_item(self, item, items):
+        """Return another test of the file, so that what belongs to the file is kept: fixtures, compiled programs."""
+        others = (other for other in items if other is not item and isinstance(other.parent, pytest.Module))
+        return next(others, None)
 
 
-def outcome_of(test):
-    """Run a test by its name: return "passed", "skipped" or "failed", the reason, CPU seconds and peak memory."""
-    start = usage.cpu_seconds()
-    outcome, reason = report_of(test)
-    return outcome, reason, usage.cpu_seconds() - start, usage.peak_bytes()
-
-
-def report_of(test):
-    reports = Reports()
-    options = "--override-ini=addopts=", "--strict-markers", "-pno:cacheprovider", "-pno:terminal", "-pno:xdist"
-    status = pytest.main([test, *options], plugins=[reports])
+def outcome_of(reports):
     for report in reports:
         if report.skipped:
             return "skipped", report.longrepr[2]
         if report.failed:
             return "failed", f"{report.longreprtext}\n{report.capstdout}{report.capstderr}"
-    return ("passed", "") if status == 0 else ("failed", f"pytest does not run {test}: {status!r}")
+    return ("passed", "") if reports else ("failed", "pytest has run nothing")

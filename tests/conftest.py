@@ -10,10 +10,12 @@ first process, for example under a debugger, set JAX_NUM_CPU_DEVICES=8 in the en
 import os
 import sys
 
-# The suite compiles some thousand programs and runs each once: LLVM's optimisation would not pay. The long tests, which
-# run theirs again and again, have it, as users do. (Other processes inherit what the first one has set.)
+from tests.support import flags
+
+# The suite compiles some thousand programs and runs each once: optimisation would not pay. The long tests, which run
+# theirs again and again, have it, as users do. (Other processes inherit what the first one has set.)
 if not ("long" in sys.argv or "PYTEST_XDIST_WORKER" in os.environ or "_level=0" in os.environ.get("XLA_FLAGS", "")):
-    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags.as_text(flags.UNOPTIMISED)}"
 
 import jax
 import pytest

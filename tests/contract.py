@@ -27,6 +27,7 @@ import numpy as np
 from helpers import assert_close, normals, pullback
 
 from jaxseq._cases import CASES, Variant
+from tests.support.flags import OPTIMISED, UNOPTIMISED
 
 WIDTH, LENGTH, BATCH = 5, 40, 3
 
@@ -35,9 +36,6 @@ WIDTH, LENGTH, BATCH = 5, 40, 3
 BOUNDS = {jnp.float32: 2e-5, jnp.bfloat16: 4e-2}
 # This cell, which JAX differentiates, multiplies two pre-activations that are kept in bfloat16.
 LOOSE = {"twice": 3}
-
-# Compiler options: as users have it, and without optimisation, which is right for what runs once.
-OPTIMISED, UNOPTIMISED = ({"xla_backend_optimization_level": level} for level in (3, 0))
 
 # Ops of one output, whose first argument is the input.
 CONVOLUTIONS = ("conv", "conv_transpose", "depthwise_conv", "separable_conv")

@@ -1,4 +1,6 @@
-"""Types that annotations of public functions share."""
+"""Types that annotations share."""
+
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -7,3 +9,9 @@ import numpy as np
 # `jax.typing.ArrayLike` includes. Objects with `__jax_array__`, and mappings in place of parameters, are converted too,
 # but no annotation says so.
 AnyArray = jax.Array | np.ndarray
+
+# What NumPy computes: of arrays without axes its functions return scalars, which its type stubs call arrays.
+if TYPE_CHECKING:
+    ArrayOrScalar = np.ndarray
+else:
+    ArrayOrScalar = np.ndarray | np.generic

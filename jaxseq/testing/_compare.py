@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxseq._types import ArrayOrScalar
 from jaxseq.testing._diagnosis import fit
 from jaxseq.testing._report import Failure, Result, Verdict
 
@@ -30,7 +31,7 @@ class Tolerance(NamedTuple):
         origin = f"{self.origin}, and ten times the {rounding:.0e} that rounding, or a kink, moves this leaf by"
         return self._replace(floor=self.floor + 10 * rounding, origin=origin)
 
-    def bound(self, expected: np.ndarray) -> float:
+    def bound(self, expected: ArrayOrScalar) -> float:
         """Of the difference of any element."""
         return self.relative * largest(expected) + self.floor
 
@@ -38,8 +39,8 @@ class Tolerance(NamedTuple):
 def compare(
     check: str,
     leaf: str | None,
-    got: np.ndarray,
-    expected: np.ndarray,
+    got: ArrayOrScalar,
+    expected: ArrayOrScalar,
     tolerance: Tolerance,
     message: str,
     *,
@@ -86,7 +87,7 @@ def compare(
     return Result(check, leaf, Verdict.PASS)
 
 
-def worst(got: np.ndarray, expected: np.ndarray) -> tuple[int, ...] | None:
+def worst(got: ArrayOrScalar, expected: ArrayOrScalar) -> tuple[int, ...] | None:
     """The index of the element that is off the most, NaN the most of all; None where there is no element."""
     if not got.size:
         return None
@@ -95,11 +96,11 @@ def worst(got: np.ndarray, expected: np.ndarray) -> tuple[int, ...] | None:
     return tuple(int(i) for i in np.unravel_index(np.argmax(np.where(np.isnan(apart), np.inf, apart)), got.shape))
 
 
-def largest(a: np.ndarray) -> float:
+def largest(a: ArrayOrScalar) -> float:
     return float(np.max(np.abs(a), initial=0))
 
 
-def apart(a: np.ndarray, b: np.ndarray) -> float:
+def apart(a: ArrayOrScalar, b: ArrayOrScalar) -> float:
     """How far b is from a, relative to the largest element of a. NaN or infinite where a or b is."""
     with np.errstate(all="ignore"):
         return largest(a - b) / largest(a) if a.size and largest(a) else 0.0

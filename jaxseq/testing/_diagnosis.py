@@ -4,11 +4,13 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from jaxseq._types import ArrayOrScalar
+
 # A mistake is what happened where it explains the error but for this part of it.
 EXPLAINED = 1e-3
 
 
-def fit(got: np.ndarray, right: np.ndarray) -> str | None:
+def fit(got: ArrayOrScalar, right: ArrayOrScalar) -> str | None:
     """The mistake that turns `right` into `got`, in words; None for arrays that do not compare."""
     if got.shape != right.shape or not right.size:
         return None
@@ -27,7 +29,10 @@ def fit(got: np.ndarray, right: np.ndarray) -> str | None:
 
 
 def fit_seed(
-    got: np.ndarray, right: Callable[[list[np.ndarray]], np.ndarray], seed: Sequence[np.ndarray], names: Sequence[str]
+    got: ArrayOrScalar,
+    right: Callable[[list[ArrayOrScalar]], ArrayOrScalar],
+    seed: Sequence[ArrayOrScalar],
+    names: Sequence[str],
 ) -> str | None:
     """The part of the seed that was left out, where that is the mistake.
 
@@ -40,7 +45,7 @@ def fit_seed(
     whole = right(list(seed))
     for n, (leaf, name) in enumerate(zip(seed, names, strict=True)):
 
-        def explained_by(value: np.ndarray, n: int = n) -> bool:
+        def explained_by(value: ArrayOrScalar, n: int = n) -> bool:
             return _explains(right([value if m == n else other for m, other in enumerate(seed)]), got, whole)
 
         if len(seed) > 1 and leaf.any() and explained_by(np.zeros_like(leaf)):
@@ -57,7 +62,7 @@ def fit_seed(
     return None
 
 
-def _mistakes(right: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+def _mistakes(right: ArrayOrScalar) -> Iterator[tuple[str, ArrayOrScalar]]:
     yield "it is the right one times -1", -right
     if right.ndim >= 2 and right.shape[-1] == right.shape[-2]:
         yield "it is the right one transposed", right.swapaxes(-1, -2)
@@ -80,7 +85,7 @@ def _mistakes(right: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
             yield f"it is shifted to the {where} entry along axis {axis}", rolled
 
 
-def _explains(result: np.ndarray, got: np.ndarray, right: np.ndarray) -> bool:
+def _explains(result: ArrayOrScalar, got: ArrayOrScalar, right: ArrayOrScalar) -> bool:
     return bool(np.abs(got - result).max(initial=0) <= EXPLAINED * np.abs(got - right).max(initial=0))
 
 

@@ -30,6 +30,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxseq._types import ArrayOrScalar
+
 FIRST_STEPS = (1e-1, 3e-3, 1e-4, 3e-6)
 β = 1.4
 ROWS = 8
@@ -46,10 +48,10 @@ class Differences(NamedTuple):
         scale: S = ||c * D_u f||_2, against which a difference of zero would be small.
     """
 
-    value: np.ndarray
-    error: np.ndarray
-    kink: np.ndarray
-    scale: np.ndarray
+    value: ArrayOrScalar
+    error: ArrayOrScalar
+    kink: ArrayOrScalar
+    scale: ArrayOrScalar
 
 
 def quotients(f: Callable[[list[Any]], list[Any]], x: list[Any], directions: Any, projections: Any) -> Any:
@@ -112,7 +114,7 @@ def _reductions(slopes: list[Any], bends: list[Any], floors: list[Any]) -> Any:
     return inner_with(slopes), inner_with(bends), norm_with(slopes), norm_with(floors)
 
 
-def extrapolated(q: np.ndarray, k: np.ndarray, S: np.ndarray, floor: np.ndarray) -> Differences:
+def extrapolated(q: ArrayOrScalar, k: ArrayOrScalar, S: ArrayOrScalar, floor: ArrayOrScalar) -> Differences:
     """The limits h -> 0 from `quotients`, their error, and S at the smallest step of the table that won."""
     tables = range(len(FIRST_STEPS))
     values, errors = (np.stack(part) for part in zip(*(_ridders(q[:, t], floor[:, t]) for t in tables), strict=True))
@@ -124,14 +126,14 @@ def extrapolated(q: np.ndarray, k: np.ndarray, S: np.ndarray, floor: np.ndarray)
     return Differences(best, np.where(np.isfinite(error), error, np.inf), kink, scale)
 
 
-def _jump(k: np.ndarray, floor: np.ndarray) -> np.ndarray:
+def _jump(k: ArrayOrScalar, floor: ArrayOrScalar) -> ArrayOrScalar:
     """|k(0)| from the last two steps, beyond what rounding may add to it, where it is least of all tables: (d, p)."""
     limit = (β * k[:, :, -1] - k[:, :, -2]) / (β - 1)
     rounding = (β * floor[:, :, -1] + floor[:, :, -2]) / (β - 1)
     return np.nan_to_num(np.maximum(np.abs(limit) - rounding, 0), nan=0.0, posinf=0.0).min(1)
 
 
-def _ridders(q: np.ndarray, floor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _ridders(q: ArrayOrScalar, floor: ArrayOrScalar) -> tuple[ArrayOrScalar, ArrayOrScalar]:
     """The best entry of one table and its error; q and floor are (d, rows, p), the results (d, p)."""
     level, values, errors = q, [], []  # level holds T[j][i] for i = j, ..., ROWS - 1
     with np.errstate(all="ignore"):  # outside the domain of f there are NaNs, and no entry built on them counts

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxseq._types import ArrayOrScalar
 from jaxseq.testing import _surgery, _value
 from jaxseq.testing._compare import Tolerance, apart, compare, largest
 from jaxseq.testing._point import Arrays, inexact, leaf_names, varied, wide, wide_dtype
@@ -101,7 +102,7 @@ def _lower_at(trial: Trial, name: str, exact: Arrays, dtypes: Sequence[Any]) -> 
     tolerance = trial.tolerance(max((a.dtype for a in x), key=lambda d: float(jnp.finfo(d).eps)))
 
     @cache
-    def own() -> tuple[list[np.ndarray], list[np.ndarray]] | None:
+    def own() -> tuple[list[ArrayOrScalar], list[ArrayOrScalar]] | None:
         """`(outputs, result)` of what JAX derives in that dtype; None where it derives nothing."""
         with jax.enable_x64(False):
             try:
@@ -115,14 +116,14 @@ def _lower_at(trial: Trial, name: str, exact: Arrays, dtypes: Sequence[Any]) -> 
         with jax.enable_x64(False):
             return trial.rounding_at(x, seed)
 
-    def allowed(side: int, n: int, e: np.ndarray) -> Tolerance:
+    def allowed(side: int, n: int, e: ArrayOrScalar) -> Tolerance:
         """What is asked of no rule is to be better than JAX in that dtype, or than rounding lets any be."""
         theirs = own()
         off = max(4 * apart(e, theirs[side][n]), 10 * rounding()[side][n]) if theirs else np.inf
         off = off if np.isfinite(off) else np.inf
         return Tolerance(max(off, tolerance.relative), "four times the error of JAX's own, or ten times rounding's")
 
-    def another_function(n: int, e: np.ndarray) -> str | None:
+    def another_function(n: int, e: ArrayOrScalar) -> str | None:
         """Why values in that dtype, those without the rule, are not those of float64."""
         if (theirs := own()) is None:
             return None
@@ -160,7 +161,7 @@ def _lower_at(trial: Trial, name: str, exact: Arrays, dtypes: Sequence[Any]) -> 
     yield from found
 
 
-def _out_of_range(a: np.ndarray, dtype: Any) -> str | None:
+def _out_of_range(a: ArrayOrScalar, dtype: Any) -> str | None:
     """Why a dtype can't hold an array; None where it can, and for an array that is not finite to begin with."""
     info, size = jnp.finfo(dtype), largest(a)
     if 0 < size < float(info.tiny):

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxseq._types import ArrayOrScalar
 from jaxseq.testing._compare import DECIDES, compare, largest
 from jaxseq.testing._numbers import PROBES, Numbers
 from jaxseq.testing._point import normal, zeros
@@ -22,10 +23,10 @@ DIFFER = 1e-7
 # Elements of a leaf that differences look at one by one where nothing else knows them.
 COORDINATES = 16
 
-Change = Callable[[np.ndarray], np.ndarray]
+Change = Callable[[ArrayOrScalar], ArrayOrScalar]
 
 
-def unchanged(a: np.ndarray) -> np.ndarray:
+def unchanged(a: ArrayOrScalar) -> ArrayOrScalar:
     return a
 
 
@@ -67,7 +68,7 @@ class Evidence(ABC):
 class ByDifferences(Evidence):
     """Products of the result with probes, against differences of f in the direction of the probes."""
 
-    def __init__(self, numbers: Numbers, rounds: Iterable[Sequence[list[np.ndarray]]], message: str):
+    def __init__(self, numbers: Numbers, rounds: Iterable[Sequence[list[ArrayOrScalar]]], message: str):
         super().__init__(numbers)
         self.message = message
         self.rounds = [(probes, numbers.measured(probes)) for probes in rounds]
@@ -183,7 +184,7 @@ def _worst(failures: Iterable[Failure]) -> Failure | None:
     return max(failures, key=excess, default=None)
 
 
-def one_hot(like: Any, index: tuple[int, ...] | None) -> np.ndarray:
+def one_hot(like: Any, index: tuple[int, ...] | None) -> ArrayOrScalar:
     """One at the index, zero elsewhere; zero throughout for no index."""
     (probe,) = zeros([like])
     if index is not None:
@@ -191,6 +192,6 @@ def one_hot(like: Any, index: tuple[int, ...] | None) -> np.ndarray:
     return probe
 
 
-def _only_index(probe: np.ndarray) -> tuple[int, ...] | None:
+def _only_index(probe: ArrayOrScalar) -> tuple[int, ...] | None:
     """Where a probe looks, if that is one element."""
     return tuple(map(int, np.argwhere(probe)[0])) if np.count_nonzero(probe) == 1 else None

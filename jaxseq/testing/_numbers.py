@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxseq._types import ArrayOrScalar
 from jaxseq.testing import _differences, _point
 from jaxseq.testing._compare import Tolerance, apart, compare, largest
 from jaxseq.testing._point import Arrays, wide, zeros
@@ -23,7 +24,7 @@ LOW = 8.0
 PROBES = 2
 
 
-def _finite(arrays: Sequence[np.ndarray]) -> bool:
+def _finite(arrays: Sequence[ArrayOrScalar]) -> bool:
     return all(np.isfinite(a).all() for a in arrays)
 
 
@@ -60,18 +61,18 @@ class Numbers:
         """The arguments that are differentiated, by position, and their names."""
         return dict(zip(self.subject.ins.groups, self.subject.ins.arguments, strict=True))
 
-    def random_seed(self) -> list[np.ndarray]:
+    def random_seed(self) -> list[ArrayOrScalar]:
         return [_point.normal(self.rng, primal) for primal in self.primals]
 
     # --- Numbers ---
 
     @cached_property
-    def by_hand(self) -> dict[str, list[np.ndarray]]:
+    def by_hand(self) -> dict[str, list[ArrayOrScalar]]:
         """The result for each pattern."""
         return {name: wide(self.subject.by_hand(self.x, self.rest, s)[1]) for name, s in self.patterns.items()}
 
     @cached_property
-    def true(self) -> dict[str, list[np.ndarray]] | None:
+    def true(self) -> dict[str, list[ArrayOrScalar]] | None:
         """What `by_hand` has to equal; None where there is nothing to hold it against."""
         if self.subject.source is None:
             return None
@@ -84,19 +85,19 @@ class Numbers:
             return None
 
     @cached_property
-    def outputs(self) -> list[np.ndarray]:
+    def outputs(self) -> list[ArrayOrScalar]:
         """F(x) as it comes beside the derivative, compiled."""
         return wide(self.subject.by_hand(self.x, self.rest, self.patterns["joint"])[0])
 
     @cached_property
-    def true_outputs(self) -> list[np.ndarray] | None:
+    def true_outputs(self) -> list[ArrayOrScalar] | None:
         """What `outputs` have to equal, where there is a reference."""
         if self.subject.reference is None:
             return None
         return wide(self.subject.by_truth(self.x, self.rest, self.patterns["joint"])[0])
 
     @cached_property
-    def eager(self) -> tuple[list[np.ndarray], list[np.ndarray]] | None:
+    def eager(self) -> tuple[list[ArrayOrScalar], list[ArrayOrScalar]] | None:
         """(F(x), result) for the joint seed, one operation after the other; None where f can't run so."""
         try:
             outputs, result = self.subject.eagerly(self.x, self.rest, self.patterns["joint"])
@@ -164,7 +165,7 @@ class Numbers:
                 return f"{what} raises {explain(error)}"
         return None
 
-    def measured(self, probes: Sequence[list[np.ndarray]]) -> _differences.Differences:
+    def measured(self, probes: Sequence[list[ArrayOrScalar]]) -> _differences.Differences:
         """<probe, result(seed)> for each probe and each pattern, by differences."""
         s, seeds = self.subject, list(self.patterns.values())
         if s.mode == "vjp":
@@ -172,7 +173,7 @@ class Numbers:
         found = s.differences("f", s.judged, self.x, self.rest, seeds, probes)
         return _differences.Differences(*(part.T for part in found))
 
-    def probes(self, draw: Callable[[int], np.ndarray]) -> list[list[np.ndarray]]:
+    def probes(self, draw: Callable[[int], ArrayOrScalar]) -> list[list[ArrayOrScalar]]:
         """Probes for each leaf n of the result, `draw(n)` there and zero on all other leaves."""
         nothing = zeros(self.like)
         each = range(len(nothing))

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxseq._types import ArrayOrScalar
 from jaxseq.testing._compare import DECIDES, compare, largest
 from jaxseq.testing._evidence import DIFFER_ORIGIN, differ
 from jaxseq.testing._point import Arrays, normal, wide, zeros
@@ -117,7 +118,7 @@ def _by_differences(
     return Result(CHECK, column, Verdict.PASS)
 
 
-def _to_seed(trial: Trial, to_c: list[np.ndarray], d: list[np.ndarray]) -> Result:
+def _to_seed(trial: Trial, to_c: list[ArrayOrScalar], d: list[ArrayOrScalar]) -> Result:
     """The rule is linear in its seed, so <d, result(c)> = <cotangent of the seed, c> for every c."""
     message = "reverse over the rule gives a cotangent of its seed that is not the rule's transpose"
     results = []
@@ -133,7 +134,7 @@ def _to_seed(trial: Trial, to_c: list[np.ndarray], d: list[np.ndarray]) -> Resul
 
 
 def _as_truth(
-    trial: Trial, got: list[np.ndarray], expected: list[np.ndarray], rounding: Callable[[], list[float]]
+    trial: Trial, got: list[ArrayOrScalar], expected: list[ArrayOrScalar], rounding: Callable[[], list[float]]
 ) -> Iterator[Result]:
     message = f"reverse over the rule is not the second derivative of {trial.subject.source}"
     base = trial.tolerance()
@@ -144,5 +145,5 @@ def _as_truth(
         yield result if leaf in trial.leaves else result._replace(leaf=None)
 
 
-def _inner(a: Any, b: list[np.ndarray]) -> float:
+def _inner(a: Any, b: list[ArrayOrScalar]) -> float:
     return float(sum(np.sum(p * q).real for p, q in zip(wide(a), b, strict=True)))

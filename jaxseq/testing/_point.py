@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxseq import _checks
+from jaxseq._types import ArrayOrScalar
 
 Arrays = list[Any]
 
@@ -61,12 +62,12 @@ def wide_dtype(leaf: Any) -> Any:
     return np.complex128 if jnp.issubdtype(leaf.dtype, jnp.complexfloating) else np.float64
 
 
-def wide(arrays: Sequence[Any]) -> list[np.ndarray]:
+def wide(arrays: Sequence[Any]) -> list[ArrayOrScalar]:
     """On the host, in float64 or complex128."""
     return [np.asarray(a).astype(wide_dtype(a)) for a in arrays]
 
 
-def zeros(arrays: Sequence[Any]) -> list[np.ndarray]:
+def zeros(arrays: Sequence[Any]) -> list[ArrayOrScalar]:
     """In the shapes of the arrays, in float64 or complex128."""
     return [np.zeros(a.shape, wide_dtype(a)) for a in arrays]
 
@@ -200,7 +201,7 @@ def as_arrays(args: Any) -> tuple[Any, ...]:
 # --- Random numbers, from NumPy: the same on every device ---
 
 
-def normal(rng: np.random.Generator, like: Any) -> np.ndarray:
+def normal(rng: np.random.Generator, like: Any) -> ArrayOrScalar:
     """Normal numbers in the shape of `like`, in float64 or complex128."""
     draw = rng.standard_normal(like.shape)
     return draw + 1j * rng.standard_normal(like.shape) if wide_dtype(like) == np.complex128 else draw
@@ -218,7 +219,7 @@ def patterns(like: Arrays, names: Sequence[str], seed: int) -> dict[str, Arrays]
     """
     rng = np.random.default_rng([seed, 2])
 
-    def only(n: int, value: np.ndarray) -> list[np.ndarray]:
+    def only(n: int, value: ArrayOrScalar) -> list[ArrayOrScalar]:
         return [value if m == n else zero for m, zero in enumerate(zeros(like))]
 
     made = {"joint": [normal(rng, a) for a in like]}

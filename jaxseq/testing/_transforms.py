@@ -19,6 +19,7 @@ from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
 from jaxseq._sharding import together
+from jaxseq._types import ArrayOrScalar
 from jaxseq.testing import _point
 from jaxseq.testing._compare import largest
 from jaxseq.testing._point import Arrays, wide
@@ -340,7 +341,7 @@ def _argument_alone(trial: Trial, group: int, message: str) -> Iterator[Result]:
         yield trial.agree_on(n, "alone", a, e, message)
 
 
-def _run(trial: Trial, F: Function, x: Arrays, seed: Arrays) -> list[np.ndarray]:
+def _run(trial: Trial, F: Function, x: Arrays, seed: Arrays) -> list[ArrayOrScalar]:
     """The result for F, one operation after the other where f can do that: then there is nothing new to compile."""
     run = derivative(trial.subject.mode, F)
     if trial.eager is None:

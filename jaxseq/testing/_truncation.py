@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxseq import _checks
+from jaxseq._types import ArrayOrScalar
 from jaxseq.testing import _point, _surgery
 from jaxseq.testing._check import Session
 from jaxseq.testing._compare import DECIDES, largest
@@ -171,7 +172,7 @@ def edges(trial: Trial, f: Sequences, steps: int, k: Any, windows: list[Window])
     yield from _nothing_crosses(trial, windows)
     s, check, seed = trial.subject, "truncation", trial.patterns["joint"]
 
-    def gradient(k: Any) -> list[np.ndarray]:
+    def gradient(k: Any) -> list[ArrayOrScalar]:
         F = partial(f, truncation=k)
         run = s.program(f"truncation={k}", lambda x, rest, c: derivative("vjp", s.flat(F, rest))(x, c)[1])
         return wide(run(trial.x, trial.rest, seed))

@@ -6,6 +6,7 @@ from dataclasses import replace
 import jax
 import numpy as np
 
+from jaxseq._types import ArrayOrScalar
 from jaxseq.testing import _evidence, _point
 from jaxseq.testing._compare import Tolerance, compare, largest
 from jaxseq.testing._diagnosis import fit, fit_seed
@@ -90,7 +91,7 @@ def linearity(trial: Trial) -> Iterator[Result]:
 SCALES = (-60, -20, 20, 60)
 
 
-def _scaled(trial: Trial, seed: list[np.ndarray], result: list[np.ndarray]) -> Iterator[Result]:
+def _scaled(trial: Trial, seed: list[ArrayOrScalar], result: list[ArrayOrScalar]) -> Iterator[Result]:
     """result(2^k c) = 2^k result(c): cotangents of a loss may be of any size, not of about one alone."""
     s, check = trial.subject, "linearity"
     info = np.finfo(s.dtype)
@@ -207,7 +208,7 @@ def _convicted(trial: Trial, n: int, failure: Failure) -> Result:
     return Result(check, leaf, Verdict.FAIL, failure=failure)
 
 
-def _truth_of(trial: Trial, n: int) -> Callable[[list[np.ndarray]], np.ndarray]:
+def _truth_of(trial: Trial, n: int) -> Callable[[list[ArrayOrScalar]], ArrayOrScalar]:
     """The right leaf n of the result, for any seed."""
     return lambda seed: wide(trial.subject.by_truth(trial.x, trial.rest, seed)[1])[n]
 

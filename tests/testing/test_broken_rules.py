@@ -112,6 +112,7 @@ def test_a_mistake_that_can_not_be_made_says_so():
     assert not {"transposed", "spread", "output", "alone", "ranks promoted"} & applicable
 
 
+@pytest.mark.other_types
 def test_mutate_takes_functions_only():
     with pytest.raises(TypeError, match=r"`f`: expected a function, got int 3"):
         mutate(3)

@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .PHONY: demo processes filters digits moving convolution sunspots vanishing memory shuffled frameworks policy \
-	test test-all test-types fuzz mutants lint bench docs clean
+	test test-long test-all test-types fuzz mutants lint bench docs clean
 
 demo: $(VENV)/.examples  ## train a character model on the language reference of Python
 	$(BIN)/python examples/char_lm.py $(ARGS)
@@ -52,8 +52,11 @@ frameworks: $(VENV)/.frameworks  ## inside Flax linen, Flax nnx, Equinox, Haiku:
 test: $(VENV)/.test  ## the default suite; ARGS="-k truncation" and the like reach pytest
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 $(ARGS)
 
-test-all: test  ## the default suite, then what takes minutes: the marker `long` and tests/repository/
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 $(ARGS) -m long
+test-all: test test-long  ## the default suite, then what takes minutes
+
+test-long: $(VENV)/.test  ## the marker `long`: of the library, then the examples, benchmarks, site and release
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 $(ARGS) -m long --ignore=tests/repository
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 $(ARGS) -m long tests/repository
 
 test-types: $(VENV)/.types  ## the default suite with every annotation of the library checked where its function is called
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --jaxtyping-packages=jaxseq,beartype.beartype $(ARGS)

@@ -12,9 +12,14 @@ import sys
 
 from tests.support import flags
 
-# The suite compiles some thousand programs and runs each once: optimisation would not pay. The long tests, which run
-# theirs again and again, have it, as users do. (Other processes inherit what the first one has set.)
-if not ("long" in sys.argv or "PYTEST_XDIST_WORKER" in os.environ or "_level=0" in os.environ.get("XLA_FLAGS", "")):
+# The suite compiles some thousand programs and runs each once: optimisation would not pay. Examples and benchmarks, in
+# tests/repository, run theirs again and again and have it, as users do; so do the programs of tests/contract.py. (Other
+# processes inherit what the first one has set.)
+if not (
+    any(argument.startswith("tests/repository") for argument in sys.argv)
+    or "PYTEST_XDIST_WORKER" in os.environ
+    or "_level=0" in os.environ.get("XLA_FLAGS", "")
+):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags.as_text(flags.UNOPTIMISED)}"
 
 import jax

@@ -104,8 +104,8 @@ class Server:
 
     def __init__(self, connection):
         self.connection = connection
-        self.request = None  # (path, name), or None at the end
-        self.reports = []  # of the setup, call and teardown of a test
+        self.request: tuple[str, str] | None = None  # the path and the name of a test; None at the end
+        self.reports: list[pytest.TestReport] = []  # of the setup, call and teardown of a test
         self.start = 0.0
 
     def receive(self):
@@ -122,7 +122,8 @@ class Server:
         self.reports.append(report)
 
     def pytest_runtestloop(self, session):
-        path, _ = self.request
+        assert self.request is not None
+        path = self.request[0]
         items = {item.nodeid.partition("::")[2]: item for item in session.items}
         while self.request is not None and self.request[0] == path:
             item = items.get(self.request[1])

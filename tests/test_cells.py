@@ -344,11 +344,6 @@ BAD = {
         ValueError,
         r"`odd\.pullback`: expected p̄ of one example like the cell's own parameters, .*\[5\].*got .*\[1\]",
     ),
-    "no cell": (
-        lambda: jaxseq.recurrence(fine, None, None, jnp.ones((7, 2, 3))),
-        TypeError,
-        r"`cell`: expected a jaxseq\.Cell, got function",
-    ),
     "twice the same gate": (odd(gates="aa"), ValueError, r"`odd\.gates`: expected a letter for each gate, .*'aa'"),
     "apart from no gate": (odd(apart="x"), ValueError, r"`odd\.apart`: expected some of the gates 'ab' .*'x'"),
     "alone in front": (odd(alone="a"), ValueError, r"`odd\.alone`: expected the last of the gates 'ab', .*'a'"),
@@ -411,6 +406,12 @@ BAD = {
         r"`heads`: expected a divisor of `hidden_size`, 8, got 3",
     ),
 }
+
+
+@pytest.mark.other_types
+def test_a_function_is_no_cell():
+    with pytest.raises(TypeError, match=r"`cell`: expected a jaxseq\.Cell, got function"):
+        jaxseq.recurrence(fine, None, None, jnp.ones((7, 2, 3)))
 
 
 @pytest.mark.parametrize(("call", "kind", "message"), BAD.values(), ids=BAD)

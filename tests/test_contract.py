@@ -51,13 +51,23 @@ OPTIONS = ("leaky", "twice", "projected_lstm")
 
 
 def later(name, label):
-    """What the default suite leaves out; of cells in time, options that another one has."""
-    if name == "recurrence":
-        return ", " in label and label.partition(", ")[0] not in OPTIONS
+    """What the default suite leaves out."""
     return label not in DEFAULT.get(name, (label,)) or derived(name, label)
 
 
-@pytest.mark.parametrize(("name", "label"), long_where(GRID, later))
+def repeats(name, label):
+    """Variants whose branches are those of lstm, conv_lstm and OPTIONS."""
+    if name in ("rnn", "gru"):
+        return label not in DEFAULT[name]
+    if name in ("conv_gru", "conv_gru_cell"):
+        return label != "1d"
+    return name == "recurrence" and ", " in label and label.partition(", ")[0] not in OPTIONS
+
+
+VARIANTS = [p for p in GRID if not repeats(*p.values)]
+
+
+@pytest.mark.parametrize(("name", "label"), long_where(VARIANTS, later))
 def test_contract(name, label, key):
     verify_contract(name, label, key, dtypes_of(name, label))
 
@@ -100,7 +110,7 @@ def test_a_cell_in_a_scan_equals_the_sequence(name, key):
 
 
 # Variants of recurrences and layers that the default suite has in float32 alone.
-REST = [p for p in GRID if len(dtypes_of(*p.values)) == 1 and not later(*p.values)]
+REST = [p for p in VARIANTS if len(dtypes_of(*p.values)) == 1 and not later(*p.values)]
 
 
 @pytest.mark.long

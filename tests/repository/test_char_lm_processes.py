@@ -248,17 +248,17 @@ def test_two_processes_by_hand_have_the_losses_of_one(processes, text, tmp_path)
 def test_two_processes_stop_together_and_go_on(start, tmp_path):
     """The command that starts both is sent the signal. What is resumed is, bit for bit, as undisturbed."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert start(whole, "--steps=50").communicate()[1] == ""
-    for step, number in (10, signal.SIGTERM), (30, signal.SIGINT):
-        run = start(parts, "--steps=50", "--resume", "--checkpoint-every=10")
+    assert start(whole, "--steps=100").communicate()[1] == ""
+    for step, number in (20, signal.SIGTERM), (60, signal.SIGINT):
+        run = start(parts, "--steps=100", "--resume", "--checkpoint-every=20")
         until(lambda: (parts / "checkpoints" / str(step)).exists() or run.poll() is not None)  # noqa: B023
         assert len(living(parts)) == 3
         run.send_signal(number)
         said = run.communicate()
         assert run.returncode == 128 + number, said
-        assert re.fullmatch(r"interrupted after \d+ of 50 steps; --resume goes on from there\n", said[1])
+        assert re.fullmatch(r"interrupted after \d+ of 100 steps; --resume goes on from there\n", said[1])
         assert not living(parts)
-    again = start(parts, "--steps=50", "--resume")
+    again = start(parts, "--steps=100", "--resume")
     said = again.communicate()
     assert again.returncode == 0, said
     assert "Gloo" not in said[0]

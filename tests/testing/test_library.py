@@ -1,8 +1,8 @@
 """Variants of this library pass the checks, and nothing is INCONCLUSIVE.
 
 The default suite judges some variants at the level quick, that of `conv` by all checks. The long tests judge each
-variant of `python -m jaxseq verify`, one for each rule and for each branch of an engine, by all checks. Whether every
-variant computes what it should is the matter of test_contract.py.
+variant of `python -m jaxseq verify`, one for each rule and for each branch of an engine, some by all checks;
+`verify --level full` does so for all. Whether every variant computes what it should is the matter of test_contract.py.
 """
 
 import pytest
@@ -30,6 +30,13 @@ DEFAULT = [
 ]
 
 
+# Judged by all checks among the long tests: one of each kind of rule and engine.
+FULL = [
+    *(("conv", "depthwise"), ("conv_transpose", "gaps, dilated, causal"), ("causal_conv", "resets")),
+    *(("lstm", "batch first, lengths, checkpoint"), ("recurrence", "twice"), ("scan", "checkpoint"), ("stack", "gru")),
+]
+
+
 @pytest.mark.parametrize(("name", "label"), [p for p in GRID if p.values in DEFAULT])
 def test_every_check_passes(name, label):
     level, checks = ("full", _check.FULL) if (name, label) == DEFAULT[0] else ("quick", _check.QUICK)
@@ -37,9 +44,12 @@ def test_every_check_passes(name, label):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("name", "label"), [p for p in GRID if p.values[1] in CASES[p.values[0]].quick])
+@pytest.mark.parametrize(
+    ("name", "label"), [p for p in GRID if p.values in FULL or p.values[1] in CASES[p.values[0]].quick]
+)
 def test_every_check_passes_at_another_seed(name, label):
-    passes(session(name, label)(seed=1), len(_check.FULL), name, label)
+    level, checks = ("full", _check.FULL) if (name, label) in FULL else ("quick", _check.QUICK)
+    passes(session(name, label)(seed=1, level=level), len(checks), name, label)
 
 
 @pytest.mark.eight_devices

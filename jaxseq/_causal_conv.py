@@ -40,6 +40,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Inexact
 
 from jaxseq import _checks, _conv, _correlation, _dense, _geometry, _precision, _sharding, _time
@@ -102,7 +103,8 @@ def _fwd(options: Options, *operands: Any) -> Any:
     return apply(options, *operands), operands
 
 
-def _bwd(options: Options, operands: Any, ȳ: jax.Array) -> Any:
+def _bwd(options: Options, operands: Any, ȳ: ArrayLike) -> Any:
+    ȳ = jnp.asarray(ȳ)  # JAX hands on a NumPy array that the caller of a pullback passes
     carry, x, kernel, bias, resets = operands
     z, P = _joined(carry, x), carry.shape[-2]
     age = _age(resets, reach=P)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Inexact, PRNGKeyArray
 
 from jaxseq import _checks, _correlation, _dense, _geometry, _halo, _init, _precision, _sharding
@@ -49,7 +50,8 @@ def _conv_fwd(geometry: Geometry, precision: Any, x: jax.Array, kernel: jax.Arra
     return apply(geometry, precision, x, kernel, bias), (x, kernel, bias)
 
 
-def _conv_bwd(geometry: Geometry, precision: Any, residuals: Any, ȳ: jax.Array) -> Any:
+def _conv_bwd(geometry: Geometry, precision: Any, residuals: Any, ȳ: ArrayLike) -> Any:
+    ȳ = jnp.asarray(ȳ)  # JAX hands on a NumPy array that the caller of a pullback passes
     x, kernel, bias = residuals
     x̄ = _correlation.to_input(geometry, precision, kernel, ȳ, x.shape[1:-1])
     w̄ = _correlation.to_kernel(geometry, precision, x, ȳ, kernel.shape[:-2])

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Inexact, PRNGKeyArray
 
 from jaxseq import _checks, _conv, _correlation, _dense, _geometry, _halo, _init, _precision
@@ -57,7 +58,8 @@ def _fwd(geometry: Geometry, space: tuple[int, ...], precision: Any, *operands: 
     return apply(geometry, space, precision, *operands), operands
 
 
-def _bwd(geometry: Geometry, space: tuple[int, ...], precision: Any, operands: Any, ȳ: jax.Array) -> Any:
+def _bwd(geometry: Geometry, space: tuple[int, ...], precision: Any, operands: Any, ȳ: ArrayLike) -> Any:
+    ȳ = jnp.asarray(ȳ)  # JAX hands on a NumPy array that the caller of a pullback passes
     x, kernel, bias = operands
     x̄ = _correlation.to_output(geometry, precision, ȳ, kernel, x.shape[1:-1])
     w̄ = _correlation.to_kernel(geometry, precision, ȳ, x, kernel.shape[:-2])

@@ -70,6 +70,7 @@ def _recurrence_fwd(cell: Cell, options: Options, inputs: Inputs) -> Any:
 
 def _recurrence_bwd(cell: Cell, options: Options, residuals: Any, cotangents: Any) -> tuple[Inputs]:
     inputs, _ = residuals
+    cotangents = jax.tree.map(jnp.asarray, cotangents)  # JAX hands on NumPy arrays that the caller passes
     w̄, c̄arry, x̄s = _backward(cell, options, *residuals, cotangents)
     w̄ = w̄._replace(drop=jax.tree.map(jnp.zeros_like, inputs.weights.drop))
     hold = jax.tree.map(lambda k: None if k.dtype == bool else jnp.zeros_like(k), inputs.hold)

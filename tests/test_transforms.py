@@ -24,7 +24,6 @@ import jaxseq
 from jaxseq._cases import CASES
 
 
-@pytest.mark.other_types  # outside of jit, JAX hands cotangents of NumPy to a rule as they are
 class TestVariants(chex.TestCase):
     """Without jit, with arguments on the device and on the host (NumPy); `contract.py` compiles every op."""
 

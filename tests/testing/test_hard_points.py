@@ -37,10 +37,10 @@ def test_full_saturation_is_inconclusive():
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("gain", "steps", "level"), [(5.0, 40, "full"), (10.0, 80, "quick")])
-def test_a_chaotic_recurrence_does_not_fail_the_right_rule(gain, steps, level):
+@pytest.mark.parametrize(("gain", "steps"), [(5.0, 40), (10.0, 80)])
+def test_a_chaotic_recurrence_does_not_fail_the_right_rule(gain, steps):
     args = arguments(jax.random.key(1), gain=gain, T=steps, H=11)
-    report = check_vjp(broken(), args, reference=plain, level=level)
+    report = check_vjp(broken(), args, reference=plain, level="quick")
     assert report.verdict is not Verdict.FAIL
     assert report.of("value") is report.of("elements") is Verdict.PASS
     for wrong in (*WRONG, "weight gradient off by 1e-4"):

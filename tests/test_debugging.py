@@ -17,7 +17,7 @@ KEY = jax.random.key(0)
 
 
 def draw(*shape):
-    return jnp.asarray(np.random.default_rng(len(shape)).normal(size=shape), jnp.float32)
+    return jax.device_put(np.random.default_rng(len(shape)).normal(size=shape).astype(np.float32))
 
 
 LSTM, GRU, RNN = jaxseq.lstm_init(KEY, 3, 4), jaxseq.gru_init(KEY, 3, 4), jaxseq.rnn_init(KEY, 3, 4)

@@ -67,7 +67,9 @@ DTYPES = [
 ]
 
 
-@pytest.mark.parametrize("names", ["lstm", "slstm", "conv_gru", "bidirectional"])
+@pytest.mark.parametrize(
+    "names", ["lstm", "slstm", *(pytest.param(n, marks=pytest.mark.long) for n in ("conv_gru", "bidirectional"))]
+)
 def test_dtypes_at_the_boundary(names, key):
     """Traced only: ys in the dtype of xs, the carry in its own or that of the state, every cotangent in its primal's;
     the reference implementation alike.

@@ -25,8 +25,8 @@ def passes(report, checks, name, label):
 FIRST = [p.values for p in OPS]
 FAMILIES = ("conv", "causal_conv", "lstm")
 DEFAULT = [
-    *(("conv", "1d"), ("conv", "flipped, grouped"), ("causal_conv", "resets, depthwise, dilated")),
-    *(("rnn", "plain"), ("lstm", "truncation, reverse"), ("scan", "plain"), ("recurrence", "leaky")),
+    *(("conv", "1d"), ("causal_conv", "resets, depthwise, dilated")),
+    *(("lstm", "truncation, reverse"), ("scan", "plain")),
 ]
 
 

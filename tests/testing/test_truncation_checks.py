@@ -60,7 +60,7 @@ def test_plain_differences_do_not_see_a_stop(args):
     assert check_vjp(partial(elman, truncation=3), args, level="quick").of("value") is Verdict.FAIL
 
 
-@pytest.mark.parametrize("reference", [None, elman])
+@pytest.mark.parametrize("reference", [pytest.param(None, marks=pytest.mark.long), elman])
 def test_a_leak_of_a_millionth_is_found(reference, args):
     report = check_truncation(partial(elman, leak=1e-6), args, truncation=3, reference=reference, level="quick")
     assert report.of("truncation", "carry") is Verdict.FAIL
@@ -97,7 +97,8 @@ def test_where_truncation_changes_nothing_the_check_has_no_power(args):
     assert report.of("truncation") is Verdict.INCONCLUSIVE
 
 
-@pytest.mark.parametrize("reverse", [pytest.param(False, marks=pytest.mark.long), True])
+@pytest.mark.long
+@pytest.mark.parametrize("reverse", [False, True])
 def test_the_frozen_function_has_the_truncated_gradient(reverse, args):
     """Both orders, by JAX alone: what is frozen has the value of f, and the gradient of f with stops."""
     f = partial(elman, reverse=reverse)

@@ -40,10 +40,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Inexact
 
 from jaxseq import _checks, _conv, _correlation, _dense, _geometry, _precision, _sharding, _time
+from jaxseq._cotangents import as_jax_arrays
 from jaxseq._geometry import Geometry
 from jaxseq._op import op
 from jaxseq._relay import from_one, is_first, relay
@@ -103,8 +103,7 @@ def _fwd(options: Options, *operands: Any) -> Any:
     return apply(options, *operands), operands
 
 
-def _bwd(options: Options, operands: Any, ȳ: ArrayLike) -> Any:
-    ȳ = jnp.asarray(ȳ)  # JAX hands on a NumPy array that the caller of a pullback passes
+def _bwd(options: Options, operands: Any, ȳ: jax.Array) -> Any:
     carry, x, kernel, bias, resets = operands
     z, P = _joined(carry, x), carry.shape[-2]
     age = _age(resets, reach=P)
@@ -118,7 +117,7 @@ def _bwd(options: Options, operands: Any, ȳ: ArrayLike) -> Any:
     return *_precision.cast_like((z̄[..., :P, :], z̄[..., P:, :], w̄, b̄), operands[:4]), None
 
 
-_causal_conv.defvjp(_fwd, _bwd)
+_causal_conv.defvjp(_fwd, as_jax_arrays(_bwd))
 
 
 def _handed_on(carry: jax.Array, x: jax.Array, resets: jax.Array | None) -> jax.Array:

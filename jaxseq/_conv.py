@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 from jaxtyping import Array, Inexact, PRNGKeyArray
 
 from jaxseq import _checks, _correlation, _dense, _geometry, _halo, _init, _precision, _sharding
+from jaxseq._cotangents import as_jax_arrays
 from jaxseq._geometry import Geometry
 from jaxseq._op import op
 from jaxseq._transpose_hint import hint_at_transpose
@@ -50,8 +50,7 @@ def _conv_fwd(geometry: Geometry, precision: Any, x: jax.Array, kernel: jax.Arra
     return apply(geometry, precision, x, kernel, bias), (x, kernel, bias)
 
 
-def _conv_bwd(geometry: Geometry, precision: Any, residuals: Any, ȳ: ArrayLike) -> Any:
-    ȳ = jnp.asarray(ȳ)  # JAX hands on a NumPy array that the caller of a pullback passes
+def _conv_bwd(geometry: Geometry, precision: Any, residuals: Any, ȳ: jax.Array) -> Any:
     x, kernel, bias = residuals
     x̄ = _correlation.to_input(geometry, precision, kernel, ȳ, x.shape[1:-1])
     w̄ = _correlation.to_kernel(geometry, precision, x, ȳ, kernel.shape[:-2])
@@ -59,7 +58,7 @@ def _conv_bwd(geometry: Geometry, precision: Any, residuals: Any, ȳ: ArrayLike)
     return _precision.cast_like((x̄, w̄, b̄), residuals)
 
 
-_conv.defvjp(_conv_fwd, _conv_bwd)
+_conv.defvjp(_conv_fwd, as_jax_arrays(_conv_bwd))
 
 
 # --- Public ---

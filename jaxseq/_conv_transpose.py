@@ -16,11 +16,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 from jaxtyping import Array, Inexact, PRNGKeyArray
 
 from jaxseq import _checks, _conv, _correlation, _dense, _geometry, _halo, _init, _precision
 from jaxseq._conv import ConvParams
+from jaxseq._cotangents import as_jax_arrays
 from jaxseq._geometry import Geometry
 from jaxseq._op import op
 from jaxseq._transpose_hint import hint_at_transpose
@@ -58,8 +58,7 @@ def _fwd(geometry: Geometry, space: tuple[int, ...], precision: Any, *operands: 
     return apply(geometry, space, precision, *operands), operands
 
 
-def _bwd(geometry: Geometry, space: tuple[int, ...], precision: Any, operands: Any, ȳ: ArrayLike) -> Any:
-    ȳ = jnp.asarray(ȳ)  # JAX hands on a NumPy array that the caller of a pullback passes
+def _bwd(geometry: Geometry, space: tuple[int, ...], precision: Any, operands: Any, ȳ: jax.Array) -> Any:
     x, kernel, bias = operands
     x̄ = _correlation.to_output(geometry, precision, ȳ, kernel, x.shape[1:-1])
     w̄ = _correlation.to_kernel(geometry, precision, ȳ, x, kernel.shape[:-2])
@@ -67,7 +66,7 @@ def _bwd(geometry: Geometry, space: tuple[int, ...], precision: Any, operands: A
     return _precision.cast_like((x̄, w̄, b̄), operands)
 
 
-_conv_transpose.defvjp(_fwd, _bwd)
+_conv_transpose.defvjp(_fwd, as_jax_arrays(_bwd))
 
 
 # --- Public ---

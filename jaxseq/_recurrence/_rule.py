@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxseq._cotangents import as_jax_arrays
 from jaxseq._derivative import with_derivative_of
 from jaxseq._recurrence._backward import plan_of, sweep
 from jaxseq._recurrence._cell import Cell, Inputs, State, Weights
@@ -70,11 +71,10 @@ def _recurrence_fwd(cell: Cell, options: Options, inputs: Inputs) -> Any:
 
 def _recurrence_bwd(cell: Cell, options: Options, residuals: Any, cotangents: Any) -> tuple[Inputs]:
     inputs, _ = residuals
-    cotangents = jax.tree.map(jnp.asarray, cotangents)  # JAX hands on NumPy arrays that the caller passes
     w̄, c̄arry, x̄s = _backward(cell, options, *residuals, cotangents)
     w̄ = w̄._replace(drop=jax.tree.map(jnp.zeros_like, inputs.weights.drop))
     hold = jax.tree.map(lambda k: None if k.dtype == bool else jnp.zeros_like(k), inputs.hold)
     return (Inputs(w̄, c̄arry, x̄s, None, None, hold, None),)
 
 
-rule.defvjp(_recurrence_fwd, _recurrence_bwd)
+rule.defvjp(_recurrence_fwd, as_jax_arrays(_recurrence_bwd))

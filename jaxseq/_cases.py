@@ -245,7 +245,8 @@ def _recurrence_example(
     leaves = [draw(*batch, *shape[:-1], shape[-1] * width) for shape in states or ((H,),) * count]
     features = (*features[:-1], features[-1] * width)
     first: Any = leaves[0] if state is None else state(*leaves)
-    first = first._replace(**{field: jnp.abs(getattr(first, field)) for field in positive}) if positive else first
+    for field in positive:
+        first = first._replace(**{field: jnp.abs(getattr(first, field))})
     sizes = (*batch, length) if batch_first else (length, *batch)
     x = draw(*(sizes if time else batch), *features)
     # Sequences of many lengths, none among them; resets anywhere but at the first step, where they would close the only

@@ -40,7 +40,6 @@ DEFAULT = {
     "scan": ("plain",),
     "conv_lstm": ("1d",),
     "stack": ("gru",),
-    "bidirectional": ("lstm",),
     "depthwise_conv": (),
     "causal_conv": ("plain", "depthwise", "dilated, beyond the chunk", "resets, depthwise, dilated"),
     "conv_transpose": ("1d", "gaps, dilated, causal", "depthwise", "output padding, grouped", "3d"),
@@ -61,9 +60,9 @@ def later(name, label):
 
 
 def repeats(name, label):
-    """Variants whose branches are those of lstm, conv_lstm and OPTIONS."""
+    """Whether lstm, conv_lstm or a cell of OPTIONS has a variant that takes the same branches."""
     if name in ("rnn", "gru"):
-        return label not in DEFAULT[name]
+        return label not in ("plain", "no bias, zero carry", "relu")
     if name in ("conv_gru", "conv_gru_cell"):
         return label != "1d"
     return name == "recurrence" and ", " in label and label.partition(", ")[0] not in OPTIONS

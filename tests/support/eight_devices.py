@@ -130,15 +130,16 @@ class Server:
             if item is None:
                 self.answer("failed", f"there is no {self.request[1]} in {path}")
             else:
-                item.config.hook.pytest_runtest_protocol(item=item, nextitem=self.next_item(item, items.values()))
+                item.config.hook.pytest_runtest_protocol(item=item, nextitem=sibling(item, items.values()))
                 self.answer(*outcome_of(self.reports))
             self.receive()
         return True
 
-    def next_item(self, item, items):
-        """Return another test of the file, so that what belongs to the file is kept: fixtures, compiled programs."""
-        others = (other for other in items if other is not item and isinstance(other.parent, pytest.Module))
-        return next(others, None)
+
+def sibling(item, items):
+    """Return another test of the file, so that what belongs to the file is kept: fixtures, compiled programs."""
+    others = (other for other in items if other is not item and isinstance(other.parent, pytest.Module))
+    return next(others, None)
 
 
 def outcome_of(reports):

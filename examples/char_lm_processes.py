@@ -213,7 +213,12 @@ def work(parser: Parser, options: Options, train: str, held_out: str) -> int:
         shutdown_timeout_seconds=PATIENCE,
     )
     check_division(parser, options, jax.local_device_count())
-    status = char_lm.job(options, train, held_out, placement(options, chosen), PROG)
+    status = 1
+    try:
+        status = char_lm.job(options, train, held_out, placement(options, chosen), PROG)
+    finally:
+        if 0 < status < 128:
+            time.sleep(1)  # A sum fails when another process dies; in that case `watch` ends this process.
     sys.stdout.flush()
     sys.stderr.flush()
     if 0 < status < 128:

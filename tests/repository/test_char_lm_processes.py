@@ -279,7 +279,8 @@ def test_none_is_left_when_one_is_killed(start, tmp_path, victim):
     else:
         (pid,) = (pid for pid, line in living(out).items() if f"--process={victim[-1]}" in line)
         os.kill(pid, signal.SIGKILL)
-        assert run.communicate()[1] == f"char_lm_processes.py: error: {victim} was killed by signal 9\n"
+        # The other process may report its lost connection first.
+        assert run.communicate()[1].splitlines()[-1] == f"char_lm_processes.py: error: {victim} was killed by signal 9"
         assert run.returncode == 137
     until(lambda: not living(out), 10)
     assert time.monotonic() - struck < 10
@@ -291,7 +292,8 @@ def test_by_hand_too_none_waits_for_one_that_died(start, tmp_path):
     until(lambda: (out / "checkpoints" / "10").exists() or any(run.poll() is not None for run in runs))
     runs[1].kill()
     begun = time.monotonic()
-    assert runs[0].communicate()[1] == "char_lm_processes.py: error: another process ended before the work was done\n"
+    message = "char_lm_processes.py: error: another process ended before the work was done"
+    assert runs[0].communicate()[1].splitlines()[-1] == message
     assert runs[0].returncode == 3
     assert time.monotonic() - begun < 5
 

@@ -20,7 +20,9 @@ def draw(*shape):
     return jax.device_put(np.random.default_rng(len(shape)).normal(size=shape).astype(np.float32))
 
 
-LSTM, GRU, RNN = jaxseq.lstm_init(KEY, 3, 4), jaxseq.gru_init(KEY, 3, 4), jaxseq.rnn_init(KEY, 3, 4)
+LSTM = jaxseq.LSTMParams(draw(3, 16), draw(4, 16), draw(16))
+GRU = jaxseq.GRUParams(draw(3, 12), draw(4, 12), draw(12), draw(12))
+RNN = jaxseq.RNNParams(draw(3, 4), draw(4, 4), draw(4))
 LENGTHS, RESETS = np.array([4, 2]), np.zeros((4, 2), bool)
 RESETS[2, 1] = True
 XS = draw(4, 2, 3)
@@ -49,12 +51,12 @@ OPS = {
     "gru": (lambda p, xs: jaxseq.gru(p, None, xs, truncation=2), GRU, XS),
     "slstm": (
         lambda p, xs: jaxseq.recurrence(cells.slstm, p, None, xs),
-        cells.slstm_init(KEY, 4, 4),
+        jax.tree.map(lambda a: draw(*a.shape), jax.eval_shape(lambda: cells.slstm_init(KEY, 4, 4))),
         draw(3, 2, 4),
     ),
     "conv_lstm": (
         lambda p, xs: jaxseq.conv_lstm(p, None, xs),
-        jaxseq.conv_lstm_init(KEY, 3, 2, 3),
+        jaxseq.LSTMParams(draw(3, 2, 12), draw(3, 3, 12), draw(12)),
         draw(3, 2, 5, 2),
     ),
     "stack": (

@@ -11,16 +11,23 @@ import pytest
 import jaxseq
 
 F = jnp.float32
-X, W, B = jnp.ones((2, 9, 4), F), jnp.ones((3, 2, 6), F), jnp.ones(6, F)  # two groups
-WT, PAST = jnp.ones((3, 2, 4), F), jnp.ones((2, 4, 4), F)
+
+
+def ones(*shape, dtype=F):
+    """Ones, without a program to make them: most tests of this file compile none."""
+    return jax.device_put(np.ones(shape, dtype))
+
+
+X, W, B = ones(2, 9, 4), ones(3, 2, 6), ones(6)  # two groups
+WT, PAST = ones(3, 2, 4), ones(2, 4, 4)
 PARAMS = {
-    "rnn": jaxseq.RNNParams(jnp.ones((3, 5), F), jnp.ones((5, 5), F), jnp.ones(5, F)),
-    "gru": jaxseq.GRUParams(jnp.ones((3, 15), F), jnp.ones((5, 15), F), jnp.ones(15, F), jnp.ones(15, F)),
-    "lstm": jaxseq.LSTMParams(jnp.ones((3, 20), F), jnp.ones((5, 20), F), jnp.ones(20, F)),
+    "rnn": jaxseq.RNNParams(ones(3, 5), ones(5, 5), ones(5)),
+    "gru": jaxseq.GRUParams(ones(3, 15), ones(5, 15), ones(15), ones(15)),
+    "lstm": jaxseq.LSTMParams(ones(3, 20), ones(5, 20), ones(20)),
 }
-H = jnp.ones((2, 5), F)
+H = ones(2, 5)
 STATE = jaxseq.LSTMState(H, H)
-XS = jnp.ones((7, 2, 3), F)
+XS = ones(7, 2, 3)
 
 
 def conv_transpose(x=X, kernel=WT, bias=None, **options):
@@ -46,7 +53,7 @@ def gru(params=PARAMS["gru"], carry=H, xs=XS, **options):
 MISTAKES = {
     # --- conv: arrays ---
     "integer x": (
-        conv(x=jnp.ones((2, 9, 4), jnp.int32)),
+        conv(x=ones(2, 9, 4, dtype=jnp.int32)),
         TypeError,
         r"`x`: expected a float or complex array, got int32\[2, 9, 4\]",
     ),
@@ -57,7 +64,7 @@ MISTAKES = {
         r"`kernel`: expected a float or complex array, got bool\[3, 2, 6\]",
     ),
     "integer bias": (
-        conv(bias=jnp.ones(6, jnp.int32)),
+        conv(bias=ones(6, dtype=jnp.int32)),
         TypeError,
         r"`bias`: expected a float or complex array, got int32\[6\]",
     ),
@@ -220,7 +227,7 @@ MISTAKES = {
         r"`kernel`: expected 3 axes \(window, c_in // groups, c_out\), got 4 \(kernel \(3, 2, 6, 1\)\)",
     ),
     "causal: integer x": (
-        causal_conv(x=jnp.ones((2, 9, 4), jnp.int32)),
+        causal_conv(x=ones(2, 9, 4, dtype=jnp.int32)),
         TypeError,
         r"`x`: expected a float or complex array, got int32\[2, 9, 4\]",
     ),
@@ -248,22 +255,22 @@ MISTAKES = {
     "causal: zero dilation": (causal_conv(dilation=0), ValueError, r"`dilation`: expected an integer >= 1, got 0"),
     "causal: precision": (causal_conv(precision=3), ValueError, r"`precision`: expected what jax.lax takes"),
     "causal: length of carry": (
-        causal_conv(carry=jnp.ones((2, 2, 4), F)),
+        causal_conv(carry=ones(2, 2, 4)),
         ValueError,
         r"`carry`: expected shape \(2, 4, 4\) = \(\*batch, \(window - 1\) \* dilation, c_in\), got \(2, 2, 4\) \(x \(2, 9, 4\)",
     ),
     "causal: carry that would broadcast": (
-        causal_conv(carry=jnp.ones((1, 4, 4), F)),
+        causal_conv(carry=ones(1, 4, 4)),
         ValueError,
         r"`carry`: expected shape \(2, 4, 4\) = .*, got \(1, 4, 4\)",
     ),
     "causal: integer carry": (
-        causal_conv(carry=jnp.ones((2, 4, 4), jnp.int32)),
+        causal_conv(carry=ones(2, 4, 4, dtype=jnp.int32)),
         TypeError,
         r"`carry`: expected a float or complex array, got int32\[2, 4, 4\]",
     ),
     "causal: complex carry for real x": (
-        causal_conv(carry=jnp.ones((2, 4, 4), jnp.complex64)),
+        causal_conv(carry=ones(2, 4, 4, dtype=jnp.complex64)),
         TypeError,
         r"`carry`: expected real or complex as `x` is, float32, got complex64",
     ),
@@ -349,13 +356,13 @@ MISTAKES = {
     "state for an array": (gru(carry=STATE), TypeError, r"`carry`: expected a float array, got LSTMState"),
     # --- recurrences: arrays ---
     "integer xs": (
-        lstm(xs=jnp.ones((7, 2, 3), jnp.int32)),
+        lstm(xs=ones(7, 2, 3, dtype=jnp.int32)),
         TypeError,
         r"`xs`: expected a float array, got int32\[7, 2, 3\]",
     ),
     "complex xs": (lstm(xs=XS.astype(jnp.complex64)), TypeError, r"`xs`: expected a float array, got complex64"),
     "integer weights": (
-        lstm(params=PARAMS["lstm"]._replace(w_x=jnp.ones((3, 20), jnp.int32))),
+        lstm(params=PARAMS["lstm"]._replace(w_x=ones(3, 20, dtype=jnp.int32))),
         TypeError,
         r"`params\.w_x`: expected a float array, got int32\[3, 20\]",
     ),
@@ -365,12 +372,12 @@ MISTAKES = {
         r"`params\.w_h`: expected a float array, got NoneType None",
     ),
     "integer bias of gru": (
-        gru(params=PARAMS["gru"]._replace(b_h=jnp.ones(15, jnp.int32))),
+        gru(params=PARAMS["gru"]._replace(b_h=ones(15, dtype=jnp.int32))),
         TypeError,
         r"`params\.b_h`: expected a float array, got int32\[15\]",
     ),
     "integer carry": (
-        gru(carry=jnp.ones((2, 5), jnp.int32)),
+        gru(carry=ones(2, 5, dtype=jnp.int32)),
         TypeError,
         r"`carry`: expected a float array, got int32\[2, 5\]",
     ),
@@ -395,27 +402,27 @@ MISTAKES = {
         r"`x`: expected at least 1 axis \(\*batch, features\), got a scalar",
     ),
     "recurrent weights": (
-        lstm(params=PARAMS["lstm"]._replace(w_h=jnp.ones((5, 15), F))),
+        lstm(params=PARAMS["lstm"]._replace(w_h=ones(5, 15))),
         ValueError,
         r"`params\.w_h`: expected shape \(H, 4 H\), one block of H columns for each gate i, f, g, o, got \(5, 15\)",
     ),
     "recurrent weights that are not square": (
-        lstm(params=PARAMS["lstm"]._replace(w_h=jnp.ones((4, 20), F))),
+        lstm(params=PARAMS["lstm"]._replace(w_h=ones(4, 20))),
         ValueError,
         r"`params\.w_h`: expected shape \(H, 4 H\), one block of H columns for each gate i, f, g, o, got \(4, 20\)",
     ),
     "transposed recurrent weights": (
-        lstm(params=PARAMS["lstm"]._replace(w_h=jnp.ones((20, 5), F))),
+        lstm(params=PARAMS["lstm"]._replace(w_h=ones(20, 5))),
         ValueError,
         r"`params\.w_h`: expected shape \(H, 4 H\)",
     ),
     "input weights": (
-        lstm(params=PARAMS["lstm"]._replace(w_x=jnp.ones((3, 16), F))),
+        lstm(params=PARAMS["lstm"]._replace(w_x=ones(3, 16))),
         ValueError,
         r"`params\.w_x`: expected shape \(D, 20\) to go with `params\.w_h`, got \(3, 16\)",
     ),
     "bias of gates": (
-        lstm(params=PARAMS["lstm"]._replace(b=jnp.ones(5, F))),
+        lstm(params=PARAMS["lstm"]._replace(b=ones(5))),
         ValueError,
         r"`params\.b`: expected shape \(20,\) = \(4 H,\), got \(5,\)",
     ),
@@ -474,12 +481,12 @@ MISTAKES = {
     "lengths of floats": (lstm(lengths=jnp.ones(2)), TypeError, r"`lengths`: expected an array of integers, got float"),
     "lengths as a list": (lstm(lengths=[1, 2]), TypeError, r"`lengths`: expected an array of integers, got list"),
     "resets of integers": (
-        lstm(resets=jnp.ones((7, 2), int)),
+        lstm(resets=ones(7, 2, dtype=int)),
         TypeError,
         r"`resets`: expected a boolean array, got int",
     ),
     "resets time first, xs batch first": (
-        lstm(xs=jnp.ones((2, 7, 3), F), time_axis=1, resets=jnp.ones((7, 2), bool)),
+        lstm(xs=ones(2, 7, 3), time_axis=1, resets=ones(7, 2, dtype=bool)),
         ValueError,
         r"`resets`: expected shape \(2, 7\)",
     ),
@@ -489,7 +496,7 @@ MISTAKES = {
         r"`drop`: expected shape \(2, 5\) = that of h, got \(1, 5\)",
     ),
     "zoneout mask that would broadcast": (
-        gru(hold=jnp.ones((7, 1, 5), bool)),
+        gru(hold=ones(7, 1, 5, dtype=bool)),
         ValueError,
         r"`hold`: expected shape \(7, 2, 5\) = that of the state, with time as in xs, got \(7, 1, 5\)",
     ),

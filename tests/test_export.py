@@ -22,7 +22,7 @@ KEY = jax.random.key(0)
 
 def draw(*shape):
     """The same numbers whenever a function is traced."""
-    return jnp.asarray(np.random.default_rng(len(shape)).normal(size=shape), jnp.float32)
+    return jax.device_put(np.random.default_rng(len(shape)).normal(size=shape).astype(np.float32))
 
 
 def lengths_of(x, axis=0):
@@ -37,7 +37,8 @@ def resets_of(x):
 
 LSTM, GRU, RNN = (draw(3, 16), draw(4, 16), draw(16)), (draw(3, 12), draw(4, 12), draw(12), draw(12)), draw(4, 4)
 LSTM, GRU = jaxseq.LSTMParams(*LSTM), jaxseq.GRUParams(*GRU)
-CONV_LSTM, CONV_GRU = jaxseq.conv_lstm_init(KEY, (3, 3), 2, 3), jaxseq.conv_gru_init(KEY, 3, 2, 3)
+CONV_LSTM = jaxseq.LSTMParams(draw(3, 3, 2, 12), draw(3, 3, 3, 12), draw(12))
+CONV_GRU = jaxseq.GRUParams(draw(3, 2, 9), draw(3, 3, 9), draw(9), draw(9))
 DROPOUT = {"dropout": 0.1, "recurrent_dropout": 0.1, "zoneout": 0.1, "key": KEY}
 
 
@@ -106,7 +107,8 @@ CASES = {
     "histories": ("t, 3", lambda x: autoregressive.histories(x, 2)[0]),
 }
 for name in ("classic_gru", "indrnn", "layer_norm_gru", "layer_norm_lstm", "mgu", "peephole_lstm", "slstm"):
-    params = getattr(cells, f"{name}_init")(KEY, 4, 4)
+    shapes = jax.eval_shape(lambda: getattr(cells, f"{name}_init")(KEY, 4, 4))  # noqa: B023
+    params = jax.tree.map(lambda a: draw(*a.shape), shapes)
     CASES[name] = ("t, b, 4", partial(jaxseq.recurrence, getattr(cells, name), params, None))
 CASES["projected_lstm"] = (
     "t, b, 4",

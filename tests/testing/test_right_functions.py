@@ -6,8 +6,6 @@ pytest.importorskip("optax", reason="needs optax, Equinox and Flax, whose functi
 pytest.importorskip("equinox", reason="needs optax, Equinox and Flax, whose functions are checked")
 pytest.importorskip("flax", reason="needs optax, Equinox and Flax, whose functions are checked")
 
-from fuzz.right_functions import RIGHT
-
 from jaxseq.testing import Verdict
 
 # The checks at points of the checker's own choice, which are those that raise false alarms.
@@ -32,6 +30,8 @@ SAMPLE = (
 @pytest.mark.long
 @pytest.mark.parametrize("name", SAMPLE)
 def test_right_functions_do_not_fail(name):
+    from fuzz.right_functions import RIGHT  # takes a second
+
     reports = list(RIGHT[name].reports([0], OTHER_POINTS))
     assert reports
     for report in reports:

@@ -12,13 +12,6 @@ from jax import lax
 from jaxseq._cases import CASES
 
 
-@pytest.fixture(autouse=True)
-def programs_of_one_variant():
-    """No program serves two variants, and all together take gigabytes."""
-    yield
-    jax.clear_caches()
-
-
 def dtypes_of(name, label):
     """All for the first variant of each op and for convolutions, whose rules depend on the dtype; else float32."""
     all_of_them = "conv" in name or (name, label) in [p.values for p in OPS]

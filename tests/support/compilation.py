@@ -73,9 +73,9 @@ class Memory:
         self.limit = MEMORY
 
     @pytest.hookimpl(trylast=True)
-    def pytest_runtest_teardown(self, item: pytest.Item, nextitem: pytest.Item | None) -> None:
-        """Drop compiled programs between files, which share few, and where they take much memory."""
-        if nextitem is None or nextitem.path != item.path or resident_bytes() > self.limit:
+    def pytest_runtest_teardown(self) -> None:
+        """Drop compiled programs where they take much memory."""
+        if resident_bytes() > self.limit:
             jax.clear_caches()
             gc.collect()
             return_free_memory()

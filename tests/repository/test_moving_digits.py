@@ -189,9 +189,8 @@ def test_it_learns_and_leaves_a_picture(moving, monkeypatch, tmp_path, capsys):
     assert picture[..., :3].std() > 0.1, "the picture is blank"
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_it_foresees_far_better_than_a_copy(moving, seed, tmp_path, capsys):
-    assert moving.main([f"--seed={seed}", "--quiet", f"--out={tmp_path / 'videos.png'}"]) == 0
+def test_it_foresees_far_better_than_a_copy(moving, tmp_path, capsys):
+    assert moving.main(["--quiet", f"--out={tmp_path / 'videos.png'}"]) == 0
     (ratio,) = re.findall(r"copied: \S+, (\S+) times as much", capsys.readouterr().out)
     assert float(ratio) > 5
 

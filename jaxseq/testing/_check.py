@@ -75,7 +75,7 @@ def check_vjp(
         order: 1, or 2 to check the derivative of the derivative too.
         seed: of cotangents and directions.
         tolerance: a difference that passes everywhere, relative to a leaf's largest element; None for the built-in
-            ones: 1e-10 against a reference, 1e-7 against differences, to the bit for the output of fwd.
+            ones: 1e-10 against a reference, 1e-7 against differences, 64 eps for the output of fwd.
         level: `"quick"` (one point, no transformations) or `"full"`.
 
     Returns:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 CHECKS = {
     "contract": "what bwd returns: arity, tree, shapes, dtypes, finite numbers, no None for a float",
-    "primal": "fwd returns what f returns: bitwise op by op, within rounding under jit",
+    "primal": "fwd returns what f returns: to 64 eps op by op, within rounding under jit",
     "engagement": "the rule is what runs, under every transformation",
     "value": "inner products with random directions, against differences",
     "elements": "every element, against the derivative of the reference",

@@ -112,9 +112,9 @@ def convolutional(T: int, B: int, C: int, F: int, space: tuple[int, ...], window
         seeds = library.carry[0](cotangents[0]), library.xs[0](cotangents[1])
 
         def common(result: Any, library: Library = library) -> Any:
-            (end, ys), (p̄, c̄, x̄s) = result
-            ends = library.carry[1](end), library.carry[1](c̄)
-            return ends, library.xs[1](ys), library.params[1](p̄), library.xs[1](x̄s)
+            (end, ys), (p_bar, c_bar, xs_bar) = result
+            ends = library.carry[1](end), library.carry[1](c_bar)
+            return ends, library.xs[1](ys), library.params[1](p_bar), library.xs[1](xs_bar)
 
         found.append(Candidate(name, with_gradient(library.run), (seeds, *args), common))
     sizes = "x".join(map(str, space))

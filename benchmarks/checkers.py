@@ -125,9 +125,9 @@ def in_torch(torch: Any, f: Function) -> Function:
             return tuple(torch.tensor(np.asarray(y)) for y in program(*(a.detach().numpy() for a in x)))
 
         @staticmethod
-        def backward(ctx: Any, *ȳ: Any) -> Any:
+        def backward(ctx: Any, *y_bar: Any) -> Any:
             x = ctx.saved_tensors
-            return back(len(x))(*x, *ȳ)
+            return back(len(x))(*x, *y_bar)
 
     return Bridge.apply
 

@@ -73,7 +73,7 @@ SHAPES = (
 def problems(quick: bool) -> Iterator[Problem]:
     for whole in SHAPES:
         shape = whole.small() if quick else whole
-        args, ȳ = data(shape)
+        args, y_bar = data(shape)
         hand = partial(jaxseq.conv_transpose if shape.transposed else jaxseq.conv, **shape.options)
         flax = in_flax(shape)
         variables = {"params": {"kernel": args[1], "bias": args[2]}}
@@ -93,10 +93,10 @@ def problems(quick: bool) -> Iterator[Problem]:
             f"forward + gradient, {title}",
             "hand",
             [
-                Candidate("hand", with_gradient(hand), (ȳ, *args)),
-                Candidate("lax", with_gradient(in_lax(shape)), (ȳ, *args)),
-                Candidate("flax", flax and with_gradient(flax), (ȳ, variables, args[0]), from_flax),
-                in_torch(shape, args, ȳ),
+                Candidate("hand", with_gradient(hand), (y_bar, *args)),
+                Candidate("lax", with_gradient(in_lax(shape)), (y_bar, *args)),
+                Candidate("flax", flax and with_gradient(flax), (y_bar, variables, args[0]), from_flax),
+                in_torch(shape, args, y_bar),
             ],
         )
 
@@ -164,11 +164,11 @@ def in_flax(shape: Shape) -> Function | None:
 
 def from_flax(result: Any) -> Any:
     """Output and gradients in our order."""
-    y, (variables, x̄) = result
-    return y, (x̄, variables["params"]["kernel"], variables["params"]["bias"])
+    y, (variables, x_bar) = result
+    return y, (x_bar, variables["params"]["kernel"], variables["params"]["bias"])
 
 
-def in_torch(shape: Shape, args: tuple[jax.Array, ...], ȳ: jax.Array | None) -> Candidate:
+def in_torch(shape: Shape, args: tuple[jax.Array, ...], y_bar: jax.Array | None) -> Candidate:
     """torch's function on arrays in its layout, (N, C, *space) and (C_out, C_in, *window); with ȳ, the gradient too."""
     torch = harness.peer("torch")
     if torch is None:
@@ -179,10 +179,10 @@ def in_torch(shape: Shape, args: tuple[jax.Array, ...], ȳ: jax.Array | None) ->
     its_to_ours = [lambda a: np.moveaxis(a, 1, -1), lambda a: np.moveaxis(a, (0, 1), (-1, -2)), np.asarray]
 
     def tensor(change: Function, a: jax.Array) -> Any:
-        return torch.tensor(np.ascontiguousarray(change(np.asarray(a))), requires_grad=ȳ is not None)
+        return torch.tensor(np.ascontiguousarray(change(np.asarray(a))), requires_grad=y_bar is not None)
 
     leaves = [tensor(change, a) for change, a in zip(ours_to_its, args, strict=True)]
-    ȳ_ = None if ȳ is None else tensor(ours_to_its[0], ȳ).detach()
+    y_bar_ = None if y_bar is None else tensor(ours_to_its[0], y_bar).detach()
     symmetric = all(lo == hi for lo, hi in g["padding"])
 
     def forward(x: Any, kernel: Any, bias: Any) -> Any:
@@ -195,13 +195,13 @@ def in_torch(shape: Shape, args: tuple[jax.Array, ...], ȳ: jax.Array | None) ->
 
     def run() -> Any:
         y = forward(*leaves)
-        return y if ȳ_ is None else (y, torch.autograd.grad(y, leaves, ȳ_))
+        return y if y_bar_ is None else (y, torch.autograd.grad(y, leaves, y_bar_))
 
     def common(result: Any) -> Any:
-        y, gradients = (result, ()) if ȳ_ is None else result
+        y, gradients = (result, ()) if y_bar_ is None else result
         y = its_to_ours[0](y.detach().numpy())
         found = tuple(change(a.numpy()) for change, a in zip(its_to_ours, gradients, strict=False))
-        return y if ȳ_ is None else (y, found)
+        return y if y_bar_ is None else (y, found)
 
     return Candidate("torch", run, (), common, jit=False)
 

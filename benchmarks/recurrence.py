@@ -169,8 +169,8 @@ def gradient(name: str, library: Library | None, case: Case, **options: jax.Arra
         out, (params, *others) = result
         return outputs(library, out), (library.params[1](params), outputs(library, others))
 
-    (_, carry, xs), (c̄, ȳs) = case[:3], case.cotangents
-    cotangents = library.carry[0](c̄), library.xs[0](ȳs)
+    (_, carry, xs), (c_bar, ys_bar) = case[:3], case.cotangents
+    cotangents = library.carry[0](c_bar), library.xs[0](ys_bar)
     args = options, cotangents, library.params[0](case.params), library.carry[0](carry), library.xs[0](xs)
     return Candidate(name, run, args, common, library.jit)
 

@@ -44,12 +44,12 @@ def over_devices(kind: str, size: Size) -> Problem:
     peers = {name: LIBRARIES[name] for name in PEERS}
     libraries = {"hand": ours(kind)}
     libraries |= {name: make(kind, size.D, size.H) for name, (make, kinds) in peers.items() if kind in kinds}
-    params, carry, xs, (c̄, ȳs) = data(kind, size)
+    params, carry, xs, (c_bar, ys_bar) = data(kind, size)
 
     def placed(axis: AxisType) -> Any:
         mesh = jax.make_mesh((DEVICES,), ("d",), devices=jax.devices()[:DEVICES], axis_types=(axis,))
         place = lambda tree, *spec: jax.device_put(tree, NamedSharding(mesh, PartitionSpec(*spec)))  # noqa: E731
-        return (place(c̄, "d"), place(ȳs, None, "d")), place(params), place(carry, "d"), place(xs, None, "d")
+        return (place(c_bar, "d"), place(ys_bar, None, "d")), place(params), place(carry, "d"), place(xs, None, "d")
 
     found = [candidate(name, library, placed(AxisType.Auto)) for name, library in libraries.items()]
     found.insert(1, candidate("hand, explicit", ours(kind), placed(AxisType.Explicit)))
@@ -69,8 +69,8 @@ def candidate(name: str, library: Library | None, args: tuple[Any, ...]) -> Cand
         out, gradient = result
         return outputs(library, out), library.params[1](gradient)
 
-    (c̄, ȳs), params, carry, xs = args
-    cotangents = library.carry[0](c̄), library.xs[0](ȳs)
+    (c_bar, ys_bar), params, carry, xs = args
+    cotangents = library.carry[0](c_bar), library.xs[0](ys_bar)
     return Candidate(
         name, run, (cotangents, library.params[0](params), library.carry[0](carry), library.xs[0](xs)), common
     )

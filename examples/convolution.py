@@ -60,18 +60,18 @@ def output_shape(I: Index, K: Index, s: int = 1, lo: int = 0, d: int = 1) -> Ind
     return tuple((size + 2 * lo - d * (taps - 1) - 1) // s + 1 for size, taps in zip(I, K, strict=True))
 
 
-def sums(x: Input, w: Kernel, ȳ: Any = 0.0, s: int = 1, lo: int = 0, d: int = 1) -> tuple[Output, Input, Kernel]:
+def sums(x: Input, w: Kernel, y_bar: Any = 0.0, s: int = 1, lo: int = 0, d: int = 1) -> tuple[Output, Input, Kernel]:
     """(y, x̄, w̄), term by term. One number for ȳ stands for all of it."""
-    y, x̄, w̄ = np.zeros(output_shape(x.shape, w.shape, s, lo, d)), np.zeros(x.shape), np.zeros(w.shape)
-    ȳ = np.broadcast_to(ȳ, y.shape)
+    y, x_bar, w_bar = np.zeros(output_shape(x.shape, w.shape, s, lo, d)), np.zeros(x.shape), np.zeros(w.shape)
+    y_bar = np.broadcast_to(y_bar, y.shape)
     for n in np.ndindex(y.shape):
         for k in np.ndindex(w.shape):
             m = tuple(s * i + d * j - lo for i, j in zip(n, k, strict=True))
             if all(0 <= i < size for i, size in zip(m, x.shape, strict=True)):  # outside there are zeros
                 y[n] += x[m] * w[k]
-                x̄[m] += ȳ[n] * w[k]
-                w̄[k] += x[m] * ȳ[n]
-    return y, x̄, w̄
+                x_bar[m] += y_bar[n] * w[k]
+                w_bar[k] += x[m] * y_bar[n]
+    return y, x_bar, w_bar
 
 
 # --- By jaxseq ---
@@ -83,30 +83,30 @@ def conv(x: Any, w: Any, op: Any = jaxseq.conv, **options: Any) -> jax.Array:
 
 
 @partial(jax.jit, static_argnums=(3, 4, 5))
-def by_jaxseq(x: jax.Array, w: jax.Array, ȳ: jax.Array, s: int, lo: int, d: int) -> tuple[list[jax.Array], ...]:
+def by_jaxseq(x: jax.Array, w: jax.Array, y_bar: jax.Array, s: int, lo: int, d: int) -> tuple[list[jax.Array], ...]:
     """All ways to y, to x̄ and to w̄."""
     options = {"stride": s, "padding": lo, "dilation": d}
     y, pullback = jax.vjp(lambda x, w: conv(x, w, **options), x, w)
-    x̄_vjp, w̄_vjp = pullback(ȳ)
+    x_bar_vjp, w_bar_vjp = pullback(y_bar)
 
     # s n = m + d j - (d (K - 1) - lo) where k = K - 1 - j: ȳ spread out by the stride, under the kernel turned round.
     places = output_shape(x.shape, w.shape, 1, lo, d)
-    ỹ = jnp.zeros(places, ȳ.dtype).at[(slice(None, None, s),) * x.ndim].set(ȳ)
-    x̄ = conv(ỹ, w, padding=[(d * (K - 1) - lo,) * 2 for K in w.shape], dilation=d, flip=True)
+    y_tilde = jnp.zeros(places, y_bar.dtype).at[(slice(None, None, s),) * x.ndim].set(y_bar)
+    x_bar = conv(y_tilde, w, padding=[(d * (K - 1) - lo,) * 2 for K in w.shape], dilation=d, flip=True)
 
     unread = [(size - 1) % s for size in places]  # inputs at the end that the last stride has left
-    transposed = conv(ȳ, w, jaxseq.conv_transpose, **options, output_padding=unread)
+    transposed = conv(y_bar, w, jaxseq.conv_transpose, **options, output_padding=unread)
 
     # m = d k + s n - lo with ȳ as the kernel: stride and dilation change places. Unread inputs may give more than K.
-    w̄ = conv(x, ȳ, stride=d, padding=lo, dilation=s)[tuple(map(slice, w.shape))]
-    return [y], [x̄, transposed, x̄_vjp], [w̄, w̄_vjp]
+    w_bar = conv(x, y_bar, stride=d, padding=lo, dilation=s)[tuple(map(slice, w.shape))]
+    return [y], [x_bar, transposed, x_bar_vjp], [w_bar, w_bar_vjp]
 
 
-def differences(x: Input, w: Kernel, ȳ: Output, s: int = 1, lo: int = 0, d: int = 1) -> list[float]:
+def differences(x: Input, w: Kernel, y_bar: Output, s: int = 1, lo: int = 0, d: int = 1) -> list[float]:
     """The largest in y, x̄ and w̄, of the sums from all ways by jaxseq, in float64."""
     with jax.enable_x64(True):
-        ways = by_jaxseq(x, w, ȳ, s, lo, d)
-    return [largest(by_sum, *others) for by_sum, others in zip(sums(x, w, ȳ, s, lo, d), ways, strict=True)]
+        ways = by_jaxseq(x, w, y_bar, s, lo, d)
+    return [largest(by_sum, *others) for by_sum, others in zip(sums(x, w, y_bar, s, lo, d), ways, strict=True)]
 
 
 def largest(a: np.ndarray, *others: Any) -> float:
@@ -211,8 +211,8 @@ def draw(x: Input, w: Kernel, digit: Input, path: Path) -> None:
         part.suptitle(title, fontsize=19, x=0.01, ha="left")
         return (part.add_subplot(place) for place in part.add_gridspec(1, len(widths), width_ratios=widths))
 
-    ȳ = np.resize([1.0, -1, 2], output_shape(x.shape, w.shape))  # any numbers; these are easy to follow
-    I, K, O = len(x), len(w), len(ȳ)
+    y_bar = np.resize([1.0, -1, 2], output_shape(x.shape, w.shape))  # any numbers; these are easy to follow
+    I, K, O = len(x), len(w), len(y_bar)
     ns, ks = range(O)[-5:], range(K)[-3:]  # those that there is room for
     row = panels(parts[0], r"A kernel moves over an input:   $y[n] = \sum_k\, x[n + k]\; w[k]$", *[I] * len(ns))
     for n, axes in zip(ns, row, strict=True):
@@ -230,15 +230,15 @@ def draw(x: Input, w: Kernel, digit: Input, path: Path) -> None:
     row = panels(parts[2], title, I, O + 2 * K - 2, *[I] * len(ks))
     axes, band = next(row), np.full((O, I), np.nan)
     for n in range(O):
-        band[n, n : n + K] = ȳ[n] * w
+        band[n, n : n + K] = y_bar[n] * w
     cells(axes, band)
-    cells(axes, sums(x, w, ȳ)[1], O + 0.4)
-    names = [*((n, rf"${number(ȳ[n])}\;w$") for n in range(O)), (O + 0.4, r"sum $\bar{x}$")]
+    cells(axes, sums(x, w, y_bar)[1], O + 0.4)
+    names = [*((n, rf"${number(y_bar[n])}\;w$") for n in range(O)), (O + 0.4, r"sum $\bar{x}$")]
     finish(axes, r"each $\bar{y}[n]$ lays the kernel back", O + 0.4, 0, I - 1, names)
     m, names = I // 2, (r"$\bar{y}$", "$w$ turned", "product", r"$\bar{x}$")
-    move(next(row), np.pad(ȳ, K - 1), w[::-1], m, f"the same by convolution:\n$\\bar{{x}}[{m}]$ = ", *names)
+    move(next(row), np.pad(y_bar, K - 1), w[::-1], m, f"the same by convolution:\n$\\bar{{x}}[{m}]$ = ", *names)
     for k, axes in zip(ks, row, strict=True):
-        move(axes, x, ȳ, k, rf"$\bar{{w}}[{k}]$ = ", "$x$", r"$\bar{y}$", "product", r"$\bar{w}$")
+        move(axes, x, y_bar, k, rf"$\bar{{w}}[{k}]$ = ", "$x$", r"$\bar{y}$", "product", r"$\bar{w}$")
 
     y, here, one = sums(digit, SOBEL)[0], (2, 3), np.zeros((6, 6))
     title = r"Two axes, a handwritten digit, an edge kernel:   $y[v, u] = \sum_{k, l}\, x[v + k, u + l]\; w[k, l]$"
@@ -249,19 +249,19 @@ def draw(x: Input, w: Kernel, digit: Input, path: Path) -> None:
         grid(next(row), digit, title, (v, u), SOBEL, ink=True)
         grid(next(row), y, f"$y$ up to $y[{v}, {u}]$", (v, u), last=(v, u))
 
-    ȳ = np.sign(y)
-    one[here] = ȳ[here]
-    _, x̄, w̄ = sums(digit, SOBEL, ȳ)
+    y_bar = np.sign(y)
+    one[here] = y_bar[here]
+    _, x_bar, w_bar = sums(digit, SOBEL, y_bar)
     title = r"Backward from all edges, $L = \sum_n\, |y[n]|$:   $\bar{y} = \partial L / \partial y = \mathrm{sign}\,y$"
     row = panels(parts[4], title, 6, 8, 8, 8, 3)
-    grid(next(row), ȳ, r"$\bar{y}$", here)
+    grid(next(row), y_bar, r"$\bar{y}$", here)
     axes = next(row)
     grid(axes, sums(digit, SOBEL, one)[1], r"this one lays the kernel back: $\bar{y}[2, 3]\; w$")
     frame(axes, *here, *SOBEL.shape)
-    grid(next(row), x̄, r"$\bar{x}$, the sum of all: red where ink adds to $L$")
-    title = rf"$x$ under $\bar{{y}}$: the products sum to $\bar{{w}}[1, 2]$ = {number(w̄[1, 2])}"
-    grid(next(row), digit, title, (1, 2), ȳ, ink=True)
-    grid(next(row), w̄, r"$\bar{w}$", (1, 2))
+    grid(next(row), x_bar, r"$\bar{x}$, the sum of all: red where ink adds to $L$")
+    title = rf"$x$ under $\bar{{y}}$: the products sum to $\bar{{w}}[1, 2]$ = {number(w_bar[1, 2])}"
+    grid(next(row), digit, title, (1, 2), y_bar, ink=True)
+    grid(next(row), w_bar, r"$\bar{w}$", (1, 2))
     figure.savefig(path, dpi=90, format="png")
 
 

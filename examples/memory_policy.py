@@ -233,25 +233,25 @@ def act(key: PRNGKeyArray, cell: str, plan: Plan, policy: Policy, world: World, 
 
 
 def advantages(rollout: Rollout) -> Float[Array, "T mazes"]:
-    γ = GAMMA * (1 - rollout.done)
+    gamma = GAMMA * (1 - rollout.done)
     following = jnp.concatenate([rollout.values[1:], rollout.beyond[None]])
-    surprise = rollout.rewards + γ * following - rollout.values
+    surprise = rollout.rewards + gamma * following - rollout.values
 
     def back(A: Any, at: Any) -> Any:
-        surprise, γ = at
-        A = surprise + LAMBDA * γ * A
+        surprise, gamma = at
+        A = surprise + LAMBDA * gamma * A
         return A, A
 
-    return lax.scan(back, jnp.zeros_like(rollout.beyond), (surprise, γ), reverse=True)[1]
+    return lax.scan(back, jnp.zeros_like(rollout.beyond), (surprise, gamma), reverse=True)[1]
 
 
 def loss(policy: Policy, cell: str, plan: Plan, carry: Any, rollout: Rollout) -> Float[Array, ""]:
     marks = plan.learning(rollout.first, rollout.done)
     logits, values = replay(cell, policy, carry, rollout.xs, marks, plan.window)
-    logπ = jax.nn.log_softmax(logits)
+    log_pi = jax.nn.log_softmax(logits)
     A = advantages(rollout)
-    chosen = jnp.take_along_axis(logπ, rollout.actions[..., None], -1)[..., 0]
-    entropy = -jnp.sum(jnp.exp(logπ) * logπ, -1)
+    chosen = jnp.take_along_axis(log_pi, rollout.actions[..., None], -1)[..., 0]
+    entropy = -jnp.sum(jnp.exp(log_pi) * log_pi, -1)
     return jnp.mean(-A * chosen + (values - (A + rollout.values)) ** 2 / 2 - BETA * entropy)
 
 

@@ -124,8 +124,8 @@ class Latent(NamedTuple):
 def foresee(model: Latent, x: Series) -> Forecast:
     """x̂ and log σ of each year. The state adds to the year before: to repeat it is where learning begins."""
     _, hs = autoregressive.latent(jaxseq.gru, model.gru, None, x[:, None])
-    change, log_σ = (hs @ model.W + model.b).T
-    return autoregressive.shifted(x) + change, log_σ
+    change, log_sigma = (hs @ model.W + model.b).T
+    return autoregressive.shifted(x) + change, log_sigma
 
 
 def density(x: Series, forecast: Forecast) -> Series:
@@ -171,8 +171,8 @@ def draw(years: np.ndarray, x: np.ndarray, foreseen: Any, ahead: Any, errors: An
     series.axvspan(LAST + 0.5, years[-1], color="C1", alpha=0.12, linewidth=0, label="held out")
     series.set_title("Yearly sunspot numbers", loc="left")
     unseen.plot(later, x[years > LAST], "o-", color="black", linewidth=0.9, markersize=3.5, label="sunspots")
-    for colour, (name, x̂) in zip(("C0", "C3"), foreseen.items(), strict=True):
-        unseen.plot(later, x̂, color=colour, linewidth=1.5, alpha=0.85, label=name)
+    for colour, (name, x_hat) in zip(("C0", "C3"), foreseen.items(), strict=True):
+        unseen.plot(later, x_hat, color=colour, linewidth=1.5, alpha=0.85, label=name)
     unseen.set_title("Held out: each year foreseen from all before it", loc="left")
     for axes, first in ((series, years[0]), (unseen, later[0])):
         axes.set(xlim=(first - 1, years[-1] + 1), ylim=(0, None), ylabel="number")
@@ -221,8 +221,8 @@ def run(seed: int, steps: int, out: Path) -> None:
     latents, stops = jax.vmap(partial(learn, steps=steps), (0, None))(keys, past)
     print(f"GRU: of {steps} steps, the best for the years {LAST - VALIDATION + 1} to {LAST} was {stops.tolist()}")
 
-    def constant(x̂: Series, variance: Any) -> Forecast:
-        return x̂[None], jnp.full((1, len(z)), jnp.log(variance) / 2)
+    def constant(x_hat: Series, variance: Any) -> Forecast:
+        return x_hat[None], jnp.full((1, len(z)), jnp.log(variance) / 2)
 
     naive, ar = autoregressive.shifted(z), f"AR({order})"
     forecasts = {
@@ -234,13 +234,13 @@ def run(seed: int, steps: int, out: Path) -> None:
     errors, foreseen = {}, {}
     print("\nheld out                RMSE   log P a year, nats")
     for name, forecast in forecasts.items():
-        x̂ = foreseen[name] = mean + scale * np.asarray(forecast[0].mean(0))[unseen]
-        errors[name] = rmse(x̂, x[unseen])
+        x_hat = foreseen[name] = mean + scale * np.asarray(forecast[0].mean(0))[unseen]
+        errors[name] = rmse(x_hat, x[unseen])
         if not math.isfinite(errors[name]):
             raise FloatingPointError(f"{name} foresees what is not finite")
         each = [rmse(mean + scale * np.asarray(one)[unseen], x[unseen]) for one in forecast[0]]
         mixed = jax.nn.logsumexp(jax.vmap(density, (None, 0))(z, forecast), 0) - math.log(len(each))
-        nats = float(autoregressive.log_likelihood(mixed[unseen])) / len(x̂) - math.log(scale)
+        nats = float(autoregressive.log_likelihood(mixed[unseen])) / len(x_hat) - math.log(scale)
         spread = f"   (one by one, RMSE {min(each):.1f} to {max(each):.1f})" if len(each) > 1 else ""
         print(f"{name:20} {errors[name]:7.2f} {nats:9.3f}{spread}")
 

@@ -221,11 +221,11 @@ def run(seed: int, steps: int, gain: float, out: Path) -> None:
         found[name] = before, measure(name, model, unseen)
         finite(name, costs)
         last = [f"{lasts(m.norms) or f'> {T}'}" for m in found[name]]
-        λ = [f"{m.lyapunov.exponents[0]:.3f}" for m in found[name]]
+        lam = [f"{m.lyapunov.exponents[0]:.3f}" for m in found[name]]
         k = [flow.suggest_truncation(m.bias, TOLERANCE) for m in found[name]]
         print(
             f"{name:5}  {costs[0]:6.2f} -> {costs[-LAST:].mean():.2f}  {last[0]:>9} -> {last[1]:>4}"
-            f"  {λ[0]:>11} -> {λ[1]}  {k[0]:>11} -> {k[1]}",
+            f"  {lam[0]:>11} -> {lam[1]}  {k[0]:>11} -> {k[1]}",
             flush=True,
         )
 

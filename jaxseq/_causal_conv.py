@@ -103,18 +103,18 @@ def _fwd(options: Options, *operands: Any) -> Any:
     return apply(options, *operands), operands
 
 
-def _bwd(options: Options, operands: Any, ȳ: jax.Array) -> Any:
+def _bwd(options: Options, operands: Any, y_bar: jax.Array) -> Any:
     carry, x, kernel, bias, resets = operands
     z, P = _joined(carry, x), carry.shape[-2]
     age = _age(resets, reach=P)
     if age is None:
         geometry, precision = options.geometry, options.precision
-        z̄ = _correlation.to_input(geometry, precision, kernel, ȳ, z.shape[1:-1])
-        w̄ = _correlation.to_kernel(geometry, precision, z, ȳ, kernel.shape[:-2])
+        z_bar = _correlation.to_input(geometry, precision, kernel, y_bar, z.shape[1:-1])
+        w_bar = _correlation.to_kernel(geometry, precision, z, y_bar, kernel.shape[:-2])
     else:
-        z̄, w̄ = _masked_pullback(options, z, kernel, age, ȳ)
-    b̄ = None if bias is None else _dense.pull_bias(ȳ)
-    return *_precision.cast_like((z̄[..., :P, :], z̄[..., P:, :], w̄, b̄), operands[:4]), None
+        z_bar, w_bar = _masked_pullback(options, z, kernel, age, y_bar)
+    b_bar = None if bias is None else _dense.pull_bias(y_bar)
+    return *_precision.cast_like((z_bar[..., :P, :], z_bar[..., P:, :], w_bar, b_bar), operands[:4]), None
 
 
 _causal_conv.defvjp(_fwd, as_jax_arrays(_bwd))
@@ -169,24 +169,24 @@ def _masked_output(options: Options, z: jax.Array, kernel: jax.Array, age: jax.A
 
 
 def _masked_pullback(
-    options: Options, z: jax.Array, kernel: jax.Array, age: jax.Array, ȳ: jax.Array
+    options: Options, z: jax.Array, kernel: jax.Array, age: jax.Array, y_bar: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """(z̄, w̄)."""
     form, taps = _form(options, z, kernel)
-    ȳ = ȳ.astype(_precision.promote(z, kernel))
+    y_bar = y_bar.astype(_precision.promote(z, kernel))
     T, time = age.shape[-1], age.ndim - 1
     P = z.shape[time] - T
 
-    def step(z̄: jax.Array, at: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def step(z_bar: jax.Array, at: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         start, w = at
         seen = P - start <= age
         s = _time.seen(seen, lax.dynamic_slice_in_dim(z, start, T, time))
-        rows = lax.dynamic_slice_in_dim(z̄, start, T, time) + _time.seen(seen, form("y,w->z", ȳ, w))
-        return lax.dynamic_update_slice_in_dim(z̄, rows, start, time), form("z,y->w", s, ȳ)
+        rows = lax.dynamic_slice_in_dim(z_bar, start, T, time) + _time.seen(seen, form("y,w->z", y_bar, w))
+        return lax.dynamic_update_slice_in_dim(z_bar, rows, start, time), form("z,y->w", s, y_bar)
 
-    z̄, w̄ = _over_taps(step, _zeros(z.shape, z, kernel), options, taps)
-    w̄ = jnp.sum(w̄, range(1, 1 + w̄.ndim - taps.ndim))  # over the batch, where the form has left that to do
-    return z̄, w̄.reshape(kernel.shape)
+    z_bar, w_bar = _over_taps(step, _zeros(z.shape, z, kernel), options, taps)
+    w_bar = jnp.sum(w_bar, range(1, 1 + w_bar.ndim - taps.ndim))  # over the batch, where the form has left that to do
+    return z_bar, w_bar.reshape(kernel.shape)
 
 
 def _over_taps(

@@ -50,12 +50,12 @@ def _conv_fwd(geometry: Geometry, precision: Any, x: jax.Array, kernel: jax.Arra
     return apply(geometry, precision, x, kernel, bias), (x, kernel, bias)
 
 
-def _conv_bwd(geometry: Geometry, precision: Any, residuals: Any, ȳ: jax.Array) -> Any:
+def _conv_bwd(geometry: Geometry, precision: Any, residuals: Any, y_bar: jax.Array) -> Any:
     x, kernel, bias = residuals
-    x̄ = _correlation.to_input(geometry, precision, kernel, ȳ, x.shape[1:-1])
-    w̄ = _correlation.to_kernel(geometry, precision, x, ȳ, kernel.shape[:-2])
-    b̄ = None if bias is None else _dense.pull_bias(ȳ)
-    return _precision.cast_like((x̄, w̄, b̄), residuals)
+    x_bar = _correlation.to_input(geometry, precision, kernel, y_bar, x.shape[1:-1])
+    w_bar = _correlation.to_kernel(geometry, precision, x, y_bar, kernel.shape[:-2])
+    b_bar = None if bias is None else _dense.pull_bias(y_bar)
+    return _precision.cast_like((x_bar, w_bar, b_bar), residuals)
 
 
 _conv.defvjp(_conv_fwd, as_jax_arrays(_conv_bwd))

@@ -58,12 +58,12 @@ def _fwd(geometry: Geometry, space: tuple[int, ...], precision: Any, *operands: 
     return apply(geometry, space, precision, *operands), operands
 
 
-def _bwd(geometry: Geometry, space: tuple[int, ...], precision: Any, operands: Any, ȳ: jax.Array) -> Any:
+def _bwd(geometry: Geometry, space: tuple[int, ...], precision: Any, operands: Any, y_bar: jax.Array) -> Any:
     x, kernel, bias = operands
-    x̄ = _correlation.to_output(geometry, precision, ȳ, kernel, x.shape[1:-1])
-    w̄ = _correlation.to_kernel(geometry, precision, ȳ, x, kernel.shape[:-2])
-    b̄ = None if bias is None else _dense.pull_bias(ȳ)
-    return _precision.cast_like((x̄, w̄, b̄), operands)
+    x_bar = _correlation.to_output(geometry, precision, y_bar, kernel, x.shape[1:-1])
+    w_bar = _correlation.to_kernel(geometry, precision, y_bar, x, kernel.shape[:-2])
+    b_bar = None if bias is None else _dense.pull_bias(y_bar)
+    return _precision.cast_like((x_bar, w_bar, b_bar), operands)
 
 
 _conv_transpose.defvjp(_fwd, as_jax_arrays(_bwd))

@@ -34,22 +34,22 @@ def add_bias(y: jax.Array, b: jax.Array | None) -> jax.Array:
     return y if b is None else y + jnp.expand_dims(b.astype(y.dtype), range(y.ndim - 1))
 
 
-def pull_input(precision: Any, w: jax.Array, ȳ: jax.Array) -> jax.Array:
+def pull_input(precision: Any, w: jax.Array, y_bar: jax.Array) -> jax.Array:
     """x̄ = ȳ wᵀ."""
-    return _contract(precision, ȳ, w, (ȳ.ndim - 1,), (1,))
+    return _contract(precision, y_bar, w, (y_bar.ndim - 1,), (1,))
 
 
-def pull_weight(precision: Any, x: jax.Array, ȳ: jax.Array, *, partitioned: bool) -> jax.Array:
+def pull_weight(precision: Any, x: jax.Array, y_bar: jax.Array, *, partitioned: bool) -> jax.Array:
     """w̄ = xᵀ ȳ, summed over all leading axes; `partitioned`: these may lie on several devices."""
     if not partitioned:
-        x, ȳ = (a.reshape(prod(a.shape[:-1]), a.shape[-1]) for a in (x, ȳ))
+        x, y_bar = (a.reshape(prod(a.shape[:-1]), a.shape[-1]) for a in (x, y_bar))
     leading = tuple(range(x.ndim - 1))
-    return _contract(precision, x, ȳ, leading, leading)
+    return _contract(precision, x, y_bar, leading, leading)
 
 
-def pull_bias(ȳ: jax.Array) -> jax.Array:
+def pull_bias(y_bar: jax.Array) -> jax.Array:
     """b̄, the sum of ȳ over all leading axes."""
-    return jnp.sum(ȳ, axis=range(ȳ.ndim - 1), dtype=_precision.accumulator(ȳ.dtype))
+    return jnp.sum(y_bar, axis=range(y_bar.ndim - 1), dtype=_precision.accumulator(y_bar.dtype))
 
 
 def _contract(

@@ -47,14 +47,14 @@ def step(a: _recurrence.Gates, h_prev: jax.Array) -> tuple[jax.Array, Any]:
     return (1 - z) * n + z * h_prev, (r, z, n, m)
 
 
-def pullback(saved: Any, h_prev: jax.Array, h̄: jax.Array) -> tuple[_recurrence.Gates, jax.Array]:
+def pullback(saved: Any, h_prev: jax.Array, h_bar: jax.Array) -> tuple[_recurrence.Gates, jax.Array]:
     r, z, n, m = saved
-    n̄, z̄ = h̄ * (1 - z), h̄ * (h_prev - n)
-    δn = n̄ * (1 - n * n)
-    δm = δn * r
-    δr = δn * m * r * (1 - r)
-    δz = z̄ * z * (1 - z)
-    return (δr, δz, (δn, δm)), h̄ * z
+    n_bar, z_bar = h_bar * (1 - z), h_bar * (h_prev - n)
+    delta_n = n_bar * (1 - n * n)
+    delta_m = delta_n * r
+    delta_r = delta_n * m * r * (1 - r)
+    delta_z = z_bar * z * (1 - z)
+    return (delta_r, delta_z, (delta_n, delta_m)), h_bar * z
 
 
 CELL = _recurrence.Cell(name="gru", gates="rzn", apart="n", step=step, pullback=pullback, params=GRUParams)

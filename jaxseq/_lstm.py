@@ -51,16 +51,16 @@ def step(a: _recurrence.Gates, s_prev: LSTMState) -> tuple[LSTMState, Any]:
     return LSTMState(o * jnp.tanh(c), c), (i, f, g, o)
 
 
-def pullback(saved: Any, s_prev: LSTMState, s̄: LSTMState) -> tuple[_recurrence.Gates, LSTMState]:
+def pullback(saved: Any, s_prev: LSTMState, s_bar: LSTMState) -> tuple[_recurrence.Gates, LSTMState]:
     i, f, g, o = saved
     tanh_c = jnp.tanh(f * s_prev.c + i * g)
-    ō = s̄.h * tanh_c
-    c̄ = s̄.c + s̄.h * o * (1 - tanh_c * tanh_c)
-    δi = c̄ * g * i * (1 - i)
-    δf = c̄ * s_prev.c * f * (1 - f)
-    δg = c̄ * i * (1 - g * g)
-    δo = ō * o * (1 - o)
-    return (δi, δf, δg, δo), LSTMState(jnp.zeros_like(s̄.h), c̄ * f)
+    o_bar = s_bar.h * tanh_c
+    c_bar = s_bar.c + s_bar.h * o * (1 - tanh_c * tanh_c)
+    delta_i = c_bar * g * i * (1 - i)
+    delta_f = c_bar * s_prev.c * f * (1 - f)
+    delta_g = c_bar * i * (1 - g * g)
+    delta_o = o_bar * o * (1 - o)
+    return (delta_i, delta_f, delta_g, delta_o), LSTMState(jnp.zeros_like(s_bar.h), c_bar * f)
 
 
 def replay(saved: Any, s_prev: LSTMState) -> LSTMState:

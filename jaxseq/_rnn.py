@@ -41,8 +41,8 @@ def _cell(activation: Any, derivative: Any) -> _recurrence.Cell:
         h = activation(a[0])
         return h, h
 
-    def pullback(h: jax.Array, h_prev: jax.Array, h̄: jax.Array) -> tuple[_recurrence.Gates, jax.Array]:
-        return (h̄ * derivative(h),), jnp.zeros_like(h̄)
+    def pullback(h: jax.Array, h_prev: jax.Array, h_bar: jax.Array) -> tuple[_recurrence.Gates, jax.Array]:
+        return (h_bar * derivative(h),), jnp.zeros_like(h_bar)
 
     return _recurrence.Cell(name="rnn", gates="h", step=step, pullback=pullback, params=RNNParams)
 

@@ -293,15 +293,15 @@ def after(options: Options, first: jax.Array, a: jax.Array) -> jax.Array:
     return jnp.concatenate(parts)
 
 
-def pushed(options: Options, s̄: Any, last: Any) -> Any:
+def pushed(options: Options, s_bar: Any, last: Any) -> Any:
     """(W, *B, H): to the end of each window what was at the beginning of the one read after it; to the last, `last`."""
 
     def push(a: jax.Array, b: jax.Array) -> jax.Array:
         return jnp.concatenate([b[None], a[:-1]] if options.reverse else [a[1:], b[None]])
 
-    return jax.tree.map(push, s̄, last)
+    return jax.tree.map(push, s_bar, last)
 
 
-def first(options: Options, s̄: Any) -> Any:
+def first(options: Options, s_bar: Any) -> Any:
     """That of the window which is read first."""
-    return jax.tree.map(lambda a: a[-1 if options.reverse else 0], s̄)
+    return jax.tree.map(lambda a: a[-1 if options.reverse else 0], s_bar)

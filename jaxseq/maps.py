@@ -45,11 +45,11 @@ class Map(ABC):
         """L(w, x)."""
 
     @abstractmethod
-    def pull_input(self, precision: Any, w: jax.Array, ȳ: jax.Array, space: Space) -> jax.Array:
+    def pull_input(self, precision: Any, w: jax.Array, y_bar: jax.Array, space: Space) -> jax.Array:
         """Lᵀ(w, ȳ), for an x of that space."""
 
     @abstractmethod
-    def pull_weight(self, precision: Any, x: jax.Array, ȳ: jax.Array, w: jax.Array) -> jax.Array:
+    def pull_weight(self, precision: Any, x: jax.Array, y_bar: jax.Array, w: jax.Array) -> jax.Array:
         """ȳ ⊗ x, summed over all leading axes; of w its shape alone matters."""
 
     @abstractmethod
@@ -66,7 +66,7 @@ class Map(ABC):
 
     def pull_in_a_loop(self, precision: Any, w: jax.Array, space: Space) -> Callable[[jax.Array], jax.Array]:
         """`pull_input` as a function of ȳ: what it asks of w alone is done before the loop."""
-        return lambda ȳ: self.pull_input(precision, w, ȳ, space)
+        return lambda y_bar: self.pull_input(precision, w, y_bar, space)
 
     def with_partitioning(self, partitioning: Partitioning) -> "Map":
         """Return the map for arrays that the compiler may partition so; `self`, unless its computation depends on it.
@@ -97,17 +97,17 @@ class Dense(Map):
     def product(self, precision: Any, w: jax.Array, x: jax.Array) -> jax.Array:
         return _dense.apply(precision, w, None, x)
 
-    def pull_input(self, precision: Any, w: jax.Array, ȳ: jax.Array, space: Space) -> jax.Array:
-        return _dense.pull_input(precision, w, ȳ)
+    def pull_input(self, precision: Any, w: jax.Array, y_bar: jax.Array, space: Space) -> jax.Array:
+        return _dense.pull_input(precision, w, y_bar)
 
-    def pull_weight(self, precision: Any, x: jax.Array, ȳ: jax.Array, w: jax.Array) -> jax.Array:
-        known = _known(self, x, ȳ)
-        return _dense.pull_weight(precision, x, ȳ, partitioned=known.implicit)
+    def pull_weight(self, precision: Any, x: jax.Array, y_bar: jax.Array, w: jax.Array) -> jax.Array:
+        known = _known(self, x, y_bar)
+        return _dense.pull_weight(precision, x, y_bar, partitioned=known.implicit)
 
     def pull_in_a_loop(self, precision: Any, w: jax.Array, space: Space) -> Callable[[jax.Array], jax.Array]:
         # Transposed once, and kept so: XLA's CPU backend takes 1.2 times as long over a transposed operand every step.
         wT = lax.optimization_barrier(w.T)
-        return lambda ȳ: _dense.apply(precision, wT, None, ȳ)
+        return lambda y_bar: _dense.apply(precision, wT, None, y_bar)
 
     def with_partitioning(self, partitioning: Partitioning) -> "Dense":
         return replace(self, partitioning=partitioning)
@@ -127,13 +127,13 @@ class Diagonal(Map):
         y = _wide(x, w)[..., None, :] * _over(_wide(w, x), x.ndim - 1)
         return y.reshape(*x.shape[:-1], w.size)
 
-    def pull_input(self, precision: Any, w: jax.Array, ȳ: jax.Array, space: Space) -> jax.Array:
-        ȳ = ȳ.reshape(*ȳ.shape[:-1], *w.shape)
-        return jnp.sum(_wide(ȳ, w) * _over(_wide(w, ȳ), ȳ.ndim - 2), -2)
+    def pull_input(self, precision: Any, w: jax.Array, y_bar: jax.Array, space: Space) -> jax.Array:
+        y_bar = y_bar.reshape(*y_bar.shape[:-1], *w.shape)
+        return jnp.sum(_wide(y_bar, w) * _over(_wide(w, y_bar), y_bar.ndim - 2), -2)
 
-    def pull_weight(self, precision: Any, x: jax.Array, ȳ: jax.Array, w: jax.Array) -> jax.Array:
-        ȳ = ȳ.reshape(*ȳ.shape[:-1], *w.shape)
-        return jnp.sum(_wide(x, ȳ)[..., None, :] * _wide(ȳ, x), range(x.ndim - 1))
+    def pull_weight(self, precision: Any, x: jax.Array, y_bar: jax.Array, w: jax.Array) -> jax.Array:
+        y_bar = y_bar.reshape(*y_bar.shape[:-1], *w.shape)
+        return jnp.sum(_wide(x, y_bar)[..., None, :] * _wide(y_bar, x), range(x.ndim - 1))
 
     def shape(self, inputs: Any, gates: int, outputs: Any) -> str:
         return f"({gates}, {outputs})"
@@ -151,16 +151,16 @@ class Blocks(Map):
         y = _einsum("...nd,ndgi->...gni", x, w, precision)
         return y.reshape(*y.shape[:-3], -1)
 
-    def pull_input(self, precision: Any, w: jax.Array, ȳ: jax.Array, space: Space) -> jax.Array:
+    def pull_input(self, precision: Any, w: jax.Array, y_bar: jax.Array, space: Space) -> jax.Array:
         n, _, g, i = w.shape
-        x̄ = _einsum("...gni,ndgi->...nd", ȳ.reshape(*ȳ.shape[:-1], g, n, i), w, precision)
-        return x̄.reshape(*x̄.shape[:-2], -1)
+        x_bar = _einsum("...gni,ndgi->...nd", y_bar.reshape(*y_bar.shape[:-1], g, n, i), w, precision)
+        return x_bar.reshape(*x_bar.shape[:-2], -1)
 
-    def pull_weight(self, precision: Any, x: jax.Array, ȳ: jax.Array, w: jax.Array) -> jax.Array:
+    def pull_weight(self, precision: Any, x: jax.Array, y_bar: jax.Array, w: jax.Array) -> jax.Array:
         n, d, g, i = w.shape
-        x, ȳ = x.reshape(*x.shape[:-1], n, d), ȳ.reshape(*ȳ.shape[:-1], g, n, i)
+        x, y_bar = x.reshape(*x.shape[:-1], n, d), y_bar.reshape(*y_bar.shape[:-1], g, n, i)
         leading = "stuvwxyz"[: x.ndim - 2]  # where they stand: each of them may be divided over devices
-        return _einsum(f"{leading}nd,{leading}gni->ndgi", x, ȳ, precision)
+        return _einsum(f"{leading}nd,{leading}gni->ndgi", x, y_bar, precision)
 
     def shape(self, inputs: Any, gates: int, outputs: Any) -> str:
         return f"(n, {inputs} / n, {gates}, {outputs} / n)"
@@ -184,15 +184,15 @@ class Conv(Map):
         y = _correlation.to_output(geometry, precision, _rows(geometry, x), w, outputs)
         return _unrolled(geometry, y, x.shape[: -axes - 1])
 
-    def pull_input(self, precision: Any, w: jax.Array, ȳ: jax.Array, space: Space) -> jax.Array:
-        geometry, _ = self._geometry(w, space, w, ȳ)
-        x̄ = _correlation.to_input(geometry, precision, w, _rows(geometry, ȳ), space)
-        return _unrolled(geometry, x̄, ȳ.shape[: 1 - w.ndim])
+    def pull_input(self, precision: Any, w: jax.Array, y_bar: jax.Array, space: Space) -> jax.Array:
+        geometry, _ = self._geometry(w, space, w, y_bar)
+        x_bar = _correlation.to_input(geometry, precision, w, _rows(geometry, y_bar), space)
+        return _unrolled(geometry, x_bar, y_bar.shape[: 1 - w.ndim])
 
-    def pull_weight(self, precision: Any, x: jax.Array, ȳ: jax.Array, w: jax.Array) -> jax.Array:
+    def pull_weight(self, precision: Any, x: jax.Array, y_bar: jax.Array, w: jax.Array) -> jax.Array:
         axes = w.ndim - 2
-        geometry, _ = self._geometry(w, x.shape[-axes - 1 : -1], x, ȳ)
-        return _correlation.to_kernel(geometry, precision, _rows(geometry, x), _rows(geometry, ȳ), w.shape[:axes])
+        geometry, _ = self._geometry(w, x.shape[-axes - 1 : -1], x, y_bar)
+        return _correlation.to_kernel(geometry, precision, _rows(geometry, x), _rows(geometry, y_bar), w.shape[:axes])
 
     def shape(self, inputs: Any, gates: int, outputs: Any) -> str:
         return f"(*window, {inputs}, {_times(gates, outputs)})"

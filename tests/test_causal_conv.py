@@ -55,8 +55,8 @@ def test_from_no_carry_it_is_the_causal_convolution(kind, batch, key):
     (_, x, w, b), options = operands(key, kind, batch=batch)
     ours = lambda x, w, b: jaxseq.causal_conv(None, x, w, b, **options)[1]  # noqa: E731
     conv = partial(jaxseq.conv, padding="CAUSAL", **options)
-    ȳ = cotangents_for(conv, (x, w, b), key)
-    assert_close(pulled(ours, (x, w, b), ȳ), pulled(conv, (x, w, b), ȳ), relative=1e-14)
+    y_bar = cotangents_for(conv, (x, w, b), key)
+    assert_close(pulled(ours, (x, w, b), y_bar), pulled(conv, (x, w, b), y_bar), relative=1e-14)
 
 
 def test_equals_the_filter_of_scipy(key):
@@ -148,11 +148,11 @@ def test_no_steps_hand_the_carry_through(kind, with_resets, key):
     resets = jnp.zeros((2, 0), bool) if with_resets else None
     f = partial(jaxseq.causal_conv, resets=resets, **options)
     carry, y = f(*args)
-    (last, _), (c̄, x̄, w̄, b̄) = pulled(f, args, (carry, y))
-    assert_close((last, c̄), (args[0], args[0]))
-    assert x̄.shape == args[1].shape
-    assert not w̄.any()
-    assert not b̄.any()
+    (last, _), (c_bar, x_bar, w_bar, b_bar) = pulled(f, args, (carry, y))
+    assert_close((last, c_bar), (args[0], args[0]))
+    assert x_bar.shape == args[1].shape
+    assert not w_bar.any()
+    assert not b_bar.any()
 
 
 # --- Resets ---
@@ -182,7 +182,7 @@ def loops(z, w, resets, d, groups):
     """(y, z̄, w̄) index by index, with ȳ = y: a tap counts if no boundary lies between."""
     (rows, _), (K, per_in, c_out), T = z.shape, w.shape, len(resets)
     P = rows - T
-    y, z̄, w̄ = np.zeros((T, c_out)), np.zeros_like(z), np.zeros_like(w)
+    y, z_bar, w_bar = np.zeros((T, c_out)), np.zeros_like(z), np.zeros_like(w)
     terms = [
         (t, k, t + d * k, o // (c_out // groups) * per_in + i, i, o)
         for t, k, i, o in product(range(T), range(K), range(per_in), range(c_out))
@@ -191,9 +191,9 @@ def loops(z, w, resets, d, groups):
     for t, k, m, c, i, o in terms:
         y[t, o] += z[m, c] * w[k, i, o]
     for t, k, m, c, i, o in terms:
-        z̄[m, c] += y[t, o] * w[k, i, o]
-        w̄[k, i, o] += y[t, o] * z[m, c]
-    return y, z̄, w̄
+        z_bar[m, c] += y[t, o] * w[k, i, o]
+        w_bar[k, i, o] += y[t, o] * z[m, c]
+    return y, z_bar, w_bar
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -203,12 +203,12 @@ def test_equals_loops_over_indices(kind, key):
         carry = carry.reshape(0, 4)
     resets = np.array([0, 0, 1, 0, 0, 0, 1, 1, 0], bool)
     z = np.concatenate([carry, x])
-    y, z̄, w̄ = loops(z, np.asarray(w), resets, options.get("dilation", 1), options.get("groups", 1))
+    y, z_bar, w_bar = loops(z, np.asarray(w), resets, options.get("dilation", 1), options.get("groups", 1))
     f = lambda carry, x, w: jaxseq.causal_conv(carry, x, w, resets=jnp.asarray(resets), **options)[1]  # noqa: E731
-    actual, (c̄, x̄, ours) = pulled(f, (carry, x, w), jnp.asarray(y))
+    actual, (c_bar, x_bar, ours) = pulled(f, (carry, x, w), jnp.asarray(y))
     np.testing.assert_allclose(actual, y, atol=1e-13)
-    np.testing.assert_allclose(np.concatenate([c̄, x̄]), z̄, atol=1e-12)
-    np.testing.assert_allclose(ours, w̄, atol=1e-12)
+    np.testing.assert_allclose(np.concatenate([c_bar, x_bar]), z_bar, atol=1e-12)
+    np.testing.assert_allclose(ours, w_bar, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["dense", "grouped", "depthwise"])
@@ -217,14 +217,14 @@ def test_no_gradient_crosses_a_boundary(kind, key):
     (carry, x, w, b), options = operands(key, kind)
     after = lambda f: lambda c, x: jax.tree.map(lambda a: a[..., -4:, :], f(c, x))  # noqa: E731 - carry', y from 5 on
     f = after(lambda c, x: jaxseq.causal_conv(c, x, w, b, resets=jnp.broadcast_to(marks(5), (2, 9)), **options))
-    _, (c̄, x̄) = pulled(f, (carry, x), cotangents_for(f, (carry, x), key))
-    assert not c̄.any()
-    assert not x̄[:, :5].any()
-    assert x̄[:, 5:].all()
+    _, (c_bar, x_bar) = pulled(f, (carry, x), cotangents_for(f, (carry, x), key))
+    assert not c_bar.any()
+    assert not x_bar[:, :5].any()
+    assert x_bar[:, 5:].all()
     # Weights without bound make NaN of a zero that is multiplied, not of one that is chosen.
     f = lambda c, w: jaxseq.causal_conv(c, x, w, resets=jnp.broadcast_to(marks(0), (2, 9)), **options)  # noqa: E731
-    _, (c̄, _) = pulled(f, (carry, jnp.full_like(w, jnp.inf)), jax.tree.map(jnp.ones_like, f(carry, w)))
-    assert not c̄.any()
+    _, (c_bar, _) = pulled(f, (carry, jnp.full_like(w, jnp.inf)), jax.tree.map(jnp.ones_like, f(carry, w)))
+    assert not c_bar.any()
 
 
 @pytest.mark.parametrize("kind", ["dense", "grouped", "depthwise"])
@@ -238,9 +238,9 @@ def test_what_is_not_seen_may_be_nan(kind, key):
     assert_close(f((jnp.full_like(carry, jnp.nan), *rest), cotangents), expected, relative=0)
     # In x, before the second boundary: nothing behind it changes.
     x = rest[0].at[:, 3].set(jnp.nan)
-    (last, y), (_, x̄, *_) = f((carry, x, *rest[1:]), cotangents)
+    (last, y), (_, x_bar, *_) = f((carry, x, *rest[1:]), cotangents)
     assert not jnp.isfinite(y[:, 3:5]).all()
-    assert_close((last, y[:, 5:], x̄), (expected[0][0], expected[0][1][:, 5:], expected[1][1]), relative=0)
+    assert_close((last, y[:, 5:], x_bar), (expected[0][0], expected[0][1][:, 5:], expected[1][1]), relative=0)
 
 
 @pytest.mark.parametrize("kind", ["dense", "depthwise"])

@@ -214,12 +214,12 @@ def test_gradient_of_the_cells_own_parameters_is_directional(key):
     """Against a difference quotient, not against any rule of ours."""
     args = arguments("recurrence", "leaky", key)
     f = bound("recurrence", "leaky")
-    w̄ = cotangents_for(f, args, jax.random.fold_in(key, 1))
-    _, (p̄, _, _) = pullback(f)(args, w̄)
+    w_bar = cotangents_for(f, args, jax.random.fold_in(key, 1))
+    _, (p_bar, _, _) = pullback(f)(args, w_bar)
     rest = args[1:]
     direction = jax.tree.map(jnp.zeros_like, args[0])._replace(rate=normals(key, args[0].rate), gain=jnp.array(1.0))
-    at = lambda t: inner(f(jax.tree.map(lambda a, d: a + t * d, args[0], direction), *rest), w̄)  # noqa: E731
-    np.testing.assert_allclose(inner(p̄, direction), (at(1e-5) - at(-1e-5)) / 2e-5, rtol=1e-8)
+    at = lambda t: inner(f(jax.tree.map(lambda a, d: a + t * d, args[0], direction), *rest), w_bar)  # noqa: E731
+    np.testing.assert_allclose(inner(p_bar, direction), (at(1e-5) - at(-1e-5)) / 2e-5, rtol=1e-8)
 
 
 # --- Other maps ---
@@ -231,11 +231,11 @@ class Scaled(maps.Map):
     def product(self, precision, w, x):
         return jnp.concatenate([x * g for g in w[:, 0]], -1)
 
-    def pull_input(self, precision, w, ȳ, space):
-        return sum(part * g for part, g in zip(jnp.split(ȳ, len(w), -1), w[:, 0], strict=True))
+    def pull_input(self, precision, w, y_bar, space):
+        return sum(part * g for part, g in zip(jnp.split(y_bar, len(w), -1), w[:, 0], strict=True))
 
-    def pull_weight(self, precision, x, ȳ, w):
-        return jnp.stack([jnp.sum(x * part).reshape(1) for part in jnp.split(ȳ, len(w), -1)])
+    def pull_weight(self, precision, x, y_bar, w):
+        return jnp.stack([jnp.sum(x * part).reshape(1) for part in jnp.split(y_bar, len(w), -1)])
 
     def shape(self, inputs, gates, outputs):
         return f"({gates}, 1)"
@@ -269,11 +269,11 @@ def test_pullbacks_of_a_map(kind, w, x, batch, key):
     keys = jax.random.split(key, 3)
     w, x = normals(keys[0], jnp.zeros(w)), normals(keys[1], jnp.zeros((*batch, *x)))
     y, pull = jax.vjp(partial(kind.product, None), w, x)
-    ȳ = normals(keys[2], y)
+    y_bar = normals(keys[2], y)
     space = kind.space_of(w, x)
-    actual = kind.pull_weight(None, x, ȳ, w), kind.pull_input(None, w, ȳ, space)
-    assert_close(actual, pull(ȳ))
-    assert_close(kind.pull_in_a_loop(None, w, space)(ȳ), actual[1])
+    actual = kind.pull_weight(None, x, y_bar, w), kind.pull_input(None, w, y_bar, space)
+    assert_close(actual, pull(y_bar))
+    assert_close(kind.pull_in_a_loop(None, w, space)(y_bar), actual[1])
 
 
 def test_a_convolutional_map_takes_its_stride():
@@ -330,17 +330,17 @@ BAD = {
         r"`odd\.step`: expected a pair \(state, saved\), since there is a pullback, got float64\[5\]",
     ),
     "δ of one gate": (
-        run(fine, lambda a, h, h̄, p: ((h̄,), h̄, p._replace(gain=h̄))),
+        run(fine, lambda a, h, h_bar, p: ((h_bar,), h_bar, p._replace(gain=h_bar))),
         ValueError,
         r"`odd\.pullback`: expected δ like the pre-activations, \(float64\[5\], float64\[5\]\), got \(float64\[5\],\)",
     ),
     "another s̄_prev": (
-        run(fine, lambda a, h, h̄, p: ((h̄, h̄), (h̄,), p._replace(gain=h̄))),
+        run(fine, lambda a, h, h_bar, p: ((h_bar, h_bar), (h_bar,), p._replace(gain=h_bar))),
         ValueError,
         r"`odd\.pullback`: expected s̄_prev like the state, float64\[5\], got \(float64\[5\],\)",
     ),
     "p̄ of another shape": (
-        run(fine, lambda a, h, h̄, p: ((h̄, h̄), h̄, p._replace(gain=h̄[:1]))),
+        run(fine, lambda a, h, h_bar, p: ((h_bar, h_bar), h_bar, p._replace(gain=h_bar[:1]))),
         ValueError,
         r"`odd\.pullback`: expected p̄ of one example like the cell's own parameters, .*\[5\].*got .*\[1\]",
     ),

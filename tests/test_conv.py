@@ -61,15 +61,15 @@ def loops(x, w, stride, padding, dilation, groups):
         for n, k, i, o in itertools.product(range(O), range(K), range(per_in), range(c_out))
         if 0 <= (m := stride * n + dilation * k - lo) < I
     ]
-    y, x̄, w̄ = np.zeros((O, c_out)), np.zeros_like(x), np.zeros_like(w)
+    y, x_bar, w_bar = np.zeros((O, c_out)), np.zeros_like(x), np.zeros_like(w)
     channel = lambda i, o: o // (c_out // groups) * per_in + i  # noqa: E731
     for n, k, m, i, o in places:
         y[n, o] += x[m, channel(i, o)] * w[k, i, o]
     for n, k, m, i, o in places:
-        x̄[m, channel(i, o)] += y[n, o] * w[k, i, o]
-        w̄[k, i, o] += y[n, o] * x[m, channel(i, o)]
+        x_bar[m, channel(i, o)] += y[n, o] * w[k, i, o]
+        w_bar[k, i, o] += y[n, o] * x[m, channel(i, o)]
     assert per_in * groups == C
-    return y, x̄, w̄
+    return y, x_bar, w_bar
 
 
 # (stride, padding, dilation, groups), each kind of padding with each kind of step
@@ -92,11 +92,11 @@ def compare_with_loops(size, window, stride, padding, dilation, groups):
     keys = jax.random.split(jax.random.key(size), 2)
     x, w = normal(keys[0], (size, 2 * groups)), normal(keys[1], (window, 2, 3 * groups))
     f = lambda x, w: jaxseq.conv(x, w, stride=stride, padding=[padding], dilation=dilation, groups=groups)  # noqa: E731
-    y, x̄, w̄ = loops(np.asarray(x), np.asarray(w), stride, padding, dilation, groups)
+    y, x_bar, w_bar = loops(np.asarray(x), np.asarray(w), stride, padding, dilation, groups)
     actual, gradients = jax.jit(pullback(f))((x, w), jnp.asarray(y))
     np.testing.assert_allclose(actual, y, atol=1e-11)
-    np.testing.assert_allclose(gradients[0], x̄, atol=1e-10)
-    np.testing.assert_allclose(gradients[1], w̄, atol=1e-10)
+    np.testing.assert_allclose(gradients[0], x_bar, atol=1e-10)
+    np.testing.assert_allclose(gradients[1], w_bar, atol=1e-10)
 
 
 @pytest.mark.parametrize(("stride", "padding", "dilation", "groups"), GEOMETRIES)
@@ -164,23 +164,23 @@ def test_pullbacks_are_transposes(key):
     x, w = normal(key, (2, 9, 4)), normal(jax.random.fold_in(key, 1), (3, 2, 6))
     f = lambda x, w: jaxseq.conv(x, w, stride=2, padding=((3, 1),), dilation=2, groups=2)  # noqa: E731
     y, vjp = jax.vjp(f, x, w)
-    ȳ = normal(jax.random.fold_in(key, 2), y.shape)
-    x̄, w̄ = vjp(ȳ)
-    np.testing.assert_allclose(jnp.vdot(x̄, x), jnp.vdot(ȳ, y), rtol=1e-12)
-    np.testing.assert_allclose(jnp.vdot(w̄, w), jnp.vdot(ȳ, y), rtol=1e-12)
+    y_bar = normal(jax.random.fold_in(key, 2), y.shape)
+    x_bar, w_bar = vjp(y_bar)
+    np.testing.assert_allclose(jnp.vdot(x_bar, x), jnp.vdot(y_bar, y), rtol=1e-12)
+    np.testing.assert_allclose(jnp.vdot(w_bar, w), jnp.vdot(y_bar, y), rtol=1e-12)
 
 
 @pytest.mark.parametrize("taps", [_correlation.TERMS, _correlation.TERMS + 1])
 @pytest.mark.parametrize("transposed", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_depthwise_on_both_sides_of_the_limit(taps, transposed, key):
     """Up to it shifts, beyond it spectra; the numbers are those of the twin."""
-    x, w, ȳ = (normal(jax.random.fold_in(key, n), s) for n, s in enumerate([(2, 40, 3), (taps, 1, 3), (2, 40, 3)]))
+    x, w, y_bar = (normal(jax.random.fold_in(key, n), s) for n, s in enumerate([(2, 40, 3), (taps, 1, 3), (2, 40, 3)]))
     name, options = "conv_transpose" if transposed else "conv", {"groups": 3, "padding": "SAME"}
     ours, twin = (jax.jit(pullback(partial(getattr(module, name), **options))) for module in (jaxseq, jaxseq.reference))
-    primitives = {e.primitive.name for e in subjaxprs(jax.make_jaxpr(ours)((x, w), ȳ).jaxpr)}
+    primitives = {e.primitive.name for e in subjaxprs(jax.make_jaxpr(ours)((x, w), y_bar).jaxpr)}
     assert ("fft" in primitives) == (taps > _correlation.TERMS)
     assert "conv_general_dilated" not in primitives
-    assert_close(ours((x, w), ȳ), twin((x, w), ȳ), relative=1e-13)
+    assert_close(ours((x, w), y_bar), twin((x, w), y_bar), relative=1e-13)
 
 
 @pytest.mark.parametrize("groups", [1, 3])
@@ -191,16 +191,16 @@ def test_steps_beyond_32_bits(groups, huge):
     w, tap = jnp.ones((3, 3 // groups, 3)), jnp.ones((1, 3 // groups, 3))
     channels = lambda rows: rows if groups == 3 else jnp.broadcast_to(rows.sum(-1, keepdims=True), rows.shape)  # noqa: E731
     run = lambda f, *args: jax.jit(pullback(f))(args, f(*args))  # noqa: E731
-    y, (x̄, w̄) = run(partial(jaxseq.conv, stride=huge, groups=groups), x, w)
+    y, (x_bar, w_bar) = run(partial(jaxseq.conv, stride=huge, groups=groups), x, w)
     assert_close(y, channels(x[:3].sum(0, keepdims=True)))
-    assert_close(x̄, jnp.zeros_like(x).at[:3].set(channels(y)))
+    assert_close(x_bar, jnp.zeros_like(x).at[:3].set(channels(y)))
     y, _ = run(partial(jaxseq.conv, dilation=huge, groups=groups), x, tap)
     assert_close(y, channels(x))
     _, y = jaxseq.causal_conv(None, x, tap, dilation=huge, groups=groups)
     assert_close(y, channels(x))
-    y, (_, w̄) = run(partial(jaxseq.conv_transpose, stride=huge, groups=groups), x[:1], w)
+    y, (_, w_bar) = run(partial(jaxseq.conv_transpose, stride=huge, groups=groups), x[:1], w)
     assert_close(y, jnp.broadcast_to(channels(x[:1]), (3, 3)))
-    assert w̄.shape == w.shape
+    assert w_bar.shape == w.shape
 
 
 @pytest.mark.parametrize("window", [3, (3,), (2, 3), (2, 1, 3)])
@@ -227,9 +227,9 @@ def test_taps_that_do_not_meet_beside_more_taps_than_outputs(x, kernel, options,
     x, kernel = normal(key, x, jnp.float64), normal(jax.random.fold_in(key, 1), kernel, jnp.float64)
     f = jax.jit(partial(jaxseq.conv, **options))
     y, pull = jax.vjp(lambda x: f(x, kernel), x)
-    ȳ = normal(jax.random.fold_in(key, 2), y.shape, y.dtype)
+    y_bar = normal(jax.random.fold_in(key, 2), y.shape, y.dtype)
     ones = jnp.eye(x[0].size).reshape(-1, *x.shape[1:])
-    assert_close(pull(ȳ)[0], jnp.einsum("n...,b...->bn", f(ones, kernel), ȳ).reshape(x.shape))
+    assert_close(pull(y_bar)[0], jnp.einsum("n...,b...->bn", f(ones, kernel), y_bar).reshape(x.shape))
 
 
 def test_precision_reaches_the_pointwise_product():

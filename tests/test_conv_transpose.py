@@ -41,14 +41,14 @@ def test_is_the_transpose_of_conv(size, window, channels, options, key):
     same = options.get("padding") == "SAME"
     smallest = jaxseq.conv_transpose(x, w, **options).shape[1:-1]
     extra = (0,) * len(size) if same else tuple(I - i for I, i in zip(size, smallest, strict=True))
-    x̄ = jaxseq.conv_transpose(x, w, output_padding=extra, **options)
+    x_bar = jaxseq.conv_transpose(x, w, output_padding=extra, **options)
     if same:  # s O outputs, where u has fewer
         u = jnp.pad(u, ((0, 0), *((0, I - i) for I, i in zip(smallest, size, strict=True)), (0, 0)))
-        np.testing.assert_allclose(inner(x, jaxseq.conv(u, w, **options)), inner(x̄, u), rtol=1e-12)
+        np.testing.assert_allclose(inner(x, jaxseq.conv(u, w, **options)), inner(x_bar, u), rtol=1e-12)
     else:
-        np.testing.assert_allclose(inner(x, y), inner(x̄, u), rtol=1e-12)
+        np.testing.assert_allclose(inner(x, y), inner(x_bar, u), rtol=1e-12)
         _, (pulled,) = pullback(lambda u: jaxseq.conv(u, w, **options))((u,), x)
-        assert_close(x̄, pulled, relative=1e-14)
+        assert_close(x_bar, pulled, relative=1e-14)
 
 
 def loops(x, w, stride, padding, dilation, groups, extra):
@@ -124,11 +124,11 @@ def test_of_nothing(shape, key):
     x, w = operands(key, shape, (3, 6, 4))
     size = 11 if shape[1] else 0
     cotangent = jnp.ones((shape[0], size, 6))
-    y, (x̄, w̄, b̄) = pullback(partial(jaxseq.conv_transpose, stride=2))((x, w, jnp.arange(6.0)), cotangent)
+    y, (x_bar, w_bar, b_bar) = pullback(partial(jaxseq.conv_transpose, stride=2))((x, w, jnp.arange(6.0)), cotangent)
     assert y.shape == cotangent.shape
-    assert x̄.shape == x.shape
-    assert not w̄.any()
-    assert not b̄.any()
+    assert x_bar.shape == x.shape
+    assert not w_bar.any()
+    assert not b_bar.any()
 
 
 @pytest.mark.parametrize(("window", "stride"), [(4, 2), ((3, 4), (1, 3)), ((2, 1, 3), 1)])

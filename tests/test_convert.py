@@ -45,24 +45,24 @@ def recurrence(op):
     return lambda params, xs: jaxseq.recurrence(getattr(cells, op), params, None, xs)[1]
 
 
-def both(f, weights, xs, ȳ):
+def both(f, weights, xs, y_bar):
     """y, and the cotangents of weights and xs."""
 
-    def run(weights, xs, ȳ):
+    def run(weights, xs, y_bar):
         y, pull = jax.vjp(f, weights, xs)
-        return y, pull(ȳ)
+        return y, pull(y_bar)
 
-    return jax.jit(run)(weights, xs, ȳ)
+    return jax.jit(run)(weights, xs, y_bar)
 
 
 def agree(theirs, ours, weights, xs, key, *, tolerance=1e-12):
     """Both functions of (weights, xs) compute the same, and so do their pullbacks of a random cotangent."""
     y = jax.eval_shape(theirs, weights, xs)
-    ȳ = normal(key, y.shape, y.dtype)
+    y_bar = normal(key, y.shape, y.dtype)
 
-    expected = both(theirs, weights, xs, ȳ)
+    expected = both(theirs, weights, xs, y_bar)
     with jax.numpy_dtype_promotion("strict"):
-        assert_close(both(ours, weights, xs, ȳ), expected, tolerance)
+        assert_close(both(ours, weights, xs, y_bar), expected, tolerance)
     assert min(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected)) > 1e-3  # nothing was left out
 
 
@@ -454,11 +454,11 @@ def in_torch(torch, layer, xs, key):
     x = torch.tensor(np.asarray(xs), requires_grad=True)
     y = layer(x)
     y = y[0] if isinstance(y, tuple) else y
-    ȳ = normal(key, tuple(y.shape), jnp.float64)
-    y.backward(torch.from_dlpack(ȳ))
+    y_bar = normal(key, tuple(y.shape), jnp.float64)
+    y.backward(torch.from_dlpack(y_bar))
     gradients = {name: jnp.asarray(p.grad.numpy()) for name, p in layer.named_parameters()}
     weights = {name: jnp.asarray(a.numpy()) for name, a in layer.state_dict().items()}
-    return jnp.asarray(y.detach().numpy()), ȳ, weights, gradients, jnp.asarray(x.grad.numpy())
+    return jnp.asarray(y.detach().numpy()), y_bar, weights, gradients, jnp.asarray(x.grad.numpy())
 
 
 TORCH = {
@@ -489,7 +489,7 @@ def test_torch(name, layers, key):
     op, own = ("rnn", {"activation": "relu"}) if name == "relu" else (name, {})
     layer = getattr(torch.nn, kind)(D, H, **options, **LAYERS[layers], dtype=torch.float64)
     xs = xs_of(op, key)
-    y, ȳ, weights, gradients, x̄s = in_torch(torch, layer, xs, key)
+    y, y_bar, weights, gradients, xs_bar = in_torch(torch, layer, xs, key)
 
     def ours(weights, xs):
         params = convert.from_torch(op, weights)
@@ -499,7 +499,7 @@ def test_torch(name, layers, key):
             return f(params, None, xs)[1]
         return jaxseq.stack(partial(jaxseq.bidirectional, f) if "two" in layers else f, params, None, xs)[1]
 
-    assert_close(both(ours, weights, xs, ȳ), (y, (gradients, x̄s)), 1e-12)
+    assert_close(both(ours, weights, xs, y_bar), (y, (gradients, xs_bar)), 1e-12)
     assert len(gradients) == len(weights)
 
     params = convert.from_torch(op, layer)  # the module itself, its tensors
@@ -545,10 +545,10 @@ def test_convolutions_of_torch(op, axes, groups, key):
     options |= {"output_padding": 1} if op == "conv_transpose" else {}
     x = normal(key, (B, *SPACE[:axes], 4), jnp.float64)
     layer = kind(4, 6, WINDOW[:axes], **options, dtype=torch.float64)
-    y, ȳ, weights, gradients, x̄ = in_torch(torch, layer, jnp.moveaxis(x, -1, 1), key)
+    y, y_bar, weights, gradients, x_bar = in_torch(torch, layer, jnp.moveaxis(x, -1, 1), key)
     ours = lambda w, x: getattr(jaxseq, op)(x, *convert.from_torch(op, w), **options)  # noqa: E731
-    y, ȳ, x̄ = (jnp.moveaxis(a, 1, -1) for a in (y, ȳ, x̄))
-    assert_close(both(ours, weights, x, ȳ), (y, (gradients, x̄)), 1e-12)
+    y, y_bar, x_bar = (jnp.moveaxis(a, 1, -1) for a in (y, y_bar, x_bar))
+    assert_close(both(ours, weights, x, y_bar), (y, (gradients, x_bar)), 1e-12)
     equal(convert.to_torch(op, convert.from_torch(op, layer)), weights)
 
 

@@ -90,13 +90,13 @@ def trilinear(space, window, near, far, options, dtype=jnp.float64):
     return _form.Form(geometry, None, space, outputs, window, near, far), *arrays
 
 
-def tap_by_tap(form, x, w, ȳ):
+def tap_by_tap(form, x, w, y_bar):
     """(y, x̄, w̄) in NumPy: at each tap, the positions within bounds."""
-    x, w, ȳ = (np.asarray(a).astype(complex if jnp.iscomplexobj(a) else float) for a in (x, w, ȳ))
+    x, w, y_bar = (np.asarray(a).astype(complex if jnp.iscomplexobj(a) else float) for a in (x, w, y_bar))
     g = form.geometry.groups
-    xg, ȳg = x.reshape(*x.shape[:-1], g, -1), ȳ.reshape(*ȳ.shape[:-1], g, -1)
+    xg, yg_bar = x.reshape(*x.shape[:-1], g, -1), y_bar.reshape(*y_bar.shape[:-1], g, -1)
     wg = w.reshape(*w.shape[:-1], g, -1)
-    y, x̄, w̄ = np.zeros_like(ȳg), np.zeros_like(xg), np.zeros_like(wg)
+    y, x_bar, w_bar = np.zeros_like(yg_bar), np.zeros_like(xg), np.zeros_like(wg)
     for tap in np.ndindex(*form.window):
         seen, by = [], []
         for k, (I, O, _, s, d, (lo, _)) in zip(tap, form.axes(), strict=True):
@@ -106,17 +106,21 @@ def tap_by_tap(form, x, w, ȳ):
             by.append(np.flatnonzero(inside))
         seen, by = np.ix_(range(len(x)), *seen), np.ix_(range(len(x)), *by)
         y[by] += np.einsum("...gi,igo->...go", xg[seen], wg[tap])
-        x̄[seen] += np.einsum("...go,igo->...gi", ȳg[by], wg[tap])
-        w̄[tap] = np.einsum("...gi,...go->...igo", xg[seen], ȳg[by]).sum(tuple(range(x.ndim - 1)))
-    return y.reshape(ȳ.shape), x̄.reshape(x.shape), w̄.reshape(w.shape)
+        x_bar[seen] += np.einsum("...go,igo->...gi", yg_bar[by], wg[tap])
+        w_bar[tap] = np.einsum("...gi,...go->...igo", xg[seen], yg_bar[by]).sum(tuple(range(x.ndim - 1)))
+    return y.reshape(y_bar.shape), x_bar.reshape(x.shape), w_bar.reshape(w.shape)
 
 
 @pytest.mark.parametrize(("rule", "space", "window", "near", "far", "options"), GRID)
 def test_each_rule_is_the_form(rule, space, window, near, far, options):
-    form, x, w, ȳ = trilinear(space, window, near, far, options)
+    form, x, w, y_bar = trilinear(space, window, near, far, options)
     assert {_correlation.choose(which, form) for which in CHOSEN.get(rule, CONTRACTIONS)} == {rule}
-    y, x̄, w̄ = tap_by_tap(form, x, w, ȳ)
-    for which, a, b, expected in (("to_output", x, w, y), ("to_input", w, ȳ, x̄), ("to_kernel", x, ȳ, w̄)):
+    y, x_bar, w_bar = tap_by_tap(form, x, w, y_bar)
+    for which, a, b, expected in (
+        ("to_output", x, w, y),
+        ("to_input", w, y_bar, x_bar),
+        ("to_kernel", x, y_bar, w_bar),
+    ):
         actual = jax.jit(partial(_correlation._apply, rule, which, form))(a, b)
         assert actual.dtype == jnp.float64
         assert_close(actual, expected, relative=1e-13)
@@ -148,9 +152,13 @@ def test_a_gradient_of_a_depthwise_kernel_in_blocks_of_rows(monkeypatch):
 
 @pytest.mark.parametrize(("rule", "space", "window", "near", "far", "options"), FIRST)
 def test_half_precision_accumulates_in_full(rule, space, window, near, far, options):
-    form, x, w, ȳ = trilinear(space, window, near, far, options, jnp.bfloat16)
-    y, x̄, w̄ = tap_by_tap(form, x, w, ȳ)
-    for which, a, b, expected in (("to_output", x, w, y), ("to_input", w, ȳ, x̄), ("to_kernel", x, ȳ, w̄)):
+    form, x, w, y_bar = trilinear(space, window, near, far, options, jnp.bfloat16)
+    y, x_bar, w_bar = tap_by_tap(form, x, w, y_bar)
+    for which, a, b, expected in (
+        ("to_output", x, w, y),
+        ("to_input", w, y_bar, x_bar),
+        ("to_kernel", x, y_bar, w_bar),
+    ):
         actual = jax.jit(partial(_correlation._apply, rule, which, form))(a, b)
         assert actual.dtype == jnp.float32
         assert_close(actual, expected.astype(np.float32), relative=1e-5)
@@ -159,13 +167,13 @@ def test_half_precision_accumulates_in_full(rule, space, window, near, far, opti
 @pytest.mark.parametrize(("rule", "space", "window", "near", "far", "options"), FIRST)
 def test_through_the_public_functions_with_complex_numbers(rule, space, window, near, far, options):
     """Convolution, its transpose and all their pullbacks; nothing is conjugated."""
-    form, x, w, ȳ = trilinear(space, window, near, far, options)
-    x, w, ȳ = lax.complex(x, jnp.flip(x)), lax.complex(w, -jnp.flip(w) / 2), lax.complex(ȳ, jnp.flip(ȳ))
-    y, x̄, w̄ = tap_by_tap(form, x, w, ȳ)
-    assert_close(jax.jit(pullback(partial(jaxseq.conv, **options)))((x, w), ȳ), (y, (x̄, w̄)), relative=1e-12)
+    form, x, w, y_bar = trilinear(space, window, near, far, options)
+    x, w, y_bar = lax.complex(x, jnp.flip(x)), lax.complex(w, -jnp.flip(w) / 2), lax.complex(y_bar, jnp.flip(y_bar))
+    y, x_bar, w_bar = tap_by_tap(form, x, w, y_bar)
+    assert_close(jax.jit(pullback(partial(jaxseq.conv, **options)))((x, w), y_bar), (y, (x_bar, w_bar)), relative=1e-12)
     extra = [(I - (O - 1) * s - _geometry.extent(K, d) + lo + hi) for I, O, K, s, d, (lo, hi) in form.axes()]
     f = partial(jaxseq.conv_transpose, **{**options, "padding": form.geometry.padding, "output_padding": extra})
-    assert_close(jax.jit(pullback(f))((ȳ, w), x), (x̄, (y, w̄)), relative=1e-12)
+    assert_close(jax.jit(pullback(f))((y_bar, w), x), (x_bar, (y, w_bar)), relative=1e-12)
 
 
 @pytest.mark.parametrize("n", [2, 4, 5, 7, 8])
@@ -188,12 +196,12 @@ def test_second_order_of_patches(n):
 )
 def test_a_window_that_reaches_no_input_gives_exact_zeros(space, window, options):
     """Spectra alone would leave their rounding there."""
-    form, x, w, ȳ = trilinear(space, window, 1, 1, {**options, "groups": 3})
+    form, x, w, y_bar = trilinear(space, window, 1, 1, {**options, "groups": 3})
     assert not form.reaches()
-    y, (x̄, w̄) = jax.jit(pullback(partial(jaxseq.conv, groups=3, **options)))((x, w), ȳ)
+    y, (x_bar, w_bar) = jax.jit(pullback(partial(jaxseq.conv, groups=3, **options)))((x, w), y_bar)
     assert not y.any()
-    assert not x̄.any()
-    assert not w̄.any()
+    assert not x_bar.any()
+    assert not w_bar.any()
 
 
 # --- On both sides of each crossover ---
@@ -214,10 +222,12 @@ def test_both_sides_of_a_crossover(name):
     rules = []
     for n in (0, 1):
         space, window, near, far, options = CROSSOVERS[name](n)
-        form, x, w, ȳ = trilinear(space, window, near, far, options)
+        form, x, w, y_bar = trilinear(space, window, near, far, options)
         rules.append(_correlation.choose("to_input", form))
-        y, x̄, w̄ = tap_by_tap(form, x, w, ȳ)
-        assert_close(jax.jit(pullback(partial(jaxseq.conv, **options)))((x, w), ȳ), (y, (x̄, w̄)), relative=1e-12)
+        y, x_bar, w_bar = tap_by_tap(form, x, w, y_bar)
+        assert_close(
+            jax.jit(pullback(partial(jaxseq.conv, **options)))((x, w), y_bar), (y, (x_bar, w_bar)), relative=1e-12
+        )
     assert rules[0] is not rules[1]
 
 
@@ -231,8 +241,8 @@ def primitives(f, *args):
 @pytest.mark.parametrize("rule", [_shifts, _spectrum, _patches])
 def test_where_xla_has_no_part(rule):
     space, window, near, far, options = FORMS[rule][0]
-    _, x, w, ȳ = trilinear(space, window, near, far, options)
-    assert "conv_general_dilated" not in primitives(pullback(partial(jaxseq.conv, **options)), (x, w), ȳ)
+    _, x, w, y_bar = trilinear(space, window, near, far, options)
+    assert "conv_general_dilated" not in primitives(pullback(partial(jaxseq.conv, **options)), (x, w), y_bar)
 
 
 @pytest.mark.parametrize(("rule", "parts"), [(_blocks, 6), (_planes, 3)])
@@ -240,29 +250,29 @@ def test_where_xla_has_no_part(rule):
 def test_what_only_cpus_need_is_left_to_xla_elsewhere(rule, parts, platform):
     """One convolution for each contraction on a GPU, whose libraries know groups and three axes."""
     forms = {_blocks: FORMS[_blocks][4], _planes: FORMS[_planes][0]}
-    _, x, w, ȳ = trilinear(*forms[rule], jnp.float32)
+    _, x, w, y_bar = trilinear(*forms[rule], jnp.float32)
     f = jax.jit(pullback(partial(jaxseq.conv, **forms[rule][-1])))
-    text = jax.export.export(f, platforms=[platform])((x, w), ȳ).mlir_module()
+    text = jax.export.export(f, platforms=[platform])((x, w), y_bar).mlir_module()
     assert text.count("stablehlo.convolution") == 3 * (parts if platform == "cpu" else 1)
 
 
 def test_spectra_are_shared_between_forward_and_backward():
     """X, W and Y once each, and back three times."""
-    _, x, w, ȳ = trilinear(*FORMS[_spectrum][0])
-    compiled = jax.jit(pullback(partial(jaxseq.conv, **FORMS[_spectrum][0][-1]))).lower((x, w), ȳ).compile()
+    _, x, w, y_bar = trilinear(*FORMS[_spectrum][0])
+    compiled = jax.jit(pullback(partial(jaxseq.conv, **FORMS[_spectrum][0][-1]))).lower((x, w), y_bar).compile()
     assert compiled.as_text().count(" fft(") == 6
 
 
 @pytest.mark.parametrize(("near", "far"), [(1, 1), (2, 3)])
 def test_spectra_of_numbers_of_any_scale(near, far):
     """In float32: each batch entry and each group has a scale of its own, and sums of the transform would overflow."""
-    form, x, w, ȳ = trilinear((90,), (70,), near, far, {"groups": 4, "padding": "SAME"}, jnp.float32)
+    form, x, w, y_bar = trilinear((90,), (70,), near, far, {"groups": 4, "padding": "SAME"}, jnp.float32)
     by_group = lambda scales, channels: np.repeat(np.array(scales, np.float32), channels)  # noqa: E731
-    x, w, ȳ = np.asarray(x), np.asarray(w), np.asarray(ȳ)
+    x, w, y_bar = np.asarray(x), np.asarray(w), np.asarray(y_bar)
     x = 3 * x * by_group([1e37, 1e-33, 1e20, 1], near) * np.array([1, 1e-15], np.float32)[:, None, None]
-    w, ȳ = w * by_group([1e-33, 1e37, 1e-20, 1e-30], far), ȳ * by_group([1e-3, 1e-20, 1e-15, 1], far)
-    contractions = [("to_output", x, w), ("to_input", w, ȳ), ("to_kernel", x, ȳ)]
-    for (which, a, b), expected in zip(contractions, tap_by_tap(form, x, w, ȳ), strict=True):
+    w, y_bar = w * by_group([1e-33, 1e37, 1e-20, 1e-30], far), y_bar * by_group([1e-3, 1e-20, 1e-15, 1], far)
+    contractions = [("to_output", x, w), ("to_input", w, y_bar), ("to_kernel", x, y_bar)]
+    for (which, a, b), expected in zip(contractions, tap_by_tap(form, x, w, y_bar), strict=True):
         actual = np.asarray(jax.jit(partial(_correlation._apply, _spectrum, which, form))(a, b), np.float64)
         rest = tuple(range(which != "to_kernel", actual.ndim - 1))  # to the largest of its channel and batch entry
         error, largest = (abs(v).max(rest) for v in (actual - expected, expected))
@@ -271,11 +281,11 @@ def test_spectra_of_numbers_of_any_scale(near, far):
 
 def test_derivatives_of_spectra_of_large_numbers():
     """At second order too the scale is a constant."""
-    form, x, w, ȳ = trilinear((90,), (70,), 1, 1, {"groups": 2, "padding": "SAME"}, jnp.float32)
+    form, x, w, y_bar = trilinear((90,), (70,), 1, 1, {"groups": 2, "padding": "SAME"}, jnp.float32)
     loss = lambda x, w: jnp.sum(jaxseq.conv(x, w, groups=2, padding="SAME") ** 2) / 2  # noqa: E731
     x, v = 1e17 * x, jnp.flip(w)
     actual = jax.jit(jax.grad(lambda x, w: jnp.vdot(jax.grad(loss, 1)(x, w), v), 1))(x, w)
-    expected = tap_by_tap(form, x, w, tap_by_tap(form, x, v, ȳ)[0])[2]
+    expected = tap_by_tap(form, x, w, tap_by_tap(form, x, v, y_bar)[0])[2]
     assert_close(actual, jnp.asarray(expected, jnp.float32), relative=1e-5)
 
 
@@ -320,11 +330,13 @@ def test_direct_keeps_to_its_window(key):
     y, _ = conv((x.at[0, 0].set(1e10), w), jnp.ones((1, 131, 3), jnp.float32))
     expected = np.lib.stride_tricks.sliding_window_view(np.asarray(x, np.float64), 70, 1).sum(-1)
     np.testing.assert_allclose(y[:, 1:], expected[:, 1:], rtol=1e-5)
-    y, (x̄, w̄) = conv((x.at[0, 100, 1].set(jnp.nan), w), jnp.ones((1, 131, 3), jnp.float32).at[0, 50, 2].set(jnp.nan))
+    y, (x_bar, w_bar) = conv(
+        (x.at[0, 100, 1].set(jnp.nan), w), jnp.ones((1, 131, 3), jnp.float32).at[0, 50, 2].set(jnp.nan)
+    )
     nan = lambda a: [(int(c), int(p)) for p, c in np.argwhere(np.isnan(np.asarray(a)[0]))]  # noqa: E731
     assert set(nan(y)) == {(1, n) for n in range(31, 101)}
-    assert set(nan(x̄)) == {(2, n) for n in range(50, 120)}
-    assert not jnp.isnan(w̄[..., 0]).any()
+    assert set(nan(x_bar)) == {(2, n) for n in range(50, 120)}
+    assert not jnp.isnan(w_bar[..., 0]).any()
 
 
 @pytest.mark.parametrize("space", [(12, 12), (9, 12)], ids=["patches", "one axis"])
@@ -363,11 +375,13 @@ def test_an_unmerged_group_keeps_to_itself(key):
 
 def test_gradient_of_a_kernel_in_a_loop_has_the_letters_that_are_fast():
     """XLA's CPU backend mends other letters outside of loops only: there a convolution took 27 times as long."""
-    x, ȳ, w = jnp.ones((3, 2, 9, 8, 4)), jnp.ones((3, 2, 9, 8, 5)), jnp.ones((3, 3, 4, 5))
+    x, y_bar, w = jnp.ones((3, 2, 9, 8, 4)), jnp.ones((3, 2, 9, 8, 5)), jnp.ones((3, 3, 4, 5))
     conv = maps.Conv()
 
-    def run(x, ȳ, w):
-        return lax.fori_loop(0, 3, lambda i, w̄: w̄ + conv.pull_weight(None, x[i], ȳ[i], w), jnp.zeros_like(w))
+    def run(x, y_bar, w):
+        return lax.fori_loop(
+            0, 3, lambda i, w_bar: w_bar + conv.pull_weight(None, x[i], y_bar[i], w), jnp.zeros_like(w)
+        )
 
-    labels = re.findall(r"dim_labels=(\S+?),", jax.jit(run).lower(x, ȳ, w).compile().as_text())
+    labels = re.findall(r"dim_labels=(\S+?),", jax.jit(run).lower(x, y_bar, w).compile().as_text())
     assert set(labels) == {"b01f_01io->b01f"}

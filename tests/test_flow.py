@@ -69,8 +69,8 @@ def jacobians(kind):
     for x in xs:
         (v, y), (j, c) = both(v, x)
         J, C, ys = [*J, np.asarray(j)], [*C, np.asarray(c)], [*ys, np.asarray(y)]
-    s̄, ȳs = jax.jit(jax.grad(lambda v, ys: loss(unravel(v), ys), (0, 1)))(v, np.stack(ys))
-    return J, C, np.asarray(s̄), np.asarray(ȳs)
+    s_bar, ys_bar = jax.jit(jax.grad(lambda v, ys: loss(unravel(v), ys), (0, 1)))(v, np.stack(ys))
+    return J, C, np.asarray(s_bar), np.asarray(ys_bar)
 
 
 def perturbed(kind):
@@ -106,10 +106,10 @@ def found(kind):
 
 @KINDS
 def test_cotangents_equal_the_chain_rule(kind):
-    J, C, s̄, ȳs = jacobians(kind)
-    chain = [s̄]
-    for j, c, ȳ in zip(J[::-1], C[::-1], ȳs[::-1], strict=True):
-        chain.append(j.T @ chain[-1] + c.T @ ȳ)
+    J, C, s_bar, ys_bar = jacobians(kind)
+    chain = [s_bar]
+    for j, c, y_bar in zip(J[::-1], C[::-1], ys_bar[::-1], strict=True):
+        chain.append(j.T @ chain[-1] + c.T @ y_bar)
     assert_close(found(kind), jnp.asarray(np.stack(chain[::-1])))
 
 

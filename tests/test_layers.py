@@ -34,7 +34,7 @@ def test_two_layers_of_both_directions_equal_torch(kind, lengths, key):
     time = {} if lengths is None else {"lengths": jnp.array(lengths)}
     f = lambda params, xs: in_both(kind, params, None, xs, **time)  # noqa: E731
     cotangents = cotangents_for(f, (params, xs), key)
-    (ends, ys), (p̄, x̄s) = jax.jit(pullback(f))((params, xs), cotangents)
+    (ends, ys), (p_bar, xs_bar) = jax.jit(pullback(f))((params, xs), cotangents)
 
     layer = getattr(torch.nn, kind.upper())(3, 5, num_layers=2, bidirectional=True).double()
     suffixes = [[f"l{i}", f"l{i}_reverse"] for i in range(2)]
@@ -54,15 +54,15 @@ def test_two_layers_of_both_directions_equal_torch(kind, lengths, key):
         for d in range(2):
             assert_close(jax.tree.leaves(ends[i][d]), [array(e[2 * i + d]) for e in end])
 
-    c̄s, ȳs = jax.tree.map(lambda a: torch.tensor(np.asarray(a)), cotangents)
-    loss = (out * ȳs).sum()
+    cs_bar, ys_bar = jax.tree.map(lambda a: torch.tensor(np.asarray(a)), cotangents)
+    loss = (out * ys_bar).sum()
     for i in range(2):
         for d in range(2):
-            loss = loss + sum((e[2 * i + d] * c).sum() for e, c in zip(end, jax.tree.leaves(c̄s[i][d]), strict=True))
+            loss = loss + sum((e[2 * i + d] * c).sum() for e, c in zip(end, jax.tree.leaves(cs_bar[i][d]), strict=True))
     loss.backward()
-    assert_close(x̄s, jnp.asarray(x.grad.numpy()))
+    assert_close(xs_bar, jnp.asarray(x.grad.numpy()))
     for i in range(2):
-        for p, suffix in zip(p̄[i], suffixes[i], strict=True):
+        for p, suffix in zip(p_bar[i], suffixes[i], strict=True):
             grads = [getattr(layer, f"{name}_{suffix}").grad.numpy() for name in ("weight_ih", "weight_hh", "bias_ih")]
             assert_close(list(p[:3]), [jnp.asarray(g.T) for g in grads])
 

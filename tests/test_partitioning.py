@@ -46,13 +46,13 @@ def test_backward_keeps_the_decision_of_forward(name, devices, key, monkeypatch)
     """Without a mesh in context it depends on the number of devices. Where backward looked again, it would follow."""
     f, shapes = OPS[name]()
     args = normals(key, shapes)
-    ȳ = cotangents_for(f, args, key)
+    y_bar = cotangents_for(f, args, key)
 
     def pullback(devices):
         monkeypatch.setattr(jax, "device_count", lambda: devices)
         return jax.vjp(f, *args)[1]
 
-    program = lambda pull: str(jax.make_jaxpr(pull)(ȳ))  # noqa: E731
+    program = lambda pull: str(jax.make_jaxpr(pull)(y_bar))  # noqa: E731
     pull, other = pullback(devices), program(pullback(9 - devices))
     assert jax.device_count() == 9 - devices
     kept = program(pull)

@@ -38,7 +38,7 @@ def test_recurrence_equals_torch(name, ours, kind, theirs, key):
     f = partial(CASES[name].op, **ours)
     params, carry, xs = args = arguments(name, "plain", key)
     cotangents = cotangents_for(f, args, jax.random.fold_in(key, 1))
-    (last, ys), (p̄, c̄, x̄s) = jax.jit(pullback(f))(args, cotangents)
+    (last, ys), (p_bar, c_bar, xs_bar) = jax.jit(pullback(f))(args, cotangents)
 
     layer = getattr(torch.nn, kind)(3, 5, **theirs).double()
     w_x, w_h, b_x, b_h = (*params, jnp.zeros_like(params[2]))[:4]
@@ -54,12 +54,12 @@ def test_recurrence_equals_torch(name, ours, kind, theirs, key):
     seeds = [torch.tensor(np.asarray(s)) for s in jax.tree.leaves(cotangents)]
     loss = (out * seeds[-1]).sum() + sum((e[0] * s).sum() for e, s in zip(end, seeds[:-1], strict=True))
     loss.backward()
-    assert_close([x̄s, *jax.tree.leaves(c̄)], gradients([x, *states]))
-    assert_close(p̄.w_x, gradients([layer.weight_ih_l0])[0].T)
-    assert_close(p̄.w_h, gradients([layer.weight_hh_l0])[0].T)
-    assert_close(p̄[2], gradients([layer.bias_ih_l0])[0])
+    assert_close([xs_bar, *jax.tree.leaves(c_bar)], gradients([x, *states]))
+    assert_close(p_bar.w_x, gradients([layer.weight_ih_l0])[0].T)
+    assert_close(p_bar.w_h, gradients([layer.weight_hh_l0])[0].T)
+    assert_close(p_bar[2], gradients([layer.bias_ih_l0])[0])
     if name == "gru":
-        assert_close(p̄.b_h, gradients([layer.bias_hh_l0])[0])
+        assert_close(p_bar.b_h, gradients([layer.bias_hh_l0])[0])
 
 
 @pytest.mark.parametrize(
@@ -123,13 +123,13 @@ def convolution_equals_torch(name, its_name, shapes, options, theirs, key):
     args = tuple(normal(jax.random.fold_in(key, i), s) for i, s in enumerate(shapes))
     f = partial(CASES[name].op, **options)
     y, vjp = jax.vjp(f, *args)
-    ȳ = cotangents_for(f, args, key)
+    y_bar = cotangents_for(f, args, key)
     x, w, b = tensors(*args)
     out = getattr(torch.nn.functional, its_name)(x.movedim(-1, 1), w.movedim((-1, -2), (0, 1)), b, **theirs)
     out = out.movedim(1, -1)
-    (out * torch.tensor(np.asarray(ȳ))).sum().backward()
+    (out * torch.tensor(np.asarray(y_bar))).sum().backward()
     assert_close(y, jnp.asarray(out.detach().numpy()))
-    assert_close(list(vjp(ȳ)), gradients([x, w, b]))
+    assert_close(list(vjp(y_bar)), gradients([x, w, b]))
 
 
 def loosely():
@@ -144,7 +144,7 @@ def test_projected_lstm_equals_torch(key):
     f = partial(jaxseq.recurrence, cells.projected_lstm)
     params, carry, xs = args = arguments("recurrence", "projected_lstm", key)
     cotangents = cotangents_for(f, args, jax.random.fold_in(key, 1))
-    (last, ys), (p̄, c̄, x̄s) = jax.jit(pullback(f))(args, cotangents)
+    (last, ys), (p_bar, c_bar, xs_bar) = jax.jit(pullback(f))(args, cotangents)
 
     layer = torch.nn.LSTM(3, 5, proj_size=4).double()
     w_x, w_h, b, w_q = params
@@ -161,9 +161,9 @@ def test_projected_lstm_equals_torch(key):
     seeds = [torch.tensor(np.asarray(s)) for s in jax.tree.leaves(cotangents)]
     ((out * seeds[-1]).sum() + sum((e[0] * s).sum() for e, s in zip(end, seeds[:-1], strict=True))).backward()
     assert_close([ys, *last], [jnp.asarray(a.detach().numpy()) for a in (out, end[0][0], end[1][0])])
-    assert_close([x̄s, *c̄], gradients([x, h, c]))
+    assert_close([xs_bar, *c_bar], gradients([x, h, c]))
     found = gradients([layer.weight_ih_l0, layer.weight_hh_l0, layer.bias_ih_l0, layer.weight_hr_l0])
-    assert_close(p̄, cells.ProjectedLSTMParams(found[0].T, found[1].T, found[2], found[3].T))
+    assert_close(p_bar, cells.ProjectedLSTMParams(found[0].T, found[1].T, found[2], found[3].T))
 
 
 def test_minimal_gated_unit_equals_flax(key):

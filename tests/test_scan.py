@@ -203,10 +203,10 @@ def test_no_gradient_crosses_a_boundary(key):
     params, h, u = inputs(key, 9)
     f = lambda h, x: (jnp.tanh(h @ params["w"] + x @ params["v"]), h)  # noqa: E731
     first = lambda h, u: jnp.sum(jnp.sin(jaxseq.scan(f, h, u, truncation=4)[1][5:8]))  # noqa: E731
-    h̄, ū = jax.grad(first, (0, 1))(h, u)
-    assert not h̄.any()
-    assert not ū[:4].any()
-    assert np.all(np.abs(ū[4:7]).max((1, 2)) > 0)
+    h_bar, u_bar = jax.grad(first, (0, 1))(h, u)
+    assert not h_bar.any()
+    assert not u_bar[:4].any()
+    assert np.all(np.abs(u_bar[4:7]).max((1, 2)) > 0)
 
 
 REACHES = [  # options, and the expected derivatives by the first state and by what every step adds
@@ -255,12 +255,12 @@ def test_a_million_steps():
     """They run, in no more memory than that."""
     f = lambda w, xs: jaxseq.scan(lambda s, x: (jnp.tanh(w * s + x), None), 0.0, xs, checkpoint="auto")[0]  # noqa: E731
     xs = jnp.linspace(-1.0, 1.0, 1_000_000)
-    w̄, x̄ = jax.jit(jax.grad(f, (0, 1)))(0.9, xs)
+    w_bar, x_bar = jax.jit(jax.grad(f, (0, 1)))(0.9, xs)
     s, ds = 0.0, 0.0
     for x in np.asarray(xs[-400:]):  # what is older has died away
         s, ds = np.tanh(0.9 * s + x), (1 - np.tanh(0.9 * s + x) ** 2) * (s + 0.9 * ds)
-    np.testing.assert_allclose(w̄, ds, rtol=1e-9)
-    assert x̄[-1] > x̄[-2] > x̄[-10] > 0
+    np.testing.assert_allclose(w_bar, ds, rtol=1e-9)
+    assert x_bar[-1] > x_bar[-2] > x_bar[-10] > 0
 
 
 # --- Steps of other libraries ---

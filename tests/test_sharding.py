@@ -207,9 +207,9 @@ def test_hidden_units_over_devices_and_batch_too(key):
 def test_the_batch_in_shard_map_and_features_in_what_it_leaves(kind, key):
     """`shard_map` over one axis of the mesh alone."""
     params, carry = jaxseq.gru_init(key, 3, 4, dtype=jnp.float64), jnp.zeros((4, 4))
-    xs, ȳ = normals(key, (jnp.ones((5, 4, 3)), jnp.ones((5, 4, 4))))
+    xs, y_bar = normals(key, (jnp.ones((5, 4, 3)), jnp.ones((5, 4, 4))))
     run = lambda gru: pullback(lambda params, carry, xs: gru(params, carry, xs)[1])  # noqa: E731
-    expected = jax.jit(run(jaxseq.reference.gru))((params, carry, xs), ȳ)
+    expected = jax.jit(run(jaxseq.reference.gru))((params, carry, xs), y_bar)
     mesh = mesh_of((2, 4), ("b", "f"), kind)
     specs = (P(), P("b"), P(None, "b")), P(None, "b")
     divided = jax.shard_map(
@@ -218,7 +218,7 @@ def test_the_batch_in_shard_map_and_features_in_what_it_leaves(kind, key):
     with jax.set_mesh(mesh):
         columns = jax.tree.map(lambda p: P(*(None,) * (p.ndim - 1), "f"), params)
         placed = place(mesh, (params, carry, xs), (columns, P("b", "f"), P(None, "b")))
-        assert_close(jax.jit(divided)(placed, place(mesh, ȳ, P(None, "b", "f"))), expected)
+        assert_close(jax.jit(divided)(placed, place(mesh, y_bar, P(None, "b", "f"))), expected)
 
 
 def test_each_device_has_its_own_groups():
@@ -234,12 +234,12 @@ def test_each_device_has_its_own_groups():
 
 def test_groups_over_more_devices_than_there_are(key):
     """Two groups of channels over four devices: XLA aborted the process as it compiled that."""
-    x, w, ȳ = normals(key, (jnp.ones((2, 8, 8)), jnp.ones((3, 4, 8)), jnp.ones((2, 8, 8))))
+    x, w, y_bar = normals(key, (jnp.ones((2, 8, 8)), jnp.ones((3, 4, 8)), jnp.ones((2, 8, 8))))
     run = lambda conv: pullback(partial(conv, padding="SAME", groups=2))  # noqa: E731
-    expected = jax.jit(run(jaxseq.reference.conv))((x, w), ȳ)
+    expected = jax.jit(run(jaxseq.reference.conv))((x, w), y_bar)
     mesh = mesh_of((4, 2), ("f", "t"), "explicit")
     with jax.set_mesh(mesh):
-        placed = place(mesh, (x, w), (P(None, "t", "f"), P(None, None, "f"))), place(mesh, ȳ, P(None, "t", "f"))
+        placed = place(mesh, (x, w), (P(None, "t", "f"), P(None, None, "f"))), place(mesh, y_bar, P(None, "t", "f"))
         assert_close(jax.jit(run(jaxseq.conv))(*placed), expected)
 
 
@@ -247,13 +247,13 @@ def test_groups_over_more_devices_than_there_are(key):
 def test_weights_over_the_axis_of_the_batch(spec, key):
     """Fully sharded data parallelism: weights are gathered before the loop, and one sum is taken after it."""
     params, xs = jaxseq.gru_init(key, 8, 8, dtype=jnp.float64), normals(key, jnp.ones((5, 8, 8)))
-    ȳ = normals(jax.random.fold_in(key, 1), jnp.ones((5, 8, 8)))
+    y_bar = normals(jax.random.fold_in(key, 1), jnp.ones((5, 8, 8)))
     run = lambda gru: pullback(lambda params, xs: gru(params, None, xs)[1])  # noqa: E731
-    expected = jax.jit(run(jaxseq.reference.gru))((params, xs), ȳ)
+    expected = jax.jit(run(jaxseq.reference.gru))((params, xs), y_bar)
     mesh = mesh_of((8,), ("d",), "explicit")
     with jax.set_mesh(mesh):
         specs = jax.tree.map(lambda p: spec if p.ndim == 2 else P("d"), params)
-        placed = place(mesh, (params, xs), (specs, P(None, "d"))), place(mesh, ȳ, P(None, "d"))
+        placed = place(mesh, (params, xs), (specs, P(None, "d"))), place(mesh, y_bar, P(None, "d"))
         program = jax.jit(run(jaxseq.gru)).lower(*placed).compile()
         assert_close(program(*placed), expected)
     collectives = hlo.collectives(program.as_text())

@@ -60,28 +60,28 @@ def test_no_steps_hand_the_carry_through(key):
 
 @pytest.mark.parametrize("label", ["dilated causal", "depthwise", "strided same"])
 def test_convolution_of_an_empty_signal(label, key):
-    y, (x̄, w̄, *_) = compare("conv", label, key, length=0)
-    assert y.shape[1] == x̄.shape[1] == 0
-    assert not w̄.any()
+    y, (x_bar, w_bar, *_) = compare("conv", label, key, length=0)
+    assert y.shape[1] == x_bar.shape[1] == 0
+    assert not w_bar.any()
 
 
 def test_an_empty_signal_whose_padding_is_shorter_than_the_window():
     """No output at all: what a stride beyond one leaves of the padding is none either."""
     x, w = jnp.ones((2, 0, 3)), jnp.ones((6, 1, 3))
     for f in (jaxseq.conv, jaxseq.reference.conv):
-        y, (x̄, w̄) = pullback(partial(f, groups=3, stride=2, padding=2))((x, w), jnp.ones((2, 0, 3)))
-        assert y.shape == x̄.shape == (2, 0, 3)
-        assert w̄.shape == w.shape
-        assert not w̄.any()
+        y, (x_bar, w_bar) = pullback(partial(f, groups=3, stride=2, padding=2))((x, w), jnp.ones((2, 0, 3)))
+        assert y.shape == x_bar.shape == (2, 0, 3)
+        assert w_bar.shape == w.shape
+        assert not w_bar.any()
 
 
 @pytest.mark.parametrize(
     "label", ["strided same", "gaps, dilated, causal", "output padding, grouped", "2d grouped, dilated"]
 )
 def test_transposed_convolution_of_an_empty_signal(label, key):
-    y, (x̄, w̄, *_) = compare("conv_transpose", label, key, length=0)
-    assert y.shape[1] == x̄.shape[1] == 0
-    assert not w̄.any()
+    y, (x_bar, w_bar, *_) = compare("conv_transpose", label, key, length=0)
+    assert y.shape[1] == x_bar.shape[1] == 0
+    assert not w_bar.any()
 
 
 @pytest.mark.parametrize("label", ["strided same", "2d grouped, dilated"])

@@ -54,15 +54,15 @@ def test_space_over_devices_moves_halos_and_no_more(op, shape, window, options, 
     keys = jax.random.split(key)
     channels = window[-1] if op == "conv" else window[-2] * options.get("groups", 1)
     x, w, b = normals(keys[0], (jnp.ones(shape), jnp.ones(window), jnp.ones(channels)))
-    ȳ = cotangents_for(twin, (x, w, b), keys[1])
-    expected = jax.jit(pullback(twin))((x, w, b), ȳ)
+    y_bar = cotangents_for(twin, (x, w, b), keys[1])
+    expected = jax.jit(pullback(twin))((x, w, b), y_bar)
     mesh = mesh_of((2, 4), ("idle", "t"), "explicit")
     with jax.set_mesh(mesh):
-        placed = place(mesh, (x, w, b), (P(None, "t"), P(), P())), place(mesh, ȳ, P(None, "t"))
+        placed = place(mesh, (x, w, b), (P(None, "t"), P(), P())), place(mesh, y_bar, P(None, "t"))
         program = jax.jit(pullback(f)).lower(*placed).compile()
-        y, (x̄, *_) = program(*placed)
-        assert_close((y, (x̄, *program(*placed)[1][1:])), expected)
-        assert y.sharding.spec == x̄.sharding.spec == P(None, "t", None)
+        y, (x_bar, *_) = program(*placed)
+        assert_close((y, (x_bar, *program(*placed)[1][1:])), expected)
+        assert y.sharding.spec == x_bar.sharding.spec == P(None, "t", None)
     collectives = hlo.collectives(program.as_text())
     assert {c.kind for c in collectives} <= {"collective-permute", "all-reduce"}
     assert sum(c.kind == "all-reduce" for c in collectives) <= 2  # kernel and bias
@@ -75,12 +75,12 @@ def test_space_over_devices_moves_halos_and_no_more(op, shape, window, options, 
 )
 def test_an_image_over_devices_with_its_corners(spec, key):
     run = lambda conv: pullback(partial(conv, padding="SAME", dilation=(1, 2)))  # noqa: E731
-    x, w, ȳ = normals(key, (jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 2)), jnp.ones((2, 8, 8, 2))))
-    expected = jax.jit(run(jaxseq.reference.conv))((x, w), ȳ)
+    x, w, y_bar = normals(key, (jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 2)), jnp.ones((2, 8, 8, 2))))
+    expected = jax.jit(run(jaxseq.reference.conv))((x, w), y_bar)
     mesh = mesh_of((4, 2), ("h", "w"), "explicit")
     space = P(None, *(("w", "h") if part == "wh" else part for part in spec))  # not in the order of the mesh
     with jax.set_mesh(mesh):
-        placed = place(mesh, (x, w), (space, P())), place(mesh, ȳ, space)
+        placed = place(mesh, (x, w), (space, P())), place(mesh, y_bar, space)
         program = jax.jit(run(jaxseq.conv)).lower(*placed).compile()
         assert_close(program(*placed), expected)
     kinds = {c.kind for c in hlo.collectives(program.as_text())}
@@ -90,13 +90,13 @@ def test_an_image_over_devices_with_its_corners(spec, key):
 
 def test_space_batch_and_channels_over_devices_at_once(key):
     run = lambda conv: pullback(partial(conv, padding="CAUSAL"))  # noqa: E731
-    x, w, b, ȳ = normals(key, (jnp.ones((4, 8, 4)), jnp.ones((3, 4, 6)), jnp.ones(6), jnp.ones((4, 8, 6))))
-    expected = jax.jit(run(jaxseq.reference.conv))((x, w, b), ȳ)
+    x, w, b, y_bar = normals(key, (jnp.ones((4, 8, 4)), jnp.ones((3, 4, 6)), jnp.ones(6), jnp.ones((4, 8, 6))))
+    expected = jax.jit(run(jaxseq.reference.conv))((x, w, b), y_bar)
     mesh = mesh_of((2, 2, 2), ("b", "t", "c"), "explicit")
     with jax.set_mesh(mesh):
         placed = (
             place(mesh, (x, w, b), (P("b", "t", "c"), P(None, None, "c"), P("c"))),
-            place(mesh, ȳ, P("b", "t", "c")),
+            place(mesh, y_bar, P("b", "t", "c")),
         )
         assert_close(jax.jit(run(jaxseq.conv))(*placed), expected)
 
@@ -110,12 +110,12 @@ def test_without_jit_and_without_a_mesh_in_context(key):
 def test_automatic_axes_leave_halos_to_the_compiler(key):
     """It has them for the convolutions that XLA computes itself."""
     run = lambda conv: pullback(partial(conv, padding="CAUSAL"))  # noqa: E731
-    x, w, ȳ = normals(key, (jnp.ones((4, 24, 3)), jnp.ones((3, 3, 2)), jnp.ones((4, 24, 2))))
+    x, w, y_bar = normals(key, (jnp.ones((4, 24, 3)), jnp.ones((3, 3, 2)), jnp.ones((4, 24, 2))))
     mesh = mesh_of((8,), ("t",), "automatic")
     with jax.set_mesh(mesh):
-        placed = place(mesh, (x, w), (P(None, "t"), P())), place(mesh, ȳ, P(None, "t"))
+        placed = place(mesh, (x, w), (P(None, "t"), P())), place(mesh, y_bar, P(None, "t"))
         program = jax.jit(run(jaxseq.conv)).lower(*placed).compile()
-        assert_close(program(*placed), jax.jit(run(jaxseq.reference.conv))((x, w), ȳ))
+        assert_close(program(*placed), jax.jit(run(jaxseq.reference.conv))((x, w), y_bar))
     moved = [c.bytes // (x.itemsize * 4) for c in hlo.collectives(program.as_text()) if c.kind == "collective-permute"]
     assert sorted(moved) == [2 * 2, 2 * 3, 2 * 3]  # two rows: of ȳ for x̄, of x for y and once more for w̄
 
@@ -174,14 +174,14 @@ def test_an_idle_axis_beside_space_counts_nothing_twice(name, kind, key):
         args = draw(2, 8, 4), draw(1, 1, 3, *((4, 8) if name == "conv" else (8, 4)))[0, 0]
         call = lambda ns, x, w: getattr(ns, name)(x, w, padding="SAME")  # noqa: E731
     twin = partial(call, jaxseq.reference)
-    ȳ = cotangents_for(twin, args, key)
-    expected = jax.jit(pullback(twin))(args, ȳ)
+    y_bar = cotangents_for(twin, args, key)
+    expected = jax.jit(pullback(twin))(args, y_bar)
     mesh = mesh_of((2, 2), ("a", "b"), kind)
     with jax.set_mesh(mesh):
         for of_kernel in P(), P(None, None, "b"):
             placed = place(mesh, args, (over_a, of_kernel))
             types = jax.eval_shape(partial(call, jaxseq), *placed)
-            cotangent = place(mesh, ȳ, types.sharding.spec if kind == "explicit" else over_a)
+            cotangent = place(mesh, y_bar, types.sharding.spec if kind == "explicit" else over_a)
             assert_close(jax.jit(pullback(partial(call, jaxseq)))(placed, cotangent), expected, 1e-5)
 
 
@@ -189,10 +189,10 @@ def test_an_idle_axis_beside_space_counts_nothing_twice(name, kind, key):
 def test_the_mesh_of_a_cotangent_alone_has_an_idle_axis(jit, key):
     """The arguments were never placed, and no mesh is in context."""
     args = normals(key, (jnp.ones((2, 8, 4), jnp.float32), jnp.ones((3, 4, 8), jnp.float32)))
-    ȳ = normals(jax.random.fold_in(key, 1), jnp.ones((2, 8, 8), jnp.float32))
+    y_bar = normals(jax.random.fold_in(key, 1), jnp.ones((2, 8, 8), jnp.float32))
     of_ours, of_twin = (jax.vjp(partial(ns.conv, padding="SAME"), *args)[1] for ns in (jaxseq, jaxseq.reference))
-    placed = place(mesh_of((2, 2), ("a", "b"), "automatic"), ȳ, P(None, "a"))
-    assert_close((jax.jit(of_ours) if jit else of_ours)(placed), of_twin(ȳ), 1e-5)
+    placed = place(mesh_of((2, 2), ("a", "b"), "automatic"), y_bar, P(None, "a"))
+    assert_close((jax.jit(of_ours) if jit else of_ours)(placed), of_twin(y_bar), 1e-5)
 
 
 # --- Time: every variant of what reads it, over four devices, the batch over two ---
@@ -252,8 +252,8 @@ def test_a_causal_convolution_over_time_moves_its_carry(key):
     mesh = mesh_of((8,), ("t",), "explicit")
     with jax.set_mesh(mesh):
         placed = place(mesh, (carry, x, w), (P(), P(None, "t"), P()))
-        ȳ = jax.device_put(jnp.ones((B, T, 5)), NamedSharding(mesh, P(None, "t")))
-        collectives = hlo.collectives(jax.jit(pullback(f)).lower(placed, ȳ).compile().as_text())
+        y_bar = jax.device_put(jnp.ones((B, T, 5)), NamedSharding(mesh, P(None, "t")))
+        collectives = hlo.collectives(jax.jit(pullback(f)).lower(placed, y_bar).compile().as_text())
     moved = [c.bytes for c in collectives if c.kind == "collective-permute"]
     assert moved == [carry.nbytes] * 2
     assert {c.kind for c in collectives} == {"collective-permute", "all-reduce"}
@@ -339,11 +339,11 @@ def test_relay_goes_through_all_stretches_and_back(reverse, key):
         return gru(jaxseq.relay(lambda h: gru(h)[0], h, ("u", "t"), reverse=reverse))[1]
 
     twin = lambda params, h, xs: jaxseq.reference.gru(params, h, xs, reverse=reverse)[1]  # noqa: E731
-    ȳ = cotangents_for(twin, (params, h, xs), key)
-    expected = jax.jit(pullback(twin))((params, h, xs), ȳ)
+    y_bar = cotangents_for(twin, (params, h, xs), key)
+    expected = jax.jit(pullback(twin))((params, h, xs), y_bar)
     mesh, over_time = mesh_of((2, 2, 2), ("t", "idle", "u"), "automatic"), P(("u", "t"))
     over_devices = jax.shard_map(run, mesh=mesh, in_specs=(P(), P(), over_time), out_specs=over_time)
-    assert_close(jax.jit(pullback(over_devices))((params, h, xs), ȳ), expected)
+    assert_close(jax.jit(pullback(over_devices))((params, h, xs), y_bar), expected)
 
 
 def test_relay_whose_gradient_stops_is_truncation(key):
@@ -355,9 +355,9 @@ def test_relay_whose_gradient_stops_is_truncation(key):
         return jaxseq.gru(params, jnp.where(first, h, start), xs, truncation=3)[1]
 
     twin = lambda params, h, xs: jaxseq.reference.gru(params, h, xs, truncation=3)[1]  # noqa: E731
-    ȳ = cotangents_for(twin, (params, h, xs), key)
-    expected = jax.jit(pullback(twin))((params, h, xs), ȳ)
-    assert_close(jax.jit(pullback(stretched(run, 4)))((params, h, xs), ȳ), expected)
+    y_bar = cotangents_for(twin, (params, h, xs), key)
+    expected = jax.jit(pullback(twin))((params, h, xs), y_bar)
+    assert_close(jax.jit(pullback(stretched(run, 4)))((params, h, xs), y_bar), expected)
 
 
 @pytest.mark.parametrize("window", [3, 6], ids=["shorter than a stretch", "longer"])
@@ -374,9 +374,9 @@ def test_a_causal_convolution_by_relay(window, key):
     over_time = P(None, "t")
     divided = jax.shard_map(run, mesh=mesh, in_specs=(P(), over_time, P(), P()), out_specs=over_time)
     twin = lambda *args: jaxseq.reference.causal_conv(*args)[1]  # noqa: E731
-    ȳ = cotangents_for(twin, (carry, x, w, b), key)
-    expected = jax.jit(pullback(twin))((carry, x, w, b), ȳ)
-    assert_close(jax.jit(pullback(divided))((carry, x, w, b), ȳ), expected)
+    y_bar = cotangents_for(twin, (carry, x, w, b), key)
+    expected = jax.jit(pullback(twin))((carry, x, w, b), y_bar)
+    assert_close(jax.jit(pullback(divided))((carry, x, w, b), y_bar), expected)
 
 
 def test_relay_takes_as_many_rounds_as_it_is_told(key):

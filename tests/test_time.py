@@ -53,9 +53,9 @@ def test_nothing_in_the_padding_counts(name, options, key):
     spoilt = ends[0], jnp.where(padding[..., None], jnp.nan, ends[1])
     expected, actual = f((params, carry, *clean), ends), f((params, carry, *dirty), spoilt)
     assert_close(actual, expected, relative=0)
-    ys, x̄s = expected[0][1], expected[1][2]
+    ys, xs_bar = expected[0][1], expected[1][2]
     assert not ys[padding].any()
-    assert not x̄s[padding].any()
+    assert not xs_bar[padding].any()
     assert ys[~padding].all()
 
 
@@ -117,10 +117,10 @@ def test_no_gradient_crosses_a_reset(reverse, key):
     resets = jnp.broadcast_to(jnp.arange(T)[:, None] == 4, (T, 2))
     before, behind = (slice(4, T), slice(0, 4)) if reverse else (slice(0, 4), slice(4, T))
     loss = lambda carry, xs: CASES["lstm"].op(params, carry, xs, resets=resets, reverse=reverse)[1][behind].sum()  # noqa: E731
-    c̄arry, x̄s = jax.grad(loss, (0, 1))(carry, xs)
-    assert not x̄s[before].any()
-    assert not any(leaf.any() for leaf in jax.tree.leaves(c̄arry))
-    assert x̄s[behind].all()
+    carry_bar, xs_bar = jax.grad(loss, (0, 1))(carry, xs)
+    assert not xs_bar[before].any()
+    assert not any(leaf.any() for leaf in jax.tree.leaves(carry_bar))
+    assert xs_bar[behind].all()
 
 
 @pytest.mark.parametrize("name", ["lstm"])
@@ -286,9 +286,9 @@ class ProductParams(NamedTuple):
     w_q: Any
 
 
-def by_hand(saved, _, h̄):
+def by_hand(saved, _, h_bar):
     h, norm = saved
-    return ((h̄ - h * jnp.sum(h * h̄, -1, keepdims=True)) / norm,), jnp.zeros_like(h̄)
+    return ((h_bar - h * jnp.sum(h * h_bar, -1, keepdims=True)) / norm,), jnp.zeros_like(h_bar)
 
 
 def with_saved(a, h):
@@ -550,12 +550,12 @@ def test_nothing_at_all(options, key):
         lengths = jnp.zeros(xs.shape[1], int)
         resets = jnp.ones(xs.shape[:-1], bool)
         f = lambda p, c, x, o=options, n=lengths, r=resets: CASES["lstm"].op(p, c, x, lengths=n, resets=r, **o)  # noqa: E731
-        (end, ys), (w̄, c̄arry, x̄s) = gradients(f, (params, carry, xs), key)
+        (end, ys), (w_bar, carry_bar, xs_bar) = gradients(f, (params, carry, xs), key)
         assert_close(end, carry)
         assert not ys.any()
-        assert not x̄s.any()
-        assert not any(leaf.any() for leaf in jax.tree.leaves(w̄))
-        assert all(leaf.all() for leaf in jax.tree.leaves(c̄arry))
+        assert not xs_bar.any()
+        assert not any(leaf.any() for leaf in jax.tree.leaves(w_bar))
+        assert all(leaf.all() for leaf in jax.tree.leaves(carry_bar))
 
 
 def test_second_order_of_options_together(key):

@@ -1,5 +1,7 @@
 """What the backward sweep does about truncation. What it means is for `jaxseq.testing.check_truncation` to say."""
 
+from functools import partial
+
 import jax
 import pytest
 from helpers import SEQUENCES, arguments, assert_close, bound, cotangents_for, pullback, scans
@@ -37,7 +39,8 @@ def test_the_backward_sweep_runs_its_windows_side_by_side(truncation, sweeps, re
     """Sequential steps of the sweep: k, and those of a ragged last window. One product with W_h each, no more."""
     args = arguments("lstm", "plain", key, length=12)
     outputs = bound("lstm", "plain")(*args)
-    f = lambda args, ȳ: jax.vjp(lambda *a: CASES["lstm"].op(*a, truncation=truncation, reverse=reverse), *args)[1](ȳ)  # noqa: E731
+    op = partial(CASES["lstm"].op, truncation=truncation, reverse=reverse)
+    f = lambda args, y_bar: jax.vjp(op, *args)[1](y_bar)  # noqa: E731
     products = lambda scan: sum(e.primitive.name == "dot_general" for e in scan.params["jaxpr"].jaxpr.eqns)  # noqa: E731
     forward, *others = scans(f, args, outputs)
     assert (forward.params["length"], products(forward)) == (12, 2)

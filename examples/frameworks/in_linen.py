@@ -78,8 +78,8 @@ def batch(key: PRNGKeyArray) -> Batch:
     keys = jax.random.split(key, 4)
     k = jax.random.randint(keys[0], (B,), 0, K)
     lengths = jax.random.randint(keys[1], (B,), T // 4, T + 1)
-    φ = jax.random.uniform(keys[2], (B,), maxval=2 * jnp.pi)
-    waves = jnp.sin(0.2 * (k[:, None] + 1) * jnp.arange(T) + φ[:, None])
+    phi = jax.random.uniform(keys[2], (B,), maxval=2 * jnp.pi)
+    waves = jnp.sin(0.2 * (k[:, None] + 1) * jnp.arange(T) + phi[:, None])
     xs = waves + 0.3 * jax.random.normal(keys[3], (B, T))
     return jnp.where(jnp.arange(T) < lengths[:, None], xs, 0)[..., None], lengths, k
 

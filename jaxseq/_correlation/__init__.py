@@ -194,18 +194,20 @@ def to_output(
     return _contract("to_output", form, x, kernel, (x.shape[0], *outputs, kernel.shape[-1]))
 
 
-def to_input(geometry: Geometry, precision: Any, kernel: jax.Array, ȳ: jax.Array, space: tuple[int, ...]) -> jax.Array:
+def to_input(
+    geometry: Geometry, precision: Any, kernel: jax.Array, y_bar: jax.Array, space: tuple[int, ...]
+) -> jax.Array:
     """x̄ of (2), for an input of size `space`."""
     near, far = kernel.shape[-2], kernel.shape[-1] // geometry.groups
-    form = Form(geometry, precision, space, ȳ.shape[1:-1], kernel.shape[:-2], near, far)
-    return _contract("to_input", form, kernel, ȳ, (ȳ.shape[0], *space, near * geometry.groups))
+    form = Form(geometry, precision, space, y_bar.shape[1:-1], kernel.shape[:-2], near, far)
+    return _contract("to_input", form, kernel, y_bar, (y_bar.shape[0], *space, near * geometry.groups))
 
 
-def to_kernel(geometry: Geometry, precision: Any, x: jax.Array, ȳ: jax.Array, window: tuple[int, ...]) -> jax.Array:
+def to_kernel(geometry: Geometry, precision: Any, x: jax.Array, y_bar: jax.Array, window: tuple[int, ...]) -> jax.Array:
     """w̄ of (3), for a kernel of size `window`."""
-    near, far = x.shape[-1] // geometry.groups, ȳ.shape[-1] // geometry.groups
-    form = Form(geometry, precision, x.shape[1:-1], ȳ.shape[1:-1], window, near, far)
-    return _contract("to_kernel", form, x, ȳ, (*window, near, ȳ.shape[-1]))
+    near, far = x.shape[-1] // geometry.groups, y_bar.shape[-1] // geometry.groups
+    form = Form(geometry, precision, x.shape[1:-1], y_bar.shape[1:-1], window, near, far)
+    return _contract("to_kernel", form, x, y_bar, (*window, near, y_bar.shape[-1]))
 
 
 def _contract(which: str, form: Form, a: jax.Array, b: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -43,22 +43,22 @@ def to_output(again: Contraction, form: Form, x: jax.Array, kernel: jax.Array) -
     return _block_by_block(partial(again, _block(form, m)), form, m, x, _widened(form, m, kernel))
 
 
-def to_input(again: Contraction, form: Form, kernel: jax.Array, ȳ: jax.Array) -> jax.Array:
+def to_input(again: Contraction, form: Form, kernel: jax.Array, y_bar: jax.Array) -> jax.Array:
     """x̄ of (2)."""
     m = _merged(form)
-    return _block_by_block(partial(again, _block(form, m)), form, m, _widened(form, m, kernel), ȳ)
+    return _block_by_block(partial(again, _block(form, m)), form, m, _widened(form, m, kernel), y_bar)
 
 
-def to_kernel(again: Contraction, form: Form, x: jax.Array, ȳ: jax.Array) -> jax.Array:
+def to_kernel(again: Contraction, form: Form, x: jax.Array, y_bar: jax.Array) -> jax.Array:
     """w̄ of (3)."""
     m, axes = _merged(form, KERNEL_WIDTH), len(form.window)
 
-    def diagonal(x: jax.Array, ȳ: jax.Array) -> jax.Array:
-        W̄ = again(_block(form, m), x, ȳ).reshape(*form.window, m, form.near, m, form.far)
-        W̄ = jnp.diagonal(W̄, axis1=axes, axis2=axes + 2)  # (*K, I', O', m)
-        return W̄.swapaxes(-1, -2).reshape(*form.window, form.near, -1)
+    def diagonal(x: jax.Array, y_bar: jax.Array) -> jax.Array:
+        W_bar = again(_block(form, m), x, y_bar).reshape(*form.window, m, form.near, m, form.far)
+        W_bar = jnp.diagonal(W_bar, axis1=axes, axis2=axes + 2)  # (*K, I', O', m)
+        return W_bar.swapaxes(-1, -2).reshape(*form.window, form.near, -1)
 
-    return _block_by_block(diagonal, form, m, x, ȳ)
+    return _block_by_block(diagonal, form, m, x, y_bar)
 
 
 def _block_by_block(f: Callable[..., jax.Array], form: Form, m: int, a: jax.Array, b: jax.Array) -> jax.Array:

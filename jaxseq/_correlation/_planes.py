@@ -22,28 +22,28 @@ from jaxseq._correlation._form import Contraction, Form, padded
 def to_output(again: Contraction, form: Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """y of (1)."""
     total: Any = None
-    for κ, plane in enumerate(_seen(form, x)):
-        term = again(_rest(form), plane, kernel[κ])
+    for kappa, plane in enumerate(_seen(form, x)):
+        term = again(_rest(form), plane, kernel[kappa])
         total = term if total is None else total + term
     return total.reshape(x.shape[0], -1, *total.shape[1:])
 
 
-def to_input(again: Contraction, form: Form, kernel: jax.Array, ȳ: jax.Array) -> jax.Array:
+def to_input(again: Contraction, form: Form, kernel: jax.Array, y_bar: jax.Array) -> jax.Array:
     """x̄ of (2)."""
     total: Any = None
     I, O, K, s, d, (lo, _) = next(form.axes())
-    for κ in range(K):
-        planes = again(_rest(form), kernel[κ], _flat(ȳ))
-        planes = planes.reshape(ȳ.shape[0], O, *planes.shape[1:])
-        first = d * κ - lo
+    for kappa in range(K):
+        planes = again(_rest(form), kernel[kappa], _flat(y_bar))
+        planes = planes.reshape(y_bar.shape[0], O, *planes.shape[1:])
+        first = d * kappa - lo
         term = padded(planes, [(first, I - (first + (O - 1) * s + 1), s - 1)])
         total = term if total is None else total + term
     return total
 
 
-def to_kernel(again: Contraction, form: Form, x: jax.Array, ȳ: jax.Array) -> jax.Array:
+def to_kernel(again: Contraction, form: Form, x: jax.Array, y_bar: jax.Array) -> jax.Array:
     """w̄ of (3)."""
-    return jnp.stack([again(_rest(form), plane, _flat(ȳ)) for plane in _seen(form, x)])
+    return jnp.stack([again(_rest(form), plane, _flat(y_bar)) for plane in _seen(form, x)])
 
 
 def _rest(form: Form) -> Form:
@@ -61,8 +61,8 @@ def _seen(form: Form, x: jax.Array) -> Iterator[jax.Array]:
     """For each tap κ of the first axis the planes x[b, s z + d κ - lo], (N O_z, ...)."""
     _, O, K, s, d, pads = next(form.axes())
     x = padded(x, [(*pads, 0)])
-    for κ in range(K):
-        yield _flat(x[:, d * κ : d * κ + (O - 1) * s + 1 : s])
+    for kappa in range(K):
+        yield _flat(x[:, d * kappa : d * kappa + (O - 1) * s + 1 : s])
 
 
 def _flat(x: jax.Array) -> jax.Array:

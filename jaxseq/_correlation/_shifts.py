@@ -58,12 +58,12 @@ def to_output(form: Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
     return _together(ys)
 
 
-def to_input(form: Form, kernel: jax.Array, ȳ: jax.Array) -> jax.Array:
+def to_input(form: Form, kernel: jax.Array, y_bar: jax.Array) -> jax.Array:
     """x̄ of (2)."""
     stride, outputs = form.geometry.stride, form.outputs
     if prod(stride) > RESIDUES:  # most of them would be zeros: the same for ȳ spread out by the stride
-        ȳ = padded(ȳ, [(0, 0, s - 1) for s in stride])
-        stride, outputs = (1,) * len(stride), ȳ.shape[1:-1]
+        y_bar = padded(y_bar, [(0, 0, s - 1) for s in stride])
+        stride, outputs = (1,) * len(stride), y_bar.shape[1:-1]
     taps, counts, places = [], [], []
     for (I, _, K, _, d, (lo, _)), s, O in zip(form.axes(), stride, outputs, strict=True):
         by_residue = [[(k, (r + lo - d * k) // s) for k in range(K) if (r + lo - d * k) % s == 0] for r in range(s)]
@@ -72,24 +72,24 @@ def to_input(form: Form, kernel: jax.Array, ȳ: jax.Array) -> jax.Array:
         taps.append([[(k, before + shift) for k, shift in pairs] for pairs in by_residue])
         counts.append(count)
         places.append((before, max(0, max(shifts) + count - O), 0))
-    ȳs = _apart(padded(ȳ, places), form.far)
+    ys_bar = _apart(padded(y_bar, places), form.far)
 
     def part(i: int, residues: tuple[int, ...]) -> jax.Array:
         seen = [*product(*(by_residue[r] for by_residue, r in zip(taps, residues, strict=True)))]
         if not seen:
-            zeros = jnp.zeros((ȳ.shape[0], *counts, form.geometry.groups), _precision.accumulator(ȳ.dtype))
-            return _sharding.together((zeros, ȳ))[0]
+            zeros = jnp.zeros((y_bar.shape[0], *counts, form.geometry.groups), _precision.accumulator(y_bar.dtype))
+            return _sharding.together((zeros, y_bar))[0]
         return _sum(
             (
-                ȳ_[(slice(None), *(slice(start, start + n) for (_, start), n in zip(tap, counts, strict=True)))],
+                y_bar_[(slice(None), *(slice(start, start + n) for (_, start), n in zip(tap, counts, strict=True)))],
                 kernel[(*(k for k, _ in tap), i, slice(o, None, form.far))],
             )
-            for o, ȳ_ in enumerate(ȳs)
+            for o, y_bar_ in enumerate(ys_bar)
             for tap in seen
         )
 
-    x̄s = [_interleaved([part(i, r) for r in product(*map(range, stride))], stride) for i in range(form.near)]
-    return _together([x̄[(slice(None), *map(slice, form.space))] for x̄ in x̄s])
+    xs_bar = [_interleaved([part(i, r) for r in product(*map(range, stride))], stride) for i in range(form.near)]
+    return _together([x_bar[(slice(None), *map(slice, form.space))] for x_bar in xs_bar])
 
 
 def _interleaved(parts: list[jax.Array], stride: tuple[int, ...]) -> jax.Array:
@@ -102,51 +102,51 @@ def _interleaved(parts: list[jax.Array], stride: tuple[int, ...]) -> jax.Array:
     return x.reshape(x.shape[0], *(n * s for n, s in zip(parts[0].shape[1:-1], stride, strict=True)), x.shape[-1])
 
 
-def to_kernel(form: Form, x: jax.Array, ȳ: jax.Array) -> jax.Array:
+def to_kernel(form: Form, x: jax.Array, y_bar: jax.Array) -> jax.Array:
     """w̄ of (3)."""
     x = padded(x, [(lo, hi, 0) for lo, hi in form.geometry.padding])
 
-    def sums(x: jax.Array, ȳ: jax.Array) -> jax.Array:
-        return jnp.stack([_over_positions(term) for term in _terms(form, x, ȳ)])
+    def sums(x: jax.Array, y_bar: jax.Array) -> jax.Array:
+        return jnp.stack([_over_positions(term) for term in _terms(form, x, y_bar)])
 
-    w̄ = lax.platform_dependent(x, ȳ, cpu=lambda x, ȳ: _by_blocks(form, x, ȳ), default=sums)
-    w̄ = w̄.reshape(*form.window, form.near, form.far, form.geometry.groups)
-    return w̄.swapaxes(-1, -2).reshape(*form.window, form.near, -1)
+    w_bar = lax.platform_dependent(x, y_bar, cpu=lambda x, y_bar: _by_blocks(form, x, y_bar), default=sums)
+    w_bar = w_bar.reshape(*form.window, form.near, form.far, form.geometry.groups)
+    return w_bar.swapaxes(-1, -2).reshape(*form.window, form.near, -1)
 
 
-def _by_blocks(form: Form, x: jax.Array, ȳ: jax.Array) -> jax.Array:
+def _by_blocks(form: Form, x: jax.Array, y_bar: jax.Array) -> jax.Array:
     """The sums of (3), (K I' O', g), through blocks of rows; x is padded."""
     O, s, span = form.outputs[0], form.geometry.stride[0], extent(form.window[0], form.geometry.dilation[0])
-    batch = ȳ.shape[0] if _sizes.known(ȳ.shape[0]) else 1
-    terms, row = prod(form.window) * form.near * form.far, batch * prod(ȳ.shape[2:]) // form.far * 4
+    batch = y_bar.shape[0] if _sizes.known(y_bar.shape[0]) else 1
+    terms, row = prod(form.window) * form.near * form.far, batch * prod(y_bar.shape[2:]) // form.far * 4
     blocks = -(-O // max(1, CACHE // (terms * row)))
     rows = -(-O // blocks)
     if blocks == 1:
-        return jnp.stack([_over_positions(a) for a in _terms(form, x, ȳ)])
+        return jnp.stack([_over_positions(a) for a in _terms(form, x, y_bar)])
     # All blocks alike, the last with zeros, so that the terms are compiled once.
     behind = s * (rows * blocks - 1) + span - x.shape[1]
-    x, ȳ = padded(x, [(0, max(0, behind), 0)]), padded(ȳ, [(0, rows * blocks - O, 0)])
+    x, y_bar = padded(x, [(0, max(0, behind), 0)]), padded(y_bar, [(0, rows * blocks - O, 0)])
 
     def block(t: Any) -> list[jax.Array]:
         near = lax.dynamic_slice_in_dim(x, t * rows * s, (rows - 1) * s + span, 1)
-        return _terms(form, near, lax.dynamic_slice_in_dim(ȳ, t * rows, rows, 1))
+        return _terms(form, near, lax.dynamic_slice_in_dim(y_bar, t * rows, rows, 1))
 
     def add(partial_sums: list[jax.Array], t: jax.Array) -> tuple[list[jax.Array], None]:
         return [a + term for a, term in zip(partial_sums, block(t), strict=True)], None
 
     zeros = [jnp.zeros(term.shape, term.dtype) for term in jax.eval_shape(block, 0)]
-    partial_sums, _ = lax.scan(add, _sharding.together((zeros, x, ȳ))[0], jnp.arange(blocks))
+    partial_sums, _ = lax.scan(add, _sharding.together((zeros, x, y_bar))[0], jnp.arange(blocks))
     return jnp.stack([_over_positions(a) for a in partial_sums])
 
 
-def _terms(form: Form, x: jax.Array, ȳ: jax.Array) -> list[jax.Array]:
+def _terms(form: Form, x: jax.Array, y_bar: jax.Array) -> list[jax.Array]:
     """The products of (3), tap by tap and pair by pair, each of the size of ȳ_o'; x is padded."""
-    geometry, outputs = form.geometry, ȳ.shape[1:-1]
-    wide = _precision.accumulator(ȳ.dtype)
+    geometry, outputs = form.geometry, y_bar.shape[1:-1]
+    wide = _precision.accumulator(y_bar.dtype)
     views = [_seen(x_, form.window, outputs, geometry.stride, geometry.dilation) for x_ in _apart(x, form.near)]
     by_tap = zip(*views, strict=True)
-    ȳs = [ȳ_.astype(wide) for ȳ_ in _apart(ȳ, form.far)]
-    return [part.astype(wide) * ȳ_ for parts in by_tap for _, part in parts for ȳ_ in ȳs]
+    ys_bar = [y_bar_.astype(wide) for y_bar_ in _apart(y_bar, form.far)]
+    return [part.astype(wide) * y_bar_ for parts in by_tap for _, part in parts for y_bar_ in ys_bar]
 
 
 def _over_positions(a: jax.Array) -> jax.Array:

@@ -56,22 +56,22 @@ def to_output(form: Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
     return _times_power(y, e + f)
 
 
-def to_input(form: Form, kernel: jax.Array, ȳ: jax.Array) -> jax.Array:
+def to_input(form: Form, kernel: jax.Array, y_bar: jax.Array) -> jax.Array:
     """x̄ of (2)."""
-    (W, f), (Y, h) = _of_w(form, kernel), _of_y(form, ȳ)
-    x̄ = _inverse(form, _products(form, "n...go,...igo->n...gi", Y, W), ȳ, first=1)
-    places = [(-lo, I + lo - n, 0) for (I, *_, (lo, _)), n in zip(form.axes(), x̄.shape[1:-1], strict=True)]
-    return _times_power(padded(x̄, places), h + f)
+    (W, f), (Y, h) = _of_w(form, kernel), _of_y(form, y_bar)
+    x_bar = _inverse(form, _products(form, "n...go,...igo->n...gi", Y, W), y_bar, first=1)
+    places = [(-lo, I + lo - n, 0) for (I, *_, (lo, _)), n in zip(form.axes(), x_bar.shape[1:-1], strict=True)]
+    return _times_power(padded(x_bar, places), h + f)
 
 
-def to_kernel(form: Form, x: jax.Array, ȳ: jax.Array) -> jax.Array:
+def to_kernel(form: Form, x: jax.Array, y_bar: jax.Array) -> jax.Array:
     """w̄ of (3)."""
-    (X, e), (Y, h) = _of_x(form, x), _of_y(form, ȳ)
+    (X, e), (Y, h) = _of_x(form, x), _of_y(form, y_bar)
     largest = jnp.max(e + h, 0, keepdims=True)
     X = _times_power(X, e + h - largest)
-    w̄ = _inverse(form, _products(form, "n...gi,n...go->...igo", X, _backwards(form, Y, ȳ, first=1)), x, first=0)
-    w̄ = w̄[tuple(slice(0, d * (K - 1) + 1, d) for _, _, K, _, d, _ in form.axes())]
-    return _times_power(w̄, largest)
+    w_bar = _inverse(form, _products(form, "n...gi,n...go->...igo", X, _backwards(form, Y, y_bar, first=1)), x, first=0)
+    w_bar = w_bar[tuple(slice(0, d * (K - 1) + 1, d) for _, _, K, _, d, _ in form.axes())]
+    return _times_power(w_bar, largest)
 
 
 def positions(form: Form) -> list[int]:
@@ -101,8 +101,8 @@ def _of_w(form: Form, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
     return _forward(form, kernel, [(0, 0, d - 1) for d in form.geometry.dilation], first=0)
 
 
-def _of_y(form: Form, ȳ: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return _forward(form, ȳ, [(0, 0, s - 1) for s in form.geometry.stride], first=1)
+def _of_y(form: Form, y_bar: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return _forward(form, y_bar, [(0, 0, s - 1) for s in form.geometry.stride], first=1)
 
 
 def _forward(form: Form, a: jax.Array, places: list[tuple[int, int, int]], first: int) -> tuple[jax.Array, jax.Array]:

@@ -38,16 +38,16 @@ def to_output(form: Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
     )
 
 
-def to_input(form: Form, kernel: jax.Array, ȳ: jax.Array) -> jax.Array:
+def to_input(form: Form, kernel: jax.Array, y_bar: jax.Array) -> jax.Array:
     """x̄ of (2)."""
-    if _sharding.may_leave_idle(form.geometry.partitioning, kernel, ȳ):
-        return _taps.to_input(form, kernel, ȳ)
+    if _sharding.may_leave_idle(form.geometry.partitioning, kernel, y_bar):
+        return _taps.to_input(form, kernel, y_bar)
     g = form.geometry.groups
     w = jnp.flip(kernel, range(len(form.window)))  # (*K, I', g O')
     w = w.reshape(*w.shape[:-1], g, -1).swapaxes(-3, -1)  # (*K, O', g, I')
     w = w.reshape(*w.shape[:-2], -1)  # (*K, O', g I')
     return _correlate(
-        ȳ,
+        y_bar,
         w,
         spread=form.geometry.stride,
         padding=form.input_padding(),
@@ -57,10 +57,10 @@ def to_input(form: Form, kernel: jax.Array, ȳ: jax.Array) -> jax.Array:
     )
 
 
-def to_kernel(form: Form, x: jax.Array, ȳ: jax.Array) -> jax.Array:
+def to_kernel(form: Form, x: jax.Array, y_bar: jax.Array) -> jax.Array:
     """w̄ of (3): the channel of x plays the batch, the batch the contracted channel, and w̄ comes out as (*K, I', O')."""
-    if _sharding.may_leave_idle(form.geometry.partitioning, x, ȳ):
-        return _taps.to_kernel(form, x, ȳ)
+    if _sharding.may_leave_idle(form.geometry.partitioning, x, y_bar):
+        return _taps.to_kernel(form, x, y_bar)
     geometry, space = form.geometry, _SPACE[len(form.window)]
     correlate = partial(
         _correlate,
@@ -71,11 +71,11 @@ def to_kernel(form: Form, x: jax.Array, ȳ: jax.Array) -> jax.Array:
     )
     if geometry.groups > 1:
         letters = f"C{space}N", f"I{space}O", f"{space}NC"
-        return correlate(x, ȳ, letters=letters, batch_groups=geometry.groups)
+        return correlate(x, y_bar, letters=letters, batch_groups=geometry.groups)
     # The same in the letters of (1). In those above XLA's CPU backend takes 1.15 times as long, and inside of a loop,
     # where it leaves letters as they are, 27 times: (8, 32, 32, 16) to 64 channels, 3 x 3 taps, 67 ms and 2.5.
-    w̄ = correlate(x.swapaxes(0, -1), jnp.moveaxis(ȳ, 0, -2))  # (C, *I, N), (*O, N, O') -> (C, *K, O')
-    return jnp.moveaxis(w̄, 0, -2)
+    w_bar = correlate(x.swapaxes(0, -1), jnp.moveaxis(y_bar, 0, -2))  # (C, *I, N), (*O, N, O') -> (C, *K, O')
+    return jnp.moveaxis(w_bar, 0, -2)
 
 
 def _correlate(

@@ -63,7 +63,7 @@ from jaxseq._recurrence._cell import (
     with_h,
 )
 from jaxseq._recurrence._forward import Kept, Plan, advance, saves_h_alone, with_y
-from jaxseq._recurrence._phi import phi
+from jaxseq._recurrence._phi import make_phi
 from jaxseq._time import Block, Options
 
 # Where the gates of a chunk are made again as fast as they are kept: h is all of the state, there are several gates and
@@ -90,50 +90,56 @@ def sweep(cell: Cell, options: Options, inputs: Inputs, kept: Kept, cotangents: 
     """The cotangents of weights, carry and xs."""
     weights, carry, xs, *_ = inputs
     _, acc = dtypes(weights, carry, xs)
-    s̄, ȳs = cotangents
-    s̄ = _precision.cast(s̄, acc)
-    nothing = jax.tree.map(jnp.zeros_like, s̄)
-    w̄ = _sharding.zeros_like(_precision.cast(inputs.floats[0], acc))
+    s_bar, ys_bar = cotangents
+    s_bar = _precision.cast(s_bar, acc)
+    nothing = jax.tree.map(jnp.zeros_like, s_bar)
+    w_bar = _sharding.zeros_like(_precision.cast(inputs.floats[0], acc))
     plan = plan_of(cell, options, inputs)
     main, *rest = plan.blocks
-    view, *rest_view = _views(options, [main, *rest], inputs, kept, ȳs)
+    view, *rest_view = _views(options, [main, *rest], inputs, kept, ys_bar)
     stage = partial(_stage, cell, options, plan, weights)
 
     k1, k2 = _time.window(options, xs.shape[options.axis])
     last = _time.last_window(options, k1, inputs.live)
-    entering, x̄_rest = nothing, []  # `entering`: the end of the main block's last window, in the next stage
+    entering, x_rest_bar = nothing, []  # `entering`: the end of the main block's last window, in the next stage
     for block, its_view in zip(rest, rest_view, strict=True):
-        at_end = jax.tree.map(lambda a: a[None], s̄ if last is None else _time.chosen(last == main.windows, s̄, nothing))
-        s̄s, w̄, x̄ = stage(block, its_view, at_end, w̄, _blank(its_view))
-        entering, x̄_rest = jax.tree.map(lambda a: a[0], s̄s), [x̄]
+        at_end = jax.tree.map(
+            lambda a: a[None], s_bar if last is None else _time.chosen(last == main.windows, s_bar, nothing)
+        )
+        ss_bar, w_bar, x_bar = stage(block, its_view, at_end, w_bar, _blank(its_view))
+        entering, x_rest_bar = jax.tree.map(lambda a: a[0], ss_bar), [x_bar]
 
     # Stage 0.
     if last is None:
-        s̄s = jax.tree.map(lambda a: jnp.broadcast_to(a, (main.windows, *a.shape)), nothing)
-        s̄s = _time.pushed(options, s̄s, nothing if rest else s̄)
+        ss_bar = jax.tree.map(lambda a: jnp.broadcast_to(a, (main.windows, *a.shape)), nothing)
+        ss_bar = _time.pushed(options, ss_bar, nothing if rest else s_bar)
     else:
         number = jnp.arange(main.windows)[:: -1 if options.reverse else 1]
         ends = jnp.expand_dims(number, range(1, last.ndim + 1)) == last[None]
-        s̄s = jax.tree.map(lambda a: jnp.where(_time.over(ends, a[None]), a[None], jnp.zeros((), a.dtype)), s̄)
-    s̄s, w̄, x̄ = stage(main, view, s̄s, w̄, _blank(view))
-    c̄arry = _time.first(options, s̄s)
+        ss_bar = jax.tree.map(lambda a: jnp.where(_time.over(ends, a[None]), a[None], jnp.zeros((), a.dtype)), s_bar)
+    ss_bar, w_bar, x_bar = stage(main, view, ss_bar, w_bar, _blank(view))
+    carry_bar = _time.first(options, ss_bar)
 
     def another(_: Any, state: Any) -> Any:
-        s̄s, entering, c̄arry, w̄, x̄ = state
-        s̄s, w̄, x̄ = stage(main, view, _time.pushed(options, s̄s, entering), w̄, x̄, losses=False)
-        return s̄s, nothing, jax.tree.map(jnp.add, c̄arry, _time.first(options, s̄s)), w̄, x̄
+        ss_bar, entering, carry_bar, w_bar, x_bar = state
+        ss_bar, w_bar, x_bar = stage(main, view, _time.pushed(options, ss_bar, entering), w_bar, x_bar, losses=False)
+        return ss_bar, nothing, jax.tree.map(jnp.add, carry_bar, _time.first(options, ss_bar)), w_bar, x_bar
 
     # Stages 1, 2, ...: whole windows, and part of one. From the first window s̄ goes to the carry.
     further, part = min(k2 // k1 - 1, main.windows), k2 % k1
     if further and (main.windows > 1 or rest):
-        s̄s, entering, c̄arry, w̄, x̄ = lax.fori_loop(0, further, another, (s̄s, entering, c̄arry, w̄, x̄))
+        ss_bar, entering, carry_bar, w_bar, x_bar = lax.fori_loop(
+            0, further, another, (ss_bar, entering, carry_bar, w_bar, x_bar)
+        )
     if part and (main.windows > 1 or rest):
-        _, w̄, x̄ = stage(main, view, _time.pushed(options, s̄s, entering), w̄, x̄, losses=False, cut=k1 - part)
+        _, w_bar, x_bar = stage(
+            main, view, _time.pushed(options, ss_bar, entering), w_bar, x_bar, losses=False, cut=k1 - part
+        )
 
-    x̄ = _time.in_one(x̄, options.axis, main.windows)
+    x_bar = _time.in_one(x_bar, options.axis, main.windows)
     if rest:
-        x̄ = jnp.concatenate([*x̄_rest, x̄] if options.reverse else [x̄, *x̄_rest], options.axis)
-    return _precision.cast_like((w̄, c̄arry, x̄), inputs.floats)
+        x_bar = jnp.concatenate([*x_rest_bar, x_bar] if options.reverse else [x_bar, *x_rest_bar], options.axis)
+    return _precision.cast_like((w_bar, carry_bar, x_bar), inputs.floats)
 
 
 class _View(NamedTuple):
@@ -142,7 +148,7 @@ class _View(NamedTuple):
     xs: jax.Array
     live: jax.Array | None
     stop: jax.Array | None
-    ȳs: jax.Array
+    ys_bar: jax.Array
     ys: jax.Array
     hold: State | None
     idle: jax.Array | None
@@ -151,7 +157,7 @@ class _View(NamedTuple):
     saved: Any
 
 
-def _views(options: Options, parts: list[Block], inputs: Inputs, kept: Kept, ȳs: jax.Array) -> list[_View]:
+def _views(options: Options, parts: list[Block], inputs: Inputs, kept: Kept, ys_bar: jax.Array) -> list[_View]:
     views, offset = [], 0
     for block in parts:
         count = block.windows * block.chunks
@@ -164,10 +170,10 @@ def _views(options: Options, parts: list[Block], inputs: Inputs, kept: Kept, ȳs
         if options.reverse and block.windows > 1:
             starts = jax.tree.map(lambda a: jnp.flip(a, 0), starts)
         steps = block.first, block.windows * block.steps
-        over_time = inputs.xs, inputs.live, inputs.stop, ȳs, kept.ys, inputs.hold, inputs.idle
-        xs, live, stop, ȳ, y, hold, idle = of(over_time, options.axis, *steps)
+        over_time = inputs.xs, inputs.live, inputs.stop, ys_bar, kept.ys, inputs.hold, inputs.idle
+        xs, live, stop, y_bar, y, hold, idle = of(over_time, options.axis, *steps)
         states, saved = of((kept.states, kept.saved), 0, *steps)
-        views.append(_View(xs, live, stop, ȳ, y, hold, idle, starts, states, saved))
+        views.append(_View(xs, live, stop, y_bar, y, hold, idle, starts, states, saved))
         offset += count
     return views
 
@@ -184,9 +190,9 @@ def _stage(
     weights: Weights,
     block: Block,
     view: _View,
-    s̄: State,
-    w̄: Weights,
-    x̄: jax.Array,
+    s_bar: State,
+    w_bar: Weights,
+    x_bar: jax.Array,
     losses: bool = True,
     cut: int = 0,
 ) -> tuple[State, Weights, jax.Array]:
@@ -199,10 +205,10 @@ def _stage(
 
     def chunk(w: Any, i: Any, length: int, state: Any) -> Any:
         """The i-th of each window of the group from w on, in reading order."""
-        s̄, w̄, x̄ = state
+        s_bar, w_bar, x_bar = state
         t = block.steps - i * c - length if options.reverse else i * c
         take = partial(_time.take, block=block, w=w, t=t, length=length)
-        x, live, stop, ȳ, y, hold, idle = jax.tree.map(lambda a: take(a, options.axis), tuple(view[:7]))
+        x, live, stop, y_bar, y, hold, idle = jax.tree.map(lambda a: take(a, options.axis), tuple(view[:7]))
         read = _time.read(live, idle)
         pick = lambda tree, t: jax.tree.map(lambda a: _time.take(a, 0, block, w, t, 1)[0], tree)  # noqa: E731
         start = pick(view.starts, i)
@@ -219,13 +225,13 @@ def _stage(
             saved_at = lambda saved: saved  # noqa: E731
         stops_at = (block.steps - 1 - cut if options.reverse else cut) - t if cut else None
         product, _ = dtypes(weights, states, x)
-        s̄, δu, δr, p̄, inner = _cotangents(
+        s_bar, delta_u, delta_r, p_bar, inner = _cotangents(
             cell,
             options,
             weights,
             product,
-            s̄,
-            ȳ if losses else None,
+            s_bar,
+            y_bar if losses else None,
             live,
             read,
             stop,
@@ -235,20 +241,24 @@ def _stage(
             saved_at,
             stops_at,
         )
-        x, h, w̄_q = _time.seen(read, x), into_map(weights, _time.seen(read, h_of(states))), None
+        x, h, w_q_bar = _time.seen(read, x), into_map(weights, _time.seen(read, h_of(states))), None
         if weights.w_q is not None:
-            w̄_q = _dense.pull_weight(options.precision, *inner, partitioned=options.partitioning.implicit)
+            w_q_bar = _dense.pull_weight(options.precision, *inner, partitioned=options.partitioning.implicit)
         found = Weights(
-            w_x=cell.input.pull_weight(options.precision, x.astype(product), δu, weights.w_x),
-            w_h=cell.recurrent.pull_weight(options.precision, h.astype(product), δr, weights.w_h),
-            b_x=None if weights.b_x is None else _dense.pull_bias(δu),
-            b_h=None if weights.b_h is None else _dense.pull_bias(δr),
-            w_q=w̄_q,
-            own=jax.tree.map(lambda p̄, p: jnp.sum(p̄, range(p̄.ndim - p.ndim)), p̄, weights.own),
+            w_x=cell.input.pull_weight(options.precision, x.astype(product), delta_u, weights.w_x),
+            w_h=cell.recurrent.pull_weight(options.precision, h.astype(product), delta_r, weights.w_h),
+            b_x=None if weights.b_x is None else _dense.pull_bias(delta_u),
+            b_h=None if weights.b_h is None else _dense.pull_bias(delta_r),
+            w_q=w_q_bar,
+            own=jax.tree.map(lambda p_bar, p: jnp.sum(p_bar, range(p_bar.ndim - p.ndim)), p_bar, weights.own),
         )
-        piece = cell.input.pull_input(options.precision, weights.w_x, δu, cell.input.space_of(weights.w_x, x))
-        piece = piece if losses else piece + take(x̄, options.axis)
-        return s̄, jax.tree.map(jnp.add, w̄, found), _time.put(x̄, piece.astype(x̄.dtype), options.axis, block, w, t)
+        piece = cell.input.pull_input(options.precision, weights.w_x, delta_u, cell.input.space_of(weights.w_x, x))
+        piece = piece if losses else piece + take(x_bar, options.axis)
+        return (
+            s_bar,
+            jax.tree.map(jnp.add, w_bar, found),
+            _time.put(x_bar, piece.astype(x_bar.dtype), options.axis, block, w, t),
+        )
 
     def group(w: Any, state: Any) -> Any:
         """Chunk after chunk from the last one on, which may be shorter than the others."""
@@ -261,16 +271,16 @@ def _stage(
         return state
 
     if block.group == block.windows:
-        return group(0, (s̄, w̄, x̄))
+        return group(0, (s_bar, w_bar, x_bar))
 
     def one_group(g: Any, state: Any) -> Any:
-        s̄, w̄, x̄ = state
+        s_bar, w_bar, x_bar = state
         w = g * block.group
-        here = jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, w, block.group, 0), s̄)
-        here, w̄, x̄ = group(w, (here, w̄, x̄))
-        return jax.tree.map(lambda a, b: lax.dynamic_update_slice_in_dim(a, b, w, 0), s̄, here), w̄, x̄
+        here = jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, w, block.group, 0), s_bar)
+        here, w_bar, x_bar = group(w, (here, w_bar, x_bar))
+        return jax.tree.map(lambda a, b: lax.dynamic_update_slice_in_dim(a, b, w, 0), s_bar, here), w_bar, x_bar
 
-    return lax.fori_loop(0, block.windows // block.group, one_group, (s̄, w̄, x̄))
+    return lax.fori_loop(0, block.windows // block.group, one_group, (s_bar, w_bar, x_bar))
 
 
 def _step_by_step(
@@ -279,8 +289,8 @@ def _step_by_step(
     """(ŝ, saved) of every step of a chunk, by the forward sweep."""
 
     def step(s: State, at: Any) -> Any:
-        s, (_, ŝ, saved) = advance(cell, options.precision, weights, s, *at)
-        return s, (ŝ, saved)
+        s, (_, s_hat, saved) = advance(cell, options.precision, weights, s, *at)
+        return s, (s_hat, saved)
 
     return lax.scan(step, start, (x, *masks), reverse=options.reverse, unroll=options.unroll)[1]
 
@@ -295,16 +305,16 @@ def _in_bulk(
     h = _h_before(options, start, y, live, stop)
     u = cell.input.apply(options.precision, weights.w_x, weights.b_x, _time.seen(_time.read(live, idle), x))
     r = cell.recurrent.apply(options.precision, weights.w_h, weights.b_h, into_map(weights, h))
-    φ = phi(cell, options.precision, weights, x.dtype).step
+    phi = make_phi(cell, options.precision, weights, x.dtype).step
     if len(jax.tree.leaves(start)) == 1:
-        ŝ = with_h(start, h)
-        return ŝ, φ(join(cell, u, r), ŝ)[1]
+        s_hat = with_h(start, h)
+        return s_hat, phi(join(cell, u, r), s_hat)[1]
 
     def step(s: State, at: Any) -> Any:
         u, r, h, live, stop, hold = at
-        ŝ = with_h(_time.zeroed(stop, s), h)
-        into, saved = φ(join(cell, u, r), ŝ)
-        return _time.chosen(live, held(hold, ŝ, into), s), (ŝ, saved)
+        s_hat = with_h(_time.zeroed(stop, s), h)
+        into, saved = phi(join(cell, u, r), s_hat)
+        return _time.chosen(live, held(hold, s_hat, into), s), (s_hat, saved)
 
     return lax.scan(step, start, (u, r, h, live, stop, hold), reverse=options.reverse, unroll=options.unroll)[1]
 
@@ -324,13 +334,13 @@ def _replayed(
     h = _h_before(options, start, y, live, stop)
     if len(jax.tree.leaves(start)) == 1:
         return with_h(start, h)
-    replay = phi(cell, options.precision, weights, y.dtype).replay
+    replay = make_phi(cell, options.precision, weights, y.dtype).replay
     assert replay is not None
 
     def step(s: State, at: Any) -> tuple[State, State]:
         j, h, live, stop, hold = at
-        ŝ = with_h(_time.zeroed(stop, s), h)
-        return _time.chosen(live, held(hold, ŝ, replay(saved_at(j), ŝ)), s), ŝ
+        s_hat = with_h(_time.zeroed(stop, s), h)
+        return _time.chosen(live, held(hold, s_hat, replay(saved_at(j), s_hat)), s), s_hat
 
     at = (jnp.arange(h.shape[0]), y), h, live, stop, hold
     return lax.scan(step, start, at, reverse=options.reverse, unroll=options.unroll)[1]
@@ -349,8 +359,8 @@ def _cotangents(
     options: Options,
     weights: Weights,
     product: Any,
-    s̄: State,
-    ȳ: jax.Array | None,
+    s_bar: State,
+    y_bar: jax.Array | None,
     live: jax.Array | None,
     read: jax.Array | None,
     stop: jax.Array | None,
@@ -363,28 +373,28 @@ def _cotangents(
     """Equation (1') over a chunk: (s̄ at its beginning, δu, δr), these in the dtype of products, then of each step p̄ and
     (q, v̄). `saved_at` makes of each of `known` what was saved.
     """
-    acc = h_of(s̄).dtype
+    acc = h_of(s_bar).dtype
     dimensions = cell.recurrent.dimensions(weights.w_h)
     to_h = cell.recurrent.pull_in_a_loop(
-        options.precision, weights.w_h, h_of(s̄).shape[h_of(s̄).ndim - 1 - dimensions : -1]
+        options.precision, weights.w_h, h_of(s_bar).shape[h_of(s_bar).ndim - 1 - dimensions : -1]
     )
-    φ = phi(cell, options.precision, weights, product)
+    phi = make_phi(cell, options.precision, weights, product)
 
-    def step(s̄: State, at: Any) -> tuple[State, Any]:
-        j, known, ȳ, live, read, stop, hold, ŝ = at
-        into = s̄ if ȳ is None else add_to_h(s̄, ȳ.astype(acc))
-        saved, ŝ = _precision.cast((saved_at(known), ŝ), acc)
+    def step(s_bar: State, at: Any) -> tuple[State, Any]:
+        j, known, y_bar, live, read, stop, hold, s_hat = at
+        into = s_bar if y_bar is None else add_to_h(s_bar, y_bar.astype(acc))
+        saved, s_hat = _precision.cast((saved_at(known), s_hat), acc)
         kept, made = (None, into) if hold is None else released(hold, into)
         # The results are selected, not s̄: 0 times a derivative that is infinite or NaN is NaN.
-        δ, s̃, p̄, inner = _time.seen(read, φ.pullback(saved, ŝ, made))
-        δ = distinct(δ).astype(product)
-        out = add_to_h(s̃, into_map(weights, to_h(sides(cell, δ)[1])))
+        delta, s_tilde, p_bar, inner = _time.seen(read, phi.pullback(saved, s_hat, made))
+        delta = distinct(delta).astype(product)
+        out = add_to_h(s_tilde, into_map(weights, to_h(sides(cell, delta)[1])))
         out = out if kept is None else jax.tree.map(jnp.add, out, kept)
-        out = _time.chosen(live, _time.zeroed(stop, out), s̄)
+        out = _time.chosen(live, _time.zeroed(stop, out), s_bar)
         if stops_at is not None:
             out = jax.tree.map(lambda a: jnp.where(j == stops_at, jnp.zeros((), a.dtype), a), out)
-        return out, (δ, p̄, _precision.cast(inner, product))
+        return out, (delta, p_bar, _precision.cast(inner, product))
 
-    at = jnp.arange(h_of(states).shape[0]), known, ȳ, live, read, stop, hold, states
-    s̄, (δ, p̄, inner) = lax.scan(step, s̄, at, reverse=not options.reverse, unroll=options.unroll)
-    return s̄, *sides(cell, δ), p̄, inner
+    at = jnp.arange(h_of(states).shape[0]), known, y_bar, live, read, stop, hold, states
+    s_bar, (delta, p_bar, inner) = lax.scan(step, s_bar, at, reverse=not options.reverse, unroll=options.unroll)
+    return s_bar, *sides(cell, delta), p_bar, inner

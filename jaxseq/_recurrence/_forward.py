@@ -38,7 +38,7 @@ from jaxseq._recurrence._cell import (
     join,
     with_h,
 )
-from jaxseq._recurrence._phi import phi
+from jaxseq._recurrence._phi import make_phi
 from jaxseq._time import Block, Options
 
 
@@ -90,21 +90,21 @@ def advance(
     """
     product, acc = dtypes(weights, s_prev, x)
     read = _time.read(live, idle)
-    ŝ = _time.zeroed(stop, s_prev)
-    given, φ = ŝ, phi(cell, precision, weights, product)
+    s_hat = _time.zeroed(stop, s_prev)
+    given, phi = s_hat, make_phi(cell, precision, weights, product)
     if select and read is not None:
-        given, hold = _time.seen(read, ŝ), _time.seen(live, hold)
-        φ = φ._replace(step=partial(φ.step_where, read))
+        given, hold = _time.seen(read, s_hat), _time.seen(live, hold)
+        phi = phi._replace(step=partial(phi.step_where, read))
     u = cell.input.apply(precision, weights.w_x, weights.b_x, _time.seen(read, x).astype(product))
     r = cell.recurrent.apply(
         precision, weights.w_h, weights.b_h, into_map(weights, as_multiplied(h_of(given), product))
     )
-    s, saved = φ.step(join(cell, u, r), _precision.cast(given, acc))
+    s, saved = phi.step(join(cell, u, r), _precision.cast(given, acc))
     if share and hold is None:  # else y is not what the cell has made
         saved = jax.tree.map(lambda a: AsY() if a is h_of(s) else a, saved)
-    s = held(hold, ŝ, _precision.cast_like(s, ŝ))
+    s = held(hold, s_hat, _precision.cast_like(s, s_hat))
     y = _time.seen(live, h_of(s).astype(x.dtype))
-    return _time.chosen(live, s, s_prev), (y, ŝ, _precision.cast(saved, product))
+    return _time.chosen(live, s, s_prev), (y, s_hat, _precision.cast(saved, product))
 
 
 def saves_h_alone(cell: Cell, options: Options, inputs: Inputs) -> bool:
@@ -130,11 +130,11 @@ def run(cell: Cell, options: Options, inputs: Inputs, plan: Plan | None) -> tupl
         t, n, *known = at
         if options.axis:
             known = jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, t, options.axis, False), (xs, *masks))
-        s, (y, ŝ, saved) = advance(cell, options.precision, weights, s_prev, *known, share=share)
+        s, (y, s_hat, saved) = advance(cell, options.precision, weights, s_prev, *known, share=share)
         if chunks > 1:  # overwritten until the chunk ends
             ends = jax.tree.map(lambda a, b: lax.dynamic_update_index_in_dim(a, b, n, 0), ends, s)
         # h is rounded as the gates are: the backward sweep multiplies it in that dtype.
-        state = with_h(ŝ, h_of(ŝ).astype(product)) if tracking else None
+        state = with_h(s_hat, h_of(s_hat).astype(product)) if tracking else None
         return (s, ends), (y, state, saved if saving else None)
 
     ends = jax.tree.map(lambda a: jnp.broadcast_to(a[None], (chunks, *a.shape)), carry) if chunks > 1 else None

@@ -7,7 +7,7 @@ import jax
 
 from jaxseq import _checks, _precision
 from jaxseq._recurrence._cell import Cell, State, Weights, dtypes, join
-from jaxseq._recurrence._phi import phi
+from jaxseq._recurrence._phi import make_phi
 
 
 def inspect(cell: Cell, precision: Any, weights: Weights, carry: State, x: jax.Array, axes: int) -> None:
@@ -37,21 +37,21 @@ def _inspect(cell: Cell, precision: Any, weights: Weights, state: State, product
             error.add_note(f"jaxseq: this came from `{part}` of the cell {cell.name!r}.")
             raise
 
-    step = lambda weights, a, s: phi(cell, precision, weights, product).step(a, s)  # noqa: E731
+    step = lambda weights, a, s: make_phi(cell, precision, weights, product).step(a, s)  # noqa: E731
     out = found("step", step, weights, a, state)
     if not isinstance(out, tuple) or len(out) != 2:
         _checks.bad_type(f"{cell.name}.step", "a pair (state, saved), since there is a pullback", _told(out))
     _same(cell, "step", "a state like the one before it", out[0], state)
 
-    def pull(weights: Weights, saved: Any, s_prev: State, s̄: State) -> Any:
-        return phi(cell, precision, weights, product).pullback(saved, s_prev, s̄)
+    def pull(weights: Weights, saved: Any, s_prev: State, s_bar: State) -> Any:
+        return make_phi(cell, precision, weights, product).pullback(saved, s_prev, s_bar)
 
-    δ, s̃, p̄, _ = found("pullback", pull, weights, out[1], state, state)
-    _same(cell, "pullback", "δ like the pre-activations", δ, a)
-    _same(cell, "pullback", "s̄_prev like the state", s̃, state)
+    delta, s_tilde, p_bar, _ = found("pullback", pull, weights, out[1], state, state)
+    _same(cell, "pullback", "δ like the pre-activations", delta, a)
+    _same(cell, "pullback", "s̄_prev like the state", s_tilde, state)
     if weights.own is not None:
         own = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, acc), weights.own)
-        _same(cell, "pullback", "p̄ of one example like the cell's own parameters", p̄, own)
+        _same(cell, "pullback", "p̄ of one example like the cell's own parameters", p_bar, own)
 
 
 def _same(cell: Cell, part: str, expected: str, actual: Any, like: Any) -> None:

@@ -26,8 +26,8 @@ class Inner(NamedTuple):
     def __call__(self, q: jax.Array) -> jax.Array:
         return Dense().product(self.precision, self.w_q, q)  # not rounded, as `as_multiplied` says of h
 
-    def T(self, v̄: jax.Array) -> jax.Array:
-        return Dense().pull_input(self.precision, self.w_q, v̄.astype(self.dtype), ())
+    def T(self, v_bar: jax.Array) -> jax.Array:
+        return Dense().pull_input(self.precision, self.w_q, v_bar.astype(self.dtype), ())
 
 
 class Phi(NamedTuple):
@@ -39,7 +39,7 @@ class Phi(NamedTuple):
     replay: Callable[[Any, State], State] | None
 
 
-def phi(cell: Cell, precision: Any, weights: Weights, product: Any) -> Phi:
+def make_phi(cell: Cell, precision: Any, weights: Weights, product: Any) -> Phi:
     """φ of these weights, products in that dtype."""
     own = () if weights.own is None else (_precision.cast(weights.own, _precision.accumulator(product)),)
     inner = () if weights.w_q is None else (Inner(precision, product, weights.w_q),)
@@ -47,9 +47,9 @@ def phi(cell: Cell, precision: Any, weights: Weights, product: Any) -> Phi:
     pull, replay = cell.pullback, cell.replay
     assert pull is not None
 
-    def pullback(saved: Any, s_prev: State, s̄: State) -> Any:
-        δ, s̃, *rest = pull(saved, s_prev, s̄, *own, *inner)
-        return δ, s̃, rest[0] if own else None, rest[-1] if inner else None
+    def pullback(saved: Any, s_prev: State, s_bar: State) -> Any:
+        delta, s_tilde, *rest = pull(saved, s_prev, s_bar, *own, *inner)
+        return delta, s_tilde, rest[0] if own else None, rest[-1] if inner else None
 
     def step_where(mask: jax.Array, a: Gates, s_prev: State) -> tuple[State, Any]:
         def one(mask: jax.Array, a: Gates, s_prev: State) -> tuple[State, Any]:
@@ -78,24 +78,24 @@ def with_pullback(cell: Cell, features: int) -> Cell:
     def step(a: Gates, s_prev: State, *more: Any) -> tuple[State, Gates]:
         return cell.step(a, s_prev, *more), a
 
-    def pullback(a: Gates, s_prev: State, s̄: State, *more: Any) -> Any:
+    def pullback(a: Gates, s_prev: State, s_bar: State, *more: Any) -> Any:
         p, inner = more[: bool(cell.own)], more[bool(cell.own) :]
 
-        def one(a: Gates, s_prev: State, s̄: State) -> Any:
+        def one(a: Gates, s_prev: State, s_bar: State) -> Any:
             if not inner:
-                return jax.vjp(cell.step, a, s_prev, *p)[1](s̄)
+                return jax.vjp(cell.step, a, s_prev, *p)[1](s_bar)
             v = jax.eval_shape(lambda *args: inner[0](_inner(cell, inner[0], *args)[1]), a, s_prev, *p)
             f = lambda *args: _inner(cell, inner[0], *args[:-1], zero=args[-1])  # noqa: E731
             # The zero varies over devices as all else does: else JAX would sum v̄ over them, in every step.
             zero, _ = _sharding.together((jnp.zeros(v.shape, v.dtype), s_prev))
             _, pull, q = jax.vjp(f, a, s_prev, *p, zero, has_aux=True)
-            *found, v̄ = pull(s̄)
-            return *found, (q, v̄)
+            *found, v_bar = pull(s_bar)
+            return *found, (q, v_bar)
 
         if p:  # p̄ of each example: their sum in every step would be a collective in every step
             for _ in range(h_of(s_prev).ndim - features):
                 one = jax.vmap(one)
-        return one(a, s_prev, s̄)
+        return one(a, s_prev, s_bar)
 
     return cell._replace(step=step, pullback=pullback, replay=cell.step)
 

@@ -71,10 +71,10 @@ def _recurrence_fwd(cell: Cell, options: Options, inputs: Inputs) -> Any:
 
 def _recurrence_bwd(cell: Cell, options: Options, residuals: Any, cotangents: Any) -> tuple[Inputs]:
     inputs, _ = residuals
-    w̄, c̄arry, x̄s = _backward(cell, options, *residuals, cotangents)
-    w̄ = w̄._replace(drop=jax.tree.map(jnp.zeros_like, inputs.weights.drop))
+    w_bar, carry_bar, xs_bar = _backward(cell, options, *residuals, cotangents)
+    w_bar = w_bar._replace(drop=jax.tree.map(jnp.zeros_like, inputs.weights.drop))
     hold = jax.tree.map(lambda k: None if k.dtype == bool else jnp.zeros_like(k), inputs.hold)
-    return (Inputs(w̄, c̄arry, x̄s, None, None, hold, None),)
+    return (Inputs(w_bar, carry_bar, xs_bar, None, None, hold, None),)
 
 
 rule.defvjp(_recurrence_fwd, as_jax_arrays(_recurrence_bwd))

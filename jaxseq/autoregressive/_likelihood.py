@@ -106,15 +106,17 @@ def log_normal(
     Reference:
         C. M. Bishop, Pattern recognition and machine learning (2006), sections 2.3 and 13.1.
     """
-    x, μ, log_σ = (_checks.array(n, a) for n, a in (("xs", xs), ("mean", mean), ("log_scale", log_scale)))
+    x, mu, log_sigma = (_checks.array(n, a) for n, a in (("xs", xs), ("mean", mean), ("log_scale", log_scale)))
     if not x.ndim:
         _checks.bad_value("xs", "shape (*steps, D)", "()")
-    _checks.shape("mean", μ, x.shape, "(*steps, D)", xs=x)
+    _checks.shape("mean", mu, x.shape, "(*steps, D)", xs=x)
     try:
-        log_σ = jnp.broadcast_to(log_σ, x.shape)
+        log_sigma = jnp.broadcast_to(log_sigma, x.shape)
     except ValueError:
-        _checks.bad_value("log_scale", f"shape {x.shape} = (*steps, D), or one that broadcasts", str(log_σ.shape), xs=x)
-    return -jnp.sum(((x - μ) * jnp.exp(-log_σ)) ** 2 / 2 + log_σ + log(2 * pi) / 2, -1)
+        _checks.bad_value(
+            "log_scale", f"shape {x.shape} = (*steps, D), or one that broadcasts", str(log_sigma.shape), xs=x
+        )
+    return -jnp.sum(((x - mu) * jnp.exp(-log_sigma)) ** 2 / 2 + log_sigma + log(2 * pi) / 2, -1)
 
 
 def log_likelihood(

@@ -43,13 +43,13 @@ def _step(a: Gates, h_prev: jax.Array, L: Callable[[jax.Array], jax.Array]) -> t
     return (1 - z) * n + z * h_prev, (r, z, n)
 
 
-def _pullback(saved: Any, h_prev: jax.Array, h̄: jax.Array, L: Any) -> Any:
+def _pullback(saved: Any, h_prev: jax.Array, h_bar: jax.Array, L: Any) -> Any:
     r, z, n = saved
-    δn = h̄ * (1 - z) * (1 - n * n)
-    q̄ = L.T(δn)
-    δr = q̄ * h_prev * r * (1 - r)
-    δz = h̄ * (h_prev - n) * z * (1 - z)
-    return (δr, δz, δn), h̄ * z + q̄ * r, (r * h_prev, δn)
+    delta_n = h_bar * (1 - z) * (1 - n * n)
+    q_bar = L.T(delta_n)
+    delta_r = q_bar * h_prev * r * (1 - r)
+    delta_z = h_bar * (h_prev - n) * z * (1 - z)
+    return (delta_r, delta_z, delta_n), h_bar * z + q_bar * r, (r * h_prev, delta_n)
 
 
 classic_gru = Cell(name="classic_gru", gates="rzn", alone="n", step=_step, pullback=_pullback, params=ClassicGRUParams)

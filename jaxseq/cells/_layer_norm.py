@@ -76,9 +76,9 @@ def _pull_normal(normal: Sequence[jax.Array], inverse: jax.Array, *cotangents: j
     """N* of a row in parts."""
     count = len(cotangents)
     pairs = list(zip(normal, cotangents, strict=True))
-    mean = sum(jnp.mean(ȳ, -1, keepdims=True) for ȳ in cotangents) / count
-    along = sum(jnp.mean(â * ȳ, -1, keepdims=True) for â, ȳ in pairs) / count
-    return [(ȳ - mean - â * along) * inverse for â, ȳ in pairs]
+    mean = sum(jnp.mean(y_bar, -1, keepdims=True) for y_bar in cotangents) / count
+    along = sum(jnp.mean(a_hat * y_bar, -1, keepdims=True) for a_hat, y_bar in pairs) / count
+    return [(y_bar - mean - a_hat * along) * inverse for a_hat, y_bar in pairs]
 
 
 def _of_gates(p: jax.Array, like: jax.Array, gates: int) -> list[jax.Array]:
@@ -91,7 +91,7 @@ def _of_gates(p: jax.Array, like: jax.Array, gates: int) -> list[jax.Array]:
 
 def _lstm_sums(us: Any, rs: Any, p: LayerNormLSTMParams) -> list[jax.Array]:
     sides = [_of_gates(q, us[0], 4) for q in (p.gain_x, p.gain_h, p.shift)]
-    return [γ_x * u + γ_h * r + β for u, r, γ_x, γ_h, β in zip(us, rs, *sides, strict=True)]
+    return [gamma_x * u + gamma_h * r + beta for u, r, gamma_x, gamma_h, beta in zip(us, rs, *sides, strict=True)]
 
 
 def _lstm_step(a: Gates, s_prev: LSTMState, p: LayerNormLSTMParams) -> tuple[LSTMState, Any]:
@@ -109,29 +109,29 @@ def _memory(c: jax.Array, p: LayerNormLSTMParams) -> tuple[jax.Array, list[jax.A
     return _of_gates(p.gain_c, c, 1)[0] * normal[0] + _of_gates(p.shift_c, c, 1)[0], normal, inverse
 
 
-def _lstm_pullback(saved: Any, s_prev: LSTMState, s̄: LSTMState, p: LayerNormLSTMParams) -> Any:
+def _lstm_pullback(saved: Any, s_prev: LSTMState, s_bar: LSTMState, p: LayerNormLSTMParams) -> Any:
     (i, f, g, o), us, rs, inverse_u, inverse_r = saved
     d, normal, inverse = _memory(f * s_prev.c + i * g, p)
     tanh_d = jnp.tanh(d)
-    d̄ = s̄.h * o * (1 - tanh_d * tanh_d)
-    c̄ = s̄.c + _pull_normal(normal, inverse, _of_gates(p.gain_c, d̄, 1)[0] * d̄)[0]
-    δ = [
-        c̄ * g * i * (1 - i),
-        c̄ * s_prev.c * f * (1 - f),
-        c̄ * i * (1 - g * g),
-        s̄.h * tanh_d * o * (1 - o),
+    d_bar = s_bar.h * o * (1 - tanh_d * tanh_d)
+    c_bar = s_bar.c + _pull_normal(normal, inverse, _of_gates(p.gain_c, d_bar, 1)[0] * d_bar)[0]
+    delta = [
+        c_bar * g * i * (1 - i),
+        c_bar * s_prev.c * f * (1 - f),
+        c_bar * i * (1 - g * g),
+        s_bar.h * tanh_d * o * (1 - o),
     ]
-    gains = (_of_gates(q, d̄, 4) for q in (p.gain_x, p.gain_h))
-    scaled = [[γ * δ_g for γ, δ_g in zip(gain, δ, strict=True)] for gain in gains]
-    δu, δr = _pull_normal(us, inverse_u, *scaled[0]), _pull_normal(rs, inverse_r, *scaled[1])
-    p̄ = p._replace(
-        gain_x=jnp.concatenate([a * b for a, b in zip(us, δ, strict=True)], -1),
-        gain_h=jnp.concatenate([a * b for a, b in zip(rs, δ, strict=True)], -1),
-        shift=jnp.concatenate(δ, -1),
-        gain_c=normal[0] * d̄,
-        shift_c=d̄,
+    gains = (_of_gates(q, d_bar, 4) for q in (p.gain_x, p.gain_h))
+    scaled = [[gamma * delta_g for gamma, delta_g in zip(gain, delta, strict=True)] for gain in gains]
+    delta_u, delta_r = _pull_normal(us, inverse_u, *scaled[0]), _pull_normal(rs, inverse_r, *scaled[1])
+    p_bar = p._replace(
+        gain_x=jnp.concatenate([a * b for a, b in zip(us, delta, strict=True)], -1),
+        gain_h=jnp.concatenate([a * b for a, b in zip(rs, delta, strict=True)], -1),
+        shift=jnp.concatenate(delta, -1),
+        gain_c=normal[0] * d_bar,
+        shift_c=d_bar,
     )
-    return tuple(zip(δu, δr, strict=True)), LSTMState(jnp.zeros_like(d̄), c̄ * f), p̄
+    return tuple(zip(delta_u, delta_r, strict=True)), LSTMState(jnp.zeros_like(d_bar), c_bar * f), p_bar
 
 
 def _lstm_replay(saved: Any, s_prev: LSTMState, p: LayerNormLSTMParams) -> LSTMState:
@@ -165,7 +165,10 @@ def _gru_sides(normal: Any, p: LayerNormGRUParams) -> Gates:
     """γ N + β of both sides, as the GRU's pre-activations."""
     us, rs = normal
     u, r = (
-        [γ * a + β for γ, a, β in zip(_of_gates(gain, side[0], 3), side, _of_gates(shift, side[0], 3), strict=True)]
+        [
+            gamma * a + beta
+            for gamma, a, beta in zip(_of_gates(gain, side[0], 3), side, _of_gates(shift, side[0], 3), strict=True)
+        ]
         for side, gain, shift in ((us, p.gain_x, p.shift_x), (rs, p.gain_h, p.shift_h))
     )
     return u[0] + r[0], u[1] + r[1], (u[2], r[2])
@@ -177,20 +180,22 @@ def _gru_step(a: Gates, h_prev: jax.Array, p: LayerNormGRUParams) -> tuple[jax.A
     return h, (gates, us, rs, inverse_u, inverse_r)
 
 
-def _gru_pullback(saved: Any, h_prev: jax.Array, h̄: jax.Array, p: LayerNormGRUParams) -> Any:
+def _gru_pullback(saved: Any, h_prev: jax.Array, h_bar: jax.Array, p: LayerNormGRUParams) -> Any:
     gates, us, rs, inverse_u, inverse_r = saved
-    (δr, δz, (δn, δm)), s̃ = _gru.pullback(gates, h_prev, h̄)
+    (delta_r, delta_z, (delta_n, delta_m)), s_tilde = _gru.pullback(gates, h_prev, h_bar)
     sides, found = [], []
-    for normal, (inverse, inverse_n), gain, δ in (
-        (us, inverse_u, p.gain_x, (δr, δz, δn)),
-        (rs, inverse_r, p.gain_h, (δr, δz, δm)),
+    for normal, (inverse, inverse_n), gain, delta in (
+        (us, inverse_u, p.gain_x, (delta_r, delta_z, delta_n)),
+        (rs, inverse_r, p.gain_h, (delta_r, delta_z, delta_m)),
     ):
-        scaled = [γ * δ_g for γ, δ_g in zip(_of_gates(gain, h̄, 3), δ, strict=True)]
+        scaled = [gamma * delta_g for gamma, delta_g in zip(_of_gates(gain, h_bar, 3), delta, strict=True)]
         sides.append([*_pull_normal(normal[:2], inverse, *scaled[:2]), *_pull_normal(normal[2:], inverse_n, scaled[2])])
-        found.append((jnp.concatenate([a * b for a, b in zip(normal, δ, strict=True)], -1), jnp.concatenate(δ, -1)))
+        found.append(
+            (jnp.concatenate([a * b for a, b in zip(normal, delta, strict=True)], -1), jnp.concatenate(delta, -1))
+        )
     (gain_x, shift_x), (gain_h, shift_h) = found
-    p̄ = p._replace(gain_x=gain_x, gain_h=gain_h, shift_x=shift_x, shift_h=shift_h)
-    return tuple(zip(*sides, strict=True)), s̃, p̄
+    p_bar = p._replace(gain_x=gain_x, gain_h=gain_h, shift_x=shift_x, shift_h=shift_h)
+    return tuple(zip(*sides, strict=True)), s_tilde, p_bar
 
 
 layer_norm_gru = Cell(

@@ -39,11 +39,11 @@ def _step(a: Gates, h_prev: jax.Array) -> tuple[jax.Array, Any]:
     return (1 - f) * n + f * h_prev, (f, n, m)
 
 
-def _pullback(saved: Any, h_prev: jax.Array, h̄: jax.Array) -> tuple[Gates, jax.Array]:
+def _pullback(saved: Any, h_prev: jax.Array, h_bar: jax.Array) -> tuple[Gates, jax.Array]:
     f, n, m = saved
-    δn = h̄ * (1 - f) * (1 - n * n)
-    δf = (h̄ * (h_prev - n) + δn * m) * f * (1 - f)
-    return (δf, (δn, δn * f)), h̄ * f
+    delta_n = h_bar * (1 - f) * (1 - n * n)
+    delta_f = (h_bar * (h_prev - n) + delta_n * m) * f * (1 - f)
+    return (delta_f, (delta_n, delta_n * f)), h_bar * f
 
 
 mgu = Cell(name="mgu", gates="fn", apart="n", step=_step, pullback=_pullback, params=MGUParams)

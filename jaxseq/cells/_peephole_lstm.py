@@ -47,18 +47,18 @@ def _step(a: Gates, s_prev: LSTMState, p: PeepholeLSTMParams) -> tuple[LSTMState
     return LSTMState(o * jnp.tanh(c), c), (i, f, g, o)
 
 
-def _pullback(saved: Any, s_prev: LSTMState, s̄: LSTMState, p: PeepholeLSTMParams) -> Any:
+def _pullback(saved: Any, s_prev: LSTMState, s_bar: LSTMState, p: PeepholeLSTMParams) -> Any:
     i, f, g, o = saved
     c = f * s_prev.c + i * g
     tanh_c = jnp.tanh(c)
-    δo = s̄.h * tanh_c * o * (1 - o)
-    c̄ = s̄.c + s̄.h * o * (1 - tanh_c * tanh_c) + _each(p.p_o, δo)
-    δi = c̄ * g * i * (1 - i)
-    δf = c̄ * s_prev.c * f * (1 - f)
-    δg = c̄ * i * (1 - g * g)
-    c̄_prev = c̄ * f + _each(p.p_i, δi) + _each(p.p_f, δf)
-    p̄ = p._replace(p_i=δi * s_prev.c, p_f=δf * s_prev.c, p_o=δo * c)
-    return (δi, δf, δg, δo), LSTMState(jnp.zeros_like(s̄.h), c̄_prev), p̄
+    delta_o = s_bar.h * tanh_c * o * (1 - o)
+    c_bar = s_bar.c + s_bar.h * o * (1 - tanh_c * tanh_c) + _each(p.p_o, delta_o)
+    delta_i = c_bar * g * i * (1 - i)
+    delta_f = c_bar * s_prev.c * f * (1 - f)
+    delta_g = c_bar * i * (1 - g * g)
+    c_prev_bar = c_bar * f + _each(p.p_i, delta_i) + _each(p.p_f, delta_f)
+    p_bar = p._replace(p_i=delta_i * s_prev.c, p_f=delta_f * s_prev.c, p_o=delta_o * c)
+    return (delta_i, delta_f, delta_g, delta_o), LSTMState(jnp.zeros_like(s_bar.h), c_prev_bar), p_bar
 
 
 def _each(p: jax.Array, a: jax.Array) -> jax.Array:

@@ -37,11 +37,11 @@ def _step(a: Gates, s_prev: LSTMState, L: Callable[[jax.Array], jax.Array]) -> t
     return LSTMState(L(m), c), gates
 
 
-def _pullback(saved: Any, s_prev: LSTMState, s̄: LSTMState, L: Any) -> Any:
+def _pullback(saved: Any, s_prev: LSTMState, s_bar: LSTMState, L: Any) -> Any:
     i, f, g, o = saved
     m = o * jnp.tanh(f * s_prev.c + i * g)
-    δ, (_, c̄_prev) = _lstm.pullback(saved, s_prev, LSTMState(L.T(s̄.h), s̄.c))
-    return δ, LSTMState(jnp.zeros_like(s̄.h), c̄_prev), (m, s̄.h)
+    delta, (_, c_prev_bar) = _lstm.pullback(saved, s_prev, LSTMState(L.T(s_bar.h), s_bar.c))
+    return delta, LSTMState(jnp.zeros_like(s_bar.h), c_prev_bar), (m, s_bar.h)
 
 
 def _replay(saved: Any, s_prev: LSTMState, _: Any) -> LSTMState:

@@ -70,18 +70,18 @@ def _step(a: Gates, s_prev: SLSTMState) -> tuple[SLSTMState, Any]:
     return SLSTMState(o * (c / n), c, n, m), (i, f, z, o, jax.nn.sigmoid(-a_f), larger.astype(f.dtype))
 
 
-def _pullback(saved: Any, s_prev: SLSTMState, s̄: SLSTMState) -> tuple[Gates, SLSTMState]:
+def _pullback(saved: Any, s_prev: SLSTMState, s_bar: SLSTMState) -> tuple[Gates, SLSTMState]:
     i, f, z, o, rest, k = saved
     n = f * s_prev.n + i
     q = (f * s_prev.c + i * z) / n
-    q̄ = s̄.h * o
-    c̄, n̄ = s̄.c + q̄ / n, s̄.n - q̄ * q / n
-    ī = (c̄ * z + n̄) * i
-    f̄ = (c̄ * s_prev.c + n̄ * s_prev.n) * f
-    m̄ = s̄.m - ī - f̄
-    ℓ̄ = f̄ + m̄ * k
-    δ = ī + m̄ * (1 - k), ℓ̄ * rest, c̄ * i * (1 - z * z), s̄.h * q * o * (1 - o)
-    return δ, SLSTMState(jnp.zeros_like(q̄), c̄ * f, n̄ * f, ℓ̄)
+    q_bar = s_bar.h * o
+    c_bar, n_bar = s_bar.c + q_bar / n, s_bar.n - q_bar * q / n
+    i_bar = (c_bar * z + n_bar) * i
+    f_bar = (c_bar * s_prev.c + n_bar * s_prev.n) * f
+    m_bar = s_bar.m - i_bar - f_bar
+    ell_bar = f_bar + m_bar * k
+    delta = i_bar + m_bar * (1 - k), ell_bar * rest, c_bar * i * (1 - z * z), s_bar.h * q * o * (1 - o)
+    return delta, SLSTMState(jnp.zeros_like(q_bar), c_bar * f, n_bar * f, ell_bar)
 
 
 def _replay(saved: Any, s_prev: SLSTMState) -> SLSTMState:

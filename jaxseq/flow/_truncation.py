@@ -171,8 +171,8 @@ def _gate_fwd(s: Any, is_open: jax.Array) -> Any:
     return s, is_open
 
 
-def _gate_bwd(is_open: jax.Array, s̄: Any) -> Any:
-    return jax.tree.map(lambda a: a if a.dtype == jax.dtypes.float0 else jnp.where(is_open, a, 0), s̄), None
+def _gate_bwd(is_open: jax.Array, s_bar: Any) -> Any:
+    return jax.tree.map(lambda a: a if a.dtype == jax.dtypes.float0 else jnp.where(is_open, a, 0), s_bar), None
 
 
 _gate.defvjp(_gate_fwd, _gate_bwd)

@@ -33,9 +33,9 @@ from jax import lax
 from jaxseq._types import ArrayOrScalar
 
 FIRST_STEPS = (1e-1, 3e-3, 1e-4, 3e-6)
-β = 1.4
+beta = 1.4
 ROWS = 8
-STEPS = np.array([[first / β**row for row in range(ROWS)] for first in FIRST_STEPS])  # (tables, rows)
+STEPS = np.array([[first / beta**row for row in range(ROWS)] for first in FIRST_STEPS])  # (tables, rows)
 
 
 class Differences(NamedTuple):
@@ -72,16 +72,16 @@ def quotients(f: Callable[[list[Any]], list[Any]], x: list[Any], directions: Any
     def along(u: list[Any]) -> Any:
         # Steps are relative: the largest entry of u moves x by h of its leaf's size.
         sizes = [_size(a) for a in x]
-        α = 1 / jnp.max(jnp.stack([jnp.max(jnp.abs(v), initial=0) / s for v, s in zip(u, sizes, strict=True)]))
-        α = jnp.where(jnp.isfinite(α), α, 1)
+        alpha = 1 / jnp.max(jnp.stack([jnp.max(jnp.abs(v), initial=0) / s for v, s in zip(u, sizes, strict=True)]))
+        alpha = jnp.where(jnp.isfinite(alpha), alpha, 1)
 
         def at(h: Any) -> Any:
-            shifted = lambda h: f([a + _times(h * α, v) for a, v in zip(x, u, strict=True)])  # noqa: E731
+            shifted = lambda h: f([a + _times(h * alpha, v) for a, v in zip(x, u, strict=True)])  # noqa: E731
             both = lax.map(shifted, jnp.stack([h, -h]))  # one after the other: f itself, not its vmap
-            slopes = [_times(1 / (2 * h * α), b[0] - b[1]) for b in both]
-            bends = [_times(1 / (2 * h * α), b[0] - m + (b[1] - m)) for b, m in zip(both, y, strict=True)]
+            slopes = [_times(1 / (2 * h * alpha), b[0] - b[1]) for b in both]
+            bends = [_times(1 / (2 * h * alpha), b[0] - m + (b[1] - m)) for b, m in zip(both, y, strict=True)]
             # A bound on what rounding alone may move the numerator by, 2 eps max|f| an element and side.
-            floors = [jnp.max(jnp.abs(b), axis=0) * (4 * jnp.finfo(jnp.float64).eps / (h * α)) for b in both]
+            floors = [jnp.max(jnp.abs(b), axis=0) * (4 * jnp.finfo(jnp.float64).eps / (h * alpha)) for b in both]
             return tuple(jax.vmap(reduction)(projections) for reduction in _reductions(slopes, bends, floors))
 
         return lax.map(at, steps)
@@ -128,8 +128,8 @@ def extrapolated(q: ArrayOrScalar, k: ArrayOrScalar, S: ArrayOrScalar, floor: Ar
 
 def _jump(k: ArrayOrScalar, floor: ArrayOrScalar) -> ArrayOrScalar:
     """|k(0)| from the last two steps, beyond what rounding may add to it, where it is least of all tables: (d, p)."""
-    limit = (β * k[:, :, -1] - k[:, :, -2]) / (β - 1)
-    rounding = (β * floor[:, :, -1] + floor[:, :, -2]) / (β - 1)
+    limit = (beta * k[:, :, -1] - k[:, :, -2]) / (beta - 1)
+    rounding = (beta * floor[:, :, -1] + floor[:, :, -2]) / (beta - 1)
     return np.nan_to_num(np.maximum(np.abs(limit) - rounding, 0), nan=0.0, posinf=0.0).min(1)
 
 
@@ -138,7 +138,7 @@ def _ridders(q: ArrayOrScalar, floor: ArrayOrScalar) -> tuple[ArrayOrScalar, Arr
     level, values, errors = q, [], []  # level holds T[j][i] for i = j, ..., ROWS - 1
     with np.errstate(all="ignore"):  # outside the domain of f there are NaNs, and no entry built on them counts
         for j in range(1, ROWS):
-            factor = β ** (2 * j)
+            factor = beta ** (2 * j)
             finer, coarser = level[:, 1:], level[:, :-1]
             level = (factor * finer - coarser) / (factor - 1)
             apart = np.maximum(np.abs(level - finer), np.abs(level - coarser))

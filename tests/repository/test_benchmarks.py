@@ -60,7 +60,7 @@ def test_a_wrong_gradient_is_refused():
     def wrong(x):
         return jnp.sin(x)
 
-    wrong.defvjp(lambda x: (jnp.sin(x), x), lambda x, ȳ: (ȳ * jnp.sin(x),))
+    wrong.defvjp(lambda x: (jnp.sin(x), x), lambda x, y_bar: (y_bar * jnp.sin(x),))
     sines = [Candidate(n, harness.with_gradient(f), (X, X)) for n, f in (("sin", jnp.sin), ("wrong", wrong))]
     with pytest.raises(ValueError, match=r"`wrong` .* result\[1\]\[0\] is .* apart"):
         measure(Problem("sine", "sin", sines), 2)

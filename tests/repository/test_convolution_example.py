@@ -13,7 +13,7 @@ pytest.importorskip("sklearn", reason="the examples need the extra `examples`: m
 
 pytestmark = pytest.mark.usefixtures("as_users_have_jax")
 
-X, W, Ȳ = np.array([1.0, 3, 2, 5]), np.array([1.0, 2, -1]), np.array([10.0, 1])
+X, W, Y_bar = np.array([1.0, 3, 2, 5]), np.array([1.0, 2, -1]), np.array([10.0, 1])
 
 
 @pytest.fixture(scope="module")
@@ -22,10 +22,10 @@ def convolution():
 
 
 def test_sums_worked_by_hand(convolution):
-    y, x̄, w̄ = convolution.sums(X, W, Ȳ)
+    y, x_bar, w_bar = convolution.sums(X, W, Y_bar)
     np.testing.assert_array_equal(y, [1 + 6 - 2, 3 + 4 - 5])
-    np.testing.assert_array_equal(x̄, [10, 20 + 1, -10 + 2, -1])
-    np.testing.assert_array_equal(w̄, [10 + 3, 30 + 2, 20 + 5])
+    np.testing.assert_array_equal(x_bar, [10, 20 + 1, -10 + 2, -1])
+    np.testing.assert_array_equal(w_bar, [10 + 3, 30 + 2, 20 + 5])
 
 
 @pytest.mark.parametrize(
@@ -45,10 +45,10 @@ def test_options_worked_by_hand(convolution, options, y):
 def test_two_axes_worked_by_hand(convolution):
     x = np.array([[1.0, 2, 4], [0, 3, 1]])
     w = np.array([[1.0, -1], [2, 0]])
-    y, x̄, w̄ = convolution.sums(x, w, np.array([[1.0, 10]]))
+    y, x_bar, w_bar = convolution.sums(x, w, np.array([[1.0, 10]]))
     np.testing.assert_array_equal(y, [[1 - 2 + 0, 2 - 4 + 6]])
-    np.testing.assert_array_equal(x̄, [[1, -1 + 10, -10], [2, 20, 0]])
-    np.testing.assert_array_equal(w̄, [[1 + 20, 2 + 40], [0 + 30, 3 + 10]])
+    np.testing.assert_array_equal(x_bar, [[1, -1 + 10, -10], [2, 20, 0]])
+    np.testing.assert_array_equal(w_bar, [[1 + 20, 2 + 40], [0 + 30, 3 + 10]])
 
 
 @pytest.mark.parametrize("options", [(1, 0, 1), (2, 0, 1), (1, 2, 1), (1, 0, 2), (3, 1, 2)])
@@ -58,13 +58,13 @@ def test_gradients_against_differences(convolution, I, K, options):
     noise = np.random.default_rng(0).standard_normal
     x, w = noise(I), noise(K)
     y = convolution.sums(x, w, 0.0, *options)[0]
-    ȳ = noise(y.shape)
-    _, x̄, w̄ = convolution.sums(x, w, ȳ, *options)
-    for which, gradient in enumerate((x̄, w̄)):
+    y_bar = noise(y.shape)
+    _, x_bar, w_bar = convolution.sums(x, w, y_bar, *options)
+    for which, gradient in enumerate((x_bar, w_bar)):
         for place in np.ndindex(gradient.shape):
             moved = [x.copy(), w.copy()]
             moved[which][place] += 1
-            difference = (ȳ * (convolution.sums(*moved, 0.0, *options)[0] - y)).sum()
+            difference = (y_bar * (convolution.sums(*moved, 0.0, *options)[0] - y)).sum()
             assert difference == pytest.approx(gradient[place], abs=1e-12)
 
 
@@ -72,8 +72,8 @@ def test_gradients_against_differences(convolution, I, K, options):
 def test_sums_convolutions_and_vjp_agree(convolution, I, K, options):
     """Where the stride leaves inputs unread, too."""
     noise = np.random.default_rng(0).standard_normal
-    ȳ = noise(convolution.output_shape(I, K, *options))
-    found = convolution.differences(noise(I), noise(K), ȳ, *options)
+    y_bar = noise(convolution.output_shape(I, K, *options))
+    found = convolution.differences(noise(I), noise(K), y_bar, *options)
     assert len(found) == 3
     assert max(found) < 1e-13
 
@@ -89,7 +89,7 @@ def test_it_stops_where_two_ways_differ(convolution, monkeypatch, wrong):
 
     monkeypatch.setattr(convolution, "sums", sums)
     with pytest.raises(ArithmeticError, match=r"differ by 1\.0e-09"):
-        convolution.differences(X, W, Ȳ)
+        convolution.differences(X, W, Y_bar)
 
 
 def test_a_nan_is_a_difference(convolution):

@@ -217,10 +217,10 @@ def test_the_loss_leads_to_better_actions(small, played):
     plan = small.PLANS["memory"]
     A = np.asarray(small.advantages(rollout))
     logits, _ = jax.jit(partial(small.replay, "gru"))(policy, before.carry, rollout.xs, rollout.first)
-    π = np.asarray(jax.nn.softmax(logits))
-    entropy = -(π * np.log(π)).sum(-1, keepdims=True)
+    pi = np.asarray(jax.nn.softmax(logits))
+    entropy = -(pi * np.log(pi)).sum(-1, keepdims=True)
     chosen = np.eye(3)[np.asarray(rollout.actions)]
-    by_hand = A[..., None] * (π - chosen) + 0.01 * π * (np.log(π) + entropy)
+    by_hand = A[..., None] * (pi - chosen) + 0.01 * pi * (np.log(pi) + entropy)
     gradient = jax.jit(jax.grad(lambda p: small.loss(p, "gru", plan, before.carry, rollout)))(policy)
     np.testing.assert_allclose(gradient.b[:3], by_hand.mean((0, 1)), atol=1e-6)
     np.testing.assert_allclose(gradient.b[3], -A.mean(), atol=1e-6)  # to v*, which is held constant

@@ -33,14 +33,14 @@ def gradient(r, module=jaxseq, of_xs=False, dtype=jnp.float32):
     mesh = mesh_of((r.n,), ("d",), "automatic")
     init = partial(getattr(jaxseq, f"{r.kind}_init"), input_size=r.D, hidden_size=r.H)
     params = jax.tree.map(lambda p: placed(mesh, shape=p.shape, dtype=dtype), jax.eval_shape(init, jax.random.key(0)))
-    xs, ȳs = (placed(mesh, None, "d", shape=(r.T, r.B, size), dtype=dtype) for size in (r.D, r.H))
+    xs, ys_bar = (placed(mesh, None, "d", shape=(r.T, r.B, size), dtype=dtype) for size in (r.D, r.H))
 
-    def pulled(params, xs, ȳs):
+    def pulled(params, xs, ys_bar):
         f = lambda params, xs: getattr(module, r.kind)(params, None, xs)[1]  # noqa: E731
-        gradients = jax.vjp(f, params, xs)[1](ȳs)
+        gradients = jax.vjp(f, params, xs)[1](ys_bar)
         return gradients if of_xs else gradients[0]
 
-    return jax.jit(pulled).lower(params, xs, ȳs).compile()
+    return jax.jit(pulled).lower(params, xs, ys_bar).compile()
 
 
 def sizes(kind, n, D=64):
@@ -93,9 +93,9 @@ def test_a_convolution_with_time_divided(n):
     arrays = [placed(mesh, None, "d", shape=(c.B, c.T, size)) for size in (c.C_in, c.C_out)]
     weights = [placed(mesh, shape=shape) for shape in ((c.K, c.C_in, c.C_out), (c.C_out,))]
 
-    def both(x, ȳ, *weights):
+    def both(x, y_bar, *weights):
         y, pull = jax.vjp(conv, x, *weights)
-        return y, pull(ȳ)
+        return y, pull(y_bar)
 
     with jax.set_mesh(mesh):
         program = jax.jit(both).lower(*arrays, *weights).compile()

@@ -94,9 +94,9 @@ def test_a_year_is_foreseen_without_a_look_at_it(sunspots, key, x64):
 
 def test_the_density_is_normal(sunspots, key, x64):
     stats = pytest.importorskip("scipy.stats")
-    x, mean, log_σ = jax.random.normal(key, (3, 20))
-    expected = stats.norm.logpdf(x, mean, np.exp(log_σ))
-    np.testing.assert_allclose(sunspots.density(x, (mean, log_σ)), expected, rtol=1e-10)
+    x, mean, log_sigma = jax.random.normal(key, (3, 20))
+    expected = stats.norm.logpdf(x, mean, np.exp(log_sigma))
+    np.testing.assert_allclose(sunspots.density(x, (mean, log_sigma)), expected, rtol=1e-10)
 
 
 def test_nothing_is_learnt_of_the_years_that_tell_when_to_stop(sunspots, key, x64):

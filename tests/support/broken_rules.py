@@ -88,64 +88,66 @@ def _forward(wrong: str | None, *args: Any) -> Any:
 
 def _backward(wrong: str | None, residuals: Any, cotangents: Any) -> Any:
     (w_x, w_h, b, h0, xs), hs = residuals
-    s̄, ȳs = cotangents
+    s_bar, ys_bar = cotangents
     if wrong == "right in first order only":
         w_x, w_h, b, h0, xs, hs = map(lax.stop_gradient, (w_x, w_h, b, h0, xs, hs))
     if wrong == "g |g|":
-        s̄, ȳs = s̄ * jnp.abs(s̄), ȳs * jnp.abs(ȳs)
+        s_bar, ys_bar = s_bar * jnp.abs(s_bar), ys_bar * jnp.abs(ys_bar)
     if wrong == "final-state cotangent ignored":
-        s̄ = jnp.zeros_like(s̄)
+        s_bar = jnp.zeros_like(s_bar)
     if wrong == "final-state cotangent twice":
-        s̄ = 2 * s̄
+        s_bar = 2 * s_bar
     h_prev = jnp.concatenate([h0[None], hs])[:-1]
     back = w_h if wrong == "recurrent weight not transposed" else w_h.T
 
-    def step(s̄: Any, known: Any) -> Any:
-        ȳ, h, prev = known
+    def step(s_bar: Any, known: Any) -> Any:
+        y_bar, h, prev = known
         if wrong == "wrong activation derivative":
             slope = 1 - h
         elif wrong == "activation derivative at the previous state":
             slope = 1 - prev * prev
         else:
             slope = 1 - h * h
-        δ = (ȳ + s̄) * slope
-        carried = δ @ back
+        delta = (y_bar + s_bar) * slope
+        carried = delta @ back
         if wrong == "recurrence missing":
             carried = jnp.zeros_like(carried)
         if wrong == "recurrence once too often":
-            carried = carried + δ
-        return carried, δ
+            carried = carried + delta
+        return carried, delta
 
-    wide = jnp.result_type(s̄, ȳs, w_h)
-    h̄0, δ = lax.scan(step, s̄.astype(wide), (ȳs.astype(wide), hs, h_prev), reverse=True)
+    wide = jnp.result_type(s_bar, ys_bar, w_h)
+    h0_bar, delta = lax.scan(step, s_bar.astype(wide), (ys_bar.astype(wide), hs, h_prev), reverse=True)
     if wrong == "last step dropped":
-        δ = δ.at[-1:].set(0)
+        delta = delta.at[-1:].set(0)
     if wrong == "previous state off by one":
         h_prev = hs
     if wrong == "initial state left out of W_h":
         h_prev = h_prev.at[:1].set(0)
-    w̄_x, w̄_h = jnp.einsum("tbd,tbh->dh", xs, δ), jnp.einsum("tbi,tbj->ij", h_prev, δ)
-    b̄, x̄s = δ.sum((0, 1)), δ @ w_x.T
+    w_x_bar, w_h_bar = jnp.einsum("tbd,tbh->dh", xs, delta), jnp.einsum("tbi,tbj->ij", h_prev, delta)
+    b_bar, xs_bar = delta.sum((0, 1)), delta @ w_x.T
     if wrong == "sign flipped":
-        w̄_x = -w̄_x
+        w_x_bar = -w_x_bar
     if wrong == "initial-state gradient zero":
-        h̄0 = jnp.zeros_like(h̄0)
+        h0_bar = jnp.zeros_like(h0_bar)
     if wrong == "weight gradient off by 1e-4":
-        w̄_h = w̄_h * (1 + 1e-4)
+        w_h_bar = w_h_bar * (1 + 1e-4)
     if wrong == "bias gradient of one example":
-        b̄ = δ[:, 0].sum(0)
+        b_bar = delta[:, 0].sum(0)
     if wrong == "bias gradient a mean":
-        b̄ = b̄ / δ.shape[1]
+        b_bar = b_bar / delta.shape[1]
     if wrong == "input gradient in reverse order":
-        x̄s = x̄s[::-1]
-    w̄_x, w̄_h, b̄, x̄s = (a.astype(w.dtype) for a, w in ((w̄_x, w_x), (w̄_h, w_h), (b̄, b), (x̄s, xs)))
-    h̄0 = None if wrong == "initial-state gradient None" else h̄0.astype(h0.dtype)
+        xs_bar = xs_bar[::-1]
+    w_x_bar, w_h_bar, b_bar, xs_bar = (
+        a.astype(w.dtype) for a, w in ((w_x_bar, w_x), (w_h_bar, w_h), (b_bar, b), (xs_bar, xs))
+    )
+    h0_bar = None if wrong == "initial-state gradient None" else h0_bar.astype(h0.dtype)
     if wrong == "float32 returned for float64":
-        w̄_x = w̄_x.astype(jnp.float32)
+        w_x_bar = w_x_bar.astype(jnp.float32)
     if wrong == "nondeterministic at 1e-7":
         shape = jax.ShapeDtypeStruct((), jnp.float32)
         drawn = jax.pure_callback(lambda: np.float32(random.random()), shape, vmap_method="sequential")
-        w̄_x = w̄_x * (1 + 1e-7 * drawn.astype(w̄_x.dtype))
-    if wrong == "jit differs from eager" and isinstance(w̄_x, Tracer):
-        w̄_x = w̄_x * (1 + 1e-6)
-    return w̄_x, w̄_h, b̄, h̄0, x̄s
+        w_x_bar = w_x_bar * (1 + 1e-7 * drawn.astype(w_x_bar.dtype))
+    if wrong == "jit differs from eager" and isinstance(w_x_bar, Tracer):
+        w_x_bar = w_x_bar * (1 + 1e-6)
+    return w_x_bar, w_h_bar, b_bar, h0_bar, xs_bar

@@ -20,26 +20,26 @@ def ruled(jvp):
 
 
 def right(primals, tangents):
-    (x, w), (ẋ, ẇ) = primals, tangents
-    y, ẏ = jnp.sin(x) * w, jnp.cos(x) * ẋ * w + jnp.sin(x) * ẇ
-    return (y, jnp.sum(y)), (ẏ, jnp.sum(ẏ))
+    (x, w), (x_dot, w_dot) = primals, tangents
+    y, y_dot = jnp.sin(x) * w, jnp.cos(x) * x_dot * w + jnp.sin(x) * w_dot
+    return (y, jnp.sum(y)), (y_dot, jnp.sum(y_dot))
 
 
 def spoiled(change):
     def jvp(primals, tangents):
-        y, (ẏ, total) = right(primals, tangents)
-        return y, change(ẏ, total, primals, tangents)
+        y, (y_dot, total) = right(primals, tangents)
+        return y, change(y_dot, total, primals, tangents)
 
     return jvp
 
 
 WRONG = {
-    "sign": ("value", spoiled(lambda ẏ, total, p, t: (-ẏ, total))),
-    "an argument forgotten": ("value", spoiled(lambda ẏ, total, p, t: (jnp.cos(p[0]) * t[0] * p[1], total))),
-    "off by 1e-4": ("elements", spoiled(lambda ẏ, total, p, t: (ẏ, total * (1 + 1e-4)))),
-    "not linear": ("linearity", spoiled(lambda ẏ, total, p, t: (ẏ * jnp.abs(ẏ), total))),
-    "a constant": ("linearity", spoiled(lambda ẏ, total, p, t: (ẏ + 1e-3, total))),
-    "stopped": ("order 2", spoiled(lambda ẏ, total, p, t: tuple(right(jax.lax.stop_gradient(p), t)[1]))),
+    "sign": ("value", spoiled(lambda y_dot, total, p, t: (-y_dot, total))),
+    "an argument forgotten": ("value", spoiled(lambda y_dot, total, p, t: (jnp.cos(p[0]) * t[0] * p[1], total))),
+    "off by 1e-4": ("elements", spoiled(lambda y_dot, total, p, t: (y_dot, total * (1 + 1e-4)))),
+    "not linear": ("linearity", spoiled(lambda y_dot, total, p, t: (y_dot * jnp.abs(y_dot), total))),
+    "a constant": ("linearity", spoiled(lambda y_dot, total, p, t: (y_dot + 1e-3, total))),
+    "stopped": ("order 2", spoiled(lambda y_dot, total, p, t: tuple(right(jax.lax.stop_gradient(p), t)[1]))),
     "primal": ("primal", lambda p, t: (jax.tree.map(lambda y: y * (1 + 1e-7), right(p, t)[0]), right(p, t)[1])),
 }
 

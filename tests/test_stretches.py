@@ -185,6 +185,14 @@ def test_an_idle_axis_beside_space_counts_nothing_twice(name, kind, key):
             assert_close(jax.jit(pullback(partial(call, jaxseq)))(placed, cotangent), expected, 1e-5)
 
 
+def test_a_transposed_convolution_over_two_mesh_axes_that_divide_space(key):
+    """XLA aborts over a pad that crops and puts zeros between elements, along an axis that is divided."""
+    args = normals(key, (jnp.ones((2, 16, 4), jnp.float32), jnp.ones((5, 2, 4), jnp.float32)))
+    call = lambda ns, x, w: ns.conv_transpose(x, w, stride=2, padding="SAME", groups=2)  # noqa: E731
+    placed = place(mesh_of((2, 2), ("a", "b"), "automatic"), args, (P(None, ("b", "a")), P()))
+    assert_close(jax.jit(partial(call, jaxseq))(*placed), call(jaxseq.reference, *args), 1e-5)
+
+
 @pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
 def test_the_mesh_of_a_cotangent_alone_has_an_idle_axis(jit, key):
     """The arguments were never placed, and no mesh is in context."""

@@ -59,6 +59,29 @@ Contraction = Callable[[Form, jax.Array, jax.Array], jax.Array]
 
 
 def padded(a: jax.Array, places: Sequence[tuple[int, int, int]], first: int = 1) -> jax.Array:
-    """Zeros (before, after, between) along the axes from `first` on; negative ones crop."""
+    """Zeros (before, after, between) along the axes from `first` on; negative ones crop.
+
+    Where zeros lie between elements, whole elements are cropped first: XLA aborts the process over a pad that does both
+    along an axis which is divided over devices.
+    """
+    sizes = a.shape[first : first + len(places)]
+    crops, zeros = [], []
+    for crop, zero in map(_crop, sizes, places):
+        crops.append(crop)
+        zeros.append(zero)
     rest = a.ndim - first - len(places)
-    return lax.pad(a, jnp.zeros((), a.dtype), [*[(0, 0, 0)] * first, *places, *[(0, 0, 0)] * rest])
+    for config in [crops, zeros] if any(map(any, crops)) else [zeros]:
+        a = lax.pad(a, jnp.zeros((), a.dtype), [*[(0, 0, 0)] * first, *config, *[(0, 0, 0)] * rest])
+    return a
+
+
+def _crop(size: int, place: tuple[int, int, int]) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """One pad as two: elements to crop, then zeros to add."""
+    before, after, between = place
+    if between == 0 or size == 0 or min(before, after) >= 0:
+        return (0, 0, 0), place
+    step = between + 1
+    start, stop = (max(0, -(side // step)) for side in (before, after))
+    if start + stop >= size:  # none is left
+        return (-size, 0, 0), (before + after + (size - 1) * step + 1, 0, 0)
+    return (-start, -stop, 0), (before + start * step, after + stop * step, between)

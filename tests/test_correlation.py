@@ -25,7 +25,7 @@ FORMS = {
         ((6, 5, 7), (2, 1, 3), 1, 2, {"groups": 9, "padding": "SAME", "dilation": (2, 1, 1)}),
     ],
     _spectrum: [
-        ((60,), (70,), 1, 1, {"groups": 3, "padding": ((69, 0),)}),
+        ((90,), (70,), 1, 1, {"groups": 3, "padding": ((69, 0),)}),
         ((300,), (300,), 1, 1, {"groups": 2, "padding": ((310, 300),), "stride": 2, "dilation": 2}),
         ((20, 21), (20, 20), 1, 1, {"groups": 3, "padding": ((19, -1), (10, 19)), "stride": (2, 1)}),
         ((460,), (450,), 2, 3, {"padding": "SAME", "groups": 2}),
@@ -124,6 +124,25 @@ def test_each_rule_is_the_form(rule, space, window, near, far, options):
         actual = jax.jit(partial(_correlation._apply, rule, which, form))(a, b)
         assert actual.dtype == jnp.float64
         assert_close(actual, expected, relative=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("space", "window", "options", "outputs_in_reach", "taps_in_reach"),
+    [
+        ((5,), (40,), {"padding": ((39, 7),)}, (12,), (12,)),  # taps 28 to 39
+        ((4,), (9,), {"padding": ((0, 30),), "stride": 2, "dilation": 3}, (2,), (2,)),  # outputs 0 and 1, taps 0 and 1
+        ((3, 6), (7, 2), {"padding": ((1, 9), (3, 3)), "groups": 4}, (4, 7), (4, 2)),
+    ],
+)
+def test_what_reads_padding_only_is_left_out(space, window, options, outputs_in_reach, taps_in_reach):
+    """Values and both gradients; and neither is any work for it."""
+    options = {"groups": 3, **options}
+    form, x, w, y_bar = trilinear(space, window, 1, 2, options)
+    y, x_bar, w_bar = tap_by_tap(form, x, w, y_bar)
+    f = jax.jit(pullback(partial(jaxseq.conv, **options)))
+    assert_close(f((x, w), y_bar), (y, (x_bar, w_bar)), relative=1e-13)
+    smaller, *_ = form.in_reach()
+    assert (smaller.outputs, smaller.window) == (outputs_in_reach, taps_in_reach)
 
 
 def of_rule(rule, form, x, w, y_bar):

@@ -61,7 +61,7 @@ from jax import lax
 
 from jaxseq import _precision, _sharding
 from jaxseq._correlation import _blocks, _loop, _patches, _planes, _shifts, _spectrum, _xla
-from jaxseq._correlation._form import Form
+from jaxseq._correlation._form import Form, padded
 from jaxseq._geometry import Geometry, extent
 
 # The most terms that are written out, taps x pairs of channels. Depthwise windows in ms, two cores, (4, 1024, 64):
@@ -191,7 +191,10 @@ def to_output(
     """y of (1), of size `outputs`."""
     far = kernel.shape[-1] // geometry.groups
     form = Form(geometry, precision, x.shape[1:-1], outputs, kernel.shape[:-2], kernel.shape[-2], far)
-    return _contract("to_output", form, x, kernel, (x.shape[0], *outputs, kernel.shape[-1]))
+    if not _any_product(form, x, kernel):
+        return _zeros((x.shape[0], *outputs, kernel.shape[-1]), x, kernel)
+    form, beyond, unused = _in_reach(form)
+    return _padded(_contract("to_output", form, x, _cropped(kernel, unused, 0)), beyond, 1)
 
 
 def to_input(
@@ -200,22 +203,51 @@ def to_input(
     """x̄ of (2), for an input of size `space`."""
     near, far = kernel.shape[-2], kernel.shape[-1] // geometry.groups
     form = Form(geometry, precision, space, y_bar.shape[1:-1], kernel.shape[:-2], near, far)
-    return _contract("to_input", form, kernel, y_bar, (y_bar.shape[0], *space, near * geometry.groups))
+    if not _any_product(form, kernel, y_bar):
+        return _zeros((y_bar.shape[0], *space, near * geometry.groups), kernel, y_bar)
+    form, beyond, unused = _in_reach(form)
+    return _contract("to_input", form, _cropped(kernel, unused, 0), _cropped(y_bar, beyond, 1))
 
 
 def to_kernel(geometry: Geometry, precision: Any, x: jax.Array, y_bar: jax.Array, window: tuple[int, ...]) -> jax.Array:
     """w̄ of (3), for a kernel of size `window`."""
     near, far = x.shape[-1] // geometry.groups, y_bar.shape[-1] // geometry.groups
     form = Form(geometry, precision, x.shape[1:-1], y_bar.shape[1:-1], window, near, far)
-    return _contract("to_kernel", form, x, y_bar, (*window, near, y_bar.shape[-1]))
+    if not _any_product(form, x, y_bar):
+        return _zeros((*window, near, y_bar.shape[-1]), x, y_bar)
+    form, beyond, unused = _in_reach(form)
+    return _padded(_contract("to_kernel", form, x, _cropped(y_bar, beyond, 1)), unused, 0)
 
 
-def _contract(which: str, form: Form, a: jax.Array, b: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+Sides = list[tuple[int, int]]  # elements before and after, for each spatial axis
+
+
+def _in_reach(form: Form) -> tuple[Form, Sides, Sides]:
+    """The part of the form that reads the input, and the outputs and taps that do not."""
+    return form.in_reach() if form.is_known() else (form, [], [])
+
+
+def _cropped(a: jax.Array, sides: Sides, first: int) -> jax.Array:
+    return padded(a, [(-before, -after, 0) for before, after in sides], first) if any(map(any, sides)) else a
+
+
+def _padded(a: jax.Array, sides: Sides, first: int) -> jax.Array:
+    return padded(a, [(before, after, 0) for before, after in sides], first) if any(map(any, sides)) else a
+
+
+def _any_product(form: Form, a: jax.Array, b: jax.Array) -> bool:
+    """False if the sums of all three contractions are empty."""
+    return a.size != 0 and b.size != 0 and form.reaches()
+
+
+def _zeros(shape: tuple[int, ...], a: jax.Array, b: jax.Array) -> jax.Array:
+    zeros = jnp.zeros(shape, _precision.accumulator(_precision.promote(a, b)))
+    return _sharding.together((zeros, a, b))[0]
+
+
+def _contract(which: str, form: Form, a: jax.Array, b: jax.Array) -> jax.Array:
     """One of the three, of operands a and b, by the rule for the form and the device."""
     common = _precision.promote(a, b)
-    if a.size == 0 or b.size == 0 or not form.reaches():
-        zeros = jnp.zeros(shape, _precision.accumulator(common))
-        return _sharding.together((zeros, a, b))[0]
     a, b = a.astype(common), b.astype(common)
     here, elsewhere = (choose(which, form, cpu) for cpu in (True, False))
     smaller = here is _patches and not all(_patches.disjoint(form))  # whose rule may depend on the device

@@ -48,10 +48,39 @@ class Form(NamedTuple):
                 return False
         return True
 
+    def in_reach(self) -> tuple["Form", list[tuple[int, int]], list[tuple[int, int]]]:
+        """Return the form without the first and last outputs and taps that read padding only.
+
+        Beside it, for each axis, how many outputs and how many taps are left out before and after it.
+        """
+        window, sizes, padding, outputs, taps = [], [], [], [], []
+        for I, O, K, s, d, (lo, hi) in self.axes():
+            n0, O_ = _reaching(I, O, K, s, d, lo)
+            k0, K_ = _reaching(I, K, O, d, s, lo)
+            lo_ = lo - s * n0 - d * k0
+            outputs.append((n0, O - n0 - O_))
+            taps.append((k0, K - k0 - K_))
+            sizes.append(O_)
+            window.append(K_)
+            padding.append((lo_, hi if (O, K) == (O_, K_) else s * (O_ - 1) + d * (K_ - 1) + 1 - I - lo_))
+        geometry = self.geometry._replace(padding=tuple(padding))
+        return self._replace(geometry=geometry, outputs=tuple(sizes), window=tuple(window)), outputs, taps
+
     def axes(self) -> Any:
         """(I, O, K, s, d, (lo, hi)) of each spatial axis."""
         g = self.geometry
         return zip(self.space, self.outputs, self.window, g.stride, g.dilation, g.padding, strict=True)
+
+
+def _reaching(I: int, O: int, K: int, s: int, d: int, lo: int) -> tuple[int, int]:
+    """The first output n for which some tap k has 0 <= s n + d k - lo < I, and how many there are up to the last."""
+
+    def reads(n: int) -> bool:
+        k = max(0, -(-(lo - s * n) // d))  # the first tap that falls at 0 or beyond
+        return k < K and s * n + d * k - lo < I
+
+    first = next(n for n in range(O) if reads(n))
+    return first, next(n for n in reversed(range(O)) if reads(n)) - first + 1
 
 
 # One of the three of a form, of its two operands.

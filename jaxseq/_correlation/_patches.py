@@ -63,23 +63,21 @@ def xla_differentiates(form: Form) -> bool:
 def to_output(again: Contraction, form: Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """y of (1)."""
     plan = _plan(form, x.shape[0])
-    y = _contract("xwy", again, plan, _patches(plan, x), _apart(plan, padded(kernel, _negative(plan.taps), 0)))
-    return padded(y.reshape(*y.shape[:-2], -1), plan.outputs)
+    y = _contract("xwy", again, plan, _patches(plan, x), _apart(plan, kernel))
+    return y.reshape(*y.shape[:-2], -1)
 
 
 def to_input(again: Contraction, form: Form, kernel: jax.Array, y_bar: jax.Array) -> jax.Array:
     """x_bar of (2)."""
     plan = _plan(form, y_bar.shape[0])
-    w, y_bar = padded(kernel, _negative(plan.taps), 0), padded(y_bar, _negative(plan.outputs))
-    return _joined(plan, _contract("wyx", again, plan, _apart(plan, w), _apart(plan, y_bar)))
+    return _joined(plan, _contract("wyx", again, plan, _apart(plan, kernel), _apart(plan, y_bar)))
 
 
 def to_kernel(again: Contraction, form: Form, x: jax.Array, y_bar: jax.Array) -> jax.Array:
     """w_bar of (3)."""
     plan = _plan(form, x.shape[0])
-    y_bar = _apart(plan, padded(y_bar, _negative(plan.outputs)))
-    w_bar = _contract("xyw", again, plan, _patches(plan, x), y_bar)
-    return padded(w_bar.reshape(*w_bar.shape[:-2], -1), plan.taps, 0)
+    w_bar = _contract("xyw", again, plan, _patches(plan, x), _apart(plan, y_bar))
+    return w_bar.reshape(*w_bar.shape[:-2], -1)
 
 
 # --- What is cut, and how ---
@@ -100,11 +98,9 @@ class _Cut(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """How the smaller form is made; `form` is the part of the given one that reads the input."""
+    """How the smaller form is made."""
 
     form: Form
-    outputs: list[tuple[int, int, int]]  # the outputs left out, as padding that puts them back
-    taps: list[tuple[int, int, int]]  # likewise
     cuts: list[_Cut | None]
     sizes: dict[str, int]  # of each letter
     apart: dict[str, str]  # letters of x^, w and y
@@ -113,7 +109,6 @@ class _Plan(NamedTuple):
 
 
 def _plan(form: Form, batch: int) -> _Plan:
-    form, outputs, taps = _in_reach(form)
     cuts: list[_Cut | None] = []
     sizes = {"b": batch, "g": form.geometry.groups, "i": form.near, "o": form.far}
     x, cut, kept = "", [], []
@@ -145,33 +140,7 @@ def _plan(form: Form, batch: int) -> _Plan:
         # Leading axes that the compiler may partition are contracted where they stand: a reshape would gather them.
         rows = ["b", *n_] if form.geometry.partitioning.implicit else ["b" + n_]
         merged, rest = {"x": [*rows, "g", k_ + "i"], "w": [k_ + "i", "g", "o"], "y": [*rows, "g", "o"]}, None
-    return _Plan(form, outputs, taps, cuts, sizes, apart, merged, rest)
-
-
-def _in_reach(form: Form) -> tuple[Form, list[tuple[int, int, int]], list[tuple[int, int, int]]]:
-    """The form without the first and last outputs and taps that read padding only, along axes that are cut."""
-    window, sizes, padding, outputs, taps = [], [], [], [], []
-    for disjoint_, (I, O, K, s, d, (lo, hi)) in zip(disjoint(form), form.axes(), strict=True):
-        n0, O_ = _reaching(I, O, K, s, d, lo) if disjoint_ else (0, O)
-        k0, K_ = _reaching(I, K, O, d, s, lo) if disjoint_ else (0, K)
-        outputs.append((n0, O - n0 - O_, 0))
-        taps.append((k0, K - k0 - K_, 0))
-        sizes.append(O_)
-        window.append(K_)
-        padding.append((lo - s * n0 - d * k0, hi))
-    geometry = form.geometry._replace(padding=tuple(padding))
-    return form._replace(geometry=geometry, outputs=tuple(sizes), window=tuple(window)), outputs, taps
-
-
-def _reaching(I: int, O: int, K: int, s: int, d: int, lo: int) -> tuple[int, int]:
-    """The first output n for which some tap k has 0 <= s n + d k - lo < I, and how many there are up to the last."""
-
-    def reads(n: int) -> bool:
-        k = max(0, -(-(lo - s * n) // d))  # the first tap that falls at 0 or beyond
-        return k < K and s * n + d * k - lo < I
-
-    first = next(n for n in range(O) if reads(n))
-    return first, next(n for n in reversed(range(O)) if reads(n)) - first + 1
+    return _Plan(form, cuts, sizes, apart, merged, rest)
 
 
 def _over(form: Form, axes: list[int]) -> Form:
@@ -181,10 +150,6 @@ def _over(form: Form, axes: list[int]) -> Form:
     space, outputs, window = ([sizes[axis] for axis in axes] for sizes in (form.space, form.outputs, form.window))
     geometry = g._replace(stride=stride, padding=padding, dilation=dilation)
     return form._replace(geometry=geometry, space=tuple(space), outputs=tuple(outputs), window=tuple(window))
-
-
-def _negative(places: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
-    return [(-before, -after, 0) for before, after, _ in places]
 
 
 # --- The cut, and its inverse ---

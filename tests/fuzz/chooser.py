@@ -140,10 +140,22 @@ def trial(seed: int) -> tuple[str, list[str]]:
     keys = jax.random.split(jax.random.key(seed), 3)
     x, w, y = (jax.random.normal(key, shape, jnp.float32) for key, shape in zip(keys, shapes, strict=True))
     found, merged = [], g > 1 and drawn.near * drawn.far > 1  # groups may be merged: more flops, less time
+    if not form.reaches():  # zeros, whatever the rule
+        return str(drawn), []
+    smaller, beyond, unused = form.in_reach()
+
+    def by_rule(rule: ModuleType, which: str, a: Any, b: Any) -> Any:
+        """The contraction by one rule, as `_correlation` calls it."""
+        a = _correlation._cropped(a, unused, 0) if which == "to_input" else a
+        b = _correlation._cropped(b, unused, 0) if which == "to_output" else _correlation._cropped(b, beyond, 1)
+        c = _correlation._apply(rule, which, smaller, a, b)
+        sides = {"to_output": (beyond, 1), "to_kernel": (unused, 0), "to_input": ([], 0)}
+        return _correlation._padded(c, *sides[which])
+
     for which, args in zip(CONTRACTIONS, ((x, w), (w, y), (x, y)), strict=True):
-        chosen = _correlation.choose(which, form) if form.reaches() else _xla
+        chosen = _correlation.choose(which, smaller)
         ways: dict[str, Callable[..., Any]] = {
-            _name(rule): partial(_correlation._apply, rule, which, form) for rule in {*able(form), chosen}
+            _name(rule): partial(by_rule, rule, which) for rule in {*able(smaller), chosen}
         }
         if _patches.xla_differentiates(form):
             ways["lax"] = by_lax(which, form, x, w)

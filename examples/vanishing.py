@@ -41,7 +41,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from matplotlib.figure import Figure
 
 import jaxseq
-from jaxseq import flow
+from jaxseq import diagnostics
 
 Text = Int[Array, " n"]
 
@@ -83,8 +83,8 @@ class Measured(NamedTuple):
     """How gradients flow in one model."""
 
     norms: Float[Array, " T+1"]  # |P_l| by l
-    lyapunov: flow.Lyapunov
-    bias: flow.TruncationBias
+    lyapunov: diagnostics.Lyapunov
+    bias: diagnostics.TruncationBias
 
 
 # --- The model and its training ---
@@ -140,10 +140,10 @@ def train(
 # --- How gradients flow ---
 
 
-def exponents(name: str, model: Model, text: Text) -> flow.Lyapunov:
+def exponents(name: str, model: Model, text: Text) -> diagnostics.Lyapunov:
     """Along one long piece of text. Its directions go forwards, so this takes the twin."""
     zero = jax.tree.map(jnp.zeros_like, CELLS[name].step(model.cell, None, model.E[0])[0])
-    return flow.lyapunov(
+    return diagnostics.lyapunov(
         partial(CELLS[name].twin, model.cell), zero, model.E[text[:LONG]], k=EXPONENTS, burn_in=BURN_IN
     )
 
@@ -157,10 +157,10 @@ def measure(name: str, model: Model, text: Text) -> Measured:
     zero = jax.tree.map(jnp.zeros_like, step(model.cell, None, xs[0])[0])
 
     def stretched(state: Any, xs: Any) -> Float[Array, " T+1"]:
-        return flow.jacobian_products(partial(step, model.cell), state, xs, lags=range(T + 1)).norms
+        return diagnostics.jacobian_products(partial(step, model.cell), state, xs, lags=range(T + 1)).norms
 
     norms = jax.vmap(stretched, (0, 1))(zero, xs)  # one by one: a batch would be one large state
-    bias = flow.truncation_bias(step, model.cell, zero, xs, lambda _, hs: nats(model, hs[T:], s[T + 1 :]))
+    bias = diagnostics.truncation_bias(step, model.cell, zero, xs, lambda _, hs: nats(model, hs[T:], s[T + 1 :]))
     return Measured(jnp.exp(jnp.log(norms).mean(0)), exponents(name, model, text), bias)
 
 
@@ -174,19 +174,19 @@ def lasts(norms: Any) -> int | None:
 
 
 def draw(
-    found: dict[str, tuple[Measured, Measured]], clipping: dict[str, Any], exploding: flow.Lyapunov, path: Path
+    found: dict[str, tuple[Measured, Measured]], clipping: dict[str, Any], exploding: diagnostics.Lyapunov, path: Path
 ) -> None:
     figure = Figure(figsize=(19, 10), layout="constrained")
     axes: Any = figure.subplots(2, 3)
     for ax, when, title in zip(axes[0], (0, 1), ("before", "after"), strict=False):
-        flow.plot_norms({name: pair[when].norms for name, pair in found.items()}, ax=ax, dead=DEAD)
+        diagnostics.plot_norms({name: pair[when].norms for name, pair in found.items()}, ax=ax, dead=DEAD)
         what = r"$\|\,\partial h_T / \partial h_{T-l}\,\|$"
         ax.set(title=f"{title} training: {what}, gone (×) below {DEAD:g} of its largest", ylim=(1e-9, 1e2))
     spectra = {name: after.lyapunov for name, (_, after) in found.items()} | {"RNN that explodes": exploding}
-    flow.plot_spectrum(spectra, ax=axes[0, 2])
+    diagnostics.plot_spectrum(spectra, ax=axes[0, 2])
     axes[0, 2].set_title("Lyapunov exponents: above 0 it explodes, below 0 it vanishes")
     biases = {name: after.bias for name, (_, after) in found.items()}
-    flow.plot_bias(biases, ax=axes[1, 0], tolerance=TOLERANCE)
+    diagnostics.plot_bias(biases, ax=axes[1, 0], tolerance=TOLERANCE)
     axes[1, 0].set_title(f"what truncation loses: dots, the shortest window within {TOLERANCE:g}")
     for ax, which, title in zip(axes[1, 1:], (2, 1), ("norm of the gradient", "nats per character"), strict=True):
         for (name, curves), colour in zip(clipping.items(), ("tab:red", "tab:purple"), strict=True):
@@ -222,7 +222,7 @@ def run(seed: int, steps: int, gain: float, out: Path) -> None:
         finite(name, costs)
         last = [f"{lasts(m.norms) or f'> {T}'}" for m in found[name]]
         lam = [f"{m.lyapunov.exponents[0]:.3f}" for m in found[name]]
-        k = [flow.suggest_truncation(m.bias, TOLERANCE) for m in found[name]]
+        k = [diagnostics.suggest_truncation(m.bias, TOLERANCE) for m in found[name]]
         print(
             f"{name:5}  {costs[0]:6.2f} -> {costs[-LAST:].mean():.2f}  {last[0]:>9} -> {last[1]:>4}"
             f"  {lam[0]:>11} -> {lam[1]}  {k[0]:>11} -> {k[1]}",

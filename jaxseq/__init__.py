@@ -4,8 +4,9 @@ A sequence layer is a pointwise cell between two linear maps, carried through ti
 """
 
 from jaxseq import _serialization as _serialization
-from jaxseq import autoregressive, cells, convert, flow, maps, reference, testing
+from jaxseq import autoregressive, cells, convert, diagnostics, linear_maps, reference, testing
 from jaxseq._any_cell import recurrence, recurrence_cell
+from jaxseq._carry_across_shards import carry_across_shards
 from jaxseq._causal_conv import causal_conv
 from jaxseq._conv import ConvParams, conv, conv_init
 from jaxseq._conv_recurrence import (
@@ -21,11 +22,10 @@ from jaxseq._gru import GRUParams, gru, gru_cell, gru_init
 from jaxseq._layers import bidirectional, stack
 from jaxseq._lstm import LSTMParams, LSTMState, lstm, lstm_cell, lstm_init
 from jaxseq._recurrence import Cell
-from jaxseq._relay import relay
 from jaxseq._rnn import RNNParams, rnn, rnn_cell, rnn_init
 from jaxseq._scan import scan
 from jaxseq._separable import depthwise_conv, separable_conv
-from jaxseq._time import Time
+from jaxseq._time_options import TimeOptions
 
 __version__ = "0.1.0"
 
@@ -36,9 +36,10 @@ __all__ = [
     "LSTMParams",
     "LSTMState",
     "RNNParams",
-    "Time",
+    "TimeOptions",
     "autoregressive",
     "bidirectional",
+    "carry_across_shards",
     "causal_conv",
     "cells",
     "conv",
@@ -53,18 +54,17 @@ __all__ = [
     "conv_transpose_init",
     "convert",
     "depthwise_conv",
-    "flow",
+    "diagnostics",
     "gru",
     "gru_cell",
     "gru_init",
+    "linear_maps",
     "lstm",
     "lstm_cell",
     "lstm_init",
-    "maps",
     "recurrence",
     "recurrence_cell",
     "reference",
-    "relay",
     "rnn",
     "rnn_cell",
     "rnn_init",

@@ -4,10 +4,10 @@ from typing import Any, Unpack
 
 from jaxtyping import Array, Float
 
-from jaxseq import _checks, _recurrence, maps
+from jaxseq import _checks, _recurrence, linear_maps
 from jaxseq._op import op
 from jaxseq._recurrence import Cell
-from jaxseq._time import Time
+from jaxseq._time_options import TimeOptions
 from jaxseq._types import AnyArray
 
 
@@ -17,7 +17,7 @@ def recurrence(
     params: Any,
     carry: Any | None,
     xs: Float[AnyArray, "*time_batch_and_space D"],
-    **time: Unpack[Time],
+    **time: Unpack[TimeOptions],
 ) -> tuple[Any, Float[Array, "*time_batch_and_outputs H"]]:
     r"""Any cell over a sequence: the user's own, or one of `jaxseq.cells`.
 
@@ -33,8 +33,7 @@ def recurrence(
         params: the cell's parameters, a `cell.params`.
         carry: the first state, a `cell.state` or the array h alone, each leaf `(*batch, H)`, or None for zeros.
         xs: the sequence `(T, *batch, D)`; behind a convolution `(T, *batch, *space, C)`.
-        **time: how time is read, `jaxseq.Time`: `lengths`, `resets`, `reverse`, `truncation`, `checkpoint`,
-            `time_axis`, `unroll`, `precision`, `state_dtype`.
+        **time: time options, `jaxseq.TimeOptions`.
 
     Returns:
         `(carry, ys)`: the last state in the dtypes of `carry` (None: float32 at least), and h of every step in the
@@ -105,13 +104,17 @@ def _cell(cell: Any) -> Cell:
     """A cell that hangs together; what its functions return is looked at when they are traced."""
     if not isinstance(cell, Cell):
         _checks.bad_type("cell", "a jaxseq.Cell", _checks.describe(cell))
-    gates, apart, alone = cell.gates, cell.apart, cell.alone
+    gates, split_gates, input_only_gates = cell.gates, cell.split_gates, cell.input_only_gates
     if not isinstance(gates, str) or not gates or len(set(gates)) < len(gates):
         _checks.bad_value(f"{cell.name}.gates", "a letter for each gate, each another", repr(gates))
-    if not set(apart) <= set(gates) - set(alone):
-        _checks.bad_value(f"{cell.name}.apart", f"some of the gates {gates!r} that are not alone", repr(apart))
-    if not gates.endswith(alone) or alone == gates:
-        _checks.bad_value(f"{cell.name}.alone", f"the last of the gates {gates!r}, not all of them", repr(alone))
+    if not set(split_gates) <= set(gates) - set(input_only_gates):
+        _checks.bad_value(
+            f"{cell.name}.split_gates", f"some of the gates {gates!r} that are not input-only", repr(split_gates)
+        )
+    if not gates.endswith(input_only_gates) or input_only_gates == gates:
+        _checks.bad_value(
+            f"{cell.name}.input_only_gates", f"the last of the gates {gates!r}, not all of them", repr(input_only_gates)
+        )
     fields = getattr(cell.params, "_fields", ())
     if not {"w_x", "w_h"} <= set(fields) or ("b" in fields and {"b_x", "b_h"} & set(fields)):
         expected = "a NamedTuple with the fields w_x and w_h, and b or else b_x and b_h"
@@ -119,6 +122,6 @@ def _cell(cell: Any) -> Cell:
     if cell.state is not None and not getattr(cell.state, "_fields", ()):
         _checks.bad_type(f"{cell.name}.state", "a NamedTuple, h first, or None", _checks.describe(cell.state))
     for name in ("input", "recurrent"):
-        if not isinstance(getattr(cell, name), maps.Map):
-            _checks.bad_type(f"{cell.name}.{name}", "one of jaxseq.maps", _checks.describe(getattr(cell, name)))
+        if not isinstance(getattr(cell, name), linear_maps.LinearMap):
+            _checks.bad_type(f"{cell.name}.{name}", "one of jaxseq.linear_maps", _checks.describe(getattr(cell, name)))
     return cell

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxseq import cells, maps, reference
+from jaxseq import cells, linear_maps, reference
 from jaxseq._any_cell import recurrence, recurrence_cell
 from jaxseq._causal_conv import causal_conv
 from jaxseq._conv import conv
@@ -75,8 +75,10 @@ def _by_position(f: Callable[..., Any], names: tuple[str, ...]) -> Callable[...,
         arrays = dict(zip(names, args[first:], strict=True))
         if "lengths" in arrays:  # who tries other sizes leaves integers as they are
             arrays["lengths"] = jnp.minimum(arrays["lengths"], args[first - 1].shape[options.get("time_axis", 0)])
-        if "drop" in arrays:  # booleans, that no gradient is looked for
-            arrays["drop"] = jnp.where(arrays["drop"], 0, 1.25).astype(args[first - 1].dtype)
+        if "recurrent_dropout_mask" in arrays:  # booleans, that no gradient is looked for
+            arrays["recurrent_dropout_mask"] = jnp.where(arrays["recurrent_dropout_mask"], 0, 1.25).astype(
+                args[first - 1].dtype
+            )
         return f(*args[:first], **arrays, **options)
 
     return call
@@ -257,8 +259,8 @@ def _recurrence_example(
     lengths = generator.permutation(np.arange(prod(batch), dtype=np.int32) * (length + 3) % (length + 1))
     drawn = {
         "lengths": lengths.reshape(batch),
-        "drop": _marks(generator, 0.2, leaves[0].shape),
-        "hold": _held(generator, sizes, first),
+        "recurrent_dropout_mask": _marks(generator, 0.2, leaves[0].shape),
+        "zoneout": _held(generator, sizes, first),
         "resets": resets,
     }
     return weights, first if carry else None, x, *(jax.tree.map(jax.device_put, drawn[name]) for name in masks)
@@ -368,8 +370,8 @@ def _time_variants(example: Callable[..., tuple], **options: Any) -> dict[str, V
         "lengths, resets, reverse": variant("lengths", "resets", reverse=True),
         "resets, checkpoint": variant("resets", checkpoint=3),
         "batch first, lengths, checkpoint": variant("lengths", time_axis=1, checkpoint="auto"),
-        "drop, hold": variant("drop", "hold"),
-        "resets, hold, truncation, checkpoint": variant("resets", "hold", truncation=3, checkpoint=2),
+        "drop, hold": variant("recurrent_dropout_mask", "zoneout"),
+        "resets, hold, truncation, checkpoint": variant("resets", "zoneout", truncation=3, checkpoint=2),
     }
 
 
@@ -497,7 +499,9 @@ def _twice_step(a: Any, state: _TwiceState, p: _TwiceParams, L: Any) -> _TwiceSt
 
 
 _LEAKY = Cell("leaky", gates="h", step=_leaky_step, params=_LeakyParams)
-_TWICE = Cell("twice", gates="gv", apart="g", alone="v", step=_twice_step, params=_TwiceParams, state=_TwiceState)
+_TWICE = Cell(
+    "twice", gates="gv", split_gates="g", input_only_gates="v", step=_twice_step, params=_TwiceParams, state=_TwiceState
+)
 
 
 def _cell_variants(*, time: bool) -> dict[str, Variant]:
@@ -532,7 +536,7 @@ def _cell_variants(*, time: bool) -> dict[str, Variant]:
             | {"shapes": {"w_x": (3, 24), "w_h": (2, 3, 4, 3), "b": (24,)}},
         ),
         "lstm from a convolution": (
-            cells.lstm._replace(name="lstm from a convolution", input=maps.Conv(), recurrent=maps.Conv()),
+            cells.lstm._replace(name="lstm from a convolution", input=linear_maps.Conv(), recurrent=linear_maps.Conv()),
             {**lstm, "shapes": _kernels(4, 2), "features": (4, 2), "states": ((4, 3),) * 2},
         ),
     }

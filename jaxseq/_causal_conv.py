@@ -43,10 +43,10 @@ from jax import lax
 from jaxtyping import Array, Bool, Inexact
 
 from jaxseq import _checks, _conv, _correlation, _dense, _geometry, _precision, _sharding, _time
+from jaxseq._carry_across_shards import carry_across_shards, from_one, is_first
 from jaxseq._cotangents import as_jax_arrays
 from jaxseq._geometry import Geometry
 from jaxseq._op import op
-from jaxseq._relay import from_one, is_first, relay
 from jaxseq._sharding import Partitioning
 from jaxseq._transpose_hint import hint_at_transpose
 from jaxseq._types import AnyArray
@@ -91,7 +91,7 @@ def apply(
     resets: jax.Array | None,
 ) -> jax.Array:
     """y, in the dtype of x."""
-    z, age = _joined(carry, x), _age(resets, reach=carry.shape[-2])
+    z, age = _prepend_carry(carry, x), _steps_since_reset(resets, reach=carry.shape[-2])
     if age is None:
         y = _correlation.to_output(options.geometry, options.precision, z, kernel, x.shape[1:-1])
     else:
@@ -105,8 +105,8 @@ def _fwd(options: Options, *operands: Any) -> Any:
 
 def _bwd(options: Options, operands: Any, y_bar: jax.Array) -> Any:
     carry, x, kernel, bias, resets = operands
-    z, P = _joined(carry, x), carry.shape[-2]
-    age = _age(resets, reach=P)
+    z, P = _prepend_carry(carry, x), carry.shape[-2]
+    age = _steps_since_reset(resets, reach=P)
     if age is None:
         geometry, precision = options.geometry, options.precision
         z_bar = _correlation.to_input(geometry, precision, kernel, y_bar, z.shape[1:-1])
@@ -120,20 +120,20 @@ def _bwd(options: Options, operands: Any, y_bar: jax.Array) -> Any:
 _causal_conv.defvjp(_fwd, as_jax_arrays(_bwd))
 
 
-def _handed_on(carry: jax.Array, x: jax.Array, resets: jax.Array | None) -> jax.Array:
+def _new_carry(carry: jax.Array, x: jax.Array, resets: jax.Array | None) -> jax.Array:
     """carry', in the dtype of carry.
 
     It is no output of the rule: under a `vmap` over kernels alone it is the same for all of them, and the cotangent of
     such an output JAX 0.10 counts once for each, while JAX 0.12 refuses.
     """
-    rows, age = _joined(carry, x)[..., x.shape[-2] :, :], _age(resets, reach=carry.shape[-2])
+    rows, age = _prepend_carry(carry, x)[..., x.shape[-2] :, :], _steps_since_reset(resets, reach=carry.shape[-2])
     if age is not None:
         ago = jnp.arange(rows.shape[-2], dtype=age.dtype)[::-1]
-        rows = _time.seen(jnp.expand_dims(ago, range(age.ndim - 1)) <= age[..., -1:], rows)
+        rows = _time.zero_padding(jnp.expand_dims(ago, range(age.ndim - 1)) <= age[..., -1:], rows)
     return rows.astype(carry.dtype)
 
 
-def _joined(carry: jax.Array, x: jax.Array) -> jax.Array:
+def _prepend_carry(carry: jax.Array, x: jax.Array) -> jax.Array:
     """z."""
     common = _precision.promote(carry, x)
     return jnp.concatenate([carry.astype(common), x.astype(common)], -2)
@@ -142,7 +142,7 @@ def _joined(carry: jax.Array, x: jax.Array) -> jax.Array:
 # --- Boundaries ---
 
 
-def _age(resets: jax.Array | None, *, reach: int) -> jax.Array | None:
+def _steps_since_reset(resets: jax.Array | None, *, reach: int) -> jax.Array | None:
     """a (*B, T), for a window that reaches back so many steps."""
     if resets is None:
         return None
@@ -155,13 +155,13 @@ def _age(resets: jax.Array | None, *, reach: int) -> jax.Array | None:
 
 def _masked_output(options: Options, z: jax.Array, kernel: jax.Array, age: jax.Array) -> jax.Array:
     """y."""
-    form, taps = _form(options, z, kernel)
+    form, taps = _tap_product(options, z, kernel)
     T, time = age.shape[-1], age.ndim - 1
     P = z.shape[time] - T
 
     def step(y: jax.Array, at: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         start, w = at
-        s = _time.seen(P - start <= age, lax.dynamic_slice_in_dim(z, start, T, time))
+        s = _time.zero_padding(P - start <= age, lax.dynamic_slice_in_dim(z, start, T, time))
         return y + form("z,w->y", s, w), None
 
     y = _zeros((*age.shape, kernel.shape[-1]), z, kernel)
@@ -172,7 +172,7 @@ def _masked_pullback(
     options: Options, z: jax.Array, kernel: jax.Array, age: jax.Array, y_bar: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """(z̄, w̄)."""
-    form, taps = _form(options, z, kernel)
+    form, taps = _tap_product(options, z, kernel)
     y_bar = y_bar.astype(_precision.promote(z, kernel))
     T, time = age.shape[-1], age.ndim - 1
     P = z.shape[time] - T
@@ -180,8 +180,8 @@ def _masked_pullback(
     def step(z_bar: jax.Array, at: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         start, w = at
         seen = P - start <= age
-        s = _time.seen(seen, lax.dynamic_slice_in_dim(z, start, T, time))
-        rows = lax.dynamic_slice_in_dim(z_bar, start, T, time) + _time.seen(seen, form("y,w->z", y_bar, w))
+        s = _time.zero_padding(seen, lax.dynamic_slice_in_dim(z, start, T, time))
+        rows = lax.dynamic_slice_in_dim(z_bar, start, T, time) + _time.zero_padding(seen, form("y,w->z", y_bar, w))
         return lax.dynamic_update_slice_in_dim(z_bar, rows, start, time), form("z,y->w", s, y_bar)
 
     z_bar, w_bar = _over_taps(step, _zeros(z.shape, z, kernel), options, taps)
@@ -201,13 +201,13 @@ def _over_taps(
 def _zeros(shape: tuple[int, ...], z: jax.Array, kernel: jax.Array) -> jax.Array:
     """Where a sum of products of z and kernel starts, varying over what they vary over."""
     zeros = jnp.zeros(shape, _precision.accumulator(_precision.promote(z, kernel)))
-    return _sharding.together((zeros, z))[0]
+    return _sharding.align_varying((zeros, z))[0]
 
 
 # --- One term of (4) ---
 
 
-def _form(options: Options, z: jax.Array, kernel: jax.Array) -> tuple[Callable[..., jax.Array], jax.Array]:
+def _tap_product(options: Options, z: jax.Array, kernel: jax.Array) -> tuple[Callable[..., jax.Array], jax.Array]:
     """How two of z, w and y give the third, `form("z,w->y", s, w)`, and the w[k] as it takes them."""
     if options.groups == z.shape[-1] == kernel.shape[-1]:
         return _depthwise, kernel[:, 0]
@@ -246,36 +246,36 @@ def _run(options: Options, *operands: Any) -> tuple[jax.Array, jax.Array]:
     """(carry', y). On an explicit mesh batch and time of all arrays go with those of x, and each device computes its
     own part; where time is divided it goes on with what the one before it hands on.
     """
-    carry, x, kernel, bias, resets = _sharding.together(operands)
-    home = _sharding.of(x)
+    carry, x, kernel, bias, resets = _sharding.align_varying(operands)
+    home = _sharding.explicit_sharding(x)
     if home is not None:
-        carry = _sharding.laid_out(carry, _sharding.with_features(home, carry, 2))
-        resets = None if resets is None else _sharding.laid_out(resets, _sharding.head(home, x.ndim - 1))
-    kernel, bias = _sharding.freed((kernel, bias), _sharding.dividing(x, slice(-1)))
-    homes = _sharding.of(carry), _sharding.joined(x, kernel)
-    groups, x, kernel, bias, of_y = _sharding.by_features(options.groups, x, kernel, bias, -1)
+        carry = _sharding.reshard(carry, _sharding.with_feature_sharding(home, carry, 2))
+        resets = None if resets is None else _sharding.reshard(resets, _sharding.leading_axes(home, x.ndim - 1))
+    kernel, bias = _sharding.unshard((kernel, bias), _sharding.sharded_axes(x, slice(-1)))
+    homes = _sharding.explicit_sharding(carry), _sharding.product_sharding(x, kernel)
+    groups, x, kernel, bias, of_y = _sharding.shard_by_features(options.groups, x, kernel, bias, -1)
     options = options._replace(groups=groups, partitioning=_sharding.partitioning((carry, x, kernel, bias)))
     if home is not None:
-        carry = _sharding.laid_out(carry, _sharding.without(jax.typeof(x).sharding, x.ndim - 2))
-    names = _sharding.names_of(x, -2)
+        carry = _sharding.reshard(carry, _sharding.unshard_axis(jax.typeof(x).sharding, x.ndim - 2))
+    names = _sharding.mesh_axes_of(x, -2)
 
     def run(carry: jax.Array, x: jax.Array, kernel: jax.Array, bias: Any, resets: Any) -> tuple[jax.Array, jax.Array]:
-        carry, x, resets = _sharding.together((carry, x, resets))  # not the kernel: carry' is no function of it
+        carry, x, resets = _sharding.align_varying((carry, x, resets))  # not the kernel: carry' is no function of it
         if names and carry.size:
             rounds = -(-carry.shape[-2] // x.shape[-2])
-            carry = relay(lambda carry: _handed_on(carry, x, resets), carry, names, rounds=rounds)
-        last, batch = _handed_on(carry, x, resets), x.shape[:-2]
+            carry = carry_across_shards(lambda carry: _new_carry(carry, x, resets), carry, names, rounds=rounds)
+        last, batch = _new_carry(carry, x, resets), x.shape[:-2]
         if names:
             last = from_one(is_first(names, reverse=True), last, names)
-        carry, x, kernel, bias, resets = _sharding.together((carry, x, kernel, bias, resets))
+        carry, x, kernel, bias, resets = _sharding.align_varying((carry, x, kernel, bias, resets))
         flat = resets is None and len(batch) != 1  # lax's convolution has one batch axis, the masked form has any
         if flat:
             carry, x = (a.reshape(prod(batch), *a.shape[-2:]) for a in (carry, x))
         y: Any = _causal_conv(options, carry, x, kernel, bias, resets)
         return last, y.reshape(*batch, *y.shape[1:]) if flat else y
 
-    last, y = _sharding.apart(run, (carry, x, kernel, bias, resets), (carry, of_y))
-    return _sharding.laid_out(last, homes[0]), _sharding.laid_out(y, homes[1])
+    last, y = _sharding.map_shards(run, (carry, x, kernel, bias, resets), (carry, of_y))
+    return _sharding.reshard(last, homes[0]), _sharding.reshard(y, homes[1])
 
 
 # --- Public ---

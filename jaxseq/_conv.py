@@ -241,19 +241,19 @@ def over_batch(
 
     `rule(geometry, x)` gives the rows that x borrows from other devices, and the function of one device.
     """
-    x, kernel, bias = _sharding.together((x, kernel, bias))
+    x, kernel, bias = _sharding.align_varying((x, kernel, bias))
     axes = kernel.ndim - 2
-    kernel, bias = _sharding.freed((kernel, bias), _sharding.dividing(x, slice(-1)))
-    home = _sharding.joined(x, kernel, c_out)
-    groups, x, kernel, bias, like = _sharding.by_features(geometry.groups, x, kernel, bias, c_out)
+    kernel, bias = _sharding.unshard((kernel, bias), _sharding.sharded_axes(x, slice(-1)))
+    home = _sharding.product_sharding(x, kernel, c_out)
+    groups, x, kernel, bias, like = _sharding.shard_by_features(geometry.groups, x, kernel, bias, c_out)
     partitioning = _sharding.partitioning((x, kernel, bias))
     parts, here = rule(geometry._replace(groups=groups, partitioning=partitioning), x)
 
     def run(*operands: Any) -> jax.Array:
-        x, *weights = _sharding.together(operands)
-        x = _halo.extended(parts, x)
+        x, *weights = _sharding.align_varying(operands)
+        x = _halo.extend_with_halo(parts, x)
         batch = x.shape[: -axes - 1]
         y = here(x if len(batch) == 1 else x.reshape(prod(batch), *x.shape[-axes - 1 :]), *weights)
         return y.reshape(*batch, *y.shape[1:])
 
-    return _sharding.laid_out(_sharding.apart(run, (x, kernel, bias), like), home)
+    return _sharding.reshard(_sharding.map_shards(run, (x, kernel, bias), like), home)

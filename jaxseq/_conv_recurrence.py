@@ -18,14 +18,14 @@ from jaxseq._gru import GRUParams
 from jaxseq._lstm import LSTMParams, LSTMState
 from jaxseq._op import op
 from jaxseq._recurrence import Cell
-from jaxseq._time import Time
+from jaxseq._time_options import TimeOptions
 from jaxseq._types import AnyArray
-from jaxseq.maps import Conv
+from jaxseq.linear_maps import Conv
 
 Padding = str | int | Sequence[tuple[int, int]]
 
 
-def _between(cell: Cell, stride: Any, padding: Any, dilation: Any) -> Cell:
+def _conv_cell(cell: Cell, stride: Any, padding: Any, dilation: Any) -> Cell:
     """The cell between convolutions, the first of these options."""
 
     def static(value: Any) -> Any:
@@ -44,7 +44,7 @@ def conv_lstm(
     stride: int | Sequence[int] = 1,
     padding: Padding = "SAME",
     dilation: int | Sequence[int] = 1,
-    **time: Unpack[Time],
+    **time: Unpack[TimeOptions],
 ) -> tuple[LSTMState, Float[Array, "*time_batch_and_outputs F"]]:
     r"""Convolutional LSTM over a sequence of signals, images or volumes, with a hand-derived gradient.
 
@@ -61,8 +61,7 @@ def conv_lstm(
         stride: of the convolution of the input, as in `jaxseq.conv`; that of the state has none.
         padding: of the input, as in `jaxseq.conv`; the state is padded so that it keeps its size.
         dilation: of the window over the input.
-        **time: how time is read, `jaxseq.Time`: `lengths`, `resets`, `reverse`, `truncation`, `checkpoint`,
-            `time_axis`, `unroll`, `precision`, `state_dtype`.
+        **time: time options, `jaxseq.TimeOptions`.
 
     Returns:
         `(carry, ys)`: the last state, and h of every step `(T, *batch, *outputs, F)` in the dtype of `xs`.
@@ -81,7 +80,7 @@ def conv_lstm(
     Reference:
         X. Shi et al., Convolutional LSTM network: a machine learning approach for precipitation nowcasting (2015).
     """
-    return _recurrence.sequence(_between(_lstm.CELL, stride, padding, dilation), params, carry, xs, **time)
+    return _recurrence.sequence(_conv_cell(_lstm.CELL, stride, padding, dilation), params, carry, xs, **time)
 
 
 @op
@@ -124,7 +123,9 @@ def conv_lstm_cell(
     Reference:
         X. Shi et al., Convolutional LSTM network: a machine learning approach for precipitation nowcasting (2015).
     """
-    return _recurrence.one_step(_between(_lstm.CELL, stride, padding, dilation), params, carry, x, precision=precision)
+    return _recurrence.one_step(
+        _conv_cell(_lstm.CELL, stride, padding, dilation), params, carry, x, precision=precision
+    )
 
 
 @op
@@ -136,7 +137,7 @@ def conv_gru(
     stride: int | Sequence[int] = 1,
     padding: Padding = "SAME",
     dilation: int | Sequence[int] = 1,
-    **time: Unpack[Time],
+    **time: Unpack[TimeOptions],
 ) -> tuple[Float[Array, "*batch_and_outputs F"], Float[Array, "*time_batch_and_outputs F"]]:
     r"""Convolutional GRU over a sequence of signals, images or volumes, with a hand-derived gradient.
 
@@ -156,8 +157,7 @@ def conv_gru(
         stride: of the convolution of the input, as in `jaxseq.conv`; that of the state has none.
         padding: of the input, as in `jaxseq.conv`; the state is padded so that it keeps its size.
         dilation: of the window over the input.
-        **time: how time is read, `jaxseq.Time`: `lengths`, `resets`, `reverse`, `truncation`, `checkpoint`,
-            `time_axis`, `unroll`, `precision`, `state_dtype`.
+        **time: time options, `jaxseq.TimeOptions`.
 
     Returns:
         `(carry, ys)`: the last state, and every state `(T, *batch, *outputs, F)` in the dtype of `xs`.
@@ -177,7 +177,7 @@ def conv_gru(
         N. Ballas, L. Yao, C. Pal and A. Courville, Delving deeper into convolutional networks for learning video
         representations (2016), section 3.
     """
-    return _recurrence.sequence(_between(_gru.CELL, stride, padding, dilation), params, carry, xs, **time)
+    return _recurrence.sequence(_conv_cell(_gru.CELL, stride, padding, dilation), params, carry, xs, **time)
 
 
 @op
@@ -221,7 +221,7 @@ def conv_gru_cell(
         N. Ballas, L. Yao, C. Pal and A. Courville, Delving deeper into convolutional networks for learning video
         representations (2016), section 3.
     """
-    return _recurrence.one_step(_between(_gru.CELL, stride, padding, dilation), params, carry, x, precision=precision)
+    return _recurrence.one_step(_conv_cell(_gru.CELL, stride, padding, dilation), params, carry, x, precision=precision)
 
 
 def conv_lstm_init(

@@ -27,7 +27,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxseq import _init, _recurrence
 from jaxseq._op import op
-from jaxseq._time import Time
+from jaxseq._time_options import TimeOptions
 from jaxseq._types import AnyArray
 
 
@@ -57,7 +57,7 @@ def pullback(saved: Any, h_prev: jax.Array, h_bar: jax.Array) -> tuple[_recurren
     return (delta_r, delta_z, (delta_n, delta_m)), h_bar * z
 
 
-CELL = _recurrence.Cell(name="gru", gates="rzn", apart="n", step=step, pullback=pullback, params=GRUParams)
+CELL = _recurrence.Cell(name="gru", gates="rzn", split_gates="n", step=step, pullback=pullback, params=GRUParams)
 
 
 @op
@@ -65,7 +65,7 @@ def gru(
     params: GRUParams,
     carry: Float[AnyArray, "*batch H"] | None,
     xs: Float[AnyArray, "*time_and_batch D"],
-    **time: Unpack[Time],
+    **time: Unpack[TimeOptions],
 ) -> tuple[Float[Array, "*batch H"], Float[Array, "*time_and_batch H"]]:
     r"""Gated recurrent unit over a sequence, with a hand-derived gradient.
 
@@ -82,8 +82,7 @@ def gru(
         params: `GRUParams(w_x (D, 3H), w_h (H, 3H), b_x, b_h)`, gates in the order r, z, n; each bias `(3H,)` or None.
         carry: the first state `(*batch, H)`, or None, which starts at zero.
         xs: the sequence `(T, *batch, D)`: time first, then any number of batch axes, also none.
-        **time: how time is read, `jaxseq.Time`: `lengths`, `resets`, `reverse`, `truncation`, `checkpoint`,
-            `time_axis`, `unroll`, `precision`, `state_dtype`.
+        **time: time options, `jaxseq.TimeOptions`.
 
     Returns:
         `(carry, ys)`: the last state `(*batch, H)` in the dtype of `carry` (None: float32 at least), and every state

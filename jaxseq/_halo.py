@@ -43,7 +43,7 @@ class Part(NamedTuple):
 def of_conv(geometry: Geometry, window: tuple[int, ...], x: jax.Array) -> tuple[Geometry, list[Part]]:
     """The geometry within a part, and the parts, of the convolution of x (*batch, *space, C)."""
     parts, padding = [], list(geometry.padding)
-    for i, axis, names, devices, I, s, K, d, (lo, hi) in _divided(geometry, window, x):
+    for i, axis, names, devices, I, s, K, d, (lo, hi) in _sharded_space_axes(geometry, window, x):
         O = (I + lo + hi - d * (K - 1) - 1) // s + 1
         if s * O != I or O % devices:
             _refuse(f"{I} inputs and {O} outputs at stride {s} over {devices}", names, x)
@@ -59,7 +59,7 @@ def of_transpose(
     (*batch, *outputs, C).
     """
     parts, padding, here = [], list(geometry.padding), list(space)
-    for i, axis, names, devices, O, s, K, d, (lo, _) in _divided(geometry, window, x):
+    for i, axis, names, devices, O, s, K, d, (lo, _) in _sharded_space_axes(geometry, window, x):
         I, rows = space[i] // devices, O // devices
         if s * O != space[i]:
             _refuse(f"{O} inputs and {space[i]} outputs at stride {s} over {devices}", names, x)
@@ -71,38 +71,38 @@ def of_transpose(
     return geometry._replace(padding=tuple(padding)), tuple(here), parts
 
 
-def extended(parts: list[Part], x: jax.Array) -> jax.Array:
+def extend_with_halo(parts: list[Part], x: jax.Array) -> jax.Array:
     """x with the rows that its parts borrow; of several axes one after the other, so that corners come along."""
     for part in parts:
         axis, size = part.axis, x.shape[part.axis]
         own = lax.slice_in_dim(x, max(0, -part.before), size - max(0, -part.behind), axis=axis)
         x = jnp.concatenate(
-            [*_borrowed(x, part, part.before, 1)[::-1], own, *_borrowed(x, part, part.behind, -1)], axis
+            [*_receive_rows(x, part, part.before, 1)[::-1], own, *_receive_rows(x, part, part.behind, -1)], axis
         )
     return x
 
 
-def _borrowed(x: jax.Array, part: Part, rows: int, towards: int) -> list[jax.Array]:
+def _receive_rows(x: jax.Array, part: Part, rows: int, towards: int) -> list[jax.Array]:
     """The nearest rows of the parts before (towards = 1) or behind (-1), the nearest part first, which may not do."""
     size, found = x.shape[part.axis], []
     for hop in range(1, -(-max(0, rows) // max(1, size)) + 1):
         count = min(size, rows - (hop - 1) * size)
         first = size - count if towards == 1 else 0
         piece = lax.slice_in_dim(x, first, first + count, axis=part.axis)
-        found.append(_sharding.shifted(piece, part.names, towards * hop))
+        found.append(_sharding.shift_between_shards(piece, part.names, towards * hop))
     return found
 
 
-def _divided(geometry: Geometry, window: tuple[int, ...], x: jax.Array) -> Iterator[Any]:
+def _sharded_space_axes(geometry: Geometry, window: tuple[int, ...], x: jax.Array) -> Iterator[Any]:
     """(i, axis of x, names, devices, rows of x, s, K, d, (lo, hi)) of each axis i of space that lies over an explicit
     mesh.
     """
     options = geometry.stride, window, geometry.dilation, geometry.padding
     for i, of_axis in enumerate(zip(*options, strict=True)):
         axis = x.ndim - 1 - len(window) + i
-        names = _sharding.names_of(x, axis)
+        names = _sharding.mesh_axes_of(x, axis)
         if names:
-            yield i, axis, names, _sharding.devices(x, axis), x.shape[axis], *of_axis
+            yield i, axis, names, _sharding.shard_count(x, axis), x.shape[axis], *of_axis
 
 
 def _refuse(got: str, names: tuple[str, ...], x: jax.Array) -> None:

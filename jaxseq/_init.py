@@ -54,13 +54,13 @@ def kernels(
     key: Any, window: Any, c_in: Any, c_out: Any, gates: int, dtype: Any
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """w_x (*window, C, gates F), w_h (*window, F, gates F), normal with variance 1 / fan_in, and a zero bias."""
-    taps, near, far = window_sizes(window, c_in, c_out)
+    taps, in_channels, out_channels = window_sizes(window, c_in, c_out)
     dtype = _checks.dtype("dtype", dtype)
     w_x, w_h = (
-        kernel(k, taps, channels, gates * far, dtype)
-        for k, channels in zip(jax.random.split(key), (near, far), strict=True)
+        kernel(k, taps, channels, gates * out_channels, dtype)
+        for k, channels in zip(jax.random.split(key), (in_channels, out_channels), strict=True)
     )
-    return w_x, w_h, jnp.zeros(gates * far, dtype)
+    return w_x, w_h, jnp.zeros(gates * out_channels, dtype)
 
 
 def window_sizes(window: Any, c_in: Any, c_out: Any) -> tuple[tuple[int, ...], int, int]:
@@ -72,6 +72,6 @@ def window_sizes(window: Any, c_in: Any, c_out: Any) -> tuple[tuple[int, ...], i
     return taps, _checks.integer("c_in", c_in, at_least=1), _checks.integer("c_out", c_out, at_least=1)
 
 
-def kernel(key: Any, taps: tuple[int, ...], near: int, far: int, dtype: Any) -> jax.Array:
+def kernel(key: Any, taps: tuple[int, ...], in_channels: int, out_channels: int, dtype: Any) -> jax.Array:
     """(*taps, near, far), normal with variance 1 / fan_in."""
-    return normal(key, (*taps, near, far), dtype) * (prod(taps) * near) ** -0.5
+    return normal(key, (*taps, in_channels, out_channels), dtype) * (prod(taps) * in_channels) ** -0.5

@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxseq import _init, _recurrence
 from jaxseq._op import op
-from jaxseq._time import Time
+from jaxseq._time_options import TimeOptions
 from jaxseq._types import AnyArray
 
 
@@ -79,7 +79,7 @@ def lstm(
     params: LSTMParams,
     carry: LSTMState | None,
     xs: Float[AnyArray, "*time_and_batch D"],
-    **time: Unpack[Time],
+    **time: Unpack[TimeOptions],
 ) -> tuple[LSTMState, Float[Array, "*time_and_batch H"]]:
     r"""Long short-term memory over a sequence, with a hand-derived gradient.
 
@@ -95,8 +95,7 @@ def lstm(
         params: `LSTMParams(w_x (D, 4H), w_h (H, 4H), b (4H,) or None)`, gates in the order i, f, g, o.
         carry: the first state `LSTMState(h, c)`, each `(*batch, H)`, or None, which starts at zero.
         xs: the sequence `(T, *batch, D)`: time first, then any number of batch axes, also none.
-        **time: how time is read, `jaxseq.Time`: `lengths`, `resets`, `reverse`, `truncation`, `checkpoint`,
-            `time_axis`, `unroll`, `precision`, `state_dtype`.
+        **time: time options, `jaxseq.TimeOptions`.
 
     Returns:
         `(carry, ys)`: the last state in the dtypes of `carry` (None: float32 at least), and h of every step

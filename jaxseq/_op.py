@@ -1,24 +1,26 @@
-"""What every public op wears: its name in profiles, the options of time in its signature, and a way out for who tries
-forward mode.
-"""
+"""Decorator for public ops: named scope, expanded signature and docstring, forward-mode hint."""
 
 import functools
 import inspect
+import re
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 import jax
 
-from jaxseq._time import Given, Time
+from jaxseq import _time_options
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 def op(f: Callable[P, R]) -> Callable[P, R]:
-    """Runs `f` under the scope `jaxseq.<name>`; points forward mode to the plain twin."""
+    """Run `f` under the scope `jaxseq.<name>`, and refer users of forward mode to the reference implementation.
+
+    Where `f` takes `**time`, the signature and the docstring of the result list every time option.
+    """
     name = f.__name__
-    signature = timed(f)
+    signature = signature_with_time_options(f)
 
     @functools.wraps(f)
     def public(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -32,22 +34,31 @@ def op(f: Callable[P, R]) -> Callable[P, R]:
         except TypeError as error:
             if "forward-mode" in str(error):
                 error.add_note(
-                    f"jaxseq.{name} has a hand-derived reverse rule. For jvp, jacfwd or linearize through it, "
-                    f"use its plain twin with the same signature: jaxseq.reference.{name}."
+                    f"jaxseq.{name} has a hand-derived rule for reverse mode only. For jvp, jacfwd or linearize, "
+                    f"use the reference implementation, which has the same signature: jaxseq.reference.{name}."
                 )
             raise
 
     public.__signature__ = signature  # type: ignore[attr-defined]
+    public.__doc__ = docstring_with_time_options(f)
     return public
 
 
-def timed(f: Callable[..., object]) -> inspect.Signature:
-    """The signature of f, `**time` written out as what `Time` holds."""
+def signature_with_time_options(f: Callable[..., object]) -> inspect.Signature:
+    """Return the signature of `f`, with every time option in place of `**time`."""
     signature = inspect.signature(f)
     *parameters, last = signature.parameters.values()
     if last.kind is not last.VAR_KEYWORD:
         return signature
-    for option, default in Given._field_defaults.items():
-        kind = Time.__annotations__[option]
-        parameters.append(inspect.Parameter(option, last.KEYWORD_ONLY, default=default, annotation=kind))
+    for option, default in _time_options.DEFAULTS.items():
+        annotation = _time_options.TYPES[option]
+        parameters.append(inspect.Parameter(option, last.KEYWORD_ONLY, default=default, annotation=annotation))
     return signature.replace(parameters=parameters)
+
+
+def docstring_with_time_options(f: Callable[..., object]) -> str | None:
+    """Return the docstring of `f`, with the description of every time option below that of `**time`."""
+    if f.__doc__ is None:
+        return None
+    entry = re.compile(r"^        \*\*time: .*(?:\n            .*)*", flags=re.MULTILINE)
+    return entry.sub(lambda match: f"{match.group()}\n{_time_options.descriptions()}", f.__doc__)

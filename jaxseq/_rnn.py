@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxseq import _checks, _init, _recurrence
 from jaxseq._op import op
-from jaxseq._time import Time
+from jaxseq._time_options import TimeOptions
 from jaxseq._types import AnyArray
 
 
@@ -64,7 +64,7 @@ def rnn(
     xs: Float[AnyArray, "*time_and_batch D"],
     *,
     activation: str = "tanh",
-    **time: Unpack[Time],
+    **time: Unpack[TimeOptions],
 ) -> tuple[Float[Array, "*batch H"], Float[Array, "*time_and_batch H"]]:
     r"""Elman recurrence over a sequence, with a hand-derived gradient.
 
@@ -75,8 +75,7 @@ def rnn(
         carry: the first state `(*batch, H)`, or None, which starts at zero.
         xs: the sequence `(T, *batch, D)`: time first, then any number of batch axes, also none.
         activation: `"tanh"` or `"relu"`, whose derivative at 0 is 0, as in `jax.nn.relu`.
-        **time: how time is read, `jaxseq.Time`: `lengths`, `resets`, `reverse`, `truncation`, `checkpoint`,
-            `time_axis`, `unroll`, `precision`, `state_dtype`.
+        **time: time options, `jaxseq.TimeOptions`.
 
     Returns:
         `(carry, ys)`: the last state `(*batch, H)` in the dtype of `carry` (None: float32 at least), and every state

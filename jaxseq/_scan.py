@@ -115,15 +115,15 @@ def scan(
     whole = partial(lax.scan, f, length=length, reverse=reverse, unroll=unroll)
     if window is None and every is None:
         return whole(init, xs)
-    init, steps = as_scanned(whole, init, xs, length)
+    init, steps = as_pytree_function(whole, init, xs, length)
     unrolled = max(1, steps) if unroll is True else max(1, int(unroll))
 
     turn = (lambda a: jnp.flip(a, 0)) if reverse else jnp.asarray
     xs = jax.tree.map(turn, xs)
     plan = _plan(steps, window, every, unrolled)
     if plan.head == steps:
-        end, ys = _read(f, init, xs, steps, plan)
-    elif not plan.before and every is None and (not _sizes.known(steps) or _large(init)):
+        end, ys = _scan_in_segments(f, init, xs, steps, plan)
+    elif not plan.before and every is None and (not _sizes.known(steps) or _is_large(init)):
         end, ys = _one_by_one(f, init, xs, plan)
     else:
         # All that f closes over becomes an argument, that a rule may say what it is differentiated by.
@@ -137,7 +137,7 @@ def scan(
     return end, jax.tree.map(turn, ys)
 
 
-def as_scanned(scan: Callable[[Any, Any], Any], init: Any, xs: Any, length: int | None) -> tuple[Any, int]:
+def as_pytree_function(scan: Callable[[Any, Any], Any], init: Any, xs: Any, length: int | None) -> tuple[Any, int]:
     """(init as lax.scan types it, T). Whatever is wrong with f, init or xs is told by lax."""
     carry, ys = jax.eval_shape(scan, init, xs)
     init = jax.tree.map(lambda a, like: lax.convert_element_type(a, like.dtype), init, carry)
@@ -201,7 +201,7 @@ def _symbolic(steps: Any, window: tuple[int, int] | None, every: int | str | Non
     return _Plan(steps, k1, 0, None, 0, (), unroll)
 
 
-def _read(f: Step, s: Any, xs: Any, steps: int, plan: _Plan) -> tuple[Any, Any]:
+def _scan_in_segments(f: Step, s: Any, xs: Any, steps: int, plan: _Plan) -> tuple[Any, Any]:
     """One scan, in segments of about equal length where its steps are to be computed again."""
     over = partial(lax.scan, f, unroll=plan.unroll)
     if plan.segment is None or plan.segment >= steps:
@@ -209,15 +209,15 @@ def _read(f: Step, s: Any, xs: Any, steps: int, plan: _Plan) -> tuple[Any, Any]:
     size = -(-steps // -(-steps // plan.segment))
     count, rest = divmod(steps, size)
     again = partial(jax.checkpoint, prevent_cse=False)  # a scan around it is barrier enough
-    s, ys = lax.scan(again(lambda s, x: over(s, x, size)), s, _cut(xs, 0, count, size), count)
-    ys = _merged(ys)
+    s, ys = lax.scan(again(lambda s, x: over(s, x, size)), s, _slice_steps(xs, 0, count, size), count)
+    ys = _merge_windows(ys)
     if rest:
-        s, more = again(lambda s, x: over(s, x, rest))(s, _piece(xs, count * size, rest))
-        ys = _joined([ys, more])
+        s, more = again(lambda s, x: over(s, x, rest))(s, _scan_piece(xs, count * size, rest))
+        ys = _concatenate([ys, more])
     return s, ys
 
 
-def _large(s: Any) -> bool:
+def _is_large(s: Any) -> bool:
     """Whether a step of this state has enough to do."""
     numbers = sum(a.size for a in jax.tree.leaves(s) if jnp.issubdtype(a.dtype, jnp.inexact))
     return jax.default_backend() == "cpu" and _sizes.known(numbers) and numbers > SMALL
@@ -268,11 +268,11 @@ def _emitting(f: Step, s: Any, xs: Any, parts: list[tuple[int, int]], unroll: in
             end, ys = lax.scan(f, s, x, size, unroll=unroll)
             return end, (s, ys)
 
-        s, (states, ys) = lax.scan(piece, s, _cut(xs, at, count, size), count)
+        s, (states, ys) = lax.scan(piece, s, _slice_steps(xs, at, count, size), count)
         found.append(states)
-        outputs.append(_merged(ys))
+        outputs.append(_merge_windows(ys))
         at += count * size
-    return (s, _joined(outputs)), found
+    return (s, _concatenate(outputs)), found
 
 
 @partial(_forward.defjvp, symbolic_zeros=True)
@@ -299,49 +299,53 @@ def _windows(step: _Step, plan: _Plan, states: Any, consts: list[Any], init: Any
     f, k1, before = partial(step, consts), plan.k1, plan.before
     s, outputs, at = init, [], plan.head
     if plan.head:
-        s, ys = _read(f, init, _piece(xs, 0, plan.head), plan.head, plan)
+        s, ys = _scan_in_segments(f, init, _scan_piece(xs, 0, plan.head), plan.head, plan)
         outputs.append(ys)
 
     def window(s: Any, x: Any) -> tuple[Any, Any]:
-        s, ys = _read(f, s, x, before + k1, plan)
+        s, ys = _scan_in_segments(f, s, x, before + k1, plan)
         return s, jax.tree.map(lambda a: a[before:], ys)
 
     def group(size: int, s: Any, x: Any) -> tuple[Any, Any]:
         """Windows side by side, x their size k1 steps and those before them; the states between are made again."""
         starts = jax.tree.map(lambda a: a[None], s)
         if size > 1:
-            known = _piece(lax.stop_gradient(x), 0, (size - 1) * k1)
+            known = _scan_piece(lax.stop_gradient(x), 0, (size - 1) * k1)
             blind = lambda s, x: lax.stop_gradient(f(s, x))  # noqa: E731
             (last, _), (between,) = _emitting(blind, lax.stop_gradient(s), known, [(size - 1, k1)], plan.unroll)
-            starts = _joined([starts, jax.tree.map(lambda a: a[1:], between), jax.tree.map(lambda a: a[None], last)])
-        ends, ys = jax.vmap(window)(starts, _cut(x, 0, size, k1, before))
-        return jax.tree.map(lambda a: a[-1], ends), _merged(ys)
+            starts = _concatenate(
+                [starts, jax.tree.map(lambda a: a[1:], between), jax.tree.map(lambda a: a[None], last)]
+            )
+        ends, ys = jax.vmap(window)(starts, _slice_steps(x, 0, size, k1, before))
+        return jax.tree.map(lambda a: a[-1], ends), _merge_windows(ys)
 
     for (count, size), starts in zip(plan.groups, states[0], strict=True):
         if not plan.head and at == 0:  # the first window has the gradient of init
             starts = jax.tree.map(lambda a, s: jnp.concatenate([a[None], s[1:]]), init, starts)  # noqa: PLW2901
         if plan.segment is None:
-            ends, ys = jax.vmap(window)(starts, _cut(xs, at - before, count * size, k1, before))
+            ends, ys = jax.vmap(window)(starts, _slice_steps(xs, at - before, count * size, k1, before))
         else:
             again = jax.checkpoint(partial(group, size), prevent_cse=False)
-            ends, ys = lax.map(lambda a: again(*a), (starts, _cut(xs, at - before, count, size * k1, before)))  # noqa: B023
+            ends, ys = lax.map(lambda a: again(*a), (starts, _slice_steps(xs, at - before, count, size * k1, before)))  # noqa: B023
         s = jax.tree.map(lambda a: a[-1], ends)
-        outputs.append(_merged(ys))
+        outputs.append(_merge_windows(ys))
         at += count * size * k1
     if plan.tail:
-        s, ys = _read(f, states[1], _piece(xs, at - before, before + plan.tail), before + plan.tail, plan)
+        s, ys = _scan_in_segments(
+            f, states[1], _scan_piece(xs, at - before, before + plan.tail), before + plan.tail, plan
+        )
         outputs.append(jax.tree.map(lambda a: a[before:], ys))
-    return s, _joined(outputs)
+    return s, _concatenate(outputs)
 
 
 # --- Pieces of time, the first axis of every leaf ---
 
 
-def _piece(xs: Any, at: int, size: int) -> Any:
+def _scan_piece(xs: Any, at: int, size: int) -> Any:
     return jax.tree.map(lambda a: lax.slice_in_dim(a, at, at + size), xs)
 
 
-def _cut(xs: Any, at: int, count: int, size: int, before: int = 0) -> Any:
+def _slice_steps(xs: Any, at: int, count: int, size: int, before: int = 0) -> Any:
     """(count, before + size, ...): pieces of `size` steps one after the other, each with those before it, from `at`."""
 
     def cut(a: jax.Array) -> jax.Array:
@@ -352,10 +356,10 @@ def _cut(xs: Any, at: int, count: int, size: int, before: int = 0) -> Any:
     return jax.tree.map(cut, xs)
 
 
-def _merged(pieces: Any) -> Any:
+def _merge_windows(pieces: Any) -> Any:
     """(count, size, ...) to (count size, ...)."""
     return jax.tree.map(lambda a: a.reshape(a.shape[0] * a.shape[1], *a.shape[2:]), pieces)
 
 
-def _joined(parts: list[Any]) -> Any:
+def _concatenate(parts: list[Any]) -> Any:
     return parts[0] if len(parts) == 1 else jax.tree.map(lambda *a: jnp.concatenate(a), *parts)

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 from jax import export
 
-from jaxseq import autoregressive, cells, flow
+from jaxseq import autoregressive, cells, diagnostics
 from jaxseq._conv import ConvParams
 from jaxseq._gru import GRUParams
 from jaxseq._lstm import LSTMParams, LSTMState
@@ -28,9 +28,9 @@ REGISTERED: dict[str, type] = {
     "jaxseq.cells.ProjectedLSTMParams": cells.ProjectedLSTMParams,
     "jaxseq.cells.SLSTMParams": cells.SLSTMParams,
     "jaxseq.cells.SLSTMState": cells.SLSTMState,
-    "jaxseq.flow.JacobianProducts": flow.JacobianProducts,
-    "jaxseq.flow.Lyapunov": flow.Lyapunov,
-    "jaxseq.flow.TruncationBias": flow.TruncationBias,
+    "jaxseq.diagnostics.JacobianProducts": diagnostics.JacobianProducts,
+    "jaxseq.diagnostics.Lyapunov": diagnostics.Lyapunov,
+    "jaxseq.diagnostics.TruncationBias": diagnostics.TruncationBias,
 }
 
 for name, kind in REGISTERED.items():

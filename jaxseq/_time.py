@@ -23,16 +23,14 @@ Only the state at the beginning of each chunk is sure to be kept.
 """
 
 from math import isqrt
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Bool, Float, Integer
 
 from jaxseq import _checks, _sizes
 from jaxseq._sharding import Partitioning
-from jaxseq._types import AnyArray
 
 # A chunk holds about twelve arrays (c, B, H) of its own, so that it takes an eighth of a window at most, and no more
 # rows, steps x batch, than make its contraction as fast as a longer one; but neither fewer than below which that is
@@ -40,68 +38,8 @@ from jaxseq._types import AnyArray
 PARTS, ROWS, FEWEST_ROWS, FEWEST_STEPS = 8, 1024, 128, 16
 
 
-class Time(TypedDict, total=False):
-    """How every recurrence reads time: its keyword-only options, any of them with any other.
-
-    Attributes:
-        lengths: of each sequence, `(*batch,)` integers from 0 to T. From there on `ys` is zero and the carry stands
-            still, and what stands in the padding, NaN included, changes no value and no gradient. A length out of range
-            raises a ValueError where lengths are known; traced ones, as under `jax.jit`, are clamped to 0 and T, and
-            reported by `jax.experimental.checkify.checkify`.
-        resets: `(T, *batch)` booleans: `resets[t]` is a boundary between t - 1 and t (`done[t - 1]`). The state is zero
-            on crossing it, in either direction, and no gradient crosses.
-        reverse: read each sequence from its last step to its first; `ys[t]` stays beside `xs[t]`, and the returned
-            carry is the one after step 0.
-        truncation: k, stop the gradient of the state every k steps of reading (truncated backpropagation through time);
-            or (k1, k2), what each window of k1 steps says reaches back k2 steps from its end. Values do not change.
-            The backward sweep runs its windows side by side.
-        checkpoint: keep for backward the state every so many steps only, and compute the rest again; `"auto"` is about
-            sqrt(T). None keeps what makes backward fastest.
-        time_axis: where time is in `xs`, `resets` and `ys`: 1 for `(batch, T, D)`.
-        unroll: steps of the loop that are compiled together, as in `jax.lax.scan`.
-        precision: of the matrix products, as in `jax.lax.dot_general`.
-        state_dtype: the dtype in which the state is held between steps. None is float32, or the dtype of the state if
-            that is wider. A state in bfloat16 or float16 would be rounded at every step and lose small updates. The
-            carry is returned in the dtype of `carry`, or if that is None in this one.
-        drop: `(*batch, H)`, what h is multiplied with on its way into the recurrent map, the same in every step: zeros
-            and 1 / (1 - p), drawn once for a sequence, are recurrent dropout. No gradient flows to it.
-        hold: how much of the state before a step stays as it is: for each leaf of the state, in its container,
-            `(T, *batch, H)` booleans or floats, or a number: zoneout. No gradient flows to it. Where booleans hold all
-            of the state of a sequence, the step is not read: NaN in `xs` changes no value and no gradient. Floats mix
-            the two states and do not stop a NaN.
-    """
-
-    lengths: Integer[AnyArray, "*batch"] | None
-    resets: Bool[AnyArray, "*time_and_batch"] | None
-    reverse: bool
-    truncation: int | tuple[int, int] | None
-    checkpoint: int | str | None
-    time_axis: int
-    unroll: int
-    precision: Any
-    state_dtype: Any
-    drop: Float[AnyArray, "*batch H"] | None
-    hold: Any
-
-
-class Given(NamedTuple):
-    """`Time`, and what holds where an option is not given: `Given(**time)`."""
-
-    lengths: Any = None
-    resets: Any = None
-    reverse: Any = False
-    truncation: Any = None
-    checkpoint: Any = None
-    time_axis: Any = 0
-    unroll: Any = 1
-    precision: Any = None
-    state_dtype: Any = None
-    drop: Any = None
-    hold: Any = None
-
-
 class Options(NamedTuple):
-    """`Time`, checked, without its arrays, and what the compiler may do with these. Static and hashable."""
+    """`TimeOptions`, checked, without its arrays, and what the compiler may do with these. Static and hashable."""
 
     reverse: bool = False
     truncation: tuple[int, int] | None = None
@@ -137,7 +75,7 @@ def blocks(options: Options, steps: int, rows: int) -> list[Block]:
         if options.checkpoint is not None:
             _checks.bad_value("checkpoint", "None, since the number of steps is symbolic", repr(options.checkpoint))
         return [Block(0, 1, steps, 1, steps)]
-    k, _ = window(options, steps)
+    k, _ = window_lengths(options, steps)
     count, rest = divmod(steps, k)
     main = _block(options, rest if options.reverse else 0, count, k, steps, rows)
     if not rest:
@@ -162,7 +100,7 @@ def _block(options: Options, first: int, windows: int, k: int, steps: int, rows:
     return Block(first, windows, k, group, -(-k // -(-k // longest)))  # of about equal length
 
 
-def window(options: Options, steps: int) -> tuple[int, int]:
+def window_lengths(options: Options, steps: int) -> tuple[int, int]:
     """(k, k2): the steps of a window, at most T, and how far back from its end gradients reach."""
     if not _sizes.known(steps):
         return options.truncation or (steps, steps)
@@ -171,14 +109,14 @@ def window(options: Options, steps: int) -> tuple[int, int]:
     return options.truncation
 
 
-def last_window(options: Options, k: int, live: jax.Array | None) -> jax.Array | None:
+def last_window_of_sequence(options: Options, k: int, valid: jax.Array | None) -> jax.Array | None:
     """(*B,) the number, in reading order, of the window in which each sequence ends; None for the last one.
 
     There what the loss says to the carry that is returned has its place, however much padding follows.
     """
-    if live is None:
+    if valid is None:
         return None
-    return jnp.maximum(jnp.sum(live, options.axis) - 1, 0) // k
+    return jnp.maximum(jnp.sum(valid, options.axis) - 1, 0) // k
 
 
 def chunk_of_step(options: Options, parts: list[Block], steps: int) -> jax.Array:
@@ -198,58 +136,58 @@ def masks(
     options: Options, steps: int, lengths: jax.Array | None, resets: jax.Array | None
 ) -> tuple[jax.Array | None, jax.Array | None, jax.Array | None]:
     """(live, stop, last): the two masks laid out as xs, and (*B,) whether the carry that is returned is reset."""
-    live, last = None, None
+    valid, last = None, None
     axis = options.axis
     if lengths is not None:
-        live = _clock(steps, lengths, axis) < jnp.expand_dims(lengths, axis)
+        valid = _step_index(steps, lengths, axis) < jnp.expand_dims(lengths, axis)
     if resets is None:
-        return live, None, None
-    stop = resets if live is None else resets & live
+        return valid, None, None
+    reset = resets if valid is None else resets & valid
     if options.reverse:
         at = lambda a, lo, hi: lax.slice_in_dim(a, lo, hi, axis=axis)  # noqa: E731
-        below = at(stop, 0, 1)
+        below = at(reset, 0, 1)
         last = jnp.squeeze(below, axis)
-        stop = jnp.concatenate([at(stop, 1, steps), jnp.zeros_like(below)], axis)
-    return live, stop, last
+        reset = jnp.concatenate([at(reset, 1, steps), jnp.zeros_like(below)], axis)
+    return valid, reset, last
 
 
-def turned(a: jax.Array, lengths: jax.Array, axis: int) -> jax.Array:
+def reverse_within_length(a: jax.Array, lengths: jax.Array, axis: int) -> jax.Array:
     """Each sequence read backwards within its own length, the padding within itself: its own inverse."""
     steps = a.shape[axis]
-    place = (jnp.expand_dims(lengths, axis) - 1 - _clock(steps, lengths, axis)) % steps
+    place = (jnp.expand_dims(lengths, axis) - 1 - _step_index(steps, lengths, axis)) % steps
     return jnp.take_along_axis(a, place.reshape(place.shape + (1,) * (a.ndim - place.ndim)), axis)
 
 
-def _clock(steps: int, lengths: jax.Array, axis: int) -> jax.Array:
+def _step_index(steps: int, lengths: jax.Array, axis: int) -> jax.Array:
     """t, along that axis of an array of one axis more than `lengths`."""
     return jnp.arange(steps, dtype=lengths.dtype).reshape((1,) * axis + (-1,) + (1,) * (lengths.ndim - axis))
 
 
-def chosen(mask: jax.Array | None, yes: Any, no: Any) -> Any:
+def select(mask: jax.Array | None, yes: Any, no: Any) -> Any:
     """Leaf by leaf `yes` where the mask (*B,) holds, else `no`; no mask holds everywhere."""
     if mask is None:
         return yes
-    return jax.tree.map(lambda a, b: jnp.where(over(mask, a), a, b), yes, no)
+    return jax.tree.map(lambda a, b: jnp.where(expand_mask(mask, a), a, b), yes, no)
 
 
-def read(live: jax.Array | None, idle: jax.Array | None) -> jax.Array | None:
+def reads_input(valid: jax.Array | None, zoned_out: jax.Array | None) -> jax.Array | None:
     """True where the cell's step counts: not in padding, and not where all of the state is held. None is everywhere."""
-    if idle is None:
-        return live
-    return ~idle if live is None else live & ~idle
+    if zoned_out is None:
+        return valid
+    return ~zoned_out if valid is None else valid & ~zoned_out
 
 
-def zeroed(mask: jax.Array | None, tree: Any) -> Any:
+def zero_where(mask: jax.Array | None, tree: Any) -> Any:
     """Leaf by leaf zero where the mask (*B,) holds; no mask holds nowhere."""
-    return tree if mask is None else chosen(mask, jax.tree.map(jnp.zeros_like, tree), tree)
+    return tree if mask is None else select(mask, jax.tree.map(jnp.zeros_like, tree), tree)
 
 
-def seen(live: jax.Array | None, tree: Any) -> Any:
+def zero_padding(valid: jax.Array | None, tree: Any) -> Any:
     """Leaf by leaf zero where not live."""
-    return tree if live is None else chosen(live, tree, jax.tree.map(jnp.zeros_like, tree))
+    return tree if valid is None else select(valid, tree, jax.tree.map(jnp.zeros_like, tree))
 
 
-def over(mask: jax.Array, a: jax.Array) -> jax.Array:
+def expand_mask(mask: jax.Array, a: jax.Array) -> jax.Array:
     """The mask with axes of one for those of a that it lacks."""
     return jnp.expand_dims(mask, range(mask.ndim, a.ndim))
 
@@ -257,19 +195,19 @@ def over(mask: jax.Array, a: jax.Array) -> jax.Array:
 # --- Windows and chunks, and the axes of time ---
 
 
-def in_two(a: jax.Array, axis: int, windows: int) -> jax.Array:
+def split_time(a: jax.Array, axis: int, windows: int) -> jax.Array:
     """Time W k as (W, k). One window stays as it is: over axes of one XLA may copy whole arrays."""
     if windows == 1:
         return a
     return a.reshape(*a.shape[:axis], windows, a.shape[axis] // windows, *a.shape[axis + 1 :])
 
 
-def in_one(a: jax.Array, axis: int, windows: int) -> jax.Array:
-    """The inverse of `in_two`."""
+def merge_time(a: jax.Array, axis: int, windows: int) -> jax.Array:
+    """The inverse of `split_time`."""
     return a if windows == 1 else a.reshape(*a.shape[:axis], a.shape[axis] * a.shape[axis + 1], *a.shape[axis + 2 :])
 
 
-def take(a: jax.Array, axis: int, block: Block, w: Any, t: Any, length: int) -> jax.Array:
+def take_chunk(a: jax.Array, axis: int, block: Block, w: Any, t: Any, length: int) -> jax.Array:
     """(..., W, k, ...) to (length, group, ...): those steps of the group of windows from w on, time first."""
     if block.windows == 1:
         return jnp.moveaxis(lax.dynamic_slice_in_dim(a, t, length, axis), axis, 0)[:, None]
@@ -278,8 +216,8 @@ def take(a: jax.Array, axis: int, block: Block, w: Any, t: Any, length: int) -> 
     return jnp.moveaxis(lax.dynamic_slice(a, starts, sizes), (axis + 1, axis), (0, 1))
 
 
-def put(a: jax.Array, piece: jax.Array, axis: int, block: Block, w: Any, t: Any) -> jax.Array:
-    """The inverse of `take`: a with those steps of those windows."""
+def put_chunk(a: jax.Array, piece: jax.Array, axis: int, block: Block, w: Any, t: Any) -> jax.Array:
+    """The inverse of `take_chunk`: a with those steps of those windows."""
     if block.windows == 1:
         return lax.dynamic_update_slice_in_dim(a, jnp.moveaxis(piece[:, 0], 0, axis), t, axis)
     starts = [0] * a.ndim
@@ -287,13 +225,13 @@ def put(a: jax.Array, piece: jax.Array, axis: int, block: Block, w: Any, t: Any)
     return lax.dynamic_update_slice(a, jnp.moveaxis(piece, (0, 1), (axis + 1, axis)), starts)
 
 
-def after(options: Options, first: jax.Array, a: jax.Array) -> jax.Array:
+def previous_steps(options: Options, first: jax.Array, a: jax.Array) -> jax.Array:
     """Of each step what `a` holds for the one read before it, and of the one read first, `first`."""
     parts = [a[1:], first[None]] if options.reverse else [first[None], a[:-1]]
     return jnp.concatenate(parts)
 
 
-def pushed(options: Options, s_bar: Any, last: Any) -> Any:
+def shift_to_previous_window(options: Options, s_bar: Any, last: Any) -> Any:
     """(W, *B, H): to the end of each window what was at the beginning of the one read after it; to the last, `last`."""
 
     def push(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -302,6 +240,6 @@ def pushed(options: Options, s_bar: Any, last: Any) -> Any:
     return jax.tree.map(push, s_bar, last)
 
 
-def first(options: Options, s_bar: Any) -> Any:
+def first_window(options: Options, s_bar: Any) -> Any:
     """That of the window which is read first."""
     return jax.tree.map(lambda a: a[-1 if options.reverse else 0], s_bar)

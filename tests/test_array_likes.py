@@ -88,7 +88,7 @@ def test_every_dtype_of_the_other_byte_order(dtype):
 
 def test_masks_and_integers_of_the_other_byte_order():
     at_rest = jax.tree.map(lambda a: np.full((7, *a.shape), 0.5, np.float32), STATE)
-    options = {"lengths": LENGTHS, "hold": at_rest, "drop": draw(2, 5)}
+    options = {"lengths": LENGTHS, "zoneout": at_rest, "recurrent_dropout_mask": draw(2, 5)}
     run = lambda options: jaxseq.lstm(LSTM, STATE, XS, **options)  # noqa: E731
     assert_same(run(jax.tree.map(swapped, options)), run(options))
     tokens, logits = np.array([1, 0, 2]), draw(3, 4)
@@ -222,8 +222,8 @@ def test_gradients_come_in_what_holds_the_parameters():
 def test_a_restored_bias_of_none_and_restored_zoneout():
     params = LSTM._replace(b=None)
     at_rest = jax.tree.map(lambda a: np.full((7, *a.shape), 0.5, np.float32), STATE)
-    got = jaxseq.lstm(params._asdict(), None, XS, hold=at_rest._asdict())
-    assert_same(got, jaxseq.lstm(params, None, XS, hold=at_rest))
+    got = jaxseq.lstm(params._asdict(), None, XS, zoneout=at_rest._asdict())
+    assert_same(got, jaxseq.lstm(params, None, XS, zoneout=at_rest))
 
 
 @pytest.mark.other_types

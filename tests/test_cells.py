@@ -13,7 +13,7 @@ from helpers import arguments, assert_close, bound, cotangents_for, inner, norma
 from jax import lax
 
 import jaxseq
-from jaxseq import Cell, cells, maps
+from jaxseq import Cell, cells, linear_maps
 from jaxseq._cases import CASES
 
 VARIANTS = CASES["recurrence"].variants
@@ -225,7 +225,7 @@ def test_gradient_of_the_cells_own_parameters_is_directional(key):
 # --- Other maps ---
 
 
-class Scaled(maps.Map):
+class Scaled(linear_maps.LinearMap):
     """A map of the user's own: w (G, 1), every channel by one number."""
 
     def product(self, precision, w, x):
@@ -257,12 +257,12 @@ def test_a_map_of_the_users_own(key):
 @pytest.mark.parametrize(
     ("kind", "w", "x"),
     [
-        (maps.Dense(), (3, 8), (3,)),
-        (maps.Diagonal(), (2, 4), (4,)),
-        (maps.Blocks(), (2, 3, 2, 4), (6,)),
-        (maps.Conv(stride=2, padding="VALID"), (2, 3, 8), (5, 3)),
+        (linear_maps.Dense(), (3, 8), (3,)),
+        (linear_maps.Diagonal(), (2, 4), (4,)),
+        (linear_maps.BlockDiagonal(), (2, 3, 2, 4), (6,)),
+        (linear_maps.Conv(stride=2, padding="VALID"), (2, 3, 8), (5, 3)),
     ],
-    ids=lambda value: type(value).__name__ if isinstance(value, maps.Map) else "",
+    ids=lambda value: type(value).__name__ if isinstance(value, linear_maps.LinearMap) else "",
 )
 def test_pullbacks_of_a_map(kind, w, x, batch, key):
     """Against JAX's derivative of the product."""
@@ -278,7 +278,7 @@ def test_pullbacks_of_a_map(kind, w, x, batch, key):
 
 def test_a_convolutional_map_takes_its_stride():
     """Sums of two neighbours, every other one."""
-    y = maps.Conv(stride=2, padding="VALID").product(None, jnp.ones((2, 1, 1)), jnp.arange(5.0)[:, None])
+    y = linear_maps.Conv(stride=2, padding="VALID").product(None, jnp.ones((2, 1, 1)), jnp.arange(5.0)[:, None])
     assert y.ravel().tolist() == [1, 5]
 
 
@@ -345,12 +345,28 @@ BAD = {
         r"`odd\.pullback`: expected p̄ of one example like the cell's own parameters, .*\[5\].*got .*\[1\]",
     ),
     "twice the same gate": (odd(gates="aa"), ValueError, r"`odd\.gates`: expected a letter for each gate, .*'aa'"),
-    "apart from no gate": (odd(apart="x"), ValueError, r"`odd\.apart`: expected some of the gates 'ab' .*'x'"),
-    "alone in front": (odd(alone="a"), ValueError, r"`odd\.alone`: expected the last of the gates 'ab', .*'a'"),
-    "all alone": (odd(alone="ab"), ValueError, r"`odd\.alone`: expected the last of the gates 'ab', .*'ab'"),
+    "split gates that are none": (
+        odd(split_gates="x"),
+        ValueError,
+        r"`odd\.split_gates`: expected some of the gates 'ab' .*'x'",
+    ),
+    "alone in front": (
+        odd(input_only_gates="a"),
+        ValueError,
+        r"`odd\.input_only_gates`: expected the last of the gates 'ab', .*'a'",
+    ),
+    "all alone": (
+        odd(input_only_gates="ab"),
+        ValueError,
+        r"`odd\.input_only_gates`: expected the last of the gates 'ab', .*'ab'",
+    ),
     "parameters without maps": (odd(params=jaxseq.LSTMState), ValueError, r"`odd\.params`: .*got LSTMState\(h, c\)"),
     "a state that is no container": (odd(state=list), TypeError, r"`odd\.state`: expected a NamedTuple, h first"),
-    "a class for a map": (odd(recurrent=maps.Dense), TypeError, r"`odd\.recurrent`: expected one of jaxseq\.maps"),
+    "a class for a map": (
+        odd(recurrent=linear_maps.Dense),
+        TypeError,
+        r"`odd\.recurrent`: expected one of jaxseq\.linear_maps",
+    ),
     "width of the pre-activations": (
         lambda: jaxseq.recurrence(
             cells.mgu, cells.MGUParams(jnp.ones((3, 12)), jnp.ones((5, 12)), None, None), None, jnp.ones((7, 2, 3))
@@ -360,7 +376,7 @@ BAD = {
     ),
     "a kernel that shrinks the state": (
         lambda: jaxseq.recurrence(
-            cells.rnn._replace(input=maps.Conv(), recurrent=maps.Conv(padding="VALID")),
+            cells.rnn._replace(input=linear_maps.Conv(), recurrent=linear_maps.Conv(padding="VALID")),
             jaxseq.RNNParams(jnp.ones((3, 2, 4)), jnp.ones((3, 4, 4)), None),
             None,
             jnp.ones((7, 2, 9, 2)),

@@ -11,7 +11,7 @@ from helpers import assert_close, pullback, subjaxprs
 from jax import lax
 
 import jaxseq
-from jaxseq import _correlation, _geometry, maps
+from jaxseq import _correlation, _geometry, linear_maps
 from jaxseq._correlation import _blocks, _form, _loop, _patches, _planes, _shifts, _spectrum, _taps, _xla
 
 RNG = np.random.default_rng(0)
@@ -79,15 +79,15 @@ GRID = [
 FIRST = [p if p.id.endswith("-0") else pytest.param(*p.values, id=p.id, marks=pytest.mark.long) for p in GRID]
 
 
-def trilinear(space, window, near, far, options, dtype=jnp.float64):
+def trilinear(space, window, in_channels, out_channels, options, dtype=jnp.float64):
     """(form, x, w, ȳ), random."""
     options = {"stride": 1, "padding": "VALID", "dilation": 1, "groups": 1, "method": "auto", **options}
     geometry = _geometry.resolve(space, window, *(options[n] for n in ("stride", "padding", "dilation", "groups")))
     geometry = geometry.by(options["method"])
     outputs, g = _geometry.output_sizes(geometry, space, window), geometry.groups
-    shapes = (2, *space, near * g), (*window, near, far * g), (2, *outputs, far * g)
+    shapes = (2, *space, in_channels * g), (*window, in_channels, out_channels * g), (2, *outputs, out_channels * g)
     arrays = (jnp.asarray(RNG.normal(size=s), dtype) for s in shapes)
-    return _form.Form(geometry, None, space, outputs, window, near, far), *arrays
+    return _form.Form(geometry, None, space, outputs, window, in_channels, out_channels), *arrays
 
 
 def tap_by_tap(form, x, w, y_bar):
@@ -111,9 +111,9 @@ def tap_by_tap(form, x, w, y_bar):
     return y.reshape(y_bar.shape), x_bar.reshape(x.shape), w_bar.reshape(w.shape)
 
 
-@pytest.mark.parametrize(("rule", "space", "window", "near", "far", "options"), GRID)
-def test_each_rule_is_the_form(rule, space, window, near, far, options):
-    form, x, w, y_bar = trilinear(space, window, near, far, options)
+@pytest.mark.parametrize(("rule", "space", "window", "in_channels", "out_channels", "options"), GRID)
+def test_each_rule_is_the_form(rule, space, window, in_channels, out_channels, options):
+    form, x, w, y_bar = trilinear(space, window, in_channels, out_channels, options)
     assert {_correlation.choose(which, form) for which in CHOSEN.get(rule, CONTRACTIONS)} == {rule}
     y, x_bar, w_bar = tap_by_tap(form, x, w, y_bar)
     for which, a, b, expected in (
@@ -169,9 +169,9 @@ def test_a_gradient_of_a_depthwise_kernel_in_blocks_of_rows(monkeypatch):
     assert_close(of_rule(_shifts, form, x, w, y_bar), tap_by_tap(form, x, w, y_bar), relative=1e-13)
 
 
-@pytest.mark.parametrize(("rule", "space", "window", "near", "far", "options"), FIRST)
-def test_half_precision_accumulates_in_full(rule, space, window, near, far, options):
-    form, x, w, y_bar = trilinear(space, window, near, far, options, jnp.bfloat16)
+@pytest.mark.parametrize(("rule", "space", "window", "in_channels", "out_channels", "options"), FIRST)
+def test_half_precision_accumulates_in_full(rule, space, window, in_channels, out_channels, options):
+    form, x, w, y_bar = trilinear(space, window, in_channels, out_channels, options, jnp.bfloat16)
     y, x_bar, w_bar = tap_by_tap(form, x, w, y_bar)
     for which, a, b, expected in (
         ("to_output", x, w, y),
@@ -183,10 +183,10 @@ def test_half_precision_accumulates_in_full(rule, space, window, near, far, opti
         assert_close(actual, expected.astype(np.float32), relative=1e-5)
 
 
-@pytest.mark.parametrize(("rule", "space", "window", "near", "far", "options"), FIRST)
-def test_through_the_public_functions_with_complex_numbers(rule, space, window, near, far, options):
+@pytest.mark.parametrize(("rule", "space", "window", "in_channels", "out_channels", "options"), FIRST)
+def test_through_the_public_functions_with_complex_numbers(rule, space, window, in_channels, out_channels, options):
     """Convolution, its transpose and all their pullbacks; nothing is conjugated."""
-    form, x, w, y_bar = trilinear(space, window, near, far, options)
+    form, x, w, y_bar = trilinear(space, window, in_channels, out_channels, options)
     x, w, y_bar = lax.complex(x, jnp.flip(x)), lax.complex(w, -jnp.flip(w) / 2), lax.complex(y_bar, jnp.flip(y_bar))
     y, x_bar, w_bar = tap_by_tap(form, x, w, y_bar)
     assert_close(jax.jit(pullback(partial(jaxseq.conv, **options)))((x, w), y_bar), (y, (x_bar, w_bar)), relative=1e-12)
@@ -240,8 +240,8 @@ def test_both_sides_of_a_crossover(name):
     """Another rule, and on both the numbers of the form."""
     rules = []
     for n in (0, 1):
-        space, window, near, far, options = CROSSOVERS[name](n)
-        form, x, w, y_bar = trilinear(space, window, near, far, options)
+        space, window, in_channels, out_channels, options = CROSSOVERS[name](n)
+        form, x, w, y_bar = trilinear(space, window, in_channels, out_channels, options)
         rules.append(_correlation.choose("to_input", form))
         y, x_bar, w_bar = tap_by_tap(form, x, w, y_bar)
         assert_close(
@@ -259,8 +259,8 @@ def primitives(f, *args):
 
 @pytest.mark.parametrize("rule", [_shifts, _spectrum, _patches])
 def test_where_xla_has_no_part(rule):
-    space, window, near, far, options = FORMS[rule][0]
-    _, x, w, y_bar = trilinear(space, window, near, far, options)
+    space, window, in_channels, out_channels, options = FORMS[rule][0]
+    _, x, w, y_bar = trilinear(space, window, in_channels, out_channels, options)
     assert "conv_general_dilated" not in primitives(pullback(partial(jaxseq.conv, **options)), (x, w), y_bar)
 
 
@@ -282,14 +282,19 @@ def test_spectra_are_shared_between_forward_and_backward():
     assert compiled.as_text().count(" fft(") == 6
 
 
-@pytest.mark.parametrize(("near", "far"), [(1, 1), (2, 3)])
-def test_spectra_of_numbers_of_any_scale(near, far):
+@pytest.mark.parametrize(("in_channels", "out_channels"), [(1, 1), (2, 3)])
+def test_spectra_of_numbers_of_any_scale(in_channels, out_channels):
     """In float32: each batch entry and each group has a scale of its own, and sums of the transform would overflow."""
-    form, x, w, y_bar = trilinear((90,), (70,), near, far, {"groups": 4, "padding": "SAME"}, jnp.float32)
+    form, x, w, y_bar = trilinear(
+        (90,), (70,), in_channels, out_channels, {"groups": 4, "padding": "SAME"}, jnp.float32
+    )
     by_group = lambda scales, channels: np.repeat(np.array(scales, np.float32), channels)  # noqa: E731
     x, w, y_bar = np.asarray(x), np.asarray(w), np.asarray(y_bar)
-    x = 3 * x * by_group([1e37, 1e-33, 1e20, 1], near) * np.array([1, 1e-15], np.float32)[:, None, None]
-    w, y_bar = w * by_group([1e-33, 1e37, 1e-20, 1e-30], far), y_bar * by_group([1e-3, 1e-20, 1e-15, 1], far)
+    x = 3 * x * by_group([1e37, 1e-33, 1e20, 1], in_channels) * np.array([1, 1e-15], np.float32)[:, None, None]
+    w, y_bar = (
+        w * by_group([1e-33, 1e37, 1e-20, 1e-30], out_channels),
+        y_bar * by_group([1e-3, 1e-20, 1e-15, 1], out_channels),
+    )
     contractions = [("to_output", x, w), ("to_input", w, y_bar), ("to_kernel", x, y_bar)]
     for (which, a, b), expected in zip(contractions, tap_by_tap(form, x, w, y_bar), strict=True):
         actual = np.asarray(jax.jit(partial(_correlation._apply, _spectrum, which, form))(a, b), np.float64)
@@ -395,7 +400,7 @@ def test_an_unmerged_group_keeps_to_itself(key):
 def test_gradient_of_a_kernel_in_a_loop_has_the_letters_that_are_fast():
     """XLA's CPU backend mends other letters outside of loops only: there a convolution took 27 times as long."""
     x, y_bar, w = jnp.ones((3, 2, 9, 8, 4)), jnp.ones((3, 2, 9, 8, 5)), jnp.ones((3, 3, 4, 5))
-    conv = maps.Conv()
+    conv = linear_maps.Conv()
 
     def run(x, y_bar, w):
         return lax.fori_loop(

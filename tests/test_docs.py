@@ -9,18 +9,23 @@ import jax
 import pytest
 
 import jaxseq
-from jaxseq import autoregressive, cells, convert, flow, testing
+from jaxseq import autoregressive, cells, convert, diagnostics, testing
 from jaxseq.testing import _check
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 # What the repro of a failure calls, and what draws or sums up what others have found.
-HELPERS = ("jaxseq.testing.cotangents", "jaxseq.testing.lifted", "jaxseq.flow.norms", "jaxseq.flow.plot_bias")
-HELPERS += ("jaxseq.flow.plot_norms", "jaxseq.flow.plot_spectrum")
+HELPERS = (
+    "jaxseq.testing.cotangents",
+    "jaxseq.testing.lifted",
+    "jaxseq.diagnostics.norms",
+    "jaxseq.diagnostics.plot_bias",
+)
+HELPERS += ("jaxseq.diagnostics.plot_norms", "jaxseq.diagnostics.plot_spectrum")
 # `jaxseq.lstm`, `jaxseq.cells.mgu_init`, `jaxseq.testing.check_vjp` and the like
 FUNCTIONS = {
     f"{module.__name__}.{name}": getattr(module, name)
-    for module in (jaxseq, autoregressive, cells, convert, flow, testing)
+    for module in (jaxseq, autoregressive, cells, convert, diagnostics, testing)
     for name in module.__all__
     if inspect.isfunction(getattr(module, name))
 }
@@ -75,7 +80,7 @@ def test_docstring_says_what_a_user_needs(name):
 
 
 def test_the_options_of_time_are_said_once():
-    text = inspect.getdoc(jaxseq.Time)
+    text = inspect.getdoc(jaxseq.TimeOptions)
     for option in inspect.signature(jaxseq.lstm).parameters:
         assert option in ("params", "carry", "xs") or f"\n    {option}: " in text, option
 

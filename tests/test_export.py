@@ -13,7 +13,7 @@ import pytest
 from jax import export
 
 import jaxseq
-from jaxseq import _serialization, autoregressive, cells, flow
+from jaxseq import _serialization, autoregressive, cells, diagnostics
 
 pytestmark = pytest.mark.usefixtures("as_users_have_jax")
 ROOT = Path(__file__).parents[1]
@@ -199,7 +199,7 @@ def test_what_needs_known_sizes_is_refused_by_its_name(f, words):
 
 def public_namedtuples():
     """By the name under which a user finds them."""
-    for module in (jaxseq, autoregressive, cells, flow):
+    for module in (jaxseq, autoregressive, cells, diagnostics):
         for name in module.__all__:
             value = getattr(module, name)
             if inspect.isclass(value) and hasattr(value, "_fields") and value is not jaxseq.Cell:

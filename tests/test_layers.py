@@ -135,33 +135,33 @@ def masks_of(layers, params, xs, **options):
     given = []
 
     def spy(params, carry, xs, **time):
-        given.append({option: time.pop(option, None) for option in ("drop", "hold")})
+        given.append({option: time.pop(option, None) for option in ("recurrent_dropout_mask", "zoneout")})
         return jaxseq.lstm(params, carry, xs, **time)
 
     stack([spy] * layers, params, None, xs, **options)
-    return [g for g in given if g["drop"] is not None or g["hold"] is not None]
+    return [g for g in given if g["recurrent_dropout_mask"] is not None or g["zoneout"] is not None]
 
 
 def test_recurrent_dropout_is_one_mask_for_a_sequence_and_layer(key):
     params = [weights("lstm", k, 20, 20) for k in jax.random.split(key)]
     first, second = masks_of(2, params, jnp.ones((3, 100, 20)), recurrent_dropout=0.3, key=key)
-    for drop in (first["drop"], second["drop"]):
-        assert drop.shape == (100, 20)
-        np.testing.assert_allclose(np.unique(drop), [0, 1 / 0.7])
-        assert 0.67 < (drop > 0).mean() < 0.73
-    assert (first["drop"] != second["drop"]).any()
+    for recurrent_dropout_mask in (first["recurrent_dropout_mask"], second["recurrent_dropout_mask"]):
+        assert recurrent_dropout_mask.shape == (100, 20)
+        np.testing.assert_allclose(np.unique(recurrent_dropout_mask), [0, 1 / 0.7])
+        assert 0.67 < (recurrent_dropout_mask > 0).mean() < 0.73
+    assert (first["recurrent_dropout_mask"] != second["recurrent_dropout_mask"]).any()
 
 
 def test_zoneout_is_drawn_for_each_step_and_leaf_or_taken_in_the_mean(key):
     params = [weights("lstm", key, 20, 20)]
     (given,) = masks_of(1, params, jnp.ones((30, 10, 20)), zoneout=0.2, key=key)
-    h, c = given["hold"]
+    h, c = given["zoneout"]
     assert h.shape == c.shape == (30, 10, 20)
     assert h.dtype == bool
     assert (h != c).any()
     assert 0.17 < h.mean() < 0.23
     (given,) = masks_of(1, params, jnp.ones((30, 10, 20)), zoneout=0.2)
-    assert given["hold"] == jaxseq.LSTMState(0.2, 0.2)
+    assert given["zoneout"] == jaxseq.LSTMState(0.2, 0.2)
 
 
 def test_without_dropout_no_key_is_needed(key):
@@ -237,5 +237,5 @@ def test_as_many_masks_as_a_nested_layer_has_states(key):
     def read(params, carry, xs, **time):
         return tuple(jnp.zeros((2, 5)) for _ in range(70)), xs
 
-    masks = _layers.draw(key, read, None, None, jnp.ones((3, 2, 5)), 0.5, 0.0, {})
-    assert len({np.asarray(m).tobytes() for m in masks["drop"]}) > 60
+    masks = _layers.dropout_masks(key, read, None, None, jnp.ones((3, 2, 5)), 0.5, 0.0, {})
+    assert len({np.asarray(m).tobytes() for m in masks["recurrent_dropout_mask"]}) > 60

@@ -103,8 +103,8 @@ def check(f, *args):
     assert min(found) >= 0
 
 
-# A window of one tap is a matrix product.
-@pytest.mark.parametrize(("space", "window", "options"), [p for p in GRID if max(p.values[1]) > 1])
+# A window of one tap, or with one tap that reads the input, is a matrix product.
+@pytest.mark.parametrize(("space", "window", "options"), [p for p in GRID if max(p.values[1]) > 1 and p.id != "7-1d"])
 def test_no_call_sees_negative_padding(space, window, options):
     g = options.get("groups", 1)
     x, w = jnp.ones((2, *space, 2 * g)), jnp.ones((*window, 2, 3 * g))

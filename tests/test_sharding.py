@@ -332,8 +332,8 @@ def test_lengths_resets_and_dropout_that_lie_elsewhere_follow_the_input(key):
     time = {
         "lengths": jax.random.randint(next(keys), (8,), 0, len(xs) + 1),
         "resets": jax.random.bernoulli(next(keys), 0.3, xs.shape[:2]),
-        "drop": jax.random.bernoulli(next(keys), 0.5, (8, params.w_h.shape[0])).astype(xs.dtype),
-        "hold": jaxseq.LSTMState(*jax.random.bernoulli(next(keys), 0.5, (2, *xs.shape[:2], params.w_h.shape[0]))),
+        "recurrent_dropout_mask": jax.random.bernoulli(next(keys), 0.5, (8, params.w_h.shape[0])).astype(xs.dtype),
+        "zoneout": jaxseq.LSTMState(*jax.random.bernoulli(next(keys), 0.5, (2, *xs.shape[:2], params.w_h.shape[0]))),
     }
     run = lambda lstm: jax.jit(jax.grad(lambda params, xs: (lstm(params, None, xs, **time)[1] ** 2).sum(), (0, 1)))  # noqa: E731
     expected = run(jaxseq.reference.lstm)(params, xs)

@@ -344,7 +344,7 @@ def test_relay_goes_through_all_stretches_and_back(reverse, key):
 
     def run(params, h, xs):
         gru = partial(jaxseq.gru, params, xs=xs, reverse=reverse)
-        return gru(jaxseq.relay(lambda h: gru(h)[0], h, ("u", "t"), reverse=reverse))[1]
+        return gru(jaxseq.carry_across_shards(lambda h: gru(h)[0], h, ("u", "t"), reverse=reverse))[1]
 
     twin = lambda params, h, xs: jaxseq.reference.gru(params, h, xs, reverse=reverse)[1]  # noqa: E731
     y_bar = cotangents_for(twin, (params, h, xs), key)
@@ -358,7 +358,7 @@ def test_relay_whose_gradient_stops_is_truncation(key):
     params, h, xs = arguments("gru", "plain", key, batch=(2,), length=12)
 
     def run(params, h, xs):
-        start = lax.stop_gradient(jaxseq.relay(lambda h: jaxseq.gru(params, h, xs)[0], h, "t"))
+        start = lax.stop_gradient(jaxseq.carry_across_shards(lambda h: jaxseq.gru(params, h, xs)[0], h, "t"))
         first = lax.axis_index("t") == 0
         return jaxseq.gru(params, jnp.where(first, h, start), xs, truncation=3)[1]
 
@@ -376,7 +376,9 @@ def test_a_causal_convolution_by_relay(window, key):
 
     def run(carry, x, w, b):
         conv = partial(jaxseq.causal_conv, x=x, kernel=w, bias=b)
-        return conv(jaxseq.relay(lambda carry: conv(carry)[0], carry, "t", rounds=-(-(window - 1) // x.shape[1])))[1]
+        return conv(
+            jaxseq.carry_across_shards(lambda carry: conv(carry)[0], carry, "t", rounds=-(-(window - 1) // x.shape[1]))
+        )[1]
 
     mesh = mesh_of((4,), ("t",), "automatic")
     over_time = P(None, "t")
@@ -393,7 +395,9 @@ def test_relay_takes_as_many_rounds_as_it_is_told(key):
 
     def starts(rounds, forgets):
         step = lambda s, xs: xs.sum() if forgets else s + xs.sum()  # noqa: E731
-        return stretched(lambda _, s, xs: jaxseq.relay(partial(step, xs=xs), s, "t", rounds=rounds)[None], 4)
+        return stretched(
+            lambda _, s, xs: jaxseq.carry_across_shards(partial(step, xs=xs), s, "t", rounds=rounds)[None], 4
+        )
 
     assert starts(1, forgets=True)(0.0, jnp.zeros(()), xs).tolist() == [0.0, 6.0, 15.0, 24.0]
     assert starts(None, forgets=False)(0.0, jnp.zeros(()), xs).tolist() == [0.0, 6.0, 21.0, 45.0]
@@ -403,15 +407,27 @@ def test_relay_takes_as_many_rounds_as_it_is_told(key):
 
 
 def test_one_device_has_nobody_to_hand_to():
-    run = lambda _, carry, xs: jaxseq.relay(lambda s: s + xs.sum(), carry, "t")[None]  # noqa: E731
+    run = lambda _, carry, xs: jaxseq.carry_across_shards(lambda s: s + xs.sum(), carry, "t")[None]  # noqa: E731
     assert stretched(run, 1)(0.0, jnp.full((), 5.0), jnp.ones(4)).tolist() == [5.0]
 
 
 MISTAKES = {
-    "an axis that does not exist": (lambda s: jaxseq.relay(lambda s: s, s, "x"), ValueError, r"`axis_name`.*'x'"),
-    "an axis twice": (lambda s: jaxseq.relay(lambda s: s, s, ("t", "t")), ValueError, r"each once, got \('t', 't'\)"),
-    "no function": (lambda s: jaxseq.relay(1, s, "t"), TypeError, r"`step`: expected a function .* got 1"),
-    "no rounds": (lambda s: jaxseq.relay(lambda s: s, s, "t", rounds=0), ValueError, r"`rounds`.*0"),
+    "an axis that does not exist": (
+        lambda s: jaxseq.carry_across_shards(lambda s: s, s, "x"),
+        ValueError,
+        r"`axis_name`.*'x'",
+    ),
+    "an axis twice": (
+        lambda s: jaxseq.carry_across_shards(lambda s: s, s, ("t", "t")),
+        ValueError,
+        r"each once, got \('t', 't'\)",
+    ),
+    "no function": (
+        lambda s: jaxseq.carry_across_shards(1, s, "t"),
+        TypeError,
+        r"`step`: expected a function .* got 1",
+    ),
+    "no rounds": (lambda s: jaxseq.carry_across_shards(lambda s: s, s, "t", rounds=0), ValueError, r"`rounds`.*0"),
 }
 
 
@@ -425,4 +441,4 @@ def test_mistakes_with_the_relay(label):
 
 def test_the_relay_outside_of_shard_map():
     with pytest.raises(ValueError, match=r"`axis_name`: expected mesh axes that `shard_map` divides.*got 't'"):
-        jaxseq.relay(lambda s: s, jnp.zeros(()), "t")
+        jaxseq.carry_across_shards(lambda s: s, jnp.zeros(()), "t")

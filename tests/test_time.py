@@ -145,24 +145,31 @@ def test_chunks_with_resets_equal_the_whole(name, key):
 
 def test_all_held_nothing_moves_and_nothing_held_is_plain(key):
     params, carry, xs = arguments("gru", "plain", key, length=T)
-    end, ys = jaxseq.gru(params, carry, xs, hold=jnp.ones((*xs.shape[:2], 5), bool))
+    end, ys = jaxseq.gru(params, carry, xs, zoneout=jnp.ones((*xs.shape[:2], 5), bool))
     assert_close((end, ys), (carry, jnp.broadcast_to(carry, ys.shape)))
-    none = jaxseq.gru(params, carry, xs, hold=0.0, drop=jnp.ones_like(carry))
+    none = jaxseq.gru(params, carry, xs, zoneout=0.0, recurrent_dropout_mask=jnp.ones_like(carry))
     assert_close(none, jaxseq.gru(params, carry, xs))
 
 
 def test_all_dropped_there_is_no_recurrent_map(key):
     params, carry, xs = arguments("lstm", "plain", key, length=T)
     without = params._replace(w_h=jnp.zeros_like(params.w_h))
-    drop = jnp.zeros_like(carry.h)
-    assert_close(jaxseq.lstm(params, carry, xs, drop=drop), jaxseq.lstm(without, carry, xs))
-    gradient = jax.grad(lambda w_h: jaxseq.lstm(params._replace(w_h=w_h), carry, xs, drop=drop)[1].sum())(params.w_h)
+    recurrent_dropout_mask = jnp.zeros_like(carry.h)
+    assert_close(
+        jaxseq.lstm(params, carry, xs, recurrent_dropout_mask=recurrent_dropout_mask), jaxseq.lstm(without, carry, xs)
+    )
+    gradient = jax.grad(
+        lambda w_h: jaxseq.lstm(params._replace(w_h=w_h), carry, xs, recurrent_dropout_mask=recurrent_dropout_mask)[
+            1
+        ].sum()
+    )(params.w_h)
     np.testing.assert_array_equal(gradient, 0)
 
 
 def test_no_gradient_flows_to_what_drops_and_holds(key):
     params, carry, xs = arguments("gru", "plain", key, length=T)
-    f = lambda drop, hold: jaxseq.gru(params, carry, xs, drop=drop, hold=hold)[1].sum()  # noqa: E731
+    op = partial(jaxseq.gru, params, carry, xs)
+    f = lambda mask, zoneout: op(recurrent_dropout_mask=mask, zoneout=zoneout)[1].sum()  # noqa: E731
     found = jax.grad(f, (0, 1))(jnp.ones_like(carry), jnp.full((*xs.shape[:2], 5), 0.3))
     assert all((g == 0).all() for g in found)
 
@@ -187,7 +194,7 @@ MIXES = [
     {"truncation": (2, 3), "resets": True},
     {"checkpoint": 2, "lengths": True, "resets": True},
     {"truncation": 2, "reverse": True, "lengths": True, "resets": True},
-    {"checkpoint": 2, "truncation": (1, 3), "unroll": 2, "drop": True},
+    {"checkpoint": 2, "truncation": (1, 3), "unroll": 2, "recurrent_dropout_mask": True},
 ]
 
 
@@ -221,13 +228,15 @@ def test_what_a_held_step_reads_changes_nothing(number, twin, key):
     keys = jax.random.split(key, 4)
     held = jax.random.bernoulli(keys[0], 0.4, (T, B))
     units = lambda a: jax.random.bernoulli(keys[1], 0.3, (T, *a.shape))  # noqa: E731
-    hold = jax.tree.map(lambda a: whole_steps(jnp.ones((T, *a.shape), bool), units(a), held), carry)
+    zoneout = jax.tree.map(lambda a: whole_steps(jnp.ones((T, *a.shape), bool), units(a), held), carry)
     given = {"lengths": jnp.asarray(LENGTHS), "resets": jnp.asarray(RESETS)}
-    given["drop"] = jax.random.bernoulli(keys[2], 0.5, jax.tree.leaves(carry)[0].shape).astype(xs.dtype)
+    given["recurrent_dropout_mask"] = jax.random.bernoulli(keys[2], 0.5, jax.tree.leaves(carry)[0].shape).astype(
+        xs.dtype
+    )
     options |= {option: value for option, value in given.items() if options.get(option)}
     options = {**{k: v for k, v in variant.options.items() if k in ("activation", "stride", "dilation")}, **options}
     op = partial(CASES[name].twin if twin else CASES[name].op, *variant.first, **options)
-    f = jax.jit(pullback(lambda p, c, x: op(p, c, x, hold=hold)))
+    f = jax.jit(pullback(lambda p, c, x: op(p, c, x, zoneout=zoneout)))
     cotangents = normals(keys[3], jax.eval_shape(op, params, carry, xs))
     spoilt = jnp.where(jax.random.bernoulli(key, 0.5, xs.shape), jnp.nan, jnp.inf).astype(xs.dtype)
     expected, actual = (
@@ -247,7 +256,7 @@ def test_held_steps_are_as_if_they_were_not_there(name, key):
     held = np.random.default_rng(0).random((T, 2)) < 0.4
     xs = jnp.where(held[..., None], jnp.nan, xs)
     mask = jnp.broadcast_to(held[..., None], (T, 2, H))
-    hold = mask if name == "gru" else jaxseq.LSTMState(mask, mask)
+    zoneout = mask if name == "gru" else jaxseq.LSTMState(mask, mask)
 
     def loss(ys, held):
         return jnp.sum(jnp.where(held[..., None], 0, jnp.sin(ys)))
@@ -255,7 +264,7 @@ def test_held_steps_are_as_if_they_were_not_there(name, key):
     def one_by_one(params, xs):
         return sum(loss(op(params, None, xs[~held[:, b], b])[1], held[~held[:, b], b]) for b in range(2))
 
-    masked = lambda params, xs: loss(op(params, None, xs, hold=hold)[1], held)  # noqa: E731
+    masked = lambda params, xs: loss(op(params, None, xs, zoneout=zoneout)[1], held)  # noqa: E731
 
     def derivatives(f):
         to_params = jax.grad(f)
@@ -351,8 +360,8 @@ def test_a_hold_that_is_nan_in_the_padding_counts_for_nothing(key):
 
     @partial(jax.jit, static_argnums=0)
     def derivatives(op, amount):
-        hold = jnp.where(padding, amount, jnp.full((T, B, 5), 0.1)).astype(xs.dtype)
-        loss = lambda p, x: jnp.sum(jnp.sin(op(p, carry, x, lengths=jnp.asarray(LENGTHS), hold=hold)[1]))  # noqa: E731
+        zoneout = jnp.where(padding, amount, jnp.full((T, B, 5), 0.1)).astype(xs.dtype)
+        loss = lambda p, x: jnp.sum(jnp.sin(op(p, carry, x, lengths=jnp.asarray(LENGTHS), zoneout=zoneout)[1]))  # noqa: E731
         both = jax.grad(loss, (0, 1))
         return both(params, xs), jax.jvp(both, (params, xs), (params, xs))[1]
 
@@ -366,8 +375,8 @@ def test_a_hold_of_one_keeps_the_state_exactly(twin):
     params = jaxseq.RNNParams(jnp.ones((1, 1), jnp.float32), jnp.ones((1, 1), jnp.float32), None)
     xs, h = jnp.full((2, 1, 1), 1e9, jnp.float32), jnp.full((1, 1), 1.5, jnp.float32)
     op = jaxseq.reference.rnn if twin else jaxseq.rnn
-    for hold in (jnp.ones((2, 1, 1), jnp.float32), jnp.ones((2, 1, 1), bool)):
-        np.testing.assert_array_equal(op(params, h, xs, activation="relu", hold=hold)[1].ravel(), 1.5)
+    for zoneout in (jnp.ones((2, 1, 1), jnp.float32), jnp.ones((2, 1, 1), bool)):
+        np.testing.assert_array_equal(op(params, h, xs, activation="relu", zoneout=zoneout)[1].ravel(), 1.5)
 
 
 @pytest.mark.parametrize(("name", "twin"), [("gru", False), ("lstm", False), ("lstm", True)])
@@ -481,8 +490,8 @@ OPTIONS = {
     "time_axis": (0, 1),
     "unroll": (1, 2),
     "precision": (None, "highest"),
-    "drop": (None, True),
-    "hold": (None, "mask", "amount"),
+    "recurrent_dropout_mask": (None, True),
+    "zoneout": (None, "mask", "amount"),
 }
 
 
@@ -524,13 +533,13 @@ def test_every_pair_of_options_against_the_twin(name, row, key, monkeypatch):
     if resets is not None:
         options["resets"] = jnp.moveaxis(jnp.asarray(resets), 0, axis)
     keys = iter(jax.random.split(key, 8))
-    if options["drop"]:
-        options["drop"] = 1.5 * jax.random.bernoulli(next(keys), 0.6, (B, 5)).astype(xs.dtype)
-    if options["hold"]:
+    if options["recurrent_dropout_mask"]:
+        options["recurrent_dropout_mask"] = 1.5 * jax.random.bernoulli(next(keys), 0.6, (B, 5)).astype(xs.dtype)
+    if options["zoneout"]:
         draw = {"mask": partial(jax.random.bernoulli, p=0.3), "amount": partial(jax.random.uniform, dtype=xs.dtype)}
         sizes = (*xs.shape[:2], 5)
-        leaf = lambda _: jnp.moveaxis(draw[options["hold"]](next(keys), shape=sizes), 0, axis)  # noqa: E731
-        options["hold"] = jax.tree.map(leaf, carry)
+        leaf = lambda _: jnp.moveaxis(draw[options["zoneout"]](next(keys), shape=sizes), 0, axis)  # noqa: E731
+        options["zoneout"] = jax.tree.map(leaf, carry)
     args = params, carry, jnp.moveaxis(xs, 0, axis)
     both = [gradients(lambda *a, f=f: f(*a, **options), args, key) for f in (CASES[name].op, CASES[name].twin)]
     assert_close(*both)

@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 import jaxseq
-from jaxseq import _time, flow
+from jaxseq import _time, diagnostics
 
 HERE = Path(__file__).parent
 STYLE: dict[Any, Any] = {
@@ -224,7 +224,9 @@ def bias() -> Figure:
     figure = Figure(figsize=(4.8, 2.7), layout="constrained")
     ax = figure.subplots()
     for (name, loss), color in zip(losses.items(), (BLUE, ORANGE), strict=True):
-        found = flow.truncation_bias(jaxseq.lstm_cell, params, start, xs, loss, windows=(2, 4, 8, 12, 16, 24, 32, 48))
+        found = diagnostics.truncation_bias(
+            jaxseq.lstm_cell, params, start, xs, loss, windows=(2, 4, 8, 12, 16, 24, 32, 48)
+        )
         ax.semilogy(found.windows, found.relative_error, "o-", color=color, label=name, markersize=4)
     ax.set(xlabel="truncation, steps", ylabel="error of the gradient,\nrelative")
     ax.legend(frameon=False)

@@ -6,6 +6,7 @@ They stand as they are written, but for
     Reference:                 a paragraph
     `jaxseq.scan`              a link to that entry
     Float[Array, "T *batch"]   the shape, which griffe reads as a product
+    **time                     every time option, as `jaxseq.TimeOptions` defines it
     a NamedTuple               with its fields, as the signature of its constructor
     a cell, `mgu = Cell(…)`     with the docstring of its file: its equations and their pullback
     every entry                with a link to its file, where a rule stands under its derivation
@@ -16,6 +17,8 @@ from textwrap import dedent
 from typing import Any
 
 import griffe
+
+from jaxseq import _time_options
 
 NAME = re.compile(r"(?<!`)`(jaxseq(?:\.[A-Za-z]\w*)+)`(?!`)")
 REFERENCE = re.compile(r"^Reference:\n((?: {4}.*\n?)+)", flags=re.MULTILINE)
@@ -34,6 +37,8 @@ class Docstrings(griffe.Extension):
             obj.annotation = griffe.ExprName("Cell", parent=module)
         if obj.docstring is None:
             return
+        if obj.is_function:
+            list_time_options(obj)
         text = obj.docstring.value.replace("\nExample:\n", "\nExamples:\n")
         text = REFERENCE.sub(lambda match: f"**Reference:** {dedent(match[1]).strip()}\n", text)
         text = NAME.sub(r"[`\1`][\1]", text)
@@ -52,6 +57,26 @@ class Docstrings(griffe.Extension):
         self_ = griffe.Parameter("self", kind=kind)
         constructor = griffe.Function("__init__", parameters=griffe.Parameters(self_, *parameters), parent=cls)
         cls.set_member("__init__", constructor)
+
+
+def list_time_options(function: griffe.Function) -> None:
+    """Put every time option in place of `**time`, in the signature and in the docstring."""
+    time = next((p for p in function.parameters if str(p.annotation) == "Unpack[TimeOptions]"), None)
+    if time is None:
+        return
+    function.parameters = griffe.Parameters(*(p for p in function.parameters if p is not time))
+    options = function.package["_time_options.TimeOptions"]
+    for name, default in _time_options.DEFAULTS.items():
+        annotated = options[name].annotation.slice  # of Annotated[type, Default(value)]
+        annotation = annotated.elements[0]
+        quote_shapes(annotation)
+        kind = griffe.ParameterKind.keyword_only
+        function.parameters.add(griffe.Parameter(name, annotation=annotation, kind=kind, default=repr(default)))
+    text = function.docstring.value
+    entry = re.search(r"^    \*\*time: .*(?:\n        .*)*\n", text, flags=re.MULTILINE)
+    if entry is not None:
+        descriptions = dedent(_time_options.descriptions()).replace("\n", "\n    ")
+        function.docstring.value = text.replace(entry.group(), f"    {descriptions}\n")
 
 
 def annotations(obj: griffe.Object) -> list[Any]:

@@ -107,7 +107,7 @@ def choose(which: str, form: Form, cpu: bool = True) -> ModuleType:
     """The rule for one of the three contractions of a form, on CPU or elsewhere."""
     if not form.is_known():  # the others write out as many terms, or as long a transform, as the sizes say
         return _xla
-    if form.near * form.far == 1:
+    if form.in_channels * form.out_channels == 1:
         return _for_one_channel(which, form, cpu) or _for_channels(which, form, cpu)
     if form.geometry.groups > 1:
         return _for_groups(which, form, cpu) or _for_channels(which, form, cpu)
@@ -135,9 +135,14 @@ def _for_one_channel(which: str, form: Form, cpu: bool) -> ModuleType | None:
 
 def _for_groups(which: str, form: Form, cpu: bool) -> ModuleType | None:
     """For several groups of several channels."""
-    taps, outputs, groups, pairs = prod(form.window), prod(form.outputs), form.geometry.groups, form.near * form.far
+    taps, outputs, groups, pairs = (
+        prod(form.window),
+        prod(form.outputs),
+        form.geometry.groups,
+        form.in_channels * form.out_channels,
+    )
     disjoint, direct = _patches.disjoint(form), form.geometry.method == "direct"
-    weight = taps * pairs * groups * max(1, form.far / form.near)
+    weight = taps * pairs * groups * max(1, form.out_channels / form.in_channels)
     if cpu and which == "to_output" and outputs <= SINGLE and weight >= LARGE:
         return _xla
     if cpu and all(disjoint) and outputs <= FEW_PATCHES:
@@ -189,8 +194,8 @@ def to_output(
     geometry: Geometry, precision: Any, x: jax.Array, kernel: jax.Array, outputs: tuple[int, ...]
 ) -> jax.Array:
     """y of (1), of size `outputs`."""
-    far = kernel.shape[-1] // geometry.groups
-    form = Form(geometry, precision, x.shape[1:-1], outputs, kernel.shape[:-2], kernel.shape[-2], far)
+    out_channels = kernel.shape[-1] // geometry.groups
+    form = Form(geometry, precision, x.shape[1:-1], outputs, kernel.shape[:-2], kernel.shape[-2], out_channels)
     if not _any_product(form, x, kernel):
         return _zeros((x.shape[0], *outputs, kernel.shape[-1]), x, kernel)
     form, beyond, unused = _in_reach(form)
@@ -201,20 +206,20 @@ def to_input(
     geometry: Geometry, precision: Any, kernel: jax.Array, y_bar: jax.Array, space: tuple[int, ...]
 ) -> jax.Array:
     """x̄ of (2), for an input of size `space`."""
-    near, far = kernel.shape[-2], kernel.shape[-1] // geometry.groups
-    form = Form(geometry, precision, space, y_bar.shape[1:-1], kernel.shape[:-2], near, far)
+    in_channels, out_channels = kernel.shape[-2], kernel.shape[-1] // geometry.groups
+    form = Form(geometry, precision, space, y_bar.shape[1:-1], kernel.shape[:-2], in_channels, out_channels)
     if not _any_product(form, kernel, y_bar):
-        return _zeros((y_bar.shape[0], *space, near * geometry.groups), kernel, y_bar)
+        return _zeros((y_bar.shape[0], *space, in_channels * geometry.groups), kernel, y_bar)
     form, beyond, unused = _in_reach(form)
     return _contract("to_input", form, _cropped(kernel, unused, 0), _cropped(y_bar, beyond, 1))
 
 
 def to_kernel(geometry: Geometry, precision: Any, x: jax.Array, y_bar: jax.Array, window: tuple[int, ...]) -> jax.Array:
     """w̄ of (3), for a kernel of size `window`."""
-    near, far = x.shape[-1] // geometry.groups, y_bar.shape[-1] // geometry.groups
-    form = Form(geometry, precision, x.shape[1:-1], y_bar.shape[1:-1], window, near, far)
+    in_channels, out_channels = x.shape[-1] // geometry.groups, y_bar.shape[-1] // geometry.groups
+    form = Form(geometry, precision, x.shape[1:-1], y_bar.shape[1:-1], window, in_channels, out_channels)
     if not _any_product(form, x, y_bar):
-        return _zeros((*window, near, y_bar.shape[-1]), x, y_bar)
+        return _zeros((*window, in_channels, y_bar.shape[-1]), x, y_bar)
     form, beyond, unused = _in_reach(form)
     return _padded(_contract("to_kernel", form, x, _cropped(y_bar, beyond, 1)), unused, 0)
 
@@ -242,7 +247,7 @@ def _any_product(form: Form, a: jax.Array, b: jax.Array) -> bool:
 
 def _zeros(shape: tuple[int, ...], a: jax.Array, b: jax.Array) -> jax.Array:
     zeros = jnp.zeros(shape, _precision.accumulator(_precision.promote(a, b)))
-    return _sharding.together((zeros, a, b))[0]
+    return _sharding.align_varying((zeros, a, b))[0]
 
 
 def _contract(which: str, form: Form, a: jax.Array, b: jax.Array) -> jax.Array:

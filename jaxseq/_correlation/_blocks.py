@@ -54,9 +54,9 @@ def to_kernel(again: Contraction, form: Form, x: jax.Array, y_bar: jax.Array) ->
     m, axes = _merged(form, KERNEL_WIDTH), len(form.window)
 
     def diagonal(x: jax.Array, y_bar: jax.Array) -> jax.Array:
-        W_bar = again(_block(form, m), x, y_bar).reshape(*form.window, m, form.near, m, form.far)
+        W_bar = again(_block(form, m), x, y_bar).reshape(*form.window, m, form.in_channels, m, form.out_channels)
         W_bar = jnp.diagonal(W_bar, axis1=axes, axis2=axes + 2)  # (*K, I', O', m)
-        return W_bar.swapaxes(-1, -2).reshape(*form.window, form.near, -1)
+        return W_bar.swapaxes(-1, -2).reshape(*form.window, form.in_channels, -1)
 
     return _block_by_block(diagonal, form, m, x, y_bar)
 
@@ -74,18 +74,20 @@ def _block_by_block(f: Callable[..., jax.Array], form: Form, m: int, a: jax.Arra
 def _merged(form: Form, width: int = WIDTH) -> int:
     """Groups in a block: as many as the width holds, or more where there would be too many blocks."""
     g = form.geometry.groups
-    fits = max(1, width // min(form.near, form.far), -(-g // BLOCKS))
+    fits = max(1, width // min(form.in_channels, form.out_channels), -(-g // BLOCKS))
     return max(m for m in range(1, min(fits, g) + 1) if g % m == 0)
 
 
 def _block(form: Form, m: int) -> Form:
-    return form._replace(geometry=form.geometry._replace(groups=1), near=m * form.near, far=m * form.far)
+    return form._replace(
+        geometry=form.geometry._replace(groups=1), in_channels=m * form.in_channels, out_channels=m * form.out_channels
+    )
 
 
 def _widened(form: Form, m: int, kernel: jax.Array) -> jax.Array:
     """(*K, I', g O') to the kernels W of the blocks side by side, (*K, m I', g O')."""
     if m == 1:
         return kernel
-    w = kernel.reshape(*form.window, 1, form.near, -1, m, form.far)
+    w = kernel.reshape(*form.window, 1, form.in_channels, -1, m, form.out_channels)
     W = jnp.where(jnp.eye(m, dtype=bool)[:, None, None, :, None], w, jnp.zeros((), kernel.dtype))
-    return W.reshape(*form.window, m * form.near, -1)
+    return W.reshape(*form.window, m * form.in_channels, -1)

@@ -19,8 +19,8 @@ class Form(NamedTuple):
     space: tuple[int, ...]  # I
     outputs: tuple[int, ...]  # O
     window: tuple[int, ...]  # K
-    near: int  # I', input channels of a group
-    far: int  # O', output channels of a group
+    in_channels: int  # I', input channels of a group
+    out_channels: int  # O', output channels of a group
 
     def input_padding(self) -> list[tuple[int, int]]:
         """(lo', hi') of (2), on ȳ spread out by the stride."""
@@ -55,8 +55,8 @@ class Form(NamedTuple):
         """
         window, sizes, padding, outputs, taps = [], [], [], [], []
         for I, O, K, s, d, (lo, hi) in self.axes():
-            n0, O_ = _reaching(I, O, K, s, d, lo)
-            k0, K_ = _reaching(I, K, O, d, s, lo)
+            n0, O_ = _range_in_reach(I, O, K, s, d, lo)
+            k0, K_ = _range_in_reach(I, K, O, d, s, lo)
             lo_ = lo - s * n0 - d * k0
             outputs.append((n0, O - n0 - O_))
             taps.append((k0, K - k0 - K_))
@@ -72,7 +72,7 @@ class Form(NamedTuple):
         return zip(self.space, self.outputs, self.window, g.stride, g.dilation, g.padding, strict=True)
 
 
-def _reaching(I: int, O: int, K: int, s: int, d: int, lo: int) -> tuple[int, int]:
+def _range_in_reach(I: int, O: int, K: int, s: int, d: int, lo: int) -> tuple[int, int]:
     """The first output n for which some tap k has 0 <= s n + d k - lo < I, and how many there are up to the last."""
 
     def reads(n: int) -> bool:

@@ -28,7 +28,7 @@ def to_output(form: Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
 
     def add(y: jax.Array, at: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         start, w = at
-        return y + _product(form, "...gi,igo->...go", _seen(form, x, start), w), None
+        return y + _product(form, "...gi,igo->...go", _inputs_of_tap(form, x, start), w), None
 
     shape = (x.shape[0], *form.outputs, kernel.shape[-1])
     return _over_taps(form, add, _zeros(shape, x, kernel), _by_tap(form, kernel))[0]
@@ -44,7 +44,7 @@ def to_input(form: Form, kernel: jax.Array, y_bar: jax.Array) -> jax.Array:
         place = _place(start)
         return lax.dynamic_update_slice(x_bar, lax.dynamic_slice(x_bar, place, term.shape) + term, place), None
 
-    shape = (y_bar.shape[0], *spans, form.near * form.geometry.groups)
+    shape = (y_bar.shape[0], *spans, form.in_channels * form.geometry.groups)
     x_bar = _over_taps(form, add, _zeros(shape, y_bar, kernel), _by_tap(form, kernel))[0]
     return padded(x_bar, [(-lo, I + lo - P, 0) for (I, *_, (lo, _)), P in zip(form.axes(), spans, strict=True)])
 
@@ -55,9 +55,9 @@ def to_kernel(form: Form, x: jax.Array, y_bar: jax.Array) -> jax.Array:
     letters = "stuvw"[: y_bar.ndim - 1]  # batch and space, which are summed over
 
     def term(_: None, at: tuple[jax.Array, None]) -> tuple[None, jax.Array]:
-        return None, _product(form, f"{letters}gi,{letters}go->igo", _seen(form, x, at[0]), y_bar)
+        return None, _product(form, f"{letters}gi,{letters}go->igo", _inputs_of_tap(form, x, at[0]), y_bar)
 
-    return _over_taps(form, term, None, None)[1].reshape(*form.window, form.near, y_bar.shape[-1])
+    return _over_taps(form, term, None, None)[1].reshape(*form.window, form.in_channels, y_bar.shape[-1])
 
 
 def _over_taps(form: Form, step: Any, total: Any, weights: jax.Array | None) -> tuple[Any, Any]:
@@ -67,7 +67,7 @@ def _over_taps(form: Form, step: Any, total: Any, weights: jax.Array | None) -> 
     return lax.scan(jax.checkpoint(step, prevent_cse=False), total, (jnp.asarray(starts), weights))
 
 
-def _seen(form: Form, x: jax.Array, start: jax.Array) -> jax.Array:
+def _inputs_of_tap(form: Form, x: jax.Array, start: jax.Array) -> jax.Array:
     """S_k for d k = start; x is padded."""
     sizes = [s * (O - 1) + 1 for _, O, _, s, *_ in form.axes()]
     seen = lax.dynamic_slice(x, _place(start), (x.shape[0], *sizes, x.shape[-1]))
@@ -83,7 +83,7 @@ def _place(start: jax.Array) -> tuple[jax.Array, ...]:
 def _product(form: Form, letters: str, a: jax.Array, b: jax.Array) -> jax.Array:
     """One term: a product of matrices in each group, or of numbers where it has one channel on either side."""
     g, wide = form.geometry.groups, _precision.accumulator(a.dtype)
-    if form.near * form.far == 1:
+    if form.in_channels * form.out_channels == 1:
         a, b = a.astype(wide), b.astype(wide)
         if letters.endswith("->igo"):
             return jnp.sum(a * b, range(a.ndim - 1))[None]
@@ -100,4 +100,4 @@ def _by_tap(form: Form, kernel: jax.Array) -> jax.Array:
 def _zeros(shape: tuple[int, ...], a: jax.Array, b: jax.Array) -> jax.Array:
     """Where a sum of products of a and b starts, varying over what they vary over."""
     zeros = jnp.zeros(shape, _precision.accumulator(a.dtype))
-    return _sharding.together((zeros, a, b))[0]
+    return _sharding.align_varying((zeros, a, b))[0]

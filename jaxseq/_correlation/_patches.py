@@ -63,20 +63,20 @@ def xla_differentiates(form: Form) -> bool:
 def to_output(again: Contraction, form: Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """y of (1)."""
     plan = _plan(form, x.shape[0])
-    y = _contract("xwy", again, plan, _patches(plan, x), _apart(plan, kernel))
+    y = _contract("xwy", again, plan, _extract_patches(plan, x), _split_axes(plan, kernel))
     return y.reshape(*y.shape[:-2], -1)
 
 
 def to_input(again: Contraction, form: Form, kernel: jax.Array, y_bar: jax.Array) -> jax.Array:
     """x_bar of (2)."""
     plan = _plan(form, y_bar.shape[0])
-    return _joined(plan, _contract("wyx", again, plan, _apart(plan, kernel), _apart(plan, y_bar)))
+    return _merge_patches(plan, _contract("wyx", again, plan, _split_axes(plan, kernel), _split_axes(plan, y_bar)))
 
 
 def to_kernel(again: Contraction, form: Form, x: jax.Array, y_bar: jax.Array) -> jax.Array:
     """w_bar of (3)."""
     plan = _plan(form, x.shape[0])
-    w_bar = _contract("xyw", again, plan, _patches(plan, x), _apart(plan, y_bar))
+    w_bar = _contract("xyw", again, plan, _extract_patches(plan, x), _split_axes(plan, y_bar))
     return w_bar.reshape(*w_bar.shape[:-2], -1)
 
 
@@ -110,7 +110,7 @@ class _Plan(NamedTuple):
 
 def _plan(form: Form, batch: int) -> _Plan:
     cuts: list[_Cut | None] = []
-    sizes = {"b": batch, "g": form.geometry.groups, "i": form.near, "o": form.far}
+    sizes = {"b": batch, "g": form.geometry.groups, "i": form.in_channels, "o": form.out_channels}
     x, cut, kept = "", [], []
     for axis, (disjoint_, (I, O, K, s, d, (lo, _)), n, k, m) in enumerate(
         zip(disjoint(form), form.axes(), _N, _K, _M, strict=False)
@@ -135,7 +135,7 @@ def _plan(form: Form, batch: int) -> _Plan:
             "w": [*(_K[axis] for axis in kept), k_ + "i", "go"],
             "y": ["b" + n_, *(_N[axis] for axis in kept), "go"],
         }
-        rest = _over(form, kept)._replace(near=form.near * prod(sizes[k] for k in k_))
+        rest = _over(form, kept)._replace(in_channels=form.in_channels * prod(sizes[k] for k in k_))
     else:
         # Leading axes that the compiler may partition are contracted where they stand: a reshape would gather them.
         rows = ["b", *n_] if form.geometry.partitioning.implicit else ["b" + n_]
@@ -155,7 +155,7 @@ def _over(form: Form, axes: list[int]) -> Form:
 # --- The cut, and its inverse ---
 
 
-def _patches(plan: _Plan, x: jax.Array) -> jax.Array:
+def _extract_patches(plan: _Plan, x: jax.Array) -> jax.Array:
     """x (N, *I, g I') to x^, every axis apart."""
     axes = list(zip(plan.cuts, plan.form.space, strict=True))
     x = padded(x, [(cut.lo, cut.size() - I - cut.lo, 0) if cut else (0, 0, 0) for cut, I in axes])
@@ -168,7 +168,7 @@ def _patches(plan: _Plan, x: jax.Array) -> jax.Array:
     return x.reshape(x.shape[0], *shape, plan.sizes["g"], plan.sizes["i"])[(slice(None), *columns)]
 
 
-def _joined(plan: _Plan, x: jax.Array) -> jax.Array:
+def _merge_patches(plan: _Plan, x: jax.Array) -> jax.Array:
     """x^ to x (N, *I, g I'): zero where no pair reads."""
     places, shape, back = [], [], []
     for cut, I in zip(plan.cuts, plan.form.space, strict=True):
@@ -182,7 +182,7 @@ def _joined(plan: _Plan, x: jax.Array) -> jax.Array:
     return padded(x.reshape(x.shape[0], *shape, plan.sizes["g"] * plan.sizes["i"]), back)
 
 
-def _apart(plan: _Plan, a: jax.Array) -> jax.Array:
+def _split_axes(plan: _Plan, a: jax.Array) -> jax.Array:
     """w or y, every axis apart."""
     return a.reshape(*a.shape[:-1], plan.sizes["g"], -1)
 
@@ -193,7 +193,7 @@ def _apart(plan: _Plan, a: jax.Array) -> jax.Array:
 def _contract(names: str, again: Contraction, plan: _Plan, a: jax.Array, b: jax.Array) -> jax.Array:
     """A contraction of two of x^, w and y to the third, every axis of all three apart."""
     letters = [plan.apart[name] for name in names]
-    if plan.rest is None and plan.form.near * plan.form.far == 1:
+    if plan.rest is None and plan.form.in_channels * plan.form.out_channels == 1:
         return _products(plan, letters, a, b)
     groups = [plan.merged[name] for name in names]
     a, b = _merged(a, letters[0], groups[0]), _merged(b, letters[1], groups[1])

@@ -22,7 +22,7 @@ from jaxseq._correlation._form import Contraction, Form, padded
 def to_output(again: Contraction, form: Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """y of (1)."""
     total: Any = None
-    for kappa, plane in enumerate(_seen(form, x)):
+    for kappa, plane in enumerate(_inputs_of_plane(form, x)):
         term = again(_rest(form), plane, kernel[kappa])
         total = term if total is None else total + term
     return total.reshape(x.shape[0], -1, *total.shape[1:])
@@ -43,7 +43,7 @@ def to_input(again: Contraction, form: Form, kernel: jax.Array, y_bar: jax.Array
 
 def to_kernel(again: Contraction, form: Form, x: jax.Array, y_bar: jax.Array) -> jax.Array:
     """w̄ of (3)."""
-    return jnp.stack([again(_rest(form), plane, _flat(y_bar)) for plane in _seen(form, x)])
+    return jnp.stack([again(_rest(form), plane, _flat(y_bar)) for plane in _inputs_of_plane(form, x)])
 
 
 def _rest(form: Form) -> Form:
@@ -57,7 +57,7 @@ def _rest(form: Form) -> Form:
     )
 
 
-def _seen(form: Form, x: jax.Array) -> Iterator[jax.Array]:
+def _inputs_of_plane(form: Form, x: jax.Array) -> Iterator[jax.Array]:
     """For each tap κ of the first axis the planes x[b, s z + d κ - lo], (N O_z, ...)."""
     _, O, K, s, d, pads = next(form.axes())
     x = padded(x, [(*pads, 0)])

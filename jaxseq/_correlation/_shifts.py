@@ -49,13 +49,18 @@ def to_output(form: Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
     geometry = form.geometry
     x = padded(x, [(lo, hi, 0) for lo, hi in geometry.padding])
     seen = [
-        list(_seen(x_, form.window, form.outputs, geometry.stride, geometry.dilation)) for x_ in _apart(x, form.near)
+        list(_inputs_of_tap(x_, form.window, form.outputs, geometry.stride, geometry.dilation))
+        for x_ in _split_channels(x, form.in_channels)
     ]
     ys = [
-        _sum((part, kernel[(*tap, i, slice(o, None, form.far))]) for i, parts in enumerate(seen) for tap, part in parts)
-        for o in range(form.far)
+        _sum(
+            (part, kernel[(*tap, i, slice(o, None, form.out_channels))])
+            for i, parts in enumerate(seen)
+            for tap, part in parts
+        )
+        for o in range(form.out_channels)
     ]
-    return _together(ys)
+    return _stack_channels(ys)
 
 
 def to_input(form: Form, kernel: jax.Array, y_bar: jax.Array) -> jax.Array:
@@ -72,24 +77,24 @@ def to_input(form: Form, kernel: jax.Array, y_bar: jax.Array) -> jax.Array:
         taps.append([[(k, before + shift) for k, shift in pairs] for pairs in by_residue])
         counts.append(count)
         places.append((before, max(0, max(shifts) + count - O), 0))
-    ys_bar = _apart(padded(y_bar, places), form.far)
+    ys_bar = _split_channels(padded(y_bar, places), form.out_channels)
 
     def part(i: int, residues: tuple[int, ...]) -> jax.Array:
         seen = [*product(*(by_residue[r] for by_residue, r in zip(taps, residues, strict=True)))]
         if not seen:
             zeros = jnp.zeros((y_bar.shape[0], *counts, form.geometry.groups), _precision.accumulator(y_bar.dtype))
-            return _sharding.together((zeros, y_bar))[0]
+            return _sharding.align_varying((zeros, y_bar))[0]
         return _sum(
             (
                 y_bar_[(slice(None), *(slice(start, start + n) for (_, start), n in zip(tap, counts, strict=True)))],
-                kernel[(*(k for k, _ in tap), i, slice(o, None, form.far))],
+                kernel[(*(k for k, _ in tap), i, slice(o, None, form.out_channels))],
             )
             for o, y_bar_ in enumerate(ys_bar)
             for tap in seen
         )
 
-    xs_bar = [_interleaved([part(i, r) for r in product(*map(range, stride))], stride) for i in range(form.near)]
-    return _together([x_bar[(slice(None), *map(slice, form.space))] for x_bar in xs_bar])
+    xs_bar = [_interleaved([part(i, r) for r in product(*map(range, stride))], stride) for i in range(form.in_channels)]
+    return _stack_channels([x_bar[(slice(None), *map(slice, form.space))] for x_bar in xs_bar])
 
 
 def _interleaved(parts: list[jax.Array], stride: tuple[int, ...]) -> jax.Array:
@@ -110,15 +115,18 @@ def to_kernel(form: Form, x: jax.Array, y_bar: jax.Array) -> jax.Array:
         return jnp.stack([_over_positions(term) for term in _terms(form, x, y_bar)])
 
     w_bar = lax.platform_dependent(x, y_bar, cpu=lambda x, y_bar: _by_blocks(form, x, y_bar), default=sums)
-    w_bar = w_bar.reshape(*form.window, form.near, form.far, form.geometry.groups)
-    return w_bar.swapaxes(-1, -2).reshape(*form.window, form.near, -1)
+    w_bar = w_bar.reshape(*form.window, form.in_channels, form.out_channels, form.geometry.groups)
+    return w_bar.swapaxes(-1, -2).reshape(*form.window, form.in_channels, -1)
 
 
 def _by_blocks(form: Form, x: jax.Array, y_bar: jax.Array) -> jax.Array:
     """The sums of (3), (K I' O', g), through blocks of rows; x is padded."""
     O, s, span = form.outputs[0], form.geometry.stride[0], extent(form.window[0], form.geometry.dilation[0])
     batch = y_bar.shape[0] if _sizes.known(y_bar.shape[0]) else 1
-    terms, row = prod(form.window) * form.near * form.far, batch * prod(y_bar.shape[2:]) // form.far * 4
+    terms, row = (
+        prod(form.window) * form.in_channels * form.out_channels,
+        batch * prod(y_bar.shape[2:]) // form.out_channels * 4,
+    )
     blocks = -(-O // max(1, CACHE // (terms * row)))
     rows = -(-O // blocks)
     if blocks == 1:
@@ -128,14 +136,14 @@ def _by_blocks(form: Form, x: jax.Array, y_bar: jax.Array) -> jax.Array:
     x, y_bar = padded(x, [(0, max(0, behind), 0)]), padded(y_bar, [(0, rows * blocks - O, 0)])
 
     def block(t: Any) -> list[jax.Array]:
-        near = lax.dynamic_slice_in_dim(x, t * rows * s, (rows - 1) * s + span, 1)
-        return _terms(form, near, lax.dynamic_slice_in_dim(y_bar, t * rows, rows, 1))
+        in_channels = lax.dynamic_slice_in_dim(x, t * rows * s, (rows - 1) * s + span, 1)
+        return _terms(form, in_channels, lax.dynamic_slice_in_dim(y_bar, t * rows, rows, 1))
 
     def add(partial_sums: list[jax.Array], t: jax.Array) -> tuple[list[jax.Array], None]:
         return [a + term for a, term in zip(partial_sums, block(t), strict=True)], None
 
     zeros = [jnp.zeros(term.shape, term.dtype) for term in jax.eval_shape(block, 0)]
-    partial_sums, _ = lax.scan(add, _sharding.together((zeros, x, y_bar))[0], jnp.arange(blocks))
+    partial_sums, _ = lax.scan(add, _sharding.align_varying((zeros, x, y_bar))[0], jnp.arange(blocks))
     return jnp.stack([_over_positions(a) for a in partial_sums])
 
 
@@ -143,9 +151,12 @@ def _terms(form: Form, x: jax.Array, y_bar: jax.Array) -> list[jax.Array]:
     """The products of (3), tap by tap and pair by pair, each of the size of ȳ_o'; x is padded."""
     geometry, outputs = form.geometry, y_bar.shape[1:-1]
     wide = _precision.accumulator(y_bar.dtype)
-    views = [_seen(x_, form.window, outputs, geometry.stride, geometry.dilation) for x_ in _apart(x, form.near)]
+    views = [
+        _inputs_of_tap(x_, form.window, outputs, geometry.stride, geometry.dilation)
+        for x_ in _split_channels(x, form.in_channels)
+    ]
     by_tap = zip(*views, strict=True)
-    ys_bar = [y_bar_.astype(wide) for y_bar_ in _apart(y_bar, form.far)]
+    ys_bar = [y_bar_.astype(wide) for y_bar_ in _split_channels(y_bar, form.out_channels)]
     return [part.astype(wide) * y_bar_ for parts in by_tap for _, part in parts for y_bar_ in ys_bar]
 
 
@@ -153,7 +164,7 @@ def _over_positions(a: jax.Array) -> jax.Array:
     return jnp.sum(a, range(a.ndim - 1))
 
 
-def _seen(
+def _inputs_of_tap(
     x: jax.Array,
     window: tuple[int, ...],
     outputs: tuple[int, ...],
@@ -179,11 +190,11 @@ def _sum(pairs: Iterator[tuple[jax.Array, jax.Array]]) -> jax.Array:
     return total
 
 
-def _apart(x: jax.Array, channels: int) -> list[jax.Array]:
+def _split_channels(x: jax.Array, channels: int) -> list[jax.Array]:
     """(..., g c) as c arrays (..., g), one for each channel of a group."""
     return [x] if channels == 1 else [x[..., c::channels] for c in range(channels)]
 
 
-def _together(parts: list[jax.Array]) -> jax.Array:
+def _stack_channels(parts: list[jax.Array]) -> jax.Array:
     """The inverse of `_apart`."""
     return parts[0] if len(parts) == 1 else jnp.stack(parts, -1).reshape(*parts[0].shape[:-1], -1)

@@ -79,12 +79,14 @@ def positions(form: Form) -> list[int]:
     return [I + lo + hi for I, *_, (lo, hi) in form.axes()]
 
 
-def _circle(form: Form) -> list[int]:
+def _transform_lengths(form: Form) -> list[int]:
     """Positions of the circle: P, or a little more where P has large prime factors."""
-    return [_smooth(max(P, extent(K, d))) for P, (_, _, K, _, d, _) in zip(positions(form), form.axes(), strict=True)]
+    return [
+        _smooth_length(max(P, extent(K, d))) for P, (_, _, K, _, d, _) in zip(positions(form), form.axes(), strict=True)
+    ]
 
 
-def _smooth(n: int) -> int:
+def _smooth_length(n: int) -> int:
     """The least number from n on that is even and has no prime factor beyond 5."""
     odd = [3**b * 5**c for b in range(n.bit_length()) for c in range(n.bit_length()) if 3**b * 5**c < 2 * n]
     return min(f * 2 ** max(1, (-(-n // f) - 1).bit_length()) for f in odd)
@@ -111,7 +113,7 @@ def _forward(form: Form, a: jax.Array, places: list[tuple[int, int, int]], first
     exponent = _exponent(form, a, first)
     a = padded(_times_power(a, -exponent), places, first)
     transform = jnp.fft.fftn if jnp.iscomplexobj(a) else jnp.fft.rfftn
-    return transform(a, _circle(form), range(first, first + len(form.window))), exponent
+    return transform(a, _transform_lengths(form), range(first, first + len(form.window))), exponent
 
 
 # --- Powers of two ---
@@ -166,7 +168,7 @@ def _products(form: Form, letters: str, A: jax.Array, B: jax.Array) -> jax.Array
     The sum over one channel is none, and a product of arrays is faster than that many products of matrices.
     """
     g = form.geometry.groups
-    if form.near * form.far == 1:
+    if form.in_channels * form.out_channels == 1:
         if "n" not in letters.split("->")[1]:
             return jnp.sum(A * B, 0)[..., None, :]
         return A * jnp.expand_dims(B[..., 0, :], 0)
@@ -179,4 +181,4 @@ def _products(form: Form, letters: str, A: jax.Array, B: jax.Array) -> jax.Array
 
 def _inverse(form: Form, A: jax.Array, like: jax.Array, first: int) -> jax.Array:
     inverse = jnp.fft.ifftn if jnp.iscomplexobj(like) else jnp.fft.irfftn
-    return inverse(A, _circle(form), range(first, first + len(form.window)))
+    return inverse(A, _transform_lengths(form), range(first, first + len(form.window)))

@@ -27,7 +27,7 @@ from jaxseq._correlation._form import Form, padded
 def to_output(form: Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """y of (1)."""
     total: Any = None
-    for tap, seen in _seen(form, x):
+    for tap, seen in _inputs_of_taps(form, x):
         term = _product(form, "x,w->y", seen, kernel[tap])
         total = term if total is None else total + term
     return total
@@ -48,11 +48,11 @@ def to_input(form: Form, kernel: jax.Array, y_bar: jax.Array) -> jax.Array:
 
 def to_kernel(form: Form, x: jax.Array, y_bar: jax.Array) -> jax.Array:
     """w_bar of (3)."""
-    w_bar = [_product(form, "x,y->w", seen, y_bar) for _, seen in _seen(form, x)]
+    w_bar = [_product(form, "x,y->w", seen, y_bar) for _, seen in _inputs_of_taps(form, x)]
     return jnp.stack(w_bar).reshape(*form.window, *w_bar[0].shape)
 
 
-def _seen(form: Form, x: jax.Array) -> Iterator[tuple[tuple[int, ...], jax.Array]]:
+def _inputs_of_taps(form: Form, x: jax.Array) -> Iterator[tuple[tuple[int, ...], jax.Array]]:
     """Each tap k, and x[b, s n + d k - lo]."""
     x = padded(x, [(lo, hi, 0) for lo, hi in form.geometry.padding])
     for tap in _all_taps(form):

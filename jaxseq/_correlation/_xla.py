@@ -25,7 +25,7 @@ _SPACE = ("", "W", "HW", "DHW")
 
 def to_output(form: Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """y of (1)."""
-    if _sharding.may_leave_idle(form.geometry.partitioning, x, kernel):
+    if _sharding.may_have_idle_axis(form.geometry.partitioning, x, kernel):
         return _taps.to_output(form, x, kernel)
     return _correlate(
         x,
@@ -40,7 +40,7 @@ def to_output(form: Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 def to_input(form: Form, kernel: jax.Array, y_bar: jax.Array) -> jax.Array:
     """x̄ of (2)."""
-    if _sharding.may_leave_idle(form.geometry.partitioning, kernel, y_bar):
+    if _sharding.may_have_idle_axis(form.geometry.partitioning, kernel, y_bar):
         return _taps.to_input(form, kernel, y_bar)
     g = form.geometry.groups
     w = jnp.flip(kernel, range(len(form.window)))  # (*K, I', g O')
@@ -59,7 +59,7 @@ def to_input(form: Form, kernel: jax.Array, y_bar: jax.Array) -> jax.Array:
 
 def to_kernel(form: Form, x: jax.Array, y_bar: jax.Array) -> jax.Array:
     """w̄ of (3): the channel of x plays the batch, the batch the contracted channel, and w̄ comes out as (*K, I', O')."""
-    if _sharding.may_leave_idle(form.geometry.partitioning, x, y_bar):
+    if _sharding.may_have_idle_axis(form.geometry.partitioning, x, y_bar):
         return _taps.to_kernel(form, x, y_bar)
     geometry, space = form.geometry, _SPACE[len(form.window)]
     correlate = partial(
@@ -118,7 +118,7 @@ def _correlate(
     parts = [part for part in map(_overlap, *sizes, padding, spread, stride, dilation) if part]
     if len(parts) < axes:  # along some axis nothing meets
         y = jax.eval_shape(partial(conv, padding=padding, lhs_dilation=spread), x, w)
-        return _sharding.together((jnp.zeros(y.shape, y.dtype), x, w))[0]
+        return _sharding.align_varying((jnp.zeros(y.shape, y.dtype), x, w))[0]
     x = _slice(x, at_x, [part.rows for part in parts])
     w = _slice(w, at_w, [part.taps for part in parts])
     padding = [part.padding for part in parts]

@@ -7,8 +7,8 @@ A recurrence is a pointwise cell φ between two linear maps. With state s_t, of 
     s_t = φ(u_t, r_t, s_{t-1})     the cell, pointwise
     y_t = h_t
 
-written with matrices, but each of the two may be any linear map L with its pullbacks (`jaxseq/maps.py`): read x W as
-L(W, x), δ Wᵀ as Lᵀ(W, δ), and xᵀ δ as δ ⊗ x.
+written with matrices, but each of the two may be any linear map L with its pullbacks (`jaxseq/linear_maps.py`): read
+x W as L(W, x), δ Wᵀ as Lᵀ(W, δ), and xᵀ δ as δ ⊗ x.
 
 Let s̄_t be the cotangent of s_t: what the loss says to y_t directly, plus all that comes back from later
 steps. The cell's pullback turns s̄_t into the cotangents of its three arguments; those of the
@@ -73,7 +73,8 @@ again. (Where y is rounded, h isn't known, and a chunk runs the forward sweep ag
 On several devices that the compiler may divide a batch over, each contraction (2) is a sum over devices. There a
 chunk is a whole window, unless `checkpoint` asks for shorter ones, and no loop has a collective in it.
 
-Second order is JAX's own, of the plain forward sweep `plain` of `_forward.py`, in which truncation is `stop_gradient`.
+JAX computes second derivatives itself, from `forward_without_residuals` of `_forward.py`, where truncation is
+`stop_gradient`.
 """
 
 from jaxseq._recurrence._call import one_step as one_step

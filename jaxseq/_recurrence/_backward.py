@@ -52,17 +52,17 @@ from jaxseq._recurrence._cell import (
     State,
     Weights,
     add_to_h,
-    distinct,
+    apply_zoneout,
+    concatenate_delta,
     dtypes,
     h_of,
-    held,
-    into_map,
-    join,
-    released,
-    sides,
+    pre_activations,
+    recurrent_input,
+    split_delta,
     with_h,
+    zoneout_pullback,
 )
-from jaxseq._recurrence._forward import Kept, Plan, advance, saves_h_alone, with_y
+from jaxseq._recurrence._forward import Plan, Residuals, forward_step, only_residual_is_h, restore_y
 from jaxseq._recurrence._phi import make_phi
 from jaxseq._time import Block, Options
 
@@ -72,7 +72,7 @@ from jaxseq._time import Block, Options
 GATES, SMALL = 3, 128
 
 
-def plan_of(cell: Cell, options: Options, inputs: Inputs) -> Plan:
+def make_plan(cell: Cell, options: Options, inputs: Inputs) -> Plan:
     """How backward will go: in which pieces, and what is kept for it."""
     weights, carry, xs, *_ = inputs
     leaves, rows = jax.tree.leaves(carry), _sizes.at_least(prod(h_of(carry).shape[:-1]), 1)
@@ -82,11 +82,11 @@ def plan_of(cell: Cell, options: Options, inputs: Inputs) -> Plan:
     small = width < weights.w_x.size <= SMALL * width - weights.w_h.size
     cheap = exact and len(leaves) == 1 and small and len(cell.gates) >= GATES and weights.w_q is None
     replays = cell.pullback is None or cell.replay is not None
-    saved = (options.checkpoint is None and not cheap) or (exact and saves_h_alone(cell, options, inputs))
+    saved = (options.checkpoint is None and not cheap) or (exact and only_residual_is_h(cell, options, inputs))
     return Plan(blocks, exact, saved, saved and not (exact and (len(leaves) == 1 or replays)))
 
 
-def sweep(cell: Cell, options: Options, inputs: Inputs, kept: Kept, cotangents: Any) -> Any:
+def backward(cell: Cell, options: Options, inputs: Inputs, kept: Residuals, cotangents: Any) -> Any:
     """The cotangents of weights, carry and xs."""
     weights, carry, xs, *_ = inputs
     _, acc = dtypes(weights, carry, xs)
@@ -94,36 +94,40 @@ def sweep(cell: Cell, options: Options, inputs: Inputs, kept: Kept, cotangents: 
     s_bar = _precision.cast(s_bar, acc)
     nothing = jax.tree.map(jnp.zeros_like, s_bar)
     w_bar = _sharding.zeros_like(_precision.cast(inputs.floats[0], acc))
-    plan = plan_of(cell, options, inputs)
+    plan = make_plan(cell, options, inputs)
     main, *rest = plan.blocks
     view, *rest_view = _views(options, [main, *rest], inputs, kept, ys_bar)
-    stage = partial(_stage, cell, options, plan, weights)
+    stage = partial(_backward_stage, cell, options, plan, weights)
 
-    k1, k2 = _time.window(options, xs.shape[options.axis])
-    last = _time.last_window(options, k1, inputs.live)
+    k1, k2 = _time.window_lengths(options, xs.shape[options.axis])
+    last = _time.last_window_of_sequence(options, k1, inputs.valid)
     entering, x_rest_bar = nothing, []  # `entering`: the end of the main block's last window, in the next stage
     for block, its_view in zip(rest, rest_view, strict=True):
         at_end = jax.tree.map(
-            lambda a: a[None], s_bar if last is None else _time.chosen(last == main.windows, s_bar, nothing)
+            lambda a: a[None], s_bar if last is None else _time.select(last == main.windows, s_bar, nothing)
         )
-        ss_bar, w_bar, x_bar = stage(block, its_view, at_end, w_bar, _blank(its_view))
+        ss_bar, w_bar, x_bar = stage(block, its_view, at_end, w_bar, _zeros_of_view(its_view))
         entering, x_rest_bar = jax.tree.map(lambda a: a[0], ss_bar), [x_bar]
 
     # Stage 0.
     if last is None:
         ss_bar = jax.tree.map(lambda a: jnp.broadcast_to(a, (main.windows, *a.shape)), nothing)
-        ss_bar = _time.pushed(options, ss_bar, nothing if rest else s_bar)
+        ss_bar = _time.shift_to_previous_window(options, ss_bar, nothing if rest else s_bar)
     else:
         number = jnp.arange(main.windows)[:: -1 if options.reverse else 1]
         ends = jnp.expand_dims(number, range(1, last.ndim + 1)) == last[None]
-        ss_bar = jax.tree.map(lambda a: jnp.where(_time.over(ends, a[None]), a[None], jnp.zeros((), a.dtype)), s_bar)
-    ss_bar, w_bar, x_bar = stage(main, view, ss_bar, w_bar, _blank(view))
-    carry_bar = _time.first(options, ss_bar)
+        ss_bar = jax.tree.map(
+            lambda a: jnp.where(_time.expand_mask(ends, a[None]), a[None], jnp.zeros((), a.dtype)), s_bar
+        )
+    ss_bar, w_bar, x_bar = stage(main, view, ss_bar, w_bar, _zeros_of_view(view))
+    carry_bar = _time.first_window(options, ss_bar)
 
     def another(_: Any, state: Any) -> Any:
         ss_bar, entering, carry_bar, w_bar, x_bar = state
-        ss_bar, w_bar, x_bar = stage(main, view, _time.pushed(options, ss_bar, entering), w_bar, x_bar, losses=False)
-        return ss_bar, nothing, jax.tree.map(jnp.add, carry_bar, _time.first(options, ss_bar)), w_bar, x_bar
+        ss_bar, w_bar, x_bar = stage(
+            main, view, _time.shift_to_previous_window(options, ss_bar, entering), w_bar, x_bar, losses=False
+        )
+        return ss_bar, nothing, jax.tree.map(jnp.add, carry_bar, _time.first_window(options, ss_bar)), w_bar, x_bar
 
     # Stages 1, 2, ...: whole windows, and part of one. From the first window s̄ goes to the carry.
     further, part = min(k2 // k1 - 1, main.windows), k2 % k1
@@ -133,10 +137,16 @@ def sweep(cell: Cell, options: Options, inputs: Inputs, kept: Kept, cotangents: 
         )
     if part and (main.windows > 1 or rest):
         _, w_bar, x_bar = stage(
-            main, view, _time.pushed(options, ss_bar, entering), w_bar, x_bar, losses=False, cut=k1 - part
+            main,
+            view,
+            _time.shift_to_previous_window(options, ss_bar, entering),
+            w_bar,
+            x_bar,
+            losses=False,
+            cut=k1 - part,
         )
 
-    x_bar = _time.in_one(x_bar, options.axis, main.windows)
+    x_bar = _time.merge_time(x_bar, options.axis, main.windows)
     if rest:
         x_bar = jnp.concatenate([*x_rest_bar, x_bar] if options.reverse else [x_bar, *x_rest_bar], options.axis)
     return _precision.cast_like((w_bar, carry_bar, x_bar), inputs.floats)
@@ -146,44 +156,44 @@ class _View(NamedTuple):
     """What is known of a block of W windows of k steps, time (W, k) at its axis; of W = 1 it is (k,) alone."""
 
     xs: jax.Array
-    live: jax.Array | None
-    stop: jax.Array | None
+    valid: jax.Array | None
+    reset: jax.Array | None
     ys_bar: jax.Array
     ys: jax.Array
-    hold: State | None
-    idle: jax.Array | None
+    zoneout: State | None
+    zoned_out: jax.Array | None
     starts: State  # (W, chunks, *B, H)
     states: State | None
     saved: Any
 
 
-def _views(options: Options, parts: list[Block], inputs: Inputs, kept: Kept, ys_bar: jax.Array) -> list[_View]:
+def _views(options: Options, parts: list[Block], inputs: Inputs, kept: Residuals, ys_bar: jax.Array) -> list[_View]:
     views, offset = [], 0
     for block in parts:
         count = block.windows * block.chunks
 
         def of(tree: Any, axis: int, first: int, length: int, windows: int = block.windows) -> Any:
             piece = partial(lax.slice_in_dim, start_index=first, limit_index=first + length, axis=axis)
-            return jax.tree.map(lambda a: _time.in_two(piece(a), axis, windows), tree)
+            return jax.tree.map(lambda a: _time.split_time(piece(a), axis, windows), tree)
 
         starts = of(kept.starts, 0, offset, count)
         if options.reverse and block.windows > 1:
             starts = jax.tree.map(lambda a: jnp.flip(a, 0), starts)
         steps = block.first, block.windows * block.steps
-        over_time = inputs.xs, inputs.live, inputs.stop, ys_bar, kept.ys, inputs.hold, inputs.idle
-        xs, live, stop, y_bar, y, hold, idle = of(over_time, options.axis, *steps)
+        over_time = inputs.xs, inputs.valid, inputs.reset, ys_bar, kept.ys, inputs.zoneout, inputs.zoned_out
+        xs, valid, reset, y_bar, y, zoneout, zoned_out = of(over_time, options.axis, *steps)
         states, saved = of((kept.states, kept.saved), 0, *steps)
-        views.append(_View(xs, live, stop, y_bar, y, hold, idle, starts, states, saved))
+        views.append(_View(xs, valid, reset, y_bar, y, zoneout, zoned_out, starts, states, saved))
         offset += count
     return views
 
 
-def _blank(view: _View) -> jax.Array:
+def _zeros_of_view(view: _View) -> jax.Array:
     """Zeros for x̄ in the accumulator's dtype."""
     return _sharding.zeros_like(view.xs.astype(_precision.accumulator(view.xs.dtype)))
 
 
-def _stage(
+def _backward_stage(
     cell: Cell,
     options: Options,
     plan: Plan,
@@ -207,41 +217,45 @@ def _stage(
         """The i-th of each window of the group from w on, in reading order."""
         s_bar, w_bar, x_bar = state
         t = block.steps - i * c - length if options.reverse else i * c
-        take = partial(_time.take, block=block, w=w, t=t, length=length)
-        x, live, stop, y_bar, y, hold, idle = jax.tree.map(lambda a: take(a, options.axis), tuple(view[:7]))
-        read = _time.read(live, idle)
-        pick = lambda tree, t: jax.tree.map(lambda a: _time.take(a, 0, block, w, t, 1)[0], tree)  # noqa: E731
+        take = partial(_time.take_chunk, block=block, w=w, t=t, length=length)
+        x, valid, reset, y_bar, y, zoneout, zoned_out = jax.tree.map(lambda a: take(a, options.axis), tuple(view[:7]))
+        read = _time.reads_input(valid, zoned_out)
+        pick = lambda tree, t: jax.tree.map(lambda a: _time.take_chunk(a, 0, block, w, t, 1)[0], tree)  # noqa: E731
         start = pick(view.starts, i)
         if plan.saved:
-            saved_at = lambda j: with_y(pick(view.saved, t + j[0]), j[1])  # noqa: E731
+            saved_at = lambda j: restore_y(pick(view.saved, t + j[0]), j[1])  # noqa: E731
             if plan.states:
                 states = jax.tree.map(lambda a: take(a, 0), view.states)
             else:
-                states = _replayed(cell, options, weights, start, y, live, stop, hold, saved_at)
+                states = _replay(cell, options, weights, start, y, valid, reset, zoneout, saved_at)
             known = jnp.arange(length), y
         else:
-            again = _in_bulk if plan.exact else _step_by_step
-            states, known = again(cell, options, weights, start, x, y, live, stop, hold, idle)
+            again = _recompute_in_bulk if plan.exact else _recompute_step_by_step
+            states, known = again(cell, options, weights, start, x, y, valid, reset, zoneout, zoned_out)
             saved_at = lambda saved: saved  # noqa: E731
         stops_at = (block.steps - 1 - cut if options.reverse else cut) - t if cut else None
         product, _ = dtypes(weights, states, x)
-        s_bar, delta_u, delta_r, p_bar, inner = _cotangents(
+        s_bar, delta_u, delta_r, p_bar, inner = _chunk_cotangents(
             cell,
             options,
             weights,
             product,
             s_bar,
             y_bar if losses else None,
-            live,
+            valid,
             read,
-            stop,
-            hold,
+            reset,
+            zoneout,
             states,
             known,
             saved_at,
             stops_at,
         )
-        x, h, w_q_bar = _time.seen(read, x), into_map(weights, _time.seen(read, h_of(states))), None
+        x, h, w_q_bar = (
+            _time.zero_padding(read, x),
+            recurrent_input(weights, _time.zero_padding(read, h_of(states))),
+            None,
+        )
         if weights.w_q is not None:
             w_q_bar = _dense.pull_weight(options.precision, *inner, partitioned=options.partitioning.implicit)
         found = Weights(
@@ -250,14 +264,16 @@ def _stage(
             b_x=None if weights.b_x is None else _dense.pull_bias(delta_u),
             b_h=None if weights.b_h is None else _dense.pull_bias(delta_r),
             w_q=w_q_bar,
-            own=jax.tree.map(lambda p_bar, p: jnp.sum(p_bar, range(p_bar.ndim - p.ndim)), p_bar, weights.own),
+            cell_params=jax.tree.map(
+                lambda p_bar, p: jnp.sum(p_bar, range(p_bar.ndim - p.ndim)), p_bar, weights.cell_params
+            ),
         )
         piece = cell.input.pull_input(options.precision, weights.w_x, delta_u, cell.input.space_of(weights.w_x, x))
         piece = piece if losses else piece + take(x_bar, options.axis)
         return (
             s_bar,
             jax.tree.map(jnp.add, w_bar, found),
-            _time.put(x_bar, piece.astype(x_bar.dtype), options.axis, block, w, t),
+            _time.put_chunk(x_bar, piece.astype(x_bar.dtype), options.axis, block, w, t),
         )
 
     def group(w: Any, state: Any) -> Any:
@@ -283,88 +299,92 @@ def _stage(
     return lax.fori_loop(0, block.windows // block.group, one_group, (s_bar, w_bar, x_bar))
 
 
-def _step_by_step(
+def _recompute_step_by_step(
     cell: Cell, options: Options, weights: Weights, start: State, x: Any, _: Any, *masks: Any
 ) -> tuple[State, Any]:
     """(ŝ, saved) of every step of a chunk, by the forward sweep."""
 
     def step(s: State, at: Any) -> Any:
-        s, (_, s_hat, saved) = advance(cell, options.precision, weights, s, *at)
+        s, (_, s_hat, saved) = forward_step(cell, options.precision, weights, s, *at)
         return s, (s_hat, saved)
 
     return lax.scan(step, start, (x, *masks), reverse=options.reverse, unroll=options.unroll)[1]
 
 
-def _in_bulk(
+def _recompute_in_bulk(
     cell: Cell, options: Options, weights: Weights, start: State, x: Any, y: Any, *masks: Any
 ) -> tuple[State, Any]:
     """(ŝ, saved) of every step of a chunk. h is known, so that both maps are one product each: no step waits for the
     one before it but by the other leaves of the state, pointwise.
     """
-    live, stop, hold, idle = masks
-    h = _h_before(options, start, y, live, stop)
-    u = cell.input.apply(options.precision, weights.w_x, weights.b_x, _time.seen(_time.read(live, idle), x))
-    r = cell.recurrent.apply(options.precision, weights.w_h, weights.b_h, into_map(weights, h))
+    valid, reset, zoneout, zoned_out = masks
+    h = _h_before(options, start, y, valid, reset)
+    u = cell.input.apply(
+        options.precision, weights.w_x, weights.b_x, _time.zero_padding(_time.reads_input(valid, zoned_out), x)
+    )
+    r = cell.recurrent.apply(options.precision, weights.w_h, weights.b_h, recurrent_input(weights, h))
     phi = make_phi(cell, options.precision, weights, x.dtype).step
     if len(jax.tree.leaves(start)) == 1:
         s_hat = with_h(start, h)
-        return s_hat, phi(join(cell, u, r), s_hat)[1]
+        return s_hat, phi(pre_activations(cell, u, r), s_hat)[1]
 
     def step(s: State, at: Any) -> Any:
-        u, r, h, live, stop, hold = at
-        s_hat = with_h(_time.zeroed(stop, s), h)
-        into, saved = phi(join(cell, u, r), s_hat)
-        return _time.chosen(live, held(hold, s_hat, into), s), (s_hat, saved)
+        u, r, h, valid, reset, zoneout = at
+        s_hat = with_h(_time.zero_where(reset, s), h)
+        into, saved = phi(pre_activations(cell, u, r), s_hat)
+        return _time.select(valid, apply_zoneout(zoneout, s_hat, into), s), (s_hat, saved)
 
-    return lax.scan(step, start, (u, r, h, live, stop, hold), reverse=options.reverse, unroll=options.unroll)[1]
+    return lax.scan(step, start, (u, r, h, valid, reset, zoneout), reverse=options.reverse, unroll=options.unroll)[1]
 
 
-def _replayed(
+def _replay(
     cell: Cell,
     options: Options,
     weights: Weights,
     start: State,
     y: Any,
-    live: Any,
-    stop: Any,
-    hold: Any,
+    valid: Any,
+    reset: Any,
+    zoneout: Any,
     saved_at: Any,
 ) -> State:
     """ŝ of every step of a chunk: h is known, all else the cell makes again of what it has saved."""
-    h = _h_before(options, start, y, live, stop)
+    h = _h_before(options, start, y, valid, reset)
     if len(jax.tree.leaves(start)) == 1:
         return with_h(start, h)
     replay = make_phi(cell, options.precision, weights, y.dtype).replay
     assert replay is not None
 
     def step(s: State, at: Any) -> tuple[State, State]:
-        j, h, live, stop, hold = at
-        s_hat = with_h(_time.zeroed(stop, s), h)
-        return _time.chosen(live, held(hold, s_hat, replay(saved_at(j), s_hat)), s), s_hat
+        j, h, valid, reset, zoneout = at
+        s_hat = with_h(_time.zero_where(reset, s), h)
+        return _time.select(valid, apply_zoneout(zoneout, s_hat, replay(saved_at(j), s_hat)), s), s_hat
 
-    at = (jnp.arange(h.shape[0]), y), h, live, stop, hold
+    at = (jnp.arange(h.shape[0]), y), h, valid, reset, zoneout
     return lax.scan(step, start, at, reverse=options.reverse, unroll=options.unroll)[1]
 
 
-def _h_before(options: Options, start: State, y: Any, live: Any, stop: Any) -> jax.Array:
+def _h_before(options: Options, start: State, y: Any, valid: Any, reset: Any) -> jax.Array:
     """The leaf h of ŝ of every step of a chunk: y of the step before."""
-    h = _time.after(options, h_of(start), y)
-    if live is not None:  # before the first live step, when reading backwards
-        h = _time.chosen(_time.after(options, jnp.zeros_like(live[0]), live), h, jnp.broadcast_to(h_of(start), h.shape))
-    return _time.zeroed(stop, h)
+    h = _time.previous_steps(options, h_of(start), y)
+    if valid is not None:  # before the first live step, when reading backwards
+        h = _time.select(
+            _time.previous_steps(options, jnp.zeros_like(valid[0]), valid), h, jnp.broadcast_to(h_of(start), h.shape)
+        )
+    return _time.zero_where(reset, h)
 
 
-def _cotangents(
+def _chunk_cotangents(
     cell: Cell,
     options: Options,
     weights: Weights,
     product: Any,
     s_bar: State,
     y_bar: jax.Array | None,
-    live: jax.Array | None,
+    valid: jax.Array | None,
     read: jax.Array | None,
-    stop: jax.Array | None,
-    hold: State | None,
+    reset: jax.Array | None,
+    zoneout: State | None,
     states: State,
     known: Any,
     saved_at: Callable[[Any], Any],
@@ -381,20 +401,20 @@ def _cotangents(
     phi = make_phi(cell, options.precision, weights, product)
 
     def step(s_bar: State, at: Any) -> tuple[State, Any]:
-        j, known, y_bar, live, read, stop, hold, s_hat = at
+        j, known, y_bar, valid, read, reset, zoneout, s_hat = at
         into = s_bar if y_bar is None else add_to_h(s_bar, y_bar.astype(acc))
         saved, s_hat = _precision.cast((saved_at(known), s_hat), acc)
-        kept, made = (None, into) if hold is None else released(hold, into)
+        kept, made = (None, into) if zoneout is None else zoneout_pullback(zoneout, into)
         # The results are selected, not s̄: 0 times a derivative that is infinite or NaN is NaN.
-        delta, s_tilde, p_bar, inner = _time.seen(read, phi.pullback(saved, s_hat, made))
-        delta = distinct(delta).astype(product)
-        out = add_to_h(s_tilde, into_map(weights, to_h(sides(cell, delta)[1])))
+        delta, s_tilde, p_bar, inner = _time.zero_padding(read, phi.pullback(saved, s_hat, made))
+        delta = concatenate_delta(delta).astype(product)
+        out = add_to_h(s_tilde, recurrent_input(weights, to_h(split_delta(cell, delta)[1])))
         out = out if kept is None else jax.tree.map(jnp.add, out, kept)
-        out = _time.chosen(live, _time.zeroed(stop, out), s_bar)
+        out = _time.select(valid, _time.zero_where(reset, out), s_bar)
         if stops_at is not None:
             out = jax.tree.map(lambda a: jnp.where(j == stops_at, jnp.zeros((), a.dtype), a), out)
         return out, (delta, p_bar, _precision.cast(inner, product))
 
-    at = jnp.arange(h_of(states).shape[0]), known, y_bar, live, read, stop, hold, states
+    at = jnp.arange(h_of(states).shape[0]), known, y_bar, valid, read, reset, zoneout, states
     s_bar, (delta, p_bar, inner) = lax.scan(step, s_bar, at, reverse=not options.reverse, unroll=options.unroll)
-    return s_bar, *sides(cell, delta), p_bar, inner
+    return s_bar, *split_delta(cell, delta), p_bar, inner

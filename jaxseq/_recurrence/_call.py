@@ -11,16 +11,19 @@ import numpy as np
 from jaxseq import _checks, _precision, _sharding, _sizes, _time
 from jaxseq._recurrence import _devices
 from jaxseq._recurrence._cell import MAPS, Cell, Inputs, State, Weights, h_of
-from jaxseq._recurrence._forward import plain
+from jaxseq._recurrence._forward import forward_without_residuals
 from jaxseq._recurrence._inspect import inspect
 from jaxseq._recurrence._rule import rule
-from jaxseq._time import Given, Options, Time
+from jaxseq._time import Options
+from jaxseq._time_options import TimeOptions, with_defaults
 
 
-def sequence(cell: Cell, params: Any, carry: State | None, xs: Any, **time: Unpack[Time]) -> tuple[State, jax.Array]:
+def sequence(
+    cell: Cell, params: Any, carry: State | None, xs: Any, **time: Unpack[TimeOptions]
+) -> tuple[State, jax.Array]:
     """A checked run over xs, whose axis `time_axis` is time."""
-    given = Given(**time)
-    weights = _weights(cell, params)
+    given = with_defaults(time)
+    weights = _check_params(cell, params)
     xs, features = _checks.array("xs", xs), 1 + cell.input.dimensions(weights.w_x)
     if xs.ndim < 1 + features:
         words = "(time, *batch, features)" if features == 1 else "(time, *batch, *space, channels)"
@@ -36,7 +39,7 @@ def sequence(cell: Cell, params: Any, carry: State | None, xs: Any, **time: Unpa
     axis, sizes = options.axis, xs.shape[:-features]
     steps, batch = sizes[axis], (*sizes[:axis], *sizes[axis + 1 :])
     dtype = None if given.state_dtype is None else _checks.dtype("state_dtype", given.state_dtype)
-    first, carry = _carry(cell, weights, carry, "xs", xs, axis, batch, dtype)
+    first, carry = _check_carry(cell, weights, carry, "xs", xs, axis, batch, dtype)
     inspect(cell, options.precision, weights, carry, xs, len(batch))
     lengths, resets = given.lengths, given.resets
     if lengths is not None:
@@ -44,23 +47,23 @@ def sequence(cell: Cell, params: Any, carry: State | None, xs: Any, **time: Unpa
     if resets is not None:
         resets = _checks.mask("resets", resets)
         _checks.shape("resets", resets, sizes, "that of xs without features", xs=xs)
-    weights = weights._replace(drop=_drop(given.drop, carry))
-    hold = _hold(cell, given.hold, carry, axis, steps)
+    weights = weights._replace(recurrent_dropout_mask=_check_dropout_mask(given.recurrent_dropout_mask, carry))
+    zoneout = _check_zoneout(cell, given.zoneout, carry, axis, steps)
     if steps == 0:
         return first, jnp.zeros((*sizes, *h_of(carry).shape[len(batch) :]), xs.dtype)
-    lengths, resets = _devices.beside(xs, axis, lengths, resets)
-    live, stop, last = _time.masks(options, steps, lengths, resets)
-    idle = _idle(hold, features)
-    home, turned = _sharding.of(xs), lambda tree: tree
+    lengths, resets = _devices.place_masks_like(xs, axis, lengths, resets)
+    valid, reset, last = _time.masks(options, steps, lengths, resets)
+    zoned_out = _fully_held(zoneout, features)
+    home, turned = _sharding.explicit_sharding(xs), lambda tree: tree
     if options.reverse and lengths is not None and options.truncation is not None:
         # Windows are counted from where each sequence is begun to be read.
         options = options._replace(reverse=False)
-        turned = partial(jax.tree.map, partial(_time.turned, lengths=lengths, axis=axis))
-        xs, hold, idle = jax.tree.map(lambda a: _sharding.gathered(a, axis), (xs, hold, idle))
-    out, ys = _run(cell, options, len(batch), Inputs(weights, carry, *turned((xs, live, stop, hold, idle))))
+        turned = partial(jax.tree.map, partial(_time.reverse_within_length, lengths=lengths, axis=axis))
+        xs, zoneout, zoned_out = jax.tree.map(lambda a: _sharding.gather_axis(a, axis), (xs, zoneout, zoned_out))
+    out, ys = _run(cell, options, len(batch), Inputs(weights, carry, *turned((xs, valid, reset, zoneout, zoned_out))))
     ys = turned(ys)
-    out = _precision.cast_like(_time.zeroed(last, out), first)
-    return out, _sharding.laid_out(ys, home and _sharding.with_features(home, ys, features))
+    out = _precision.cast_like(_time.zero_where(last, out), first)
+    return out, _sharding.reshard(ys, home and _sharding.with_feature_sharding(home, ys, features))
 
 
 def _run(cell: Cell, options: Options, batch: int, inputs: Inputs) -> tuple[State, jax.Array]:
@@ -68,13 +71,13 @@ def _run(cell: Cell, options: Options, batch: int, inputs: Inputs) -> tuple[Stat
     of_one = prod(h_of(inputs.carry).shape[:batch]) == 1
     symbolic = not _sizes.known(inputs.xs.shape[options.axis])
     if symbolic and options.truncation is not None and options.checkpoint is None:
-        chosen = plain  # it may be that there is no whole window
+        chosen = forward_without_residuals  # it may be that there is no whole window
     else:
-        chosen = partial(_of_one, batch) if of_one else rule
+        chosen = partial(_run_without_batch, batch) if of_one else rule
     return _devices.run(chosen, cell, options, batch, inputs)
 
 
-def _of_one(axes: int, cell: Cell, options: Options, inputs: Inputs) -> tuple[State, jax.Array]:
+def _run_without_batch(axes: int, cell: Cell, options: Options, inputs: Inputs) -> tuple[State, jax.Array]:
     """A batch of one as none, its `axes` gone: over axes of one XLA's CPU backend copies whole arrays, and takes up to
     1.5 times as long. Where it may lie on several devices it stays.
     """
@@ -82,9 +85,13 @@ def _of_one(axes: int, cell: Cell, options: Options, inputs: Inputs) -> tuple[St
     if options.partitioning.implicit:
         return rule(cell, options, inputs)
     steps = xs.shape[options.axis]
-    drop = None if weights.drop is None else weights.drop.reshape(weights.drop.shape[axes:])
+    recurrent_dropout_mask = (
+        None
+        if weights.recurrent_dropout_mask is None
+        else weights.recurrent_dropout_mask.reshape(weights.recurrent_dropout_mask.shape[axes:])
+    )
     one = Inputs(
-        weights._replace(drop=drop),
+        weights._replace(recurrent_dropout_mask=recurrent_dropout_mask),
         jax.tree.map(lambda a: a.reshape(a.shape[axes:]), carry),
         *jax.tree.map(lambda a: a.reshape(steps, *a.shape[axes + 1 :]), (xs, *masks)),
     )
@@ -96,7 +103,7 @@ def _of_one(axes: int, cell: Cell, options: Options, inputs: Inputs) -> tuple[St
 
 def one_step(cell: Cell, params: Any, carry: State | None, x: Any, *, precision: Any) -> tuple[State, jax.Array]:
     """A checked sequence of one step, for x (*B, *features): the body of somebody's own loop."""
-    weights = _weights(cell, params)
+    weights = _check_params(cell, params)
     x, features = _checks.array("x", x), 1 + cell.input.dimensions(weights.w_x)
     if x.ndim < features:
         if features == 1:
@@ -104,41 +111,41 @@ def one_step(cell: Cell, params: Any, carry: State | None, x: Any, *, precision:
         _checks.bad_value("x", f"at least {features} axes (*batch, *space, channels)", str(x.ndim), x=x)
     options = Options(precision=_checks.precision(precision))
     batch = x.shape[:-features]
-    first, carry = _carry(cell, weights, carry, "x", x, None, batch, None)
+    first, carry = _check_carry(cell, weights, carry, "x", x, None, batch, None)
     inspect(cell, options.precision, weights, carry, x, len(batch))
     out, ys = _run(cell, options, len(batch), Inputs(weights, carry, x[None], None, None))
     return _precision.cast_like(out, first), ys[0]
 
 
-def _drop(value: Any, carry: State) -> jax.Array | None:
+def _check_dropout_mask(value: Any, carry: State) -> jax.Array | None:
     """What multiplies h of every step, checked; no gradient flows to it."""
     if value is None:
         return None
-    drop = _checks.array("drop", value)
-    _checks.shape("drop", drop, h_of(carry).shape, "that of h")
-    return jax.lax.stop_gradient(drop)
+    recurrent_dropout_mask = _checks.array("recurrent_dropout_mask", value)
+    _checks.shape("recurrent_dropout_mask", recurrent_dropout_mask, h_of(carry).shape, "that of h")
+    return jax.lax.stop_gradient(recurrent_dropout_mask)
 
 
-def _hold(cell: Cell, value: Any, carry: State, axis: int, steps: int) -> State | None:
+def _check_zoneout(cell: Cell, value: Any, carry: State, axis: int, steps: int) -> State | None:
     """How much of each leaf of the state is held, checked, of every step; no gradient flows to it."""
     if value is None:
         return None
     found = [
-        _amount(name, part, (*leaf.shape[:axis], steps, *leaf.shape[axis:]), leaf.dtype)
-        for (name, part), leaf in zip(_parts(cell, "hold", value), jax.tree.leaves(carry), strict=True)
+        _check_zoneout_leaf(name, part, (*leaf.shape[:axis], steps, *leaf.shape[axis:]), leaf.dtype)
+        for (name, part), leaf in zip(_named_leaves(cell, "zoneout", value), jax.tree.leaves(carry), strict=True)
     ]
     return found[0] if cell.state is None else cell.state(*found)
 
 
-def _idle(hold: State | None, features: int) -> jax.Array | None:
+def _fully_held(zoneout: State | None, features: int) -> jax.Array | None:
     """(T, *B), laid out as xs: True where booleans hold all units of all leaves. Such a step is not read."""
-    leaves = jax.tree.leaves(hold)
+    leaves = jax.tree.leaves(zoneout)
     if not leaves or any(k.dtype != bool for k in leaves):
         return None
     return reduce(jnp.logical_and, (jnp.all(k, range(k.ndim - features, k.ndim)) for k in leaves))
 
 
-def _parts(cell: Cell, name: str, value: Any) -> list[tuple[str, Any]]:
+def _named_leaves(cell: Cell, name: str, value: Any) -> list[tuple[str, Any]]:
     """Of something laid out as the state: each leaf and what to call it."""
     if cell.state is None:
         return [(name, value)]
@@ -146,7 +153,7 @@ def _parts(cell: Cell, name: str, value: Any) -> list[tuple[str, Any]]:
     return [(f"{name}.{field}", part) for field, part in parts.items()]
 
 
-def _amount(name: str, value: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+def _check_zoneout_leaf(name: str, value: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     """Booleans, or floats, of that shape, or one number for all of it."""
     if isinstance(value, int | float | np.floating) and not isinstance(value, bool):
         return jnp.full(shape, _checks.rate(name, value), dtype)
@@ -160,7 +167,7 @@ def _amount(name: str, value: Any, shape: tuple[int, ...], dtype: Any) -> jax.Ar
     return jax.lax.stop_gradient(amount)
 
 
-def _weights(cell: Cell, params: Any) -> Weights:
+def _check_params(cell: Cell, params: Any) -> Weights:
     """The linear maps and what else the cell has, checked against each other."""
     params = _checks.container("params", params, cell.params)
     given = params._asdict()
@@ -188,14 +195,14 @@ def _weights(cell: Cell, params: Any) -> Weights:
         if bias is not None:
             served = recurrent_gates if field == "b_h" else gates
             _checks.shape(f"params.{field}", bias, (served * H,), f"({served} H,)", w_h=w_h)
-    own = None
-    if cell.own:
-        own = {f: _checks.arrays(f"params.{f}", given[f]) for f in cell.own}
-        own = params._replace(**{f: own.get(f) for f in given})
-    return Weights(w_x, w_h, biases.get("b", biases.get("b_x")), biases.get("b_h"), w_q, own)
+    cell_params = None
+    if cell.cell_params:
+        cell_params = {f: _checks.arrays(f"params.{f}", given[f]) for f in cell.cell_params}
+        cell_params = params._replace(**{f: cell_params.get(f) for f in given})
+    return Weights(w_x, w_h, biases.get("b", biases.get("b_x")), biases.get("b_h"), w_q, cell_params)
 
 
-def _carry(
+def _check_carry(
     cell: Cell,
     weights: Weights,
     carry: State | None,
@@ -228,7 +235,7 @@ def _carry(
     if carry is None:
         leaves = [held(_sharding.zeros(shape, x, axis, 1 + len(space))) for shape in shapes]
     else:
-        named = [(field, _checks.array(field, part)) for field, part in _parts(cell, "carry", carry)]
+        named = [(field, _checks.array(field, part)) for field, part in _named_leaves(cell, "carry", carry)]
         for (field, leaf), shape in zip(named, shapes, strict=True):
             _checks.shape(field, leaf, shape, meaning, **{name: x, "w_h": weights.w_h})
         leaves = [leaf for _, leaf in named]

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxseq import _precision
-from jaxseq.maps import Dense, Map
+from jaxseq.linear_maps import Dense, LinearMap
 
 State = Any  # an array h, or a NamedTuple of arrays whose first is h
 Gates = tuple[Any, ...]  # one entry a gate, each an array (*B, H) or a pair of them
@@ -20,7 +20,7 @@ class Cell(NamedTuple):
     """The equations of one step: no matrix, no time.
 
     The pre-activations `a` hold one entry for each gate: the sum u + r of what the input map and the recurrent map
-    give, or for a gate named in `apart`, where the two do not enter as a sum, the pair (u, r). Everything has any
+    give, or for a gate named in `split_gates`, where the two do not enter as a sum, the pair (u, r). Everything has any
     number of batch axes, also none, before its features.
 
     Three things may be added to the arguments of `step`, in this order:
@@ -51,20 +51,20 @@ class Cell(NamedTuple):
     step: Callable[..., Any]
     params: type
     state: type | None = None
-    apart: str = ""
-    alone: str = ""
-    input: Map = Dense()
-    recurrent: Map = Dense()
+    split_gates: str = ""
+    input_only_gates: str = ""
+    input: LinearMap = Dense()
+    recurrent: LinearMap = Dense()
     pullback: Callable[..., Any] | None = None
     replay: Callable[..., State] | None = None
 
     @property
     def recurrent_gates(self) -> int:
         """How many gates the recurrent map serves."""
-        return len(self.gates) - len(self.alone)
+        return len(self.gates) - len(self.input_only_gates)
 
     @property
-    def own(self) -> tuple[str, ...]:
+    def cell_params(self) -> tuple[str, ...]:
         """The fields of parameters that go to the step."""
         return tuple(f for f in self.params._fields if f not in MAPS)  # type: ignore[attr-defined]
 
@@ -79,38 +79,41 @@ class Weights(NamedTuple):
     b_x: jax.Array | None
     b_h: jax.Array | None
     w_q: jax.Array | None = None
-    own: Any = None
-    drop: jax.Array | None = None
+    cell_params: Any = None
+    recurrent_dropout_mask: jax.Array | None = None
 
 
 class Inputs(NamedTuple):
     """All that a recurrence depends on. Time is at axis `Options.axis` of xs, of the masks and of how much of each leaf
-    of the state is held; masks and `hold` may be None.
+    of the state is held; masks and `zoneout` may be None.
     """
 
     weights: Weights
     carry: State
     xs: jax.Array
-    live: jax.Array | None
-    stop: jax.Array | None
-    hold: State | None = None
-    idle: jax.Array | None = None  # True where booleans hold all of the state of a batch entry
+    valid: jax.Array | None
+    reset: jax.Array | None
+    zoneout: State | None = None
+    zoned_out: jax.Array | None = None  # True where booleans hold all of the state of a batch entry
 
     @property
     def floats(self) -> tuple[Weights, State, jax.Array]:
         """What has a gradient."""
-        return self.weights._replace(drop=None), self.carry, self.xs
+        return self.weights._replace(recurrent_dropout_mask=None), self.carry, self.xs
 
 
-def join(cell: Cell, u: jax.Array, r: jax.Array) -> Gates:
+def pre_activations(cell: Cell, u: jax.Array, r: jax.Array) -> Gates:
     """u, r (*B, G H) as the pre-activations of the gates."""
     # One sum before the split: XLA's CPU backend takes 1.25 times as long over a sum for each gate (B=64, H=256).
     us, sums, rs = jnp.split(u, len(cell.gates), -1), [], []
     if cell.recurrent_gates:
-        served = u[..., : r.shape[-1]] if cell.alone else u
+        served = u[..., : r.shape[-1]] if cell.input_only_gates else u
         sums, rs = (jnp.split(a, cell.recurrent_gates, -1) for a in (served + r, r))
     entries = enumerate(cell.gates)
-    return tuple((us[g], rs[g]) if e in cell.apart else us[g] if e in cell.alone else sums[g] for g, e in entries)
+    return tuple(
+        (us[g], rs[g]) if e in cell.split_gates else us[g] if e in cell.input_only_gates else sums[g]
+        for g, e in entries
+    )
 
 
 def h_of(state: State) -> jax.Array:
@@ -127,16 +130,18 @@ def add_to_h(state: State, h: jax.Array) -> State:
     return with_h(state, h_of(state) + h)
 
 
-def into_map(weights: Weights, h: jax.Array) -> jax.Array:
+def recurrent_input(weights: Weights, h: jax.Array) -> jax.Array:
     """h as the recurrent map gets it, with any axes before those of the batch; and back, as its own transpose."""
-    if weights.drop is None:
+    if weights.recurrent_dropout_mask is None:
         return h
-    return h * jnp.expand_dims(weights.drop.astype(h.dtype), range(h.ndim - weights.drop.ndim))
+    return h * jnp.expand_dims(
+        weights.recurrent_dropout_mask.astype(h.dtype), range(h.ndim - weights.recurrent_dropout_mask.ndim)
+    )
 
 
-def held(hold: State | None, before: State, after: State) -> State:
+def apply_zoneout(zoneout: State | None, before: State, after: State) -> State:
     """ŝ where held, the cell's new state where not; or as much of each."""
-    if hold is None:
+    if zoneout is None:
         return after
 
     def mix(k: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
@@ -145,33 +150,33 @@ def held(hold: State | None, before: State, after: State) -> State:
         k = k.astype(b.dtype)
         return k * a + (1 - k) * b  # not b + k (a - b), which is not a at k = 1 where b is large
 
-    return jax.tree.map(mix, hold, before, after)
+    return jax.tree.map(mix, zoneout, before, after)
 
 
-def released(hold: State | None, s_bar: State) -> tuple[State, State]:
+def zoneout_pullback(zoneout: State | None, s_bar: State) -> tuple[State, State]:
     """The pullback of `held`: (to what was before, to what the cell has made)."""
     nothing = jax.tree.map(jnp.zeros_like, s_bar)
-    return held(hold, s_bar, nothing), held(hold, nothing, s_bar)
+    return apply_zoneout(zoneout, s_bar, nothing), apply_zoneout(zoneout, nothing, s_bar)
 
 
-def distinct(delta: Gates) -> jax.Array:
+def concatenate_delta(delta: Gates) -> jax.Array:
     """δ as one array (*B, G H + ...): every gate, u's side of a pair, then r's side of each pair."""
     u_side = [gate[0] if isinstance(gate, tuple) else gate for gate in delta]
     return jnp.concatenate([*u_side, *(gate[1] for gate in delta if isinstance(gate, tuple))], -1)
 
 
-def sides(cell: Cell, delta: jax.Array) -> tuple[jax.Array, jax.Array]:
+def split_delta(cell: Cell, delta: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(δu, δr), each (*B, G H), of what `distinct` made.
 
     One array leaves the loop, not these two: two concatenations of the same gates took XLA's CPU backend 67 us a step
     in place of 39 for the GRU at B = 128, H = 32, and 70 in place of 64 at B = 32, H = 128.
     """
-    if not cell.apart and not cell.alone:
+    if not cell.split_gates and not cell.input_only_gates:
         return delta, delta
     count = len(cell.gates)
-    gates = jnp.split(delta, count + len(cell.apart), -1)
+    gates = jnp.split(delta, count + len(cell.split_gates), -1)
     beyond = iter(gates[count:])
-    r_side = [next(beyond) if gate in cell.apart else gates[g] for g, gate in enumerate(cell.gates)]
+    r_side = [next(beyond) if gate in cell.split_gates else gates[g] for g, gate in enumerate(cell.gates)]
     return jnp.concatenate(gates[:count], -1), jnp.concatenate(r_side[: cell.recurrent_gates], -1)
 
 
@@ -189,7 +194,7 @@ def dtypes(weights: Weights, carry: State, xs: jax.Array) -> tuple[Any, Any]:
     return product, _precision.accumulator(product)
 
 
-def as_multiplied(h: jax.Array, product: Any) -> jax.Array:
+def cast_for_product(h: jax.Array, product: Any) -> jax.Array:
     """h for the recurrent map: not rounded to the dtype of products if it is held in a wider one.
 
     What is lost of h is lost again in every step. With weights and inputs in bfloat16, the gradient of an LSTM

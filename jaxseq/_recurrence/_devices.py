@@ -3,11 +3,11 @@
 Mesh axes over which features lie are the compiler's for the length of the rule (`_sharding.handed_over`): a product in
 every step of states that are divided is a collective in every step, which no rule can take out of the loop.
 
-Time that is divided is run stretch by stretch, each device its own. The state with which a stretch begins comes by
-`jaxseq.relay`, one stretch after the other. Truncation whose windows end where stretches do stops gradients there, and
-all devices go back at once, each with the windows of its own stretch side by side; without it gradients take the relay
-back. Windows that reach back further, or across the end of a stretch, are left to the compiler, which gathers xs and
-divides what is kept for backward.
+Each device processes its own shard of the time axis. The initial state of a shard comes from the previous shard through
+`jaxseq.carry_across_shards`. If truncation windows end at the ends of shards, no gradient crosses from one shard to
+another, and the backward pass runs on all devices at once, in parallel over the windows of each shard. Without
+truncation, cotangents of the state travel back through the shards. Windows that cross the end of a shard are left to
+the compiler, which gathers xs and shards the residuals.
 """
 
 from collections.abc import Callable
@@ -19,8 +19,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxseq import _sharding, _time
+from jaxseq._carry_across_shards import carry_across_shards, from_one, is_first
 from jaxseq._recurrence._cell import Cell, Inputs, State, h_of
-from jaxseq._relay import from_one, is_first, relay
 from jaxseq._time import Options
 
 Rule = Callable[[Cell, Options, Inputs], tuple[State, jax.Array]]
@@ -28,81 +28,81 @@ Rule = Callable[[Cell, Options, Inputs], tuple[State, jax.Array]]
 
 def run(rule: Any, cell: Cell, options: Options, batch: int, inputs: Inputs) -> tuple[State, jax.Array]:
     """`rule`, for so many axes of batch."""
-    inputs = _alike(_sharding.together(inputs), batch, options.axis)
-    weights, carry, xs, _, _, hold, _ = inputs
-    of_features = [(a, slice(None)) for a in jax.tree.leaves(weights._replace(drop=None))]
-    of_features += [(a, slice(batch, None)) for a in jax.tree.leaves((weights.drop, carry))]
-    of_features += [(a, slice(batch + 1, None)) for a in jax.tree.leaves((xs, hold))]
-    names = frozenset().union(*(_sharding.dividing(a, axes) for a, axes in of_features))
-    if not _fit(options, xs):
-        names |= _sharding.dividing(xs, options.axis)
-    home = _sharding.of(xs)
-    of_ys = home and _sharding.with_features(home, h_of(carry), xs.ndim - batch - 1)
-    results = jax.tree.map(_sharding.of, carry), of_ys
-    result: tuple[State, jax.Array] = _sharding.handed_over(partial(_apart, rule, cell, options), names, results)(
-        inputs
-    )
+    inputs = _align_inputs(_sharding.align_varying(inputs), batch, options.axis)
+    weights, carry, xs, _, _, zoneout, _ = inputs
+    of_features = [(a, slice(None)) for a in jax.tree.leaves(weights._replace(recurrent_dropout_mask=None))]
+    of_features += [(a, slice(batch, None)) for a in jax.tree.leaves((weights.recurrent_dropout_mask, carry))]
+    of_features += [(a, slice(batch + 1, None)) for a in jax.tree.leaves((xs, zoneout))]
+    names = frozenset().union(*(_sharding.sharded_axes(a, axes) for a, axes in of_features))
+    if not _time_shards_fit(options, xs):
+        names |= _sharding.sharded_axes(xs, options.axis)
+    home = _sharding.explicit_sharding(xs)
+    of_ys = home and _sharding.with_feature_sharding(home, h_of(carry), xs.ndim - batch - 1)
+    results = jax.tree.map(_sharding.explicit_sharding, carry), of_ys
+    result: tuple[State, jax.Array] = _sharding.with_auto_axes(
+        partial(_run_on_time_shards, rule, cell, options), names, results
+    )(inputs)
     return result
 
 
-def beside(xs: jax.Array, axis: int, lengths: Any, resets: Any) -> tuple[Any, Any]:
+def place_masks_like(xs: jax.Array, axis: int, lengths: Any, resets: Any) -> tuple[Any, Any]:
     """Lengths and resets with their batch divided as that of xs, from which masks are made: there time is whole."""
-    home = _sharding.of(xs)
+    home = _sharding.explicit_sharding(xs)
     if home is None:
         return lengths, resets
-    lay = lambda a, home: None if a is None else _sharding.laid_out(a, _sharding.head(home, a.ndim))  # noqa: E731
-    return lay(lengths, _sharding.dropped(home, axis)), lay(resets, _sharding.without(home, axis))
+    lay = lambda a, home: None if a is None else _sharding.reshard(a, _sharding.leading_axes(home, a.ndim))  # noqa: E731
+    return lay(lengths, _sharding.drop_axis(home, axis)), lay(resets, _sharding.unshard_axis(home, axis))
 
 
-def _alike(inputs: Inputs, batch: int, axis: int) -> Inputs:
-    weights, carry, xs, live, stop, hold, idle = inputs
-    home = _sharding.of(xs)
+def _align_inputs(inputs: Inputs, batch: int, axis: int) -> Inputs:
+    weights, carry, xs, valid, reset, zoneout, zoned_out = inputs
+    home = _sharding.explicit_sharding(xs)
     if home is None:
         return inputs
     features = xs.ndim - batch - 1
-    of_batch = _sharding.dropped(home, axis)
+    of_batch = _sharding.drop_axis(home, axis)
 
     def lay(tree: Any, home: Any, features: int = features) -> Any:
-        return jax.tree.map(lambda a: _sharding.laid_out(a, _sharding.with_features(home, a, features)), tree)
+        return jax.tree.map(lambda a: _sharding.reshard(a, _sharding.with_feature_sharding(home, a, features)), tree)
 
-    live, stop, idle = lay((live, stop, idle), _sharding.head(home, batch + 1), 0)
-    weights = _sharding.freed(weights, _sharding.dividing(xs, slice(batch + 1)))._replace(
-        drop=lay(weights.drop, of_batch)
+    valid, reset, zoned_out = lay((valid, reset, zoned_out), _sharding.leading_axes(home, batch + 1), 0)
+    weights = _sharding.unshard(weights, _sharding.sharded_axes(xs, slice(batch + 1)))._replace(
+        recurrent_dropout_mask=lay(weights.recurrent_dropout_mask, of_batch)
     )
-    return Inputs(weights, lay(carry, of_batch), xs, live, stop, lay(hold, home), idle)
+    return Inputs(weights, lay(carry, of_batch), xs, valid, reset, lay(zoneout, home), zoned_out)
 
 
 # --- Stretches of time ---
 
 
-def _fit(options: Options, xs: jax.Array) -> bool:
+def _time_shards_fit(options: Options, xs: jax.Array) -> bool:
     """Whether time can be run stretch by stretch."""
-    steps, devices = xs.shape[options.axis], _sharding.devices(xs, options.axis)
+    steps, devices = xs.shape[options.axis], _sharding.shard_count(xs, options.axis)
     if devices == 1:
         return True
-    k1, k2 = _time.window(options, steps)
+    k1, k2 = _time.window_lengths(options, steps)
     return k1 >= steps or (k1 == k2 and steps // devices % k1 == 0)
 
 
-def _apart(rule: Rule, cell: Cell, options: Options, inputs: Inputs) -> tuple[State, jax.Array]:
+def _run_on_time_shards(rule: Rule, cell: Cell, options: Options, inputs: Inputs) -> tuple[State, jax.Array]:
     """`rule`, each device its own part of the batch, and its own stretch of time."""
     xs, axis = inputs.xs, options.axis
-    names, steps = _sharding.names_of(xs, axis), xs.shape[axis]
+    names, steps = _sharding.mesh_axes_of(xs, axis), xs.shape[axis]
 
     def run(inputs: Inputs) -> tuple[State, jax.Array]:
-        inputs = _sharding.together(inputs)
+        inputs = _sharding.align_varying(inputs)
         decided = _with_partitioning(cell, options, inputs)
         here = lambda carry: rule(*decided, inputs._replace(carry=carry))  # noqa: E731
         if not names:
             return here(inputs.carry)
-        start = relay(lambda carry: here(carry)[0], inputs.carry, names, reverse=options.reverse)
-        if _time.window(options, steps)[0] < steps:
+        start = carry_across_shards(lambda carry: here(carry)[0], inputs.carry, names, reverse=options.reverse)
+        if _time.window_lengths(options, steps)[0] < steps:
             first = is_first(names, reverse=options.reverse)
             start = jax.tree.map(lambda a, b: jnp.where(first, a, b), inputs.carry, lax.stop_gradient(start))
         last, ys = here(start)
-        return from_one(_ends_here(options, inputs, names), last, names), ys
+        return from_one(_shard_holds_end(options, inputs, names), last, names), ys
 
-    result: tuple[State, jax.Array] = _sharding.apart(run, (inputs,), (inputs.carry, xs))
+    result: tuple[State, jax.Array] = _sharding.map_shards(run, (inputs,), (inputs.carry, xs))
     return result
 
 
@@ -113,12 +113,12 @@ def _with_partitioning(cell: Cell, options: Options, inputs: Inputs) -> tuple[Ce
     return cell._replace(**maps), options._replace(partitioning=known)
 
 
-def _ends_here(options: Options, inputs: Inputs, names: tuple[str, ...]) -> jax.Array:
+def _shard_holds_end(options: Options, inputs: Inputs, names: tuple[str, ...]) -> jax.Array:
     """Whether the state that is returned is this device's: for all sequences, or for each, whose padding no gradient
     has to cross then.
     """
-    if inputs.live is None or options.reverse:
+    if inputs.valid is None or options.reverse:
         return is_first(names, reverse=not options.reverse)
     steps = inputs.xs.shape[options.axis]
-    length = lax.psum(jnp.sum(inputs.live, options.axis, dtype=jnp.int32), names)
+    length = lax.psum(jnp.sum(inputs.valid, options.axis, dtype=jnp.int32), names)
     return jnp.maximum(length - 1, 0) // steps == lax.axis_index(names)

@@ -30,12 +30,12 @@ from jaxseq._recurrence._cell import (
     Inputs,
     State,
     Weights,
-    as_multiplied,
+    apply_zoneout,
+    cast_for_product,
     dtypes,
     h_of,
-    held,
-    into_map,
-    join,
+    pre_activations,
+    recurrent_input,
     with_h,
 )
 from jaxseq._recurrence._phi import make_phi
@@ -51,7 +51,7 @@ class Plan(NamedTuple):
     states: bool  # keep ŝ of every step; else it is made again
 
 
-class Kept(NamedTuple):
+class Residuals(NamedTuple):
     """What the forward sweep leaves for the backward one; time first, but for ys."""
 
     ys: jax.Array
@@ -60,25 +60,25 @@ class Kept(NamedTuple):
     saved: Any  # of every step, for the pullback, where it isn't made again
 
 
-class AsY(NamedTuple):
+class SavedAsY(NamedTuple):
     """Stands in what was saved where h itself was: y holds it."""
 
 
-def with_y(saved: Any, y: jax.Array) -> Any:
+def restore_y(saved: Any, y: jax.Array) -> Any:
     """What was saved, y where `AsY` stands."""
-    return jax.tree.map(lambda a: y if isinstance(a, AsY) else a, saved, is_leaf=lambda a: isinstance(a, AsY))
+    return jax.tree.map(lambda a: y if isinstance(a, SavedAsY) else a, saved, is_leaf=lambda a: isinstance(a, SavedAsY))
 
 
-def advance(
+def forward_step(
     cell: Cell,
     precision: Any,
     weights: Weights,
     s_prev: State,
     x: Any,
-    live: Any = None,
-    stop: Any = None,
-    hold: Any = None,
-    idle: Any = None,
+    valid: Any = None,
+    reset: Any = None,
+    zoneout: Any = None,
+    zoned_out: Any = None,
     *,
     share: bool = False,
     select: bool = False,
@@ -89,35 +89,35 @@ def advance(
     where it does not count its derivative, which may be infinite or NaN, meets no cotangent.
     """
     product, acc = dtypes(weights, s_prev, x)
-    read = _time.read(live, idle)
-    s_hat = _time.zeroed(stop, s_prev)
+    read = _time.reads_input(valid, zoned_out)
+    s_hat = _time.zero_where(reset, s_prev)
     given, phi = s_hat, make_phi(cell, precision, weights, product)
     if select and read is not None:
-        given, hold = _time.seen(read, s_hat), _time.seen(live, hold)
+        given, zoneout = _time.zero_padding(read, s_hat), _time.zero_padding(valid, zoneout)
         phi = phi._replace(step=partial(phi.step_where, read))
-    u = cell.input.apply(precision, weights.w_x, weights.b_x, _time.seen(read, x).astype(product))
+    u = cell.input.apply(precision, weights.w_x, weights.b_x, _time.zero_padding(read, x).astype(product))
     r = cell.recurrent.apply(
-        precision, weights.w_h, weights.b_h, into_map(weights, as_multiplied(h_of(given), product))
+        precision, weights.w_h, weights.b_h, recurrent_input(weights, cast_for_product(h_of(given), product))
     )
-    s, saved = phi.step(join(cell, u, r), _precision.cast(given, acc))
-    if share and hold is None:  # else y is not what the cell has made
-        saved = jax.tree.map(lambda a: AsY() if a is h_of(s) else a, saved)
-    s = held(hold, s_hat, _precision.cast_like(s, s_hat))
-    y = _time.seen(live, h_of(s).astype(x.dtype))
-    return _time.chosen(live, s, s_prev), (y, s_hat, _precision.cast(saved, product))
+    s, saved = phi.step(pre_activations(cell, u, r), _precision.cast(given, acc))
+    if share and zoneout is None:  # else y is not what the cell has made
+        saved = jax.tree.map(lambda a: SavedAsY() if a is h_of(s) else a, saved)
+    s = apply_zoneout(zoneout, s_hat, _precision.cast_like(s, s_hat))
+    y = _time.zero_padding(valid, h_of(s).astype(x.dtype))
+    return _time.select(valid, s, s_prev), (y, s_hat, _precision.cast(saved, product))
 
 
-def saves_h_alone(cell: Cell, options: Options, inputs: Inputs) -> bool:
+def only_residual_is_h(cell: Cell, options: Options, inputs: Inputs) -> bool:
     """Whether y holds all that the cell saves."""
 
     def saved(inputs: Inputs) -> Any:
         x = inputs.xs.sum(options.axis)
-        return advance(cell, options.precision, inputs.weights, inputs.carry, x, share=True)[1][2]
+        return forward_step(cell, options.precision, inputs.weights, inputs.carry, x, share=True)[1][2]
 
-    return inputs.hold is None and not jax.tree.leaves(jax.eval_shape(saved, inputs))
+    return inputs.zoneout is None and not jax.tree.leaves(jax.eval_shape(saved, inputs))
 
 
-def run(cell: Cell, options: Options, inputs: Inputs, plan: Plan | None) -> tuple[Any, Kept | None]:
+def forward(cell: Cell, options: Options, inputs: Inputs, plan: Plan | None) -> tuple[Any, Residuals | None]:
     """((s_T, ys), what is kept of it for a backward sweep by `plan`)."""
     weights, carry, xs, *masks = inputs
     steps = xs.shape[options.axis]
@@ -130,7 +130,7 @@ def run(cell: Cell, options: Options, inputs: Inputs, plan: Plan | None) -> tupl
         t, n, *known = at
         if options.axis:
             known = jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, t, options.axis, False), (xs, *masks))
-        s, (y, s_hat, saved) = advance(cell, options.precision, weights, s_prev, *known, share=share)
+        s, (y, s_hat, saved) = forward_step(cell, options.precision, weights, s_prev, *known, share=share)
         if chunks > 1:  # overwritten until the chunk ends
             ends = jax.tree.map(lambda a, b: lax.dynamic_update_index_in_dim(a, b, n, 0), ends, s)
         # h is rounded as the gates are: the backward sweep multiplies it in that dtype.
@@ -147,10 +147,10 @@ def run(cell: Cell, options: Options, inputs: Inputs, plan: Plan | None) -> tupl
         return (s, ys), None
     first = jax.tree.map(lambda a: a[None], carry)
     starts = first if ends is None else jax.tree.map(lambda a, b: jnp.concatenate([a, b[:-1]]), first, ends)
-    return (s, ys), Kept(ys, starts, states, saved)
+    return (s, ys), Residuals(ys, starts, states, saved)
 
 
-def plain(cell: Cell, options: Options, inputs: Inputs) -> tuple[State, jax.Array]:
+def forward_without_residuals(cell: Cell, options: Options, inputs: Inputs) -> tuple[State, jax.Array]:
     """(s_T, ys) by one scan, or under truncation by one for each window, from k2 - k1 steps before it on: its losses
     see no further back. This is what second order differentiates.
     """
@@ -159,11 +159,11 @@ def plain(cell: Cell, options: Options, inputs: Inputs) -> tuple[State, jax.Arra
     known = jax.tree.map(lambda a: jnp.moveaxis(a, options.axis, 0), known)
     if options.reverse:
         known = jax.tree.map(lambda a: jnp.flip(a, 0), known)
-    k1, k2 = _time.window(options, steps)
+    k1, k2 = _time.window_lengths(options, steps)
 
     def read(s: State, known: Any) -> tuple[State, jax.Array]:
         def step(s: State, at: Any) -> tuple[State, jax.Array]:
-            s, (y, *_) = advance(cell, options.precision, weights, s, *at, select=True)
+            s, (y, *_) = forward_step(cell, options.precision, weights, s, *at, select=True)
             return s, y
 
         return lax.scan(step, s, known)
@@ -189,10 +189,10 @@ def plain(cell: Cell, options: Options, inputs: Inputs) -> tuple[State, jax.Arra
             return s, (end, jnp.concatenate([ys, more])[before:])
 
         _, (ends, ys) = lax.scan(one, carry, (jnp.arange(count) * k1 > before, windows))
-        last = _time.last_window(options._replace(axis=0), k1, None if inputs.live is None else known[1])
+        last = _time.last_window_of_sequence(options._replace(axis=0), k1, None if inputs.valid is None else known[1])
         if last is None:
             s = jax.tree.map(lambda a: a[-1], ends)
         else:
-            s = jax.tree.map(lambda a: jnp.take_along_axis(a, _time.over(last[None], a), 0)[0], ends)
+            s = jax.tree.map(lambda a: jnp.take_along_axis(a, _time.expand_mask(last[None], a), 0)[0], ends)
         ys = ys.reshape(count * k1, *ys.shape[2:])[:steps]
     return s, jnp.moveaxis(jnp.flip(ys, 0) if options.reverse else ys, 0, options.axis)

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from jaxseq import _checks, _precision
-from jaxseq._recurrence._cell import Cell, State, Weights, dtypes, join
+from jaxseq._recurrence._cell import Cell, State, Weights, dtypes, pre_activations
 from jaxseq._recurrence._phi import make_phi
 
 
@@ -28,7 +28,7 @@ def _inspect(cell: Cell, precision: Any, weights: Weights, state: State, product
         jax.ShapeDtypeStruct((*features[:-1], count * outputs), acc)
         for count in (len(cell.gates), cell.recurrent_gates)
     )
-    a = jax.eval_shape(lambda u, r: join(cell, u, r), u, r)
+    a = jax.eval_shape(lambda u, r: pre_activations(cell, u, r), u, r)
 
     def found(part: str, f: Any, *args: Any) -> Any:
         try:
@@ -40,27 +40,27 @@ def _inspect(cell: Cell, precision: Any, weights: Weights, state: State, product
     step = lambda weights, a, s: make_phi(cell, precision, weights, product).step(a, s)  # noqa: E731
     out = found("step", step, weights, a, state)
     if not isinstance(out, tuple) or len(out) != 2:
-        _checks.bad_type(f"{cell.name}.step", "a pair (state, saved), since there is a pullback", _told(out))
-    _same(cell, "step", "a state like the one before it", out[0], state)
+        _checks.bad_type(f"{cell.name}.step", "a pair (state, saved), since there is a pullback", _describe_tree(out))
+    _check_same(cell, "step", "a state like the one before it", out[0], state)
 
     def pull(weights: Weights, saved: Any, s_prev: State, s_bar: State) -> Any:
         return make_phi(cell, precision, weights, product).pullback(saved, s_prev, s_bar)
 
     delta, s_tilde, p_bar, _ = found("pullback", pull, weights, out[1], state, state)
-    _same(cell, "pullback", "δ like the pre-activations", delta, a)
-    _same(cell, "pullback", "s̄_prev like the state", s_tilde, state)
-    if weights.own is not None:
-        own = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, acc), weights.own)
-        _same(cell, "pullback", "p̄ of one example like the cell's own parameters", p_bar, own)
+    _check_same(cell, "pullback", "δ like the pre-activations", delta, a)
+    _check_same(cell, "pullback", "s̄_prev like the state", s_tilde, state)
+    if weights.cell_params is not None:
+        cell_params = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, acc), weights.cell_params)
+        _check_same(cell, "pullback", "p̄ of one example like the cell's own parameters", p_bar, cell_params)
 
 
-def _same(cell: Cell, part: str, expected: str, actual: Any, like: Any) -> None:
+def _check_same(cell: Cell, part: str, expected: str, actual: Any, like: Any) -> None:
     """Structure, shapes and dtypes."""
     tell = lambda tree: [(a.shape, a.dtype) for a in jax.tree.leaves(tree)]  # noqa: E731
     if jax.tree.structure(actual) != jax.tree.structure(like) or tell(actual) != tell(like):
-        _checks.bad_value(f"{cell.name}.{part}", f"{expected}, {_told(like)}", _told(actual))
+        _checks.bad_value(f"{cell.name}.{part}", f"{expected}, {_describe_tree(like)}", _describe_tree(actual))
 
 
-def _told(tree: Any) -> str:
+def _describe_tree(tree: Any) -> str:
     words = jax.tree.map(lambda a: f"{a.dtype}{list(a.shape)}", tree)
     return str(words).replace("'", "")

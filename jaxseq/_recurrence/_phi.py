@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jaxseq import _checks, _precision, _sharding, _time
 from jaxseq._recurrence._cell import Cell, Gates, State, Weights, h_of
-from jaxseq.maps import Dense
+from jaxseq.linear_maps import Dense
 
 
 class Inner(NamedTuple):
@@ -41,31 +41,33 @@ class Phi(NamedTuple):
 
 def make_phi(cell: Cell, precision: Any, weights: Weights, product: Any) -> Phi:
     """φ of these weights, products in that dtype."""
-    own = () if weights.own is None else (_precision.cast(weights.own, _precision.accumulator(product)),)
+    cell_params = (
+        () if weights.cell_params is None else (_precision.cast(weights.cell_params, _precision.accumulator(product)),)
+    )
     inner = () if weights.w_q is None else (Inner(precision, product, weights.w_q),)
     cell = with_pullback(cell, 1 + cell.recurrent.dimensions(weights.w_h))
     pull, replay = cell.pullback, cell.replay
     assert pull is not None
 
     def pullback(saved: Any, s_prev: State, s_bar: State) -> Any:
-        delta, s_tilde, *rest = pull(saved, s_prev, s_bar, *own, *inner)
-        return delta, s_tilde, rest[0] if own else None, rest[-1] if inner else None
+        delta, s_tilde, *rest = pull(saved, s_prev, s_bar, *cell_params, *inner)
+        return delta, s_tilde, rest[0] if cell_params else None, rest[-1] if inner else None
 
     def step_where(mask: jax.Array, a: Gates, s_prev: State) -> tuple[State, Any]:
         def one(mask: jax.Array, a: Gates, s_prev: State) -> tuple[State, Any]:
-            seen = partial(_time.seen, mask)
+            seen = partial(_time.zero_padding, mask)
             products = [lambda q, L=L: seen(L(seen(q))) for L in inner]
-            return cell.step(*seen((a, s_prev, *own)), *products)
+            return cell.step(*seen((a, s_prev, *cell_params)), *products)
 
-        for _ in range(mask.ndim if own else 0):  # the cell's parameters are selected for each example
+        for _ in range(mask.ndim if cell_params else 0):  # the cell's parameters are selected for each example
             one = jax.vmap(one)
         return one(mask, a, s_prev)
 
     return Phi(
-        lambda a, s_prev: cell.step(a, s_prev, *own, *inner),
+        lambda a, s_prev: cell.step(a, s_prev, *cell_params, *inner),
         step_where,
         pullback,
-        None if replay is None else lambda saved, s_prev: replay(saved, s_prev, *own, *inner),
+        None if replay is None else lambda saved, s_prev: replay(saved, s_prev, *cell_params, *inner),
     )
 
 
@@ -79,7 +81,7 @@ def with_pullback(cell: Cell, features: int) -> Cell:
         return cell.step(a, s_prev, *more), a
 
     def pullback(a: Gates, s_prev: State, s_bar: State, *more: Any) -> Any:
-        p, inner = more[: bool(cell.own)], more[bool(cell.own) :]
+        p, inner = more[: bool(cell.cell_params)], more[bool(cell.cell_params) :]
 
         def one(a: Gates, s_prev: State, s_bar: State) -> Any:
             if not inner:
@@ -87,7 +89,7 @@ def with_pullback(cell: Cell, features: int) -> Cell:
             v = jax.eval_shape(lambda *args: inner[0](_inner(cell, inner[0], *args)[1]), a, s_prev, *p)
             f = lambda *args: _inner(cell, inner[0], *args[:-1], zero=args[-1])  # noqa: E731
             # The zero varies over devices as all else does: else JAX would sum v̄ over them, in every step.
-            zero, _ = _sharding.together((jnp.zeros(v.shape, v.dtype), s_prev))
+            zero, _ = _sharding.align_varying((jnp.zeros(v.shape, v.dtype), s_prev))
             _, pull, q = jax.vjp(f, a, s_prev, *p, zero, has_aux=True)
             *found, v_bar = pull(s_bar)
             return *found, (q, v_bar)

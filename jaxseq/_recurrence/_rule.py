@@ -13,28 +13,28 @@ from jax import lax
 
 from jaxseq._cotangents import as_jax_arrays
 from jaxseq._derivative import with_derivative_of
-from jaxseq._recurrence._backward import plan_of, sweep
+from jaxseq._recurrence._backward import backward, make_plan
 from jaxseq._recurrence._cell import Cell, Inputs, State, Weights
-from jaxseq._recurrence._forward import Kept, plain, run
+from jaxseq._recurrence._forward import Residuals, forward, forward_without_residuals
 from jaxseq._time import Options
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def rule(cell: Cell, options: Options, inputs: Inputs) -> Any:
-    return run(cell, options, inputs, None)[0]
+    return forward(cell, options, inputs, None)[0]
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _forward(cell: Cell, options: Options, inputs: Inputs) -> tuple[Any, Kept]:
-    out, kept = run(cell, options, lax.stop_gradient(inputs), plan_of(cell, options, inputs))
+def _forward(cell: Cell, options: Options, inputs: Inputs) -> tuple[Any, Residuals]:
+    out, kept = forward(cell, options, lax.stop_gradient(inputs), make_plan(cell, options, inputs))
     assert kept is not None
-    return with_derivative_of(partial(_of_floats, cell, options), out, inputs, *inputs.floats), kept
+    return with_derivative_of(partial(_forward_of_floats, cell, options), out, inputs, *inputs.floats), kept
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _backward(cell: Cell, options: Options, inputs: Inputs, kept: Kept, cotangents: Any) -> Any:
-    found = sweep(cell, options, *lax.stop_gradient((inputs, kept, cotangents)))
-    return with_derivative_of(partial(_pulled, cell, options), found, inputs, inputs.floats, cotangents)
+def _backward(cell: Cell, options: Options, inputs: Inputs, kept: Residuals, cotangents: Any) -> Any:
+    found = backward(cell, options, *lax.stop_gradient((inputs, kept, cotangents)))
+    return with_derivative_of(partial(_pull_back, cell, options), found, inputs, inputs.floats, cotangents)
 
 
 @_forward.defjvp
@@ -42,26 +42,28 @@ def _forward_jvp(cell: Cell, options: Options, primals: Any, tangents: Any) -> A
     """What was kept is no one's business but the backward sweep's, whose derivative does not ask for it."""
     (inputs,), (directions,) = primals, tangents
     out, kept = _forward(cell, options, inputs)
-    _, moved = jax.jvp(partial(_of_floats, cell, options, inputs), inputs.floats, directions.floats)
+    _, moved = jax.jvp(partial(_forward_of_floats, cell, options, inputs), inputs.floats, directions.floats)
     return (out, kept), (moved, jax.tree.map(jnp.zeros_like, kept))
 
 
 @_backward.defjvp
 def _backward_jvp(cell: Cell, options: Options, primals: Any, tangents: Any) -> Any:
     (inputs, _, cotangents), (directions, _, turned) = primals, tangents
-    pull = partial(_pulled, cell, options, inputs)
+    pull = partial(_pull_back, cell, options, inputs)
     return jax.jvp(pull, (inputs.floats, cotangents), (directions.floats, turned))
 
 
-def _pulled(cell: Cell, options: Options, inputs: Inputs, floats: Any, cotangents: Any) -> Any:
-    """What the backward sweep computes, by JAX, of `plain`."""
-    return jax.vjp(partial(_of_floats, cell, options, inputs), *floats)[1](cotangents)
+def _pull_back(cell: Cell, options: Options, inputs: Inputs, floats: Any, cotangents: Any) -> Any:
+    """What the backward sweep computes, by JAX, of `forward_without_residuals`."""
+    return jax.vjp(partial(_forward_of_floats, cell, options, inputs), *floats)[1](cotangents)
 
 
-def _of_floats(cell: Cell, options: Options, inputs: Inputs, weights: Weights, carry: State, xs: jax.Array) -> Any:
-    """`plain` of what can be differentiated; all else is that of `inputs`."""
-    weights = weights._replace(drop=inputs.weights.drop)
-    return plain(cell, options, inputs._replace(weights=weights, carry=carry, xs=xs))
+def _forward_of_floats(
+    cell: Cell, options: Options, inputs: Inputs, weights: Weights, carry: State, xs: jax.Array
+) -> Any:
+    """`forward_without_residuals` of what can be differentiated; all else is that of `inputs`."""
+    weights = weights._replace(recurrent_dropout_mask=inputs.weights.recurrent_dropout_mask)
+    return forward_without_residuals(cell, options, inputs._replace(weights=weights, carry=carry, xs=xs))
 
 
 def _recurrence_fwd(cell: Cell, options: Options, inputs: Inputs) -> Any:
@@ -72,9 +74,9 @@ def _recurrence_fwd(cell: Cell, options: Options, inputs: Inputs) -> Any:
 def _recurrence_bwd(cell: Cell, options: Options, residuals: Any, cotangents: Any) -> tuple[Inputs]:
     inputs, _ = residuals
     w_bar, carry_bar, xs_bar = _backward(cell, options, *residuals, cotangents)
-    w_bar = w_bar._replace(drop=jax.tree.map(jnp.zeros_like, inputs.weights.drop))
-    hold = jax.tree.map(lambda k: None if k.dtype == bool else jnp.zeros_like(k), inputs.hold)
-    return (Inputs(w_bar, carry_bar, xs_bar, None, None, hold, None),)
+    w_bar = w_bar._replace(recurrent_dropout_mask=jax.tree.map(jnp.zeros_like, inputs.weights.recurrent_dropout_mask))
+    zoneout = jax.tree.map(lambda k: None if k.dtype == bool else jnp.zeros_like(k), inputs.zoneout)
+    return (Inputs(w_bar, carry_bar, xs_bar, None, None, zoneout, None),)
 
 
 rule.defvjp(_recurrence_fwd, as_jax_arrays(_recurrence_bwd))

@@ -14,7 +14,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Num
 
 from jaxseq import _checks
-from jaxseq._time import Given, Time, chosen
+from jaxseq._time import select
+from jaxseq._time_options import TimeOptions, with_defaults
 from jaxseq._types import AnyArray
 
 
@@ -71,7 +72,7 @@ def shifted(
         opens = _checks.mask("resets", resets)
         if opens.ndim <= axis or opens.shape != xs.shape[: opens.ndim]:
             _checks.bad_value("resets", "shape (T, *batch), laid out as `xs`", str(opens.shape), xs=xs)
-        late = chosen(jnp.moveaxis(opens, axis, 0), jnp.broadcast_to(before, late.shape), late)
+        late = select(jnp.moveaxis(opens, axis, 0), jnp.broadcast_to(before, late.shape), late)
     return jnp.moveaxis(late, 0, axis)
 
 
@@ -84,7 +85,7 @@ def latent(
     first: Any = None,
     start: Any = 0,
     read: Callable[[jax.Array], jax.Array] | None = None,
-    **time: Unpack[Time],
+    **time: Unpack[TimeOptions],
 ) -> tuple[Any, Array]:
     r"""A latent autoregressive model: $h_t = f(h_{t-1}, x_{t-1})$ for all t, by any recurrence.
 
@@ -100,7 +101,7 @@ def latent(
         first: x_{-1}, what the first step reads: of a stream, the last step of the chunk before; None is `start`.
         start: what the first step of a sequence reads, and the one after each of `resets`.
         read: what makes the layer's input of the shifted series: an embedding, `lambda x: table[x]`.
-        **time: options of the layer, but for `reverse`.
+        **time: time options, `jaxseq.TimeOptions`; not `reverse`.
 
     Returns:
         `(carry, ys)` of the layer. The carry has seen all of xs but the last step, which is `first` for the next chunk.
@@ -122,7 +123,7 @@ def latent(
     """
     if not callable(layer):
         _checks.bad_type("layer", "a function (params, carry, xs, **time) -> (carry, ys)", _checks.describe(layer))
-    given = Given(**time)
+    given = with_defaults(time)
     if given.reverse is not False:
         _checks.bad_value("reverse", "False, for what comes later is to be foreseen", _checks.describe(given.reverse))
     late = shifted(xs, first=first, start=start, resets=given.resets, time_axis=given.time_axis)

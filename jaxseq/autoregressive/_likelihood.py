@@ -16,7 +16,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Integer
 
 from jaxseq import _checks, _precision
-from jaxseq._time import seen
+from jaxseq._time import zero_padding
 from jaxseq._types import AnyArray
 
 
@@ -158,5 +158,5 @@ def log_likelihood(
     a = jnp.moveaxis(a, axis, 0)
     if lengths is not None:
         n = _checks.lengths("lengths", lengths, a.shape[1:], a.shape[0])
-        a = seen(jnp.arange(a.shape[0], dtype=n.dtype).reshape(-1, *(1,) * n.ndim) < n[None], a)
+        a = zero_padding(jnp.arange(a.shape[0], dtype=n.dtype).reshape(-1, *(1,) * n.ndim) < n[None], a)
     return jnp.sum(a, 0, dtype=_precision.accumulator(a.dtype)).astype(a.dtype)

@@ -52,7 +52,9 @@ def _pullback(saved: Any, h_prev: jax.Array, h_bar: jax.Array, L: Any) -> Any:
     return (delta_r, delta_z, delta_n), h_bar * z + q_bar * r, (r * h_prev, delta_n)
 
 
-classic_gru = Cell(name="classic_gru", gates="rzn", alone="n", step=_step, pullback=_pullback, params=ClassicGRUParams)
+classic_gru = Cell(
+    name="classic_gru", gates="rzn", input_only_gates="n", step=_step, pullback=_pullback, params=ClassicGRUParams
+)
 
 
 def classic_gru_init(

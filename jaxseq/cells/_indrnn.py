@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxseq import _checks, _init, _rnn
 from jaxseq._recurrence import Cell
-from jaxseq.maps import Diagonal
+from jaxseq.linear_maps import Diagonal
 
 
 class IndRNNParams(NamedTuple):

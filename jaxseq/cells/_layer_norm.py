@@ -142,7 +142,7 @@ def _lstm_replay(saved: Any, s_prev: LSTMState, p: LayerNormLSTMParams) -> LSTMS
 layer_norm_lstm = Cell(
     name="layer_norm_lstm",
     gates="ifgo",
-    apart="ifgo",
+    split_gates="ifgo",
     step=_lstm_step,
     pullback=_lstm_pullback,
     replay=_lstm_replay,
@@ -199,7 +199,12 @@ def _gru_pullback(saved: Any, h_prev: jax.Array, h_bar: jax.Array, p: LayerNormG
 
 
 layer_norm_gru = Cell(
-    name="layer_norm_gru", gates="rzn", apart="rzn", step=_gru_step, pullback=_gru_pullback, params=LayerNormGRUParams
+    name="layer_norm_gru",
+    gates="rzn",
+    split_gates="rzn",
+    step=_gru_step,
+    pullback=_gru_pullback,
+    params=LayerNormGRUParams,
 )
 
 

@@ -46,7 +46,7 @@ def _pullback(saved: Any, h_prev: jax.Array, h_bar: jax.Array) -> tuple[Gates, j
     return (delta_f, (delta_n, delta_n * f)), h_bar * f
 
 
-mgu = Cell(name="mgu", gates="fn", apart="n", step=_step, pullback=_pullback, params=MGUParams)
+mgu = Cell(name="mgu", gates="fn", split_gates="n", step=_step, pullback=_pullback, params=MGUParams)
 
 
 def mgu_init(key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: Any = jnp.float32) -> MGUParams:

@@ -35,7 +35,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxseq import _checks, _init
 from jaxseq._recurrence import Cell, Gates
-from jaxseq.maps import Blocks
+from jaxseq.linear_maps import BlockDiagonal
 
 
 class SLSTMParams(NamedTuple):
@@ -97,7 +97,7 @@ slstm = Cell(
     replay=_replay,
     params=SLSTMParams,
     state=SLSTMState,
-    recurrent=Blocks(),
+    recurrent=BlockDiagonal(),
 )
 
 

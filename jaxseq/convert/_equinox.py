@@ -121,7 +121,7 @@ def to_equinox(op: str, params: Any, layer: Any) -> Any:
         weight = _layout.outer_first(kernel) if op == "conv" else _tangled(kernel, layer.groups)
         fields = {"weight": weight, "bias": bias}
     else:
-        maps = _layout.apart(op, params)
+        maps = _layout.split_params(op, params)
         fields = {"weight_ih": maps.w_x.T, "weight_hh": maps.w_h.T, "bias": maps.b_x}
         if op == "gru" and (maps.b_x is not None or maps.b_h is not None):
             fields["bias"], fields["bias_n"] = _layout.bias_of_the_candidate(maps)

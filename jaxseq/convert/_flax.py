@@ -111,7 +111,7 @@ def to_flax(op: str, params: Any, *, transpose_kernel: bool = False) -> dict[str
     _layout.check_op(op, "Flax", LINEN, GRU)
     if op in _layout.CONVOLUTIONS:
         return _kernel_out(op, params, _checks.boolean("transpose_kernel", transpose_kernel))
-    maps = _layout.apart(op, params)
+    maps = _layout.split_params(op, params)
     return _conv_lstm_out(maps) if op == "conv_lstm" else _gate_by_gate_out(op, maps)
 
 
@@ -190,7 +190,7 @@ def to_nnx(op: str, params: Any, *, optimized: bool = True, transpose_kernel: bo
     _layout.check_op(op, "nnx", NNX, GRU)
     if op in _layout.CONVOLUTIONS:
         return _kernel_out(op, params, _checks.boolean("transpose_kernel", transpose_kernel))
-    maps = _layout.apart(op, params)
+    maps = _layout.split_params(op, params)
     if op == "lstm" and not _checks.boolean("optimized", optimized):
         return _gate_by_gate_out(op, maps, if_="if_")
     b = _layout.or_zeros(maps.b_x, maps.w_x)

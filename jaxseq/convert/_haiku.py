@@ -130,7 +130,7 @@ def to_haiku(op: str, params: Any, *, name: str | None = None) -> dict[str, dict
         ending = "" if op == "conv" else "_transpose"
         own = {"w": kernel if op == "conv" else _layout.turned(kernel)} | ({} if bias is None else {"b": bias})
         return {name or f"conv{kernel.ndim - 2}_d{ending}": own}
-    maps = _layout.apart(op, params)
+    maps = _layout.split_params(op, params)
     w_x, w_h, b = maps.w_x, maps.w_h, _layout.or_zeros(maps.b_x, maps.w_x)
     if op == "classic_gru":
         w_x, w_h, b = (_layout.ordered(_layout.scaled(a, (1, -1, 1)), "rzn", "zrn") for a in (w_x, w_h, b))

@@ -123,7 +123,7 @@ def to_keras(op: str, params: Any) -> list[jax.Array]:
     _layout.check_op(op, "Keras", OPS, {})
     if op in _layout.CONVOLUTIONS:
         return [a for a in _layout.kernel_and_bias(op, params, groups=1) if a is not None]
-    w_x, w_h, b_x, b_h, _ = _layout.apart(op, params)
+    w_x, w_h, b_x, b_h, _ = _layout.split_params(op, params)
     b = b_x
     if op == "gru" and (b_x is not None or b_h is not None):
         b = jnp.stack([_layout.or_zeros(b_x, w_x), _layout.or_zeros(b_h, w_h)])

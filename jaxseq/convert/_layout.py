@@ -63,7 +63,7 @@ def joined(op: str, maps: Maps) -> Any:
     return cell.params(w_x, w_h, b, *(() if w_q is None else (w_q,)))
 
 
-def apart(op: str, params: Any) -> Maps:
+def split_params(op: str, params: Any) -> Maps:
     """The way back, from parameters of the right class."""
     cell = RECURRENCES[op]
     params = _checks.container("params", params, cell.params)

@@ -137,7 +137,7 @@ def to_torch(op: str, params: Any, *, prefix: str = "", cell: bool = False) -> d
             _checks.bad_value("params", "one or two directions of a layer", f"{len(pair)} in layer {i}")
         for direction, own in zip(("", "_reverse"), pair, strict=False):
             _checks.container("params", own, kind)
-            layers["" if cell else f"_l{i}{direction}"] = _layout.apart(op, own)
+            layers["" if cell else f"_l{i}{direction}"] = _layout.split_params(op, own)
     bias = any(maps.b_x is not None or maps.b_h is not None for maps in layers.values())
     return {prefix + name + end: a for end, maps in layers.items() for name, a in _names(maps, bias).items()}
 

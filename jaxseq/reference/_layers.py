@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxseq import _layers
-from jaxseq._time import Time
+from jaxseq._time_options import TimeOptions
 
 
 def bidirectional(
@@ -16,12 +16,14 @@ def bidirectional(
     params: Sequence[Any],
     carry: Sequence[Any] | None,
     xs: Float[Array, "*time_batch_and_space D"],
-    **time: Unpack[Time],
+    **time: Unpack[TimeOptions],
 ) -> tuple[tuple[Any, Any], Float[Array, "*time_batch_and_outputs H"]]:
     """The twin of `jaxseq.bidirectional`, of layers that are twins."""
     forwards, backwards = (layer, layer) if callable(layer) else layer
     first, second = (None, None) if carry is None else carry
-    pairs = {option: value for option in ("drop", "hold") if (value := time.get(option)) is not None}
+    pairs = {
+        option: value for option in ("recurrent_dropout_mask", "zoneout") if (value := time.get(option)) is not None
+    }
     near, far = ({**time, **{option: pair[i] for option, pair in pairs.items()}} for i in range(2))
     a, ys = forwards(params[0], first, xs, **near)
     b, zs = backwards(params[1], second, xs, **{**far, "reverse": True})
@@ -37,22 +39,21 @@ def stack(
     residual: bool = False,
     dropout: float | int = 0.0,
     recurrent_dropout: float | int = 0.0,
-    zoneout: float | int = 0.0,
     key: PRNGKeyArray | None = None,
-    **time: Unpack[Time],
+    **time: Unpack[TimeOptions],
 ) -> tuple[tuple[Any, ...], Float[Array, "*time_batch_and_outputs H"]]:
     """The twin of `jaxseq.stack`, of layers that are twins, with the same random numbers."""
-    carries, y = [], xs
+    carries, y, zoneout = [], xs, time.pop("zoneout", None) or 0.0
     for i, p in enumerate(params):
         if i and dropout:
             assert key is not None
-            mask = _layers.drawn(jax.random.fold_in(key, i), 1 - dropout, y.shape)
+            mask = _layers.bernoulli(jax.random.fold_in(key, i), 1 - dropout, y.shape)
             y = jnp.where(mask, y / (1 - dropout), 0)
         read, state = layer if callable(layer) else layer[i], None if carry is None else carry[i]
         own = None if key is None else jax.random.fold_in(key, len(params) + i)
-        masks = _layers.draw(own, read, p, state, y, recurrent_dropout, zoneout, time)
+        masks = _layers.dropout_masks(own, read, p, state, y, recurrent_dropout, zoneout, time)
         end, out = read(p, state, y, **time, **masks)
-        below = y if i or not residual else _layers.zero_padding(y, time)  # of a layer it is zero there
+        below = y if i or not residual else _layers.zero_padded_steps(y, time)  # of a layer it is zero there
         y = out + below if residual and y.shape == out.shape else out
         carries.append(end)
     return tuple(carries), y

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from jaxseq import maps
+from jaxseq import linear_maps
 from jaxseq._gru import GRUParams
 from jaxseq._lstm import LSTMParams, LSTMState
 from jaxseq._precision import accumulator, cast_like, promote
 from jaxseq._recurrence import Cell
 from jaxseq._rnn import RNNParams
-from jaxseq._time import Time
+from jaxseq._time_options import TimeOptions
 from jaxseq.reference._convolution import conv
 from jaxseq.reference._time import expand_mask, through_time
 
@@ -26,15 +26,19 @@ def rnn(
     xs: Float[Array, "*time_and_batch D"],
     *,
     activation: str = "tanh",
-    **time: Unpack[Time],
+    **time: Unpack[TimeOptions],
 ) -> tuple[Float[Array, "*batch H"], Float[Array, "*time_and_batch H"]]:
     """The twin of `jaxseq.rnn`."""
     return through_time(partial(_rnn_cell, params, activation=activation), carry, xs, **time)
 
 
-def _rnn_cell(params: Any, carry: Any, x: Any, *, activation: str = "tanh", precision: Any, drop: Any = None) -> Any:
+def _rnn_cell(
+    params: Any, carry: Any, x: Any, *, activation: str = "tanh", precision: Any, recurrent_dropout_mask: Any = None
+) -> Any:
     h = _zeros(params, x) if carry is None else carry
-    a = _affine(x, params.w_x, params.b, precision) + _affine(_dropped(drop, h), params.w_h, None, precision)
+    a = _affine(x, params.w_x, params.b, precision) + _affine(
+        _dropped(recurrent_dropout_mask, h), params.w_h, None, precision
+    )
     new = jnp.tanh(a) if activation == "tanh" else jnp.where(a <= 0, 0, a)  # relu without jax.nn's custom rule
     return new.astype(h.dtype), new.astype(x.dtype)
 
@@ -55,17 +59,17 @@ def gru(
     params: GRUParams,
     carry: Float[Array, "*batch H"] | None,
     xs: Float[Array, "*time_and_batch D"],
-    **time: Unpack[Time],
+    **time: Unpack[TimeOptions],
 ) -> tuple[Float[Array, "*batch H"], Float[Array, "*time_and_batch H"]]:
     """The twin of `jaxseq.gru`."""
     return through_time(partial(_gru_cell, params), carry, xs, **time)
 
 
-def _gru_cell(params: Any, carry: Any, x: Any, *, precision: Any, drop: Any = None) -> Any:
+def _gru_cell(params: Any, carry: Any, x: Any, *, precision: Any, recurrent_dropout_mask: Any = None) -> Any:
     h = _zeros(params, x) if carry is None else carry
     return _gru_step(
         _affine(x, params.w_x, params.b_x, precision),
-        _affine(_dropped(drop, h), params.w_h, params.b_h, precision),
+        _affine(_dropped(recurrent_dropout_mask, h), params.w_h, params.b_h, precision),
         h,
         x,
     )
@@ -96,15 +100,17 @@ def lstm(
     params: LSTMParams,
     carry: LSTMState | None,
     xs: Float[Array, "*time_and_batch D"],
-    **time: Unpack[Time],
+    **time: Unpack[TimeOptions],
 ) -> tuple[LSTMState, Float[Array, "*time_and_batch H"]]:
     """The twin of `jaxseq.lstm`."""
     return through_time(partial(_lstm_cell, params), carry, xs, **time)
 
 
-def _lstm_cell(params: Any, carry: Any, x: Any, *, precision: Any, drop: Any = None) -> Any:
+def _lstm_cell(params: Any, carry: Any, x: Any, *, precision: Any, recurrent_dropout_mask: Any = None) -> Any:
     state = LSTMState(_zeros(params, x), _zeros(params, x)) if carry is None else carry
-    a = _affine(x, params.w_x, params.b, precision) + _affine(_dropped(drop, state.h), params.w_h, None, precision)
+    a = _affine(x, params.w_x, params.b, precision) + _affine(
+        _dropped(recurrent_dropout_mask, state.h), params.w_h, None, precision
+    )
     return _lstm_step(a, state, x)
 
 
@@ -132,18 +138,23 @@ def conv_gru(
     stride: int | Sequence[int] = 1,
     padding: str | int | Sequence[tuple[int, int]] = "SAME",
     dilation: int | Sequence[int] = 1,
-    **time: Unpack[Time],
+    **time: Unpack[TimeOptions],
 ) -> tuple[Float[Array, "*batch_and_outputs F"], Float[Array, "*time_batch_and_outputs F"]]:
     """The twin of `jaxseq.conv_gru`."""
     cell = partial(_conv_gru_cell, params, stride=stride, padding=padding, dilation=dilation)
     return through_time(cell, carry, xs, features=params.w_x.ndim - 1, **time)
 
 
-def _conv_gru_cell(params: Any, carry: Any, x: Any, *, precision: Any, drop: Any = None, **options: Any) -> Any:
+def _conv_gru_cell(
+    params: Any, carry: Any, x: Any, *, precision: Any, recurrent_dropout_mask: Any = None, **options: Any
+) -> Any:
     u = conv(_wide(x), params.w_x, params.b_x, **options, precision=precision)
     h = jnp.zeros((*u.shape[:-1], params.w_h.shape[-2]), accumulator(x.dtype)) if carry is None else carry
     return _gru_step(
-        u, conv(_wide(_dropped(drop, h)), params.w_h, params.b_h, padding="SAME", precision=precision), h, x
+        u,
+        conv(_wide(_dropped(recurrent_dropout_mask, h)), params.w_h, params.b_h, padding="SAME", precision=precision),
+        h,
+        x,
     )
 
 
@@ -169,19 +180,23 @@ def conv_lstm(
     stride: int | Sequence[int] = 1,
     padding: str | int | Sequence[tuple[int, int]] = "SAME",
     dilation: int | Sequence[int] = 1,
-    **time: Unpack[Time],
+    **time: Unpack[TimeOptions],
 ) -> tuple[LSTMState, Float[Array, "*time_batch_and_outputs F"]]:
     """The twin of `jaxseq.conv_lstm`."""
     cell = partial(_conv_lstm_cell, params, stride=stride, padding=padding, dilation=dilation)
     return through_time(cell, carry, xs, features=params.w_x.ndim - 1, **time)
 
 
-def _conv_lstm_cell(params: Any, carry: Any, x: Any, *, precision: Any, drop: Any = None, **options: Any) -> Any:
+def _conv_lstm_cell(
+    params: Any, carry: Any, x: Any, *, precision: Any, recurrent_dropout_mask: Any = None, **options: Any
+) -> Any:
     u = conv(_wide(x), params.w_x, params.b, **options, precision=precision)
     zero = jnp.zeros((*u.shape[:-1], params.w_h.shape[-2]), accumulator(x.dtype))
     state = LSTMState(zero, zero) if carry is None else carry
     return _lstm_step(
-        u + conv(_wide(_dropped(drop, state.h)), params.w_h, padding="SAME", precision=precision), state, x
+        u + conv(_wide(_dropped(recurrent_dropout_mask, state.h)), params.w_h, padding="SAME", precision=precision),
+        state,
+        x,
     )
 
 
@@ -200,21 +215,28 @@ def conv_lstm_cell(
 
 
 def recurrence(
-    cell: Cell, params: Any, carry: Any | None, xs: Float[Array, "*time_batch_and_space D"], **time: Unpack[Time]
+    cell: Cell, params: Any, carry: Any | None, xs: Float[Array, "*time_batch_and_space D"], **time: Unpack[TimeOptions]
 ) -> tuple[Any, Float[Array, "*time_batch_and_outputs H"]]:
     """The twin of `jaxseq.recurrence`."""
     features = 1 + cell.input.dimensions(params.w_x)
     step = partial(_recurrence_cell, cell, params)
-    return through_time(step, carry, xs, features=features, takes_live=True, **time)
+    return through_time(step, carry, xs, features=features, takes_valid_mask=True, **time)
 
 
 def _recurrence_cell(
-    cell: Cell, params: Any, carry: Any, x: Any, *, precision: Any, drop: Any = None, live: Any = None
+    cell: Cell,
+    params: Any,
+    carry: Any,
+    x: Any,
+    *,
+    precision: Any,
+    recurrent_dropout_mask: Any = None,
+    valid: Any = None,
 ) -> Any:
     given = params._asdict()
     u = _linear(cell.input, params.w_x, given.get("b", given.get("b_x")), x, precision)
     us = jnp.split(u, len(cell.gates), -1)
-    recurrent = len(cell.gates) - len(cell.alone)
+    recurrent = len(cell.gates) - len(cell.input_only_gates)
     if carry is None:
         outputs, _ = cell.recurrent.channels(params.w_h, recurrent) or (0, 0)
         h, other = (
@@ -223,28 +245,36 @@ def _recurrence_cell(
         )
         carry = h if cell.state is None else cell.state(h, *(other for _ in cell.state._fields[1:]))  # type: ignore[attr-defined]
     h = jax.tree.leaves(carry)[0]
-    rs = jnp.split(_linear(cell.recurrent, params.w_h, given.get("b_h"), _dropped(drop, h), precision), recurrent, -1)
+    rs = jnp.split(
+        _linear(cell.recurrent, params.w_h, given.get("b_h"), _dropped(recurrent_dropout_mask, h), precision),
+        recurrent,
+        -1,
+    )
 
     a = []
     for gate, u in zip(cell.gates, us, strict=True):
-        r = None if gate in cell.alone else rs[len(a)]
-        a.append(u if r is None else (u, r) if gate in cell.apart else u + r)
+        r = None if gate in cell.input_only_gates else rs[len(a)]
+        a.append(u if r is None else (u, r) if gate in cell.split_gates else u + r)
     wide = lambda tree: jax.tree.map(lambda b: b.astype(us[0].dtype), tree)  # noqa: E731
-    own = [params._replace(**{f: wide(v) if f in cell.own else None for f, v in given.items()})] if cell.own else []
+    own = (
+        [params._replace(**{f: wide(v) if f in cell.cell_params else None for f, v in given.items()})]
+        if cell.cell_params
+        else []
+    )
 
-    def step(live: Any, a: Any, s: Any) -> Any:
+    def step(valid: Any, a: Any, s: Any) -> Any:
         """Zeros in and out where not live, so that no derivative there is multiplied by the zero it gets."""
 
         def only(tree: Any) -> Any:
-            return tree if live is None else jax.tree.map(lambda v: jnp.where(expand_mask(live, v), v, 0), tree)
+            return tree if valid is None else jax.tree.map(lambda v: jnp.where(expand_mask(valid, v), v, 0), tree)
 
         inner = [lambda q: only(_affine(only(q), params.w_q, None, precision))] if "w_q" in given else []
         new = cell.step(*only((a, s, *own)), *inner)
         return new if cell.pullback is None else new[0]
 
-    for _ in range(0 if live is None or not own else live.ndim):  # parameters, too, of each example
+    for _ in range(0 if valid is None or not own else valid.ndim):  # parameters, too, of each example
         step = jax.vmap(step)
-    new = step(live, tuple(a), wide(carry))
+    new = step(valid, tuple(a), wide(carry))
     return cast_like(new, carry), jax.tree.leaves(new)[0].astype(x.dtype)
 
 
@@ -255,17 +285,17 @@ def recurrence_cell(
     return _recurrence_cell(cell, params, carry, x, precision=precision)
 
 
-def _linear(kind: maps.Map, w: jax.Array, b: jax.Array | None, x: jax.Array, precision: Any) -> jax.Array:
-    """w of x by one of `jaxseq.maps`, in the accumulator's dtype."""
-    if isinstance(kind, maps.Dense):
+def _linear(kind: linear_maps.LinearMap, w: jax.Array, b: jax.Array | None, x: jax.Array, precision: Any) -> jax.Array:
+    """w of x by one of `jaxseq.linear_maps`, in the accumulator's dtype."""
+    if isinstance(kind, linear_maps.Dense):
         return _affine(x, w, b, precision)
-    if isinstance(kind, maps.Conv):
+    if isinstance(kind, linear_maps.Conv):
         options: dict[str, Any] = {"stride": kind.stride, "padding": kind.padding, "dilation": kind.dilation}
         return conv(_wide(x), w, b, **options, precision=precision)
-    if isinstance(kind, maps.Diagonal):
+    if isinstance(kind, linear_maps.Diagonal):
         wide, gains = _wide(x), w.astype(_wide(x).dtype)
         y = jnp.concatenate([wide * jnp.broadcast_to(gain, x.shape) for gain in gains], -1)
-    elif isinstance(kind, maps.Blocks):
+    elif isinstance(kind, linear_maps.BlockDiagonal):
         heads = jnp.split(x, w.shape[0], -1)
         y = jnp.concatenate(
             [_affine(head, w[n, :, g], None, precision) for g in range(w.shape[2]) for n, head in enumerate(heads)], -1
@@ -287,8 +317,8 @@ def _affine(x: jax.Array, w: jax.Array, b: jax.Array | None, precision: Any) -> 
     return y if b is None else y + jnp.broadcast_to(b.astype(y.dtype), y.shape)
 
 
-def _dropped(drop: jax.Array | None, h: jax.Array) -> jax.Array:
-    return h if drop is None else h * lax.stop_gradient(drop).astype(h.dtype)
+def _dropped(recurrent_dropout_mask: jax.Array | None, h: jax.Array) -> jax.Array:
+    return h if recurrent_dropout_mask is None else h * lax.stop_gradient(recurrent_dropout_mask).astype(h.dtype)
 
 
 def _zeros(params: Any, x: jax.Array) -> jax.Array:

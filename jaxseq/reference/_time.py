@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxseq._precision import accumulator, cast_like, promote, wider
-from jaxseq._time import Given, Time
+from jaxseq._time_options import TimeOptions, with_defaults
 
 
 def through_time(
@@ -17,17 +17,20 @@ def through_time(
     carry: Any,
     xs: jax.Array,
     features: int = 1,
-    takes_live: bool = False,
-    **time: Unpack[Time],
+    takes_valid_mask: bool = False,
+    **time: Unpack[TimeOptions],
 ) -> tuple[Any, jax.Array]:
     """Reads xs step by step, j = 0 .. T - 1 in the order of reading. `checkpoint` has no meaning here: it says what is
     kept, not what is computed.
 
     Where a step does not count (padding, or all of the state held by booleans) the cell reads zeros. A cell whose
-    derivative may be infinite there `takes_live`: a mask (*batch,), False where its result is not used.
+    derivative may be infinite there `takes_valid_mask`: a mask (*batch,), False where its result is not used.
     """
-    lengths, resets, reverse, truncation, _, time_axis, unroll, precision, dtype, drop, hold = tuple(Given(**time))
-    read, time_axis = partial(cell, precision=precision, drop=drop), time_axis % xs.ndim
+    options = with_defaults(time)
+    lengths, resets, reverse, truncation = options.lengths, options.resets, options.reverse, options.truncation
+    unroll, dtype, zoneout = options.unroll, options.state_dtype, options.zoneout
+    read = partial(cell, precision=options.precision, recurrent_dropout_mask=options.recurrent_dropout_mask)
+    time_axis = options.time_axis % xs.ndim
     held_in = lambda tree: jax.tree.map(lambda a: a.astype(dtype or accumulator(a.dtype)), tree)  # noqa: E731
     if carry is None:  # shapes only: there may be no step
         carry = jax.tree.map(jnp.zeros_like, jax.eval_shape(read, None, jnp.sum(xs, time_axis))[0])
@@ -39,20 +42,20 @@ def through_time(
 
     xs = jnp.moveaxis(xs, time_axis, 0)
     T, batch = xs.shape[0], xs.shape[1:-features]
-    live = reset = last = idle = None
+    valid = reset = last = zoned_out = None
     t = order = jnp.broadcast_to(jnp.arange(T).reshape(T, *(1 for _ in batch)), (T, *batch))
     holds = []  # of each leaf of the state
-    for k, a in zip(jax.tree.leaves(hold), jax.tree.leaves(carry) if hold is not None else (), strict=True):
+    for k, a in zip(jax.tree.leaves(zoneout), jax.tree.leaves(carry) if zoneout is not None else (), strict=True):
         every = jnp.moveaxis(k, time_axis, 0) if jnp.ndim(k) else jnp.full((T, *a.shape), k, a.dtype)
         holds.append(lax.stop_gradient(every))
     if holds and all(k.dtype == bool for k in holds):
-        idle = reduce(jnp.logical_and, (jnp.all(k, range(k.ndim - features, k.ndim)) for k in holds))
+        zoned_out = reduce(jnp.logical_and, (jnp.all(k, range(k.ndim - features, k.ndim)) for k in holds))
     if lengths is not None:
         lengths = jnp.clip(lengths, 0, T).astype(t.dtype)
-        live = t < lengths[None]
+        valid = t < lengths[None]
     if resets is not None:
         reset = jnp.moveaxis(resets, time_axis, 0)
-        reset = reset if live is None else reset & live
+        reset = reset if valid is None else reset & valid
     if reverse:
         if reset is not None:  # into a step goes the boundary above it, and out of the last one that below it
             last = jnp.any(reset[:1], 0)
@@ -60,8 +63,8 @@ def through_time(
         # Which step is read as the j-th: padding comes last, either way.
         order = T - 1 - t if lengths is None else jnp.where(t < lengths[None], lengths[None] - 1 - t, t)
         xs = jnp.take_along_axis(xs, expand_mask(order, xs), 0)
-        reset, idle, holds = jax.tree.map(
-            lambda a: jnp.take_along_axis(a, expand_mask(order, a), 0), (reset, idle, holds)
+        reset, zoned_out, holds = jax.tree.map(
+            lambda a: jnp.take_along_axis(a, expand_mask(order, a), 0), (reset, zoned_out, holds)
         )
 
     def where(mask: jax.Array | None, yes: Any, no: Any) -> Any:
@@ -75,14 +78,14 @@ def through_time(
         """Steps first .. stop - 1 from `state`: the last state, and every state and output."""
 
         def body(state: Any, at: Any) -> Any:
-            j, x, dead, reset, idle, holds = at
+            j, x, dead, reset, zoned_out, holds = at
             if every is not None:
                 cut = jnp.broadcast_to((j > 0) & (j % every == 0), batch)
                 cut = cut if dead is None else cut & ~dead
                 state = where(cut, lax.stop_gradient(state), state)
             before = where(reset, zeros(state), state)
-            skipped = idle if dead is None else dead if idle is None else dead | idle
-            more = {"live": ~skipped} if takes_live and skipped is not None else {}
+            skipped = zoned_out if dead is None else dead if zoned_out is None else dead | zoned_out
+            more = {"valid": ~skipped} if takes_valid_mask and skipped is not None else {}
             new, _ = read(where(skipped, zeros(before), before), where(skipped, zeros(x), x), **more)
             if holds:
                 holds = where(dead, zeros(holds), holds)
@@ -92,7 +95,7 @@ def through_time(
             state = where(dead, state, new)
             return state, (state, where(dead, zeros(y), y))
 
-        known = (xs, None if live is None else ~live, reset, idle, holds)
+        known = (xs, None if valid is None else ~valid, reset, zoned_out, holds)
         at = (jnp.arange(first, stop), *jax.tree.map(lambda a: a[first:stop], known))
         return lax.scan(body, state, at, unroll=unroll)
 
@@ -106,7 +109,7 @@ def through_time(
             first = max(0, window - (k2 - k1))
             state = jax.tree.map(lambda a, i=first: lax.stop_gradient(a[i - 1]), states) if first else carry
             last_state, (_, part) = run(state, first, min(window + k1, T), None)
-            end = last_state if live is None else where(live[window], last_state, end)
+            end = last_state if valid is None else where(valid[window], last_state, end)
             parts.append(part[window - first :])
         ys = jnp.concatenate(parts)
     if reverse:

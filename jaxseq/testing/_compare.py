@@ -100,7 +100,7 @@ def largest(a: ArrayOrScalar) -> float:
     return float(np.max(np.abs(a), initial=0))
 
 
-def apart(a: ArrayOrScalar, b: ArrayOrScalar) -> float:
+def distance(a: ArrayOrScalar, b: ArrayOrScalar) -> float:
     """How far b is from a, relative to the largest element of a. NaN or infinite where a or b is."""
     with np.errstate(all="ignore"):
         return largest(a - b) / largest(a) if a.size and largest(a) else 0.0

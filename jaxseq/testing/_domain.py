@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxseq._types import ArrayOrScalar
 from jaxseq.testing import _surgery, _value
-from jaxseq.testing._compare import Tolerance, apart, compare, largest
+from jaxseq.testing._compare import Tolerance, compare, distance, largest
 from jaxseq.testing._point import Arrays, inexact, leaf_names, varied, wide, wide_dtype
 from jaxseq.testing._report import Failure, Result, Verdict, explain
 from jaxseq.testing._subject import Subject, like
@@ -119,7 +119,7 @@ def _lower_at(trial: Trial, name: str, exact: Arrays, dtypes: Sequence[Any]) -> 
     def allowed(side: int, n: int, e: ArrayOrScalar) -> Tolerance:
         """What is asked of no rule is to be better than JAX in that dtype, or than rounding lets any be."""
         theirs = own()
-        off = max(4 * apart(e, theirs[side][n]), 10 * rounding()[side][n]) if theirs else np.inf
+        off = max(4 * distance(e, theirs[side][n]), 10 * rounding()[side][n]) if theirs else np.inf
         off = off if np.isfinite(off) else np.inf
         return Tolerance(max(off, tolerance.relative), "four times the error of JAX's own, or ten times rounding's")
 
@@ -129,7 +129,7 @@ def _lower_at(trial: Trial, name: str, exact: Arrays, dtypes: Sequence[Any]) -> 
             return None
         if not np.isfinite(theirs[0][n]).all():
             return f"f leaves the range of {name}: its values are not finite"
-        off = apart(e, theirs[0][n])
+        off = distance(e, theirs[0][n])
         if off <= max(tolerance.relative, 10 * rounding()[0][n]):
             return None
         return (

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxseq._types import ArrayOrScalar
 from jaxseq.testing import _differences, _point
-from jaxseq.testing._compare import Tolerance, apart, compare, largest
+from jaxseq.testing._compare import Tolerance, compare, distance, largest
 from jaxseq.testing._point import Arrays, wide, zeros
 from jaxseq.testing._report import Result, explain
 from jaxseq.testing._subject import Subject, like
@@ -122,7 +122,7 @@ class Numbers:
         draws = [x, *(like(x, _point.varied(self.rng, wide(x), by=4 * eps)) for _ in range(2))]
         moved = [s.rounded(draw, self.rest, seed) for draw in draws]
         outputs, results = (
-            [max(apart(e, m) for m in leaf) for e, *leaf in zip(*map(wide, sides), strict=True)]
+            [max(distance(e, m) for m in leaf) for e, *leaf in zip(*map(wide, sides), strict=True)]
             for sides in zip(exact, *moved, strict=True)
         )
         return outputs, results

@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
-from jaxseq._sharding import together
+from jaxseq._sharding import align_varying
 from jaxseq._types import ArrayOrScalar
 from jaxseq.testing import _point
 from jaxseq.testing._compare import largest
@@ -267,7 +267,7 @@ def _sharded(trial: Trial, check: str) -> Iterator[Result]:
 
         def as_seeds(x: Arrays) -> Arrays:
             # An output of what is shared alone is the same on both devices, but not so its seeds.
-            return [together((y, a))[0] for y, a in zip(s.on(rest)(x), seed, strict=True)]
+            return [align_varying((y, a))[0] for y, a in zip(s.on(rest)(x), seed, strict=True)]
 
         result = derivative("vjp", as_seeds)(its_own(x), seed)[1]
         return [r[None] if o else r for o, r in zip(own, result, strict=True)]

@@ -50,14 +50,14 @@ class Drawn(NamedTuple):
     dilation: tuple[int, ...]
     padding: tuple[tuple[int, int], ...]
     groups: int
-    near: int
-    far: int
+    in_channels: int
+    out_channels: int
 
     def form(self) -> Form:
         """What `_correlation` knows of it."""
         geometry = _geometry.resolve(self.space, self.window, self.stride, self.padding, self.dilation, self.groups)
         outputs = _geometry.output_sizes(geometry, self.space, self.window)
-        return Form(geometry, None, self.space, outputs, self.window, self.near, self.far)
+        return Form(geometry, None, self.space, outputs, self.window, self.in_channels, self.out_channels)
 
 
 def draw(r: random.Random) -> Drawn:
@@ -68,8 +68,12 @@ def draw(r: random.Random) -> Drawn:
         style = r.choice(("overlapping", "overlapping", "long", "patches", "whole"))
         space, window, stride, dilation, padding = zip(*(_axis(r, axes, style) for _ in range(axes)), strict=True)
         groups = {"dense": 1, "grouped": r.choice((2, 4, 8, 16, 32)), "depthwise": r.choice((1, 3, 32, 64, 128))}[kind]
-        near, far = (1, 1) if kind == "depthwise" else (r.choice((1, 3, 8, 16, 32, 64)) for _ in range(2))
-        drawn = Drawn(r.choice((1, 2, 4, 8)), space, window, stride, dilation, padding, groups, near, far)
+        in_channels, out_channels = (
+            (1, 1) if kind == "depthwise" else (r.choice((1, 3, 8, 16, 32, 64)) for _ in range(2))
+        )
+        drawn = Drawn(
+            r.choice((1, 2, 4, 8)), space, window, stride, dilation, padding, groups, in_channels, out_channels
+        )
         if min(space) >= 1 and _fits(drawn):
             return drawn
 
@@ -92,13 +96,20 @@ def _axis(r: random.Random, axes: int, style: str) -> tuple[int, int, int, int, 
 def _fits(drawn: Drawn) -> bool:
     form = drawn.form()
     outputs, taps, g = prod(form.outputs), prod(drawn.window), drawn.groups
-    x, w, y = drawn.batch * prod(drawn.space) * g * drawn.near, taps * drawn.near * g * drawn.far, drawn.batch * outputs
-    return max(x, w, y * g * drawn.far) <= ELEMENTS and y * taps * g * drawn.near * drawn.far <= PRODUCTS
+    x, w, y = (
+        drawn.batch * prod(drawn.space) * g * drawn.in_channels,
+        taps * drawn.in_channels * g * drawn.out_channels,
+        drawn.batch * outputs,
+    )
+    return (
+        max(x, w, y * g * drawn.out_channels) <= ELEMENTS
+        and y * taps * g * drawn.in_channels * drawn.out_channels <= PRODUCTS
+    )
 
 
 def able(form: Form) -> list[ModuleType]:
     """The rules that can compute a form in reasonable time and memory."""
-    taps, pairs = prod(form.window), form.near * form.far
+    taps, pairs = prod(form.window), form.in_channels * form.out_channels
     rules = {
         _shifts: taps * pairs <= 64,
         _patches: any(_patches.disjoint(form)),
@@ -133,13 +144,16 @@ def trial(seed: int) -> tuple[str, list[str]]:
     drawn = draw(random.Random(seed))
     form, g = drawn.form(), drawn.groups
     shapes = (
-        (drawn.batch, *drawn.space, g * drawn.near),
-        (*drawn.window, drawn.near, g * drawn.far),
-        (drawn.batch, *form.outputs, g * drawn.far),
+        (drawn.batch, *drawn.space, g * drawn.in_channels),
+        (*drawn.window, drawn.in_channels, g * drawn.out_channels),
+        (drawn.batch, *form.outputs, g * drawn.out_channels),
     )
     keys = jax.random.split(jax.random.key(seed), 3)
     x, w, y = (jax.random.normal(key, shape, jnp.float32) for key, shape in zip(keys, shapes, strict=True))
-    found, merged = [], g > 1 and drawn.near * drawn.far > 1  # groups may be merged: more flops, less time
+    found, merged = (
+        [],
+        g > 1 and drawn.in_channels * drawn.out_channels > 1,
+    )  # groups may be merged: more flops, less time
     if not form.reaches():  # zeros, whatever the rule
         return str(drawn), []
     smaller, beyond, unused = form.in_reach()

@@ -232,8 +232,8 @@ def trial(seed: int) -> tuple[str, list[str]]:
     for dtype in ("float32", "bfloat16"):
         given = rounded((*args, cotangents), jnp.dtype(dtype))
         arrays = rounded(keywords, dtype)
-        if "hold" in arrays:
-            arrays["hold"] = jax.tree.map(place, arrays["hold"])
+        if "zoneout" in arrays:
+            arrays["zoneout"] = jax.tree.map(place, arrays["zoneout"])
         found += problems(jax.jit(both)(*given, arrays), expected, dtype)
     shown = {k: v for k, v in options.items() if v is not None and k not in ("zoneout", "mask", "resets")}
     shown |= {k: "yes" for k in ("zoneout", "mask", "resets") if options[k] is not None}
@@ -260,9 +260,9 @@ def _keywords(options: dict[str, Any], state: Any) -> dict[str, Any]:
     """The options that are arrays, by the names of the public functions."""
     found = {name: options[name] for name in ("lengths", "resets") if options[name] is not None}
     if options["mask"] is not None:
-        found["drop"] = options["mask"]
+        found["recurrent_dropout_mask"] = options["mask"]
     if options["zoneout"] is not None:
-        found["hold"] = state(*options["zoneout"]) if state else options["zoneout"][0]
+        found["zoneout"] = state(*options["zoneout"]) if state else options["zoneout"][0]
     return found
 
 

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from jaxseq import _checks
-from jaxseq.flow._lyapunov import Lyapunov
-from jaxseq.flow._truncation import TruncationBias, within
+from jaxseq.diagnostics._lyapunov import Lyapunov
+from jaxseq.diagnostics._truncation import TruncationBias, within
 
 DEAD = 1e-3  # of the largest: what arrives there teaches nothing beside it
 INK, FAINT = "0.25", "0.85"
@@ -64,7 +64,7 @@ def plot_norms(curves: Mapping[str, Any], *, lags: Any = None, ax: Any = None, d
         ValueError: curves that are none, of no or more than one axis, or of another length than `lags`.
 
     Example:
-        >>> from jaxseq import flow
+        >>> from jaxseq import diagnostics
         >>> ax = flow.plot_norms({"half": [1.0, 0.5, 0.25]})
         >>> ax.get_xlabel()
         'lag (steps)'
@@ -112,7 +112,7 @@ def plot_bias(
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from jaxseq import flow
+        >>> from jaxseq import diagnostics
         >>> f = lambda a, s, x: (a * s + x, s)
         >>> bias = flow.truncation_bias(f, 0.5, 0.0, jnp.ones(64), lambda s, ys: s)
         >>> flow.plot_bias(bias).get_xlabel()
@@ -153,7 +153,7 @@ def plot_spectrum(spectra: Lyapunov | Mapping[str, Lyapunov], *, ax: Any = None)
         TypeError: what is no `Lyapunov`.
 
     Example:
-        >>> from jaxseq import flow
+        >>> from jaxseq import diagnostics
         >>> logistic = lambda s, _: (4 * s * (1 - s), None)
         >>> flow.plot_spectrum(flow.lyapunov(logistic, 0.3, None, length=100)).get_xlabel()
         'i'

@@ -29,7 +29,7 @@ State = TypeVar("State")
 Names = str | tuple[str, ...]
 
 
-def relay(
+def carry_across_shards(
     step: Callable[[State], State],
     carry: State,
     axis_name: Names,
@@ -37,15 +37,16 @@ def relay(
     rounds: int | None = None,
     reverse: bool = False,
 ) -> State:
-    """Inside `jax.shard_map`: the state with which this device's stretch of time begins.
+    """Return the initial carry of this device's shard of time, inside `jax.shard_map`.
 
-    Device 0 begins with `carry`, device i + 1 with what `step` makes on device i of the state that it began with. This
-    is the one thing that devices have to tell each other where time is divided over them: the run over its own stretch,
-    from there on, is each device's own business. On an explicit mesh the ops of this library do it by themselves.
+    Device 0 starts with `carry`. Device i + 1 starts with the carry that `step` returns on device i. This is the only
+    communication that a recurrence needs when time is sharded. On an explicit mesh the ops of this library do it
+    themselves.
 
-    It takes as many steps as one device would. Gradients go through it, and back over all stretches; where they end
-    between stretches, as `truncation` has it, put `jax.lax.stop_gradient` around what `relay` returns to the devices
-    behind the first, and all stretches go back at once.
+    The shards are processed one after the other, so this takes as many steps as one device would. Gradients flow through
+    it and back over all shards. If the gradient should be cut between shards, as with `truncation`, apply
+    `jax.lax.stop_gradient` to the returned carry on all devices but the first; then the backward pass runs on all shards
+    at once.
 
     Args:
         step: `(carry) -> carry`, the run over this device's own stretch, and over its own arrays.
@@ -69,7 +70,7 @@ def relay(
         >>> mesh = jax.make_mesh((1,), ("time",), axis_types=(AxisType.Auto,))  # as many as there are
         >>> params = jaxseq.gru_init(jax.random.key(0), 3, 4)
         >>> def run(params, carry, xs):
-        ...     start = jaxseq.relay(lambda carry: jaxseq.gru(params, carry, xs)[0], carry, "time")
+        ...     start = jaxseq.carry_across_shards(lambda carry: jaxseq.gru(params, carry, xs)[0], carry, "time")
         ...     return jaxseq.gru(params, start, xs)[1]
         >>> run = jax.shard_map(run, mesh=mesh, in_specs=(P(), P(), P("time")), out_specs=P("time"))
         >>> run(params, jnp.zeros((2, 4)), jnp.ones((8, 2, 3))).shape
@@ -88,11 +89,11 @@ def relay(
     devices = lax.axis_size(names)
     rounds = devices - 1 if rounds is None else min(devices - 1, _checks.integer("rounds", rounds, at_least=1))
     reverse = _checks.boolean("reverse", reverse)
-    carry, _ = _sharding.together((carry, lax.axis_index(names)))
+    carry, _ = _sharding.align_varying((carry, lax.axis_index(names)))
     leads, towards = is_first(names, reverse=reverse), -1 if reverse else 1
 
     def hand_on(start: State, _: None) -> tuple[State, None]:
-        sent = jax.tree.map(lambda a: _sharding.shifted(a, names, towards), step(start))
+        sent = jax.tree.map(lambda a: _sharding.shift_between_shards(a, names, towards), step(start))
         return jax.tree.map(lambda a, b: jnp.where(leads, a, b.astype(a.dtype)), carry, sent), None
 
     start = jax.tree.map(lambda a: jnp.where(leads, a, jnp.zeros_like(a)), carry)

@@ -19,7 +19,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PyTree
 
 from jaxseq import _checks, _precision
-from jaxseq.flow._step import euclidean, steps_of
+from jaxseq.diagnostics._step import euclidean, steps_of
 
 DOUBLE = 2  # from window to window where none are named
 
@@ -74,7 +74,7 @@ def truncation_bias(
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from jaxseq import flow
+        >>> from jaxseq import diagnostics
         >>> f = lambda a, s, x: (a * s + x, s)
         >>> bias = flow.truncation_bias(f, 0.5, 0.0, jnp.ones(64), lambda s, ys: s)
         >>> [round(float(e), 3) for e in bias.relative_error[:3]]
@@ -135,7 +135,7 @@ def suggest_truncation(bias: TruncationBias, tolerance: float | int = 0.1) -> in
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from jaxseq import flow
+        >>> from jaxseq import diagnostics
         >>> f = lambda a, s, x: (a * s + x, s)
         >>> bias = flow.truncation_bias(f, 0.5, 0.0, jnp.ones(64), lambda s, ys: s)
         >>> flow.suggest_truncation(bias, tolerance=0.1)

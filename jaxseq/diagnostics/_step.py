@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 
 from jaxseq import _checks, _precision
-from jaxseq._scan import as_scanned
+from jaxseq._scan import as_pytree_function
 
 Step = Callable[[Any, Any], tuple[Any, Any]]
 
@@ -25,8 +25,8 @@ def pushing_forwards(name: str) -> Iterator[None]:
     except TypeError as error:
         if "forward-mode" in str(error):
             error.add_note(
-                f"jaxseq.flow.{name} pushes directions forwards through `f`, which has a rule for reverse mode only. "
-                "Of an op of jaxseq take its plain twin, of the same name in jaxseq.reference."
+                f"jaxseq.diagnostics.{name} uses forward mode, and `f` has a rule for reverse mode only. "
+                "In place of an op of jaxseq, use its reference implementation, of the same name in jaxseq.reference."
             )
         raise
 
@@ -94,7 +94,7 @@ def steps_of(f: Step, init: Any, xs: Any, length: int | None) -> tuple[Any, int]
     if init is None and xs is not None:
         shapes = jax.eval_shape(lambda xs: f(None, jax.tree.map(lambda a: a[0], xs))[0], xs)
         init = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
-    init, steps = as_scanned(partial(lax.scan, f, length=length), init, xs, length)
+    init, steps = as_pytree_function(partial(lax.scan, f, length=length), init, xs, length)
     if not any(is_float_leaf(leaf) and leaf.size for leaf in jax.tree.leaves(init)):
         _checks.bad_type("init", "a state that holds floats", str(jax.tree.map(_checks.describe, init)))
     return init, steps

@@ -10,11 +10,11 @@ Any step function `(state, x) -> (state, y)`, any loss. With J_t = ∂s_t/∂s_{
 and `plot_*` draw each, on the axes of matplotlib.
 """
 
-from jaxseq.flow._cotangents import norms, state_cotangents
-from jaxseq.flow._jacobians import JacobianProducts, jacobian_products
-from jaxseq.flow._lyapunov import Lyapunov, lyapunov
-from jaxseq.flow._pictures import plot_bias, plot_norms, plot_spectrum
-from jaxseq.flow._truncation import TruncationBias, suggest_truncation, truncation_bias
+from jaxseq.diagnostics._cotangents import norms, state_cotangents
+from jaxseq.diagnostics._jacobians import JacobianProducts, jacobian_products
+from jaxseq.diagnostics._lyapunov import Lyapunov, lyapunov
+from jaxseq.diagnostics._pictures import plot_bias, plot_norms, plot_spectrum
+from jaxseq.diagnostics._truncation import TruncationBias, suggest_truncation, truncation_bias
 
 __all__ = [
     "JacobianProducts",

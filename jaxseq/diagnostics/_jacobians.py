@@ -20,7 +20,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from jaxseq import _checks
-from jaxseq.flow._step import Step, flat, on_vectors, pushing_forwards, steps_of
+from jaxseq.diagnostics._step import Step, flat, on_vectors, pushing_forwards, steps_of
 
 ITERATIONS, MORE = 20, 4  # of the power iteration, and by how many vectors it leads
 
@@ -81,7 +81,7 @@ def jacobian_products(
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from jaxseq import flow
+        >>> from jaxseq import diagnostics
         >>> step = lambda s, x: (0.5 * s, s)
         >>> flow.jacobian_products(step, jnp.ones(2), None, length=3).norms.tolist()
         [1.0, 0.5, 0.25, 0.125]

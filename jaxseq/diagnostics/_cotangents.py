@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxseq import _checks
 from jaxseq._types import AnyArray
-from jaxseq.flow._step import Step, euclidean, is_float_leaf, steps_of
+from jaxseq.diagnostics._step import Step, euclidean, is_float_leaf, steps_of
 
 
 def state_cotangents(
@@ -50,7 +50,7 @@ def state_cotangents(
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from jaxseq import flow
+        >>> from jaxseq import diagnostics
         >>> step = lambda s, x: (0.5 * s + x, s)
         >>> flow.state_cotangents(step, 0.0, jnp.ones(3), lambda s, ys: s).tolist()
         [0.125, 0.25, 0.5, 1.0]
@@ -100,7 +100,7 @@ def norms(tree: PyTree[AnyArray], *, batch: int = 0) -> Float[Array, "T *batch"]
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from jaxseq import flow
+        >>> from jaxseq import diagnostics
         >>> flow.norms((jnp.full((2, 3, 1), 3.0), jnp.full((2, 3, 1), 4.0)), batch=1).tolist()
         [[5.0, 5.0, 5.0], [5.0, 5.0, 5.0]]
     """

@@ -32,12 +32,12 @@ from jax import lax
 from jaxseq import _correlation, _dense, _geometry, _precision, _sharding
 from jaxseq._sharding import Partitioning
 
-__all__ = ["Blocks", "Conv", "Dense", "Diagonal", "Map"]
+__all__ = ["BlockDiagonal", "Conv", "Dense", "Diagonal", "LinearMap"]
 
 Space = tuple[int, ...]
 
 
-class Map(ABC):
+class LinearMap(ABC):
     """What every map can do. Static and hashable: weights are handed in."""
 
     @abstractmethod
@@ -68,7 +68,7 @@ class Map(ABC):
         """`pull_input` as a function of ȳ: what it asks of w alone is done before the loop."""
         return lambda y_bar: self.pull_input(precision, w, y_bar, space)
 
-    def with_partitioning(self, partitioning: Partitioning) -> "Map":
+    def with_partitioning(self, partitioning: Partitioning) -> "LinearMap":
         """Return the map for arrays that the compiler may partition so; `self`, unless its computation depends on it.
 
         A recurrence calls it once, for its forward and its backward pass.
@@ -89,7 +89,7 @@ class Map(ABC):
 
 
 @dataclass(frozen=True)
-class Dense(Map):
+class Dense(LinearMap):
     """A matrix w (D, G H)."""
 
     partitioning: Partitioning | None = field(default=None, kw_only=True, repr=False)
@@ -120,7 +120,7 @@ class Dense(Map):
 
 
 @dataclass(frozen=True)
-class Diagonal(Map):
+class Diagonal(LinearMap):
     """Each channel for itself: w (G, H)."""
 
     def product(self, precision: Any, w: jax.Array, x: jax.Array) -> jax.Array:
@@ -143,7 +143,7 @@ class Diagonal(Map):
 
 
 @dataclass(frozen=True)
-class Blocks(Map):
+class BlockDiagonal(LinearMap):
     """n matrices along the diagonal, heads that do not see each other: w (n, D / n, G, H / n)."""
 
     def product(self, precision: Any, w: jax.Array, x: jax.Array) -> jax.Array:
@@ -170,7 +170,7 @@ class Blocks(Map):
 
 
 @dataclass(frozen=True)
-class Conv(Map):
+class Conv(LinearMap):
     """A convolution over 1, 2 or 3 axes of space: w (*window, D, G H). Its options are those of `jaxseq.conv`."""
 
     stride: int | tuple[int, ...] = 1

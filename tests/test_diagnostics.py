@@ -14,7 +14,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 import jaxseq
-from jaxseq import flow, reference
+from jaxseq import diagnostics, reference
 from jaxseq.testing import check_vjp
 
 T, D, H = 5, 3, 4
@@ -98,7 +98,7 @@ def found(kind):
     """What `state_cotangents` finds, (T + 1, N)."""
     params, init, xs = problem(kind)
     f = partial(cell(kind), params)
-    return as_vectors(jax.jit(lambda init, xs: flow.state_cotangents(f, init, xs, loss))(init, xs))
+    return as_vectors(jax.jit(lambda init, xs: diagnostics.state_cotangents(f, init, xs, loss))(init, xs))
 
 
 # --- state_cotangents ---
@@ -138,7 +138,7 @@ def test_the_first_is_the_gradient_of_init(kind):
 @pytest.mark.long
 def test_cells_with_rules_by_hand():
     params, init, xs = problem("lstm")
-    cotangents = flow.state_cotangents(partial(jaxseq.lstm_cell, params), init, xs, loss)
+    cotangents = diagnostics.state_cotangents(partial(jaxseq.lstm_cell, params), init, xs, loss)
     assert isinstance(cotangents, jaxseq.LSTMState)
     assert cotangents.c.shape == (T + 1, H)
     assert_close(as_vectors(cotangents), found("lstm"))
@@ -175,7 +175,7 @@ def noisy_steps():
 def test_a_counter_and_a_key_are_carried_along():
     states, J = noisy_steps()
     last = lambda s, _: jnp.sin(s["h"][0]).sum()  # noqa: E731
-    cotangents = jax.jit(lambda s: flow.state_cotangents(noisy, s, None, last, length=3))(noisy_state())
+    cotangents = jax.jit(lambda s: diagnostics.state_cotangents(noisy, s, None, last, length=3))(noisy_state())
     assert cotangents["rest"] == (None, None)
     chain = [np.concatenate([np.cos(states[3]["h"][0]), np.zeros(2)])]
     for j in J[::-1]:
@@ -186,16 +186,16 @@ def test_a_counter_and_a_key_are_carried_along():
 def test_numbers_of_python_and_no_xs():
     """0.9 s each step, s + s² out of the last two: 1, then 0.9 (1 + 2 s_1), ... by hand."""
     step = lambda s, _: (0.9 * s, {"y": s**2})  # noqa: E731
-    got = flow.state_cotangents(step, 2.0, None, lambda s, ys: s + ys["y"][1], length=2)
+    got = diagnostics.state_cotangents(step, 2.0, None, lambda s, ys: s + ys["y"][1], length=2)
     np.testing.assert_allclose(got, [0.81 + 0.9 * 2 * 1.8, 0.9 + 2 * 1.8, 1.0], rtol=1e-14)
-    assert flow.state_cotangents(step, 2.0, None, lambda s, ys: s, length=0).tolist() == [1.0]
+    assert diagnostics.state_cotangents(step, 2.0, None, lambda s, ys: s, length=0).tolist() == [1.0]
 
 
 @pytest.mark.long
 def test_cotangents_of_a_batch_under_vmap():
     params, _, _ = problem("gru")
     inits, xs = random(2, H), random(2, 4, D)
-    f = lambda init, xs: flow.state_cotangents(partial(cell("gru"), params), init, xs, loss)  # noqa: E731
+    f = lambda init, xs: diagnostics.state_cotangents(partial(cell("gru"), params), init, xs, loss)  # noqa: E731
     both = jax.jit(jax.vmap(f))(inits, xs)
     one = jax.jit(f)
     assert_close(both, jnp.stack([one(*each) for each in zip(inits, xs, strict=True)]))
@@ -204,7 +204,7 @@ def test_cotangents_of_a_batch_under_vmap():
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_cotangents_keep_the_dtype(dtype):
     params, init, xs = problem("rnn", dtype)
-    cotangents = jax.jit(lambda s: flow.state_cotangents(partial(cell("rnn"), params), s, xs, loss))(init)
+    cotangents = jax.jit(lambda s: diagnostics.state_cotangents(partial(cell("rnn"), params), s, xs, loss))(init)
     assert cotangents.dtype == dtype
     assert_close(cotangents.astype(float), found("rnn"), relative=8 * float(jnp.finfo(dtype).eps))
 
@@ -212,7 +212,7 @@ def test_cotangents_keep_the_dtype(dtype):
 def test_cotangents_of_a_state_in_two_dtypes():
     init = (jnp.array([0.5, 1.5], jnp.float32), jnp.array([2.0]))
     step = lambda s, _: ((0.5 * s[0], 3 * s[1]), None)  # noqa: E731
-    a, b = flow.state_cotangents(step, init, None, lambda s, _: s[0].sum().astype(float) + s[1].sum(), length=2)
+    a, b = diagnostics.state_cotangents(step, init, None, lambda s, _: s[0].sum().astype(float) + s[1].sum(), length=2)
     assert (a.dtype, a.tolist()) == (jnp.float32, [[0.25, 0.25], [0.5, 0.5], [1.0, 1.0]])
     assert (b.dtype, b.tolist()) == (jnp.float64, [[9.0], [3.0], [1.0]])
 
@@ -225,26 +225,26 @@ def test_norms_equal_numpy(batch):
     a, b = random(4, 2, 3, 5), random(4, 2, 3)
     kept = (4, 2, 3)[: 1 + batch]
     rows = np.concatenate([np.reshape(a, (*kept, -1)), np.reshape(b, (*kept, -1))], -1)
-    norms = jax.jit(partial(flow.norms, batch=batch))({"a": a, "none": None, "b": b})
+    norms = jax.jit(partial(diagnostics.norms, batch=batch))({"a": a, "none": None, "b": b})
     assert_close(norms, jnp.asarray(np.linalg.norm(rows, axis=-1)))
 
 
 @pytest.mark.parametrize(("value", "dtype"), [(1e-30, jnp.float32), (1e30, jnp.float32), (300.0, jnp.float16)])
 def test_norms_of_what_has_vanished_or_exploded(value, dtype):
     """Their squares are beyond the dtype's range; they are not."""
-    norms = flow.norms(jnp.full((2, 4), value, dtype))
+    norms = diagnostics.norms(jnp.full((2, 4), value, dtype))
     assert norms.dtype == dtype
     np.testing.assert_allclose(np.asarray(norms, float), 2 * value, rtol=2e-3)
 
 
 def test_norms_of_two_dtypes():
     tree = (jnp.full((2, 1), 3.0, jnp.float32), jnp.full((2, 1), 4.0))
-    np.testing.assert_allclose(flow.norms(tree), [5.0, 5.0], rtol=1e-6)
+    np.testing.assert_allclose(diagnostics.norms(tree), [5.0, 5.0], rtol=1e-6)
 
 
 def test_the_gradient_of_norms():
     tree = (jnp.asarray(random(4, 2, 3)), jnp.asarray(random(4, 2)))
-    check_vjp(partial(flow.norms, batch=1), (tree,), level="quick").raise_if_failed()
+    check_vjp(partial(diagnostics.norms, batch=1), (tree,), level="quick").raise_if_failed()
 
 
 # --- jacobian_products ---
@@ -262,7 +262,7 @@ def products(J):
 @cache
 def measured(kind):
     params, init, xs = problem(kind)
-    return jax.jit(lambda init, xs: flow.jacobian_products(partial(cell(kind), params), init, xs))(init, xs)
+    return jax.jit(lambda init, xs: diagnostics.jacobian_products(partial(cell(kind), params), init, xs))(init, xs)
 
 
 @KINDS
@@ -279,7 +279,7 @@ def test_singular_values_equal_those_of_explicit_products(kind):
 
 def test_a_subset_of_lags():
     params, init, xs = problem("rnn")
-    got = flow.jacobian_products(partial(cell("rnn"), params), init, xs, lags=np.array([4, 0, 2]))
+    got = diagnostics.jacobian_products(partial(cell("rnn"), params), init, xs, lags=np.array([4, 0, 2]))
     assert got.lags.tolist() == [4, 0, 2]
     assert_close(got.singular_values, measured("rnn").singular_values[jnp.array([4, 0, 2])])
 
@@ -287,7 +287,7 @@ def test_a_subset_of_lags():
 @pytest.mark.parametrize("kind", ["rnn", *(pytest.param(k, marks=pytest.mark.long) for k in ("gru", "lstm"))])
 def test_some_singular_values_equal_the_first_of_all(kind):
     params, init, xs = problem(kind)
-    f = lambda init, xs: flow.jacobian_products(partial(cell(kind), params), init, xs, lags=(0, 3, T), k=2)  # noqa: E731
+    f = lambda init, xs: diagnostics.jacobian_products(partial(cell(kind), params), init, xs, lags=(0, 3, T), k=2)  # noqa: E731
     got = jax.jit(f)(init, xs)
     assert got.singular_values.shape == (3, 2)
     expected = products(jacobians(kind)[0])[[0, 3, T], :2]
@@ -309,14 +309,14 @@ def wide_inputs():
 
 def test_some_singular_values_of_many_need_no_matrix():
     init, xs = wide_inputs()
-    some = partial(flow.jacobian_products, wide, lags=[1, 5], k=3)
+    some = partial(diagnostics.jacobian_products, wide, lags=[1, 5], k=3)
 
     def matrices(f):
         avals = [v.aval for eqn in subjaxprs(jax.make_jaxpr(f)(init, xs).jaxpr) for v in (*eqn.invars, *eqn.outvars)]
         assert any(a.shape[-1:] == (N,) for a in avals)
         return [a.shape for a in avals if a.shape[-2:] == (N, N)]
 
-    assert matrices(partial(flow.jacobian_products, wide, lags=[1, 5]))
+    assert matrices(partial(diagnostics.jacobian_products, wide, lags=[1, 5]))
     assert not matrices(some)
     J = []
     both = jax.jit(lambda s, x: (wide(s, x)[0], jax.jacfwd(lambda s: wide(s, x)[0])(s)))
@@ -331,7 +331,7 @@ def test_some_singular_values_of_many_need_no_matrix():
 @pytest.mark.parametrize("k", [None, pytest.param(2, marks=pytest.mark.long)])
 def test_products_beside_a_counter_and_a_key(k):
     """The rest goes its way from the state at each step: what J is depends on it."""
-    got = jax.jit(lambda s: flow.jacobian_products(noisy, s, None, length=3, lags=[1, 3], k=k))(noisy_state())
+    got = jax.jit(lambda s: diagnostics.jacobian_products(noisy, s, None, length=3, lags=[1, 3], k=k))(noisy_state())
     np.testing.assert_allclose(got.singular_values, products(noisy_steps()[1])[[1, 3], :k], rtol=1e-7, atol=1e-12)
 
 
@@ -340,14 +340,14 @@ def test_products_beside_a_counter_and_a_key(k):
 def test_products_under_vmap(k):
     params, _, _ = problem("rnn")
     inits, xs = random(2, H), random(2, 3, D)
-    f = lambda init, xs: flow.jacobian_products(partial(cell("rnn"), params), init, xs, k=k, lags=[2]).norms  # noqa: E731
+    f = lambda init, xs: diagnostics.jacobian_products(partial(cell("rnn"), params), init, xs, k=k, lags=[2]).norms  # noqa: E731
     one = jax.jit(f)
     assert_close(jax.jit(jax.vmap(f))(inits, xs), jnp.stack([one(*a) for a in zip(inits, xs, strict=True)]), 1e-9)
 
 
 @pytest.mark.parametrize("k", [None, pytest.param(1, marks=pytest.mark.long)])
 def test_what_is_forgotten_at_once_is_zero(k):
-    got = flow.jacobian_products(lambda s, x: (0 * s + x, None), jnp.ones(2), jnp.ones((3, 2)), k=k)
+    got = diagnostics.jacobian_products(lambda s, x: (0 * s + x, None), jnp.ones(2), jnp.ones((3, 2)), k=k)
     np.testing.assert_allclose(got.norms, [1.0, 0.0, 0.0, 0.0], rtol=1e-14)
 
 
@@ -355,7 +355,7 @@ def test_what_is_forgotten_at_once_is_zero(k):
 @pytest.mark.parametrize("k", [None, pytest.param(2, marks=pytest.mark.long)])
 def test_products_in_other_dtypes(k, dtype):
     params, init, xs = problem("rnn", dtype)
-    got = flow.jacobian_products(partial(cell("rnn"), params), init, xs, lags=[1, 2], k=k).singular_values
+    got = diagnostics.jacobian_products(partial(cell("rnn"), params), init, xs, lags=[1, 2], k=k).singular_values
     if dtype == jnp.float32:
         assert got.dtype == dtype
     expected = measured("rnn").singular_values[1:3, :k]
@@ -370,7 +370,7 @@ def logistic(s, _):
 
 
 def test_the_logistic_map():
-    got = jax.jit(lambda s: flow.lyapunov(logistic, s, None, length=4000))(0.3)
+    got = jax.jit(lambda s: diagnostics.lyapunov(logistic, s, None, length=4000))(0.3)
     assert abs(float(got.exponents[0]) - log(2)) < 3e-3
     assert got.exponents.shape == (1,)
 
@@ -384,7 +384,7 @@ def test_of_one_number_it_is_the_mean_of_logarithms(burn_in, every, dt):
         x = 4 * x * (1 - x)
     time = every * dt * np.arange(1, (40 - burn_in) // every + 1)
     grown = np.log(slopes[burn_in:]).cumsum()[every - 1 :: every] / time
-    got = flow.lyapunov(logistic, jnp.array([0.3]), None, length=40, burn_in=burn_in, every=every, dt=dt)
+    got = diagnostics.lyapunov(logistic, jnp.array([0.3]), None, length=40, burn_in=burn_in, every=every, dt=dt)
     np.testing.assert_allclose(got.history[:, 0], grown, rtol=1e-6)
     np.testing.assert_allclose(got.exponents, grown[-1:], rtol=1e-6)
     np.testing.assert_allclose(got.final, [x], rtol=1e-6)
@@ -396,7 +396,7 @@ def henon(s, _):
 
 
 def test_the_henon_map():
-    got = jax.jit(lambda s: flow.lyapunov(henon, s, None, length=20000, burn_in=1000))((0.1, 0.1))
+    got = jax.jit(lambda s: diagnostics.lyapunov(henon, s, None, length=20000, burn_in=1000))((0.1, 0.1))
     np.testing.assert_allclose(got.exponents, [0.4192, -1.6234], atol=8e-3)
     assert abs(float(got.exponents.sum()) - log(0.3)) < 1e-6  # |det J| = 0.3 at every step
     np.testing.assert_allclose(got.history.sum(1), log(0.3), atol=1e-6)
@@ -421,7 +421,7 @@ def lorenz(dt):
 
 def test_volumes_shrink_under_lorenz():
     """The divergence is -(10 + 1 + 8/3) everywhere, and so is the sum of the exponents, however short the time."""
-    run = partial(flow.lyapunov, lorenz(0.005), length=3000, burn_in=200, every=4, dt=0.005)
+    run = partial(diagnostics.lyapunov, lorenz(0.005), length=3000, burn_in=200, every=4, dt=0.005)
     got = jax.jit(lambda s: run(s, None))(jnp.array([1.0, 2.0, 20.0]))
     assert abs(float(got.exponents.sum()) + 10 + 1 + 8 / 3) < 1e-3
     assert 0.5 < float(got.exponents[0]) < 1.3
@@ -429,7 +429,7 @@ def test_volumes_shrink_under_lorenz():
 
 @pytest.mark.long
 def test_the_lorenz_system():
-    run = partial(flow.lyapunov, lorenz(0.01), length=201_000, burn_in=1000, every=10, dt=0.01)
+    run = partial(diagnostics.lyapunov, lorenz(0.01), length=201_000, burn_in=1000, every=10, dt=0.01)
     got = jax.jit(lambda s: run(s, None))(jnp.array([1.0, 2.0, 20.0]))
     np.testing.assert_allclose(got.exponents[:2], [0.906, 0.0], atol=0.03)
     assert abs(float(got.exponents.sum()) + 10 + 1 + 8 / 3) < 1e-3
@@ -443,7 +443,7 @@ def linear_map():
     S = np.random.default_rng(8).normal(size=(4, 4)) + 2 * np.eye(4)
     A = jnp.asarray(S @ np.diag(EIGENVALUES) @ np.linalg.inv(S))
     return jax.jit(
-        lambda s, **how: flow.lyapunov(lambda s, _: (A @ s, None), s, None, length=300, burn_in=150, **how),
+        lambda s, **how: diagnostics.lyapunov(lambda s, _: (A @ s, None), s, None, length=300, burn_in=150, **how),
         static_argnames=("k", "every", "dt"),
     )
 
@@ -459,7 +459,7 @@ def test_a_linear_map(how):
 
 
 def test_history_is_what_had_been_found_by_then():
-    run = lambda length: jax.jit(lambda s: flow.lyapunov(henon, s, None, length=length, burn_in=2, every=3))  # noqa: E731
+    run = lambda length: jax.jit(lambda s: diagnostics.lyapunov(henon, s, None, length=length, burn_in=2, every=3))  # noqa: E731
     whole, part = run(14)((0.1, 0.1)), run(8)((0.1, 0.1))
     assert whole.history.shape == (4, 2)
     np.testing.assert_allclose(np.sort(whole.history[1]), np.sort(part.exponents), rtol=1e-9)
@@ -474,7 +474,7 @@ def test_history_is_what_had_been_found_by_then():
 def test_the_sum_is_that_of_log_det(kind):
     """All N exponents together: the mean of log |det J_t|, whatever the first directions."""
     params, init, xs = problem(kind)
-    got = jax.jit(lambda s: flow.lyapunov(partial(cell(kind), params), s, xs, key=jax.random.key(8)))(init)
+    got = jax.jit(lambda s: diagnostics.lyapunov(partial(cell(kind), params), s, xs, key=jax.random.key(8)))(init)
     expected = np.mean([np.linalg.slogdet(j)[1] for j in jacobians(kind)[0]])
     np.testing.assert_allclose(got.exponents.sum(), expected, rtol=1e-9)
     assert_close(got.final, lax.scan(partial(cell(kind), params), init, xs)[0])
@@ -485,7 +485,7 @@ def test_small_weights_forget_and_large_ones_are_chaos():
 
     def leading(gain):
         step = lambda s, _: (jnp.tanh(gain * (w @ s)), None)  # noqa: E731
-        return flow.lyapunov(step, jnp.full(30, 0.1), None, length=300, burn_in=100, k=2).exponents[0]
+        return diagnostics.lyapunov(step, jnp.full(30, 0.1), None, length=300, burn_in=100, k=2).exponents[0]
 
     small, large = map(jax.jit(leading), (0.5, 4.0))
     assert small < log(0.7)  # the spectral radius of w is about one
@@ -494,7 +494,7 @@ def test_small_weights_forget_and_large_ones_are_chaos():
 
 def test_exponents_beside_a_counter_and_a_key():
     states, J = noisy_steps()
-    got = jax.jit(lambda s: flow.lyapunov(noisy, s, None, length=3))(noisy_state())
+    got = jax.jit(lambda s: diagnostics.lyapunov(noisy, s, None, length=3))(noisy_state())
     assert int(got.final["rest"][0]) == 5
     assert (jax.random.key_data(got.final["rest"][1]) == jax.random.key_data(states[3]["rest"][1])).all()
     assert_close(got.final["h"], states[3]["h"])
@@ -505,7 +505,7 @@ def test_exponents_beside_a_counter_and_a_key():
 @pytest.mark.long
 def test_exponents_under_vmap():
     starts = jnp.array([0.15, 0.4, 0.7])
-    f = lambda s: flow.lyapunov(logistic, s, None, length=20).exponents  # noqa: E731
+    f = lambda s: diagnostics.lyapunov(logistic, s, None, length=20).exponents  # noqa: E731
     one = jax.jit(f)
     assert_close(jax.jit(jax.vmap(f))(starts), jnp.stack([one(s) for s in starts]), 1e-8)
 
@@ -513,7 +513,7 @@ def test_exponents_under_vmap():
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_exponents_in_other_dtypes(dtype):
     params, init, xs = problem("rnn", dtype)
-    got = jax.jit(lambda s: flow.lyapunov(partial(cell("rnn"), params), s, xs))(init)
+    got = jax.jit(lambda s: diagnostics.lyapunov(partial(cell("rnn"), params), s, xs))(init)
     assert got.final.dtype == dtype
     if dtype == jnp.float32:
         assert got.exponents.dtype == dtype
@@ -545,7 +545,7 @@ def compared(g_k, g):
 @cache
 def bias(kind, windows):
     params, init, xs = problem(kind)
-    return jax.jit(lambda p: flow.truncation_bias(cell(kind), p, init, xs, loss, windows=windows))(params)
+    return jax.jit(lambda p: diagnostics.truncation_bias(cell(kind), p, init, xs, loss, windows=windows))(params)
 
 
 @pytest.mark.parametrize(
@@ -574,7 +574,7 @@ def test_windows_are_doubled_where_none_are_named():
     """L = s_T of s' = a s + x: g_k is the derivative of what follows the last multiple of k."""
     f = lambda a, s, x: (a * s + x, None)  # noqa: E731
     a, xs = 0.8, np.linspace(1.0, 2.0, 11)
-    got = flow.truncation_bias(f, a, 0.5, jnp.asarray(xs), lambda s, _: s)
+    got = diagnostics.truncation_bias(f, a, 0.5, jnp.asarray(xs), lambda s, _: s)
     assert got.windows.tolist() == [1, 2, 4, 8, 11]
     states = [0.5]
     for x in xs:
@@ -587,16 +587,16 @@ def test_windows_are_doubled_where_none_are_named():
 
 def test_bias_without_xs_and_of_one_step():
     f = lambda p, s, _: (p["a"] * s, None)  # noqa: E731
-    got = flow.truncation_bias(f, {"a": jnp.array(0.5)}, 1.0, None, lambda s, _: s, length=4, windows=[2])
+    got = diagnostics.truncation_bias(f, {"a": jnp.array(0.5)}, 1.0, None, lambda s, _: s, length=4, windows=[2])
     np.testing.assert_allclose(got.relative_error, [0.5], rtol=1e-14)  # each of four steps says as much
-    one = flow.truncation_bias(f, {"a": jnp.array(0.5)}, 1.0, None, lambda s, _: s, length=1)
+    one = diagnostics.truncation_bias(f, {"a": jnp.array(0.5)}, 1.0, None, lambda s, _: s, length=1)
     assert [a.tolist() for a in one] == [[1], [0.0], [1.0]]
 
 
 def test_windows_share_one_forward_sweep():
     """The first scan carries a state without an axis of windows, the second, backwards, one that has it."""
     params, init, xs = problem("rnn")
-    run = lambda p: flow.truncation_bias(cell("rnn"), p, init, xs, loss, windows=[1, 2, 3, 4, 5, 1])  # noqa: E731
+    run = lambda p: diagnostics.truncation_bias(cell("rnn"), p, init, xs, loss, windows=[1, 2, 3, 4, 5, 1])  # noqa: E731
     forward, backward = scans(run, params)
     floats = lambda vs: [v.aval.shape for v in vs if jnp.issubdtype(v.aval.dtype, jnp.floating)]  # noqa: E731
     a_step = lambda eqn: floats(eqn.params["jaxpr"].jaxpr.outvars)  # noqa: E731
@@ -615,7 +615,7 @@ def test_bias_beside_a_counter_and_a_key():
     def last(s, _=None):
         return jnp.sin(s["h"][0]).sum()
 
-    got = flow.truncation_bias(f, jnp.array(1.3), noisy_state(), None, last, length=3, windows=[2, 3])
+    got = diagnostics.truncation_bias(f, jnp.array(1.3), noisy_state(), None, last, length=3, windows=[2, 3])
 
     def g(p, k):
         s = noisy_state()
@@ -632,7 +632,7 @@ def test_bias_beside_a_counter_and_a_key():
 def test_bias_under_vmap():
     params, _, _ = problem("rnn")
     inits, xs = random(2, H), random(2, 4, D)
-    f = lambda init, xs: flow.truncation_bias(cell("rnn"), params, init, xs, loss, windows=[1, 2])[1:]  # noqa: E731
+    f = lambda init, xs: diagnostics.truncation_bias(cell("rnn"), params, init, xs, loss, windows=[1, 2])[1:]  # noqa: E731
     one = jax.jit(f)
     each = [one(*a) for a in zip(inits, xs, strict=True)]
     assert_close(jax.jit(jax.vmap(f))(inits, xs), jax.tree.map(lambda *a: jnp.stack(a), *each))
@@ -641,7 +641,7 @@ def test_bias_under_vmap():
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_bias_in_other_dtypes(dtype):
     params, init, xs = problem("rnn", dtype)
-    got = jax.jit(lambda p: flow.truncation_bias(cell("rnn"), p, init, xs, loss, windows=[1, 3]))(params)
+    got = jax.jit(lambda p: diagnostics.truncation_bias(cell("rnn"), p, init, xs, loss, windows=[1, 3]))(params)
     expected = [compared(truncated("rnn", k), truncated("rnn", None)) for k in (1, 3)]
     np.testing.assert_allclose(
         np.asarray(jnp.stack(got[1:], 1), float), expected, rtol=20 * float(jnp.finfo(dtype).eps)
@@ -651,9 +651,13 @@ def test_bias_in_other_dtypes(dtype):
 def test_bias_of_parameters_in_two_dtypes():
     f = lambda p, s, x: (p[0] * s + x, s.astype(jnp.float32) * p[1])  # noqa: E731
     params = (jnp.array(0.5), jnp.array(2.0, jnp.float32))
-    got = flow.truncation_bias(f, params, 0.0, jnp.ones(8), lambda s, ys: s + ys.sum().astype(float), windows=[2, 8])
+    got = diagnostics.truncation_bias(
+        f, params, 0.0, jnp.ones(8), lambda s, ys: s + ys.sum().astype(float), windows=[2, 8]
+    )
     double = lambda p, s, x: (p[0] * s + x, s * p[1])  # noqa: E731
-    single = flow.truncation_bias(double, (0.5, 2.0), 0.0, jnp.ones(8), lambda s, ys: s + ys.sum(), windows=[2, 8])
+    single = diagnostics.truncation_bias(
+        double, (0.5, 2.0), 0.0, jnp.ones(8), lambda s, ys: s + ys.sum(), windows=[2, 8]
+    )
     np.testing.assert_allclose(got.relative_error, single.relative_error, rtol=1e-5)
     assert float(single.relative_error[0]) > 1e-3
 
@@ -661,7 +665,7 @@ def test_bias_of_parameters_in_two_dtypes():
 def test_bias_of_gradients_whose_squares_are_beyond_float32():
     f = lambda a, s, x: (a * s + x, None)  # noqa: E731
     args = (f, jnp.float32(0.5), jnp.float32(0), jnp.ones(16, jnp.float32))
-    got = [flow.truncation_bias(*args, lambda s, _, size=size: size * s) for size in (1.0, 1e-25, 1e25)]
+    got = [diagnostics.truncation_bias(*args, lambda s, _, size=size: size * s) for size in (1.0, 1e-25, 1e25)]
     for other in got[1:]:
         np.testing.assert_allclose(other.relative_error, got[0].relative_error, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(other.cosine, got[0].cosine, rtol=1e-5)
@@ -671,7 +675,7 @@ def test_bias_of_gradients_whose_squares_are_beyond_float32():
 
 
 def bias_of(windows, errors):
-    return flow.TruncationBias(jnp.asarray(windows), jnp.asarray(errors), jnp.ones(len(windows)))
+    return diagnostics.TruncationBias(jnp.asarray(windows), jnp.asarray(errors), jnp.ones(len(windows)))
 
 
 @pytest.mark.parametrize(
@@ -688,14 +692,14 @@ def bias_of(windows, errors):
     ],
 )
 def test_the_window_that_is_suggested(windows, errors, tolerance, k):
-    got = flow.suggest_truncation(bias_of(windows, errors), tolerance)
+    got = diagnostics.suggest_truncation(bias_of(windows, errors), tolerance)
     assert (type(got), got) == (int, k)
 
 
 def test_a_suggestion_for_a_network():
     """Where 0.1 is asked for as by default, the first window from which on errors are below it."""
     errors = [compared(truncated("rnn", k), truncated("rnn", None))[0] for k in range(1, T + 1)]
-    k = flow.suggest_truncation(bias("rnn", (1, 2, 3, 4, 5)))
+    k = diagnostics.suggest_truncation(bias("rnn", (1, 2, 3, 4, 5)))
     assert max(errors[k - 1 :]) <= 0.1
     assert k == 1 or errors[k - 2] > 0.1
 
@@ -712,7 +716,7 @@ def drawn(ax):
 def test_a_picture_of_norms():
     pytest.importorskip("matplotlib")
     curves = {"short": [2.0, 1.0, 1e-3, 0.0], "long": jnp.array([1.0, 0.5, 0.25, 0.125])}
-    ax = flow.plot_norms(curves)
+    ax = diagnostics.plot_norms(curves)
     (short, mark, long), texts = drawn(ax)
     assert texts == ["short, gone after 1", "long"]
     np.testing.assert_array_equal(short.get_xdata(), [0, 1, 2, 3])
@@ -726,7 +730,7 @@ def test_a_picture_of_norms():
 def test_a_picture_of_norms_at_some_lags_on_given_axes():
     figure = pytest.importorskip("matplotlib.figure").Figure()
     ax = figure.add_subplot()
-    assert flow.plot_norms({"a": np.array([8.0, 4.0, 1.0])}, lags=[0, 10, 40], ax=ax, dead=0.2) is ax
+    assert diagnostics.plot_norms({"a": np.array([8.0, 4.0, 1.0])}, lags=[0, 10, 40], ax=ax, dead=0.2) is ax
     (line, mark), texts = drawn(ax)
     np.testing.assert_array_equal(line.get_xdata(), [0, 10, 40])
     assert texts == ["a, gone after 10"]
@@ -735,21 +739,21 @@ def test_a_picture_of_norms_at_some_lags_on_given_axes():
 
 def test_a_picture_of_norms_that_are_all_zero():
     pytest.importorskip("matplotlib")
-    lines, texts = drawn(flow.plot_norms({"a": np.zeros(3), "b": np.ones(3)}))
+    lines, texts = drawn(diagnostics.plot_norms({"a": np.zeros(3), "b": np.ones(3)}))
     assert np.isnan(lines[0].get_ydata()).all()
     assert len(texts) == 2
 
 
 def test_a_picture_of_what_was_measured():
     pytest.importorskip("matplotlib")
-    (line, *_), _ = drawn(flow.plot_norms({"gru": measured("gru").norms}))
+    (line, *_), _ = drawn(diagnostics.plot_norms({"gru": measured("gru").norms}))
     np.testing.assert_array_equal(line.get_ydata(), measured("gru").norms)
 
 
 def test_a_picture_of_bias():
     pytest.importorskip("matplotlib")
     bias = bias_of([4, 1, 2, 8], [0.05, 0.5, 0.2, 0.0])
-    ax = flow.plot_bias({"a": bias, "worse": bias_of([1, 2], [0.9, 0.8])}, tolerance=0.1)
+    ax = diagnostics.plot_bias({"a": bias, "worse": bias_of([1, 2], [0.9, 0.8])}, tolerance=0.1)
     (line, dot, worse, level), texts = drawn(ax)
     assert texts == ["a: k = 4", "worse: none of these"]
     np.testing.assert_array_equal(line.get_xdata(), [1, 2, 4, 8])
@@ -758,22 +762,22 @@ def test_a_picture_of_bias():
     np.testing.assert_array_equal(worse.get_ydata(), [0.9, 0.8])
     assert set(level.get_ydata()) == {0.1}
     assert (ax.get_xscale(), ax.get_yscale(), ax.get_xlabel()) == ("log", "log", "window k (steps)")
-    assert int(texts[0].split()[-1]) == flow.suggest_truncation(bias, 0.1)
+    assert int(texts[0].split()[-1]) == diagnostics.suggest_truncation(bias, 0.1)
 
 
 @pytest.mark.parametrize("errors", [[0.0], [0.3], [float("nan")]])
 def test_a_picture_of_one_bias(errors):
     figure = pytest.importorskip("matplotlib.figure").Figure()
     ax = figure.add_subplot()
-    assert flow.plot_bias(bias_of([7], errors), ax=ax) is ax
+    assert diagnostics.plot_bias(bias_of([7], errors), ax=ax) is ax
     ax.figure.savefig(BytesIO(), format="png", dpi=30)
     assert [t.get_text() for t in ax.get_legend().get_texts()] == ["k = 7" if errors == [0.0] else "none of these"]
 
 
 def test_a_picture_of_exponents():
     figure = pytest.importorskip("matplotlib.figure").Figure()
-    spectrum = flow.Lyapunov(jnp.array([0.5, -0.25, -2.0]), jnp.zeros((1, 3)), None)
-    ax = flow.plot_spectrum({"a": spectrum, "b": spectrum._replace(exponents=jnp.array([-1.0]))})
+    spectrum = diagnostics.Lyapunov(jnp.array([0.5, -0.25, -2.0]), jnp.zeros((1, 3)), None)
+    ax = diagnostics.plot_spectrum({"a": spectrum, "b": spectrum._replace(exponents=jnp.array([-1.0]))})
     (a, b, zero), texts = drawn(ax)
     assert texts == ["a: $\\lambda_1$ = 0.5", "b: $\\lambda_1$ = -1"]
     np.testing.assert_array_equal(a.get_xdata(), [1, 2, 3])
@@ -782,7 +786,7 @@ def test_a_picture_of_exponents():
     assert set(zero.get_ydata()) == {0}
     assert (ax.get_xlabel(), ax.get_yscale()) == ("i", "linear")
     own = figure.add_subplot()
-    assert flow.plot_spectrum(spectrum, ax=own) is own
+    assert diagnostics.plot_spectrum(spectrum, ax=own) is own
     assert drawn(own)[1] == ["$\\lambda_1$ = 0.5"]
 
 
@@ -791,11 +795,11 @@ def test_pictures_say_what_they_need(draw, monkeypatch):
     given = {
         "plot_norms": {"a": [1.0]},
         "plot_bias": bias_of([1], [0.1]),
-        "plot_spectrum": flow.Lyapunov(jnp.ones(1), jnp.ones((1, 1)), None),
+        "plot_spectrum": diagnostics.Lyapunov(jnp.ones(1), jnp.ones((1, 1)), None),
     }
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ModuleNotFoundError, match="matplotlib") as caught:
-        getattr(flow, draw)(given[draw])
+        getattr(diagnostics, draw)(given[draw])
     assert any("pip install 'jaxseq[" in note for note in caught.value.__notes__)
 
 
@@ -805,7 +809,7 @@ def test_the_extra_that_pictures_name_is_there(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ModuleNotFoundError, match="matplotlib") as caught:
-        flow.plot_norms({"a": [1.0]})
+        diagnostics.plot_norms({"a": [1.0]})
     (extra,) = [note.split("jaxseq[")[1].split("]")[0] for note in caught.value.__notes__]
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
     assert any(need.startswith("matplotlib") for need in project["optional-dependencies"].get(extra, []))
@@ -825,121 +829,149 @@ BIAS = bias_of([1, 2, 4], [0.5, 0.3, 0.2])
     ("call", "kind", "message"),
     [
         # --- the step function, its state and its inputs ---
-        (lambda: flow.state_cotangents("f", S, XS, END), TypeError, r"`f`: expected a step function .* got str 'f'"),
-        (lambda: flow.jacobian_products(None, S, XS), TypeError, r"`f`: expected a step function"),
-        (lambda: flow.lyapunov(3, S, XS), TypeError, r"`f`: expected a step function .* got int 3"),
         (
-            lambda: flow.state_cotangents(lambda s, x: (s > 1, s), jnp.arange(2), None, END, length=3),
+            lambda: diagnostics.state_cotangents("f", S, XS, END),
+            TypeError,
+            r"`f`: expected a step function .* got str 'f'",
+        ),
+        (lambda: diagnostics.jacobian_products(None, S, XS), TypeError, r"`f`: expected a step function"),
+        (lambda: diagnostics.lyapunov(3, S, XS), TypeError, r"`f`: expected a step function .* got int 3"),
+        (
+            lambda: diagnostics.state_cotangents(lambda s, x: (s > 1, s), jnp.arange(2), None, END, length=3),
             TypeError,
             "(?s)carry",
         ),
-        (lambda: flow.state_cotangents(lambda s, x: ((s, s), s), S, XS, END), TypeError, "(?s)carry"),
-        (lambda: flow.jacobian_products(lambda s, x: (s[:1], s), S, XS), TypeError, "(?s)carry"),
-        (lambda: flow.lyapunov(lambda s, x: (s[:1], s), S, XS), TypeError, "(?s)carry"),
-        (lambda: flow.truncation_bias(lambda p, s, x: (s[:1], s), 0.5, S, XS, END), TypeError, "(?s)carry"),
+        (lambda: diagnostics.state_cotangents(lambda s, x: ((s, s), s), S, XS, END), TypeError, "(?s)carry"),
+        (lambda: diagnostics.jacobian_products(lambda s, x: (s[:1], s), S, XS), TypeError, "(?s)carry"),
+        (lambda: diagnostics.lyapunov(lambda s, x: (s[:1], s), S, XS), TypeError, "(?s)carry"),
+        (lambda: diagnostics.truncation_bias(lambda p, s, x: (s[:1], s), 0.5, S, XS, END), TypeError, "(?s)carry"),
         (
-            lambda: flow.jacobian_products(lambda s, x: (s + 1, s), jnp.array(1), None, length=3),
+            lambda: diagnostics.jacobian_products(lambda s, x: (s + 1, s), jnp.array(1), None, length=3),
             TypeError,
             r"`init`: expected a state that holds floats, got int64\[\]",
         ),
-        (lambda: flow.lyapunov(lambda s, x: (s, s), (), None, length=3), TypeError, r"`init`: expected a state that"),
-        (lambda: flow.jacobian_products(STEP, S, None), (TypeError, ValueError), "scan"),
-        (lambda: flow.jacobian_products(STEP, S, XS, length=4), ValueError, "scan"),
+        (
+            lambda: diagnostics.lyapunov(lambda s, x: (s, s), (), None, length=3),
+            TypeError,
+            r"`init`: expected a state that",
+        ),
+        (lambda: diagnostics.jacobian_products(STEP, S, None), (TypeError, ValueError), "scan"),
+        (lambda: diagnostics.jacobian_products(STEP, S, XS, length=4), ValueError, "scan"),
         # --- state_cotangents, norms ---
         (
-            lambda: flow.state_cotangents(STEP, S, XS, lambda s, ys: s),
+            lambda: diagnostics.state_cotangents(STEP, S, XS, lambda s, ys: s),
             TypeError,
             r"`loss`: expected a function whose result is one real number, got float64\[2\]",
         ),
-        (lambda: flow.state_cotangents(STEP, S, XS, lambda s, ys: 1), TypeError, r"`loss`: .* got int 1"),
+        (lambda: diagnostics.state_cotangents(STEP, S, XS, lambda s, ys: 1), TypeError, r"`loss`: .* got int 1"),
         (
-            lambda: flow.state_cotangents(STEP, S, XS, lambda s, ys: lax.complex(s, s).sum()),
+            lambda: diagnostics.state_cotangents(STEP, S, XS, lambda s, ys: lax.complex(s, s).sum()),
             TypeError,
             r"`loss`: .* got complex128\[\]",
         ),
-        (lambda: flow.norms(jnp.arange(3)), TypeError, r"`tree`: expected a float array, got int64\[3\]"),
-        (lambda: flow.norms([None]), TypeError, r"`tree`: expected at least one array, got none"),
-        (lambda: flow.norms(XS, batch=1.0), TypeError, r"`batch`: expected an integer >= 0, got float 1\.0"),
-        (lambda: flow.norms(XS, batch=-1), ValueError, r"`batch`: expected an integer >= 0, got -1"),
-        (lambda: flow.norms((XS, S), batch=1), ValueError, r"`tree`: expected leaves of at least 2 axes.* got \(2,\)"),
+        (lambda: diagnostics.norms(jnp.arange(3)), TypeError, r"`tree`: expected a float array, got int64\[3\]"),
+        (lambda: diagnostics.norms([None]), TypeError, r"`tree`: expected at least one array, got none"),
+        (lambda: diagnostics.norms(XS, batch=1.0), TypeError, r"`batch`: expected an integer >= 0, got float 1\.0"),
+        (lambda: diagnostics.norms(XS, batch=-1), ValueError, r"`batch`: expected an integer >= 0, got -1"),
+        (
+            lambda: diagnostics.norms((XS, S), batch=1),
+            ValueError,
+            r"`tree`: expected leaves of at least 2 axes.* got \(2,\)",
+        ),
         # --- jacobian_products ---
         (
-            lambda: flow.jacobian_products(STEP, S, XS, lags=[1, 4]),
+            lambda: diagnostics.jacobian_products(STEP, S, XS, lags=[1, 4]),
             ValueError,
             r"`lags`: expected lags from 0 to 3, the steps of `xs`, got 4",
         ),
         (
-            lambda: flow.jacobian_products(STEP, S, XS, lags=[-1]),
+            lambda: diagnostics.jacobian_products(STEP, S, XS, lags=[-1]),
             ValueError,
             r"`lags`: expected an integer >= 0, got -1",
         ),
-        (lambda: flow.jacobian_products(STEP, S, XS, lags=[0.5]), TypeError, r"`lags`: expected an integer"),
+        (lambda: diagnostics.jacobian_products(STEP, S, XS, lags=[0.5]), TypeError, r"`lags`: expected an integer"),
         (
-            lambda: flow.jacobian_products(STEP, S, XS, k=3),
+            lambda: diagnostics.jacobian_products(STEP, S, XS, k=3),
             ValueError,
             r"`k`: expected at most 2, the numbers in the state, got 3",
         ),
-        (lambda: flow.jacobian_products(STEP, S, XS, k=0), ValueError, r"`k`: expected an integer >= 1, got 0"),
-        (lambda: flow.jacobian_products(STEP, S, XS, k=1.5), TypeError, r"`k`: expected an integer >= 1"),
+        (lambda: diagnostics.jacobian_products(STEP, S, XS, k=0), ValueError, r"`k`: expected an integer >= 1, got 0"),
+        (lambda: diagnostics.jacobian_products(STEP, S, XS, k=1.5), TypeError, r"`k`: expected an integer >= 1"),
         # --- lyapunov ---
         (
-            lambda: flow.lyapunov(STEP, S, XS, k=3),
+            lambda: diagnostics.lyapunov(STEP, S, XS, k=3),
             ValueError,
             r"`k`: expected at most 2, the numbers in the state, got 3",
         ),
-        (lambda: flow.lyapunov(STEP, S, XS, k="all"), TypeError, r"`k`: expected an integer >= 1"),
-        (lambda: flow.lyapunov(STEP, S, XS, burn_in=3), ValueError, r"`xs`: expected steps beyond burn_in = 3"),
+        (lambda: diagnostics.lyapunov(STEP, S, XS, k="all"), TypeError, r"`k`: expected an integer >= 1"),
+        (lambda: diagnostics.lyapunov(STEP, S, XS, burn_in=3), ValueError, r"`xs`: expected steps beyond burn_in = 3"),
         (
-            lambda: flow.lyapunov(STEP, S, None, length=5, every=2),
+            lambda: diagnostics.lyapunov(STEP, S, None, length=5, every=2),
             ValueError,
             r"`length`: expected steps beyond burn_in = 0, in multiples of every = 2, got 5 steps",
         ),
-        (lambda: flow.lyapunov(STEP, S, XS, burn_in=-1), ValueError, r"`burn_in`: expected an integer >= 0, got -1"),
-        (lambda: flow.lyapunov(STEP, S, XS, every=0), ValueError, r"`every`: expected an integer >= 1, got 0"),
-        (lambda: flow.lyapunov(STEP, S, XS, dt=0.0), ValueError, r"`dt`: expected a time above zero, got float 0\.0"),
-        (lambda: flow.lyapunov(STEP, S, XS, dt=float("nan")), ValueError, r"`dt`: expected a time above zero"),
+        (
+            lambda: diagnostics.lyapunov(STEP, S, XS, burn_in=-1),
+            ValueError,
+            r"`burn_in`: expected an integer >= 0, got -1",
+        ),
+        (lambda: diagnostics.lyapunov(STEP, S, XS, every=0), ValueError, r"`every`: expected an integer >= 1, got 0"),
+        (
+            lambda: diagnostics.lyapunov(STEP, S, XS, dt=0.0),
+            ValueError,
+            r"`dt`: expected a time above zero, got float 0\.0",
+        ),
+        (lambda: diagnostics.lyapunov(STEP, S, XS, dt=float("nan")), ValueError, r"`dt`: expected a time above zero"),
         # --- truncation_bias, suggest_truncation ---
         (
-            lambda: flow.truncation_bias(WITH, 0.5, S, XS, END, windows=[1, 4]),
+            lambda: diagnostics.truncation_bias(WITH, 0.5, S, XS, END, windows=[1, 4]),
             ValueError,
             r"`windows`: expected windows no longer than the series, 3 steps, got 4",
         ),
         (
-            lambda: flow.truncation_bias(WITH, 0.5, S, XS, END, windows=[]),
+            lambda: diagnostics.truncation_bias(WITH, 0.5, S, XS, END, windows=[]),
             ValueError,
             r"`windows`: expected at least one",
         ),
         (
-            lambda: flow.truncation_bias(WITH, 0.5, S, XS, END, windows=[0]),
+            lambda: diagnostics.truncation_bias(WITH, 0.5, S, XS, END, windows=[0]),
             ValueError,
             r"`windows`: expected an integer >= 1, got 0",
         ),
         (
-            lambda: flow.truncation_bias(WITH, 0.5, S, XS, END, windows=[1.0]),
+            lambda: diagnostics.truncation_bias(WITH, 0.5, S, XS, END, windows=[1.0]),
             TypeError,
             r"`windows`: expected an integer",
         ),
-        (lambda: flow.suggest_truncation((1, 2, 3)), TypeError, r"`bias`: expected TruncationBias\(windows, relative"),
         (
-            lambda: flow.suggest_truncation(BIAS),
+            lambda: diagnostics.suggest_truncation((1, 2, 3)),
+            TypeError,
+            r"`bias`: expected TruncationBias\(windows, relative",
+        ),
+        (
+            lambda: diagnostics.suggest_truncation(BIAS),
             ValueError,
             r"`tolerance`: expected above 0\.2, the error of the longest window measured, 4, got float 0\.1",
         ),
-        (lambda: flow.suggest_truncation(BIAS, 0.0), ValueError, r"`tolerance`: expected a number above 0"),
-        (lambda: flow.suggest_truncation(BIAS, float("nan")), ValueError, r"`tolerance`: expected a number above 0"),
-        # --- pictures ---
-        (lambda: flow.plot_norms([1.0, 0.5]), TypeError, r"`curves`: expected a mapping from names to norms"),
-        (lambda: flow.plot_norms({}), ValueError, r"`curves`: expected at least one, got none"),
+        (lambda: diagnostics.suggest_truncation(BIAS, 0.0), ValueError, r"`tolerance`: expected a number above 0"),
         (
-            lambda: flow.plot_norms({"a": [1.0, 0.5]}, lags=[0, 1, 2]),
+            lambda: diagnostics.suggest_truncation(BIAS, float("nan")),
+            ValueError,
+            r"`tolerance`: expected a number above 0",
+        ),
+        # --- pictures ---
+        (lambda: diagnostics.plot_norms([1.0, 0.5]), TypeError, r"`curves`: expected a mapping from names to norms"),
+        (lambda: diagnostics.plot_norms({}), ValueError, r"`curves`: expected at least one, got none"),
+        (
+            lambda: diagnostics.plot_norms({"a": [1.0, 0.5]}, lags=[0, 1, 2]),
             ValueError,
             r"`curves\['a'\]`: expected shape \(3,\) = \(lags,\), got \(2,\)",
         ),
-        (lambda: flow.plot_norms({"a": np.ones((2, 2))}), ValueError, r"`curves\['a'\]`: expected shape"),
-        (lambda: flow.plot_norms({"a": []}), ValueError, r"`curves\['a'\]`: expected"),
-        (lambda: flow.plot_bias({"a": 1.0}), TypeError, r"`biases`: expected TruncationBias"),
+        (lambda: diagnostics.plot_norms({"a": np.ones((2, 2))}), ValueError, r"`curves\['a'\]`: expected shape"),
+        (lambda: diagnostics.plot_norms({"a": []}), ValueError, r"`curves\['a'\]`: expected"),
+        (lambda: diagnostics.plot_bias({"a": 1.0}), TypeError, r"`biases`: expected TruncationBias"),
         (
-            lambda: flow.plot_spectrum(jnp.ones(2)),
+            lambda: diagnostics.plot_spectrum(jnp.ones(2)),
             TypeError,
             r"`spectra`: expected Lyapunov\(exponents, history, final\)",
         ),
@@ -950,7 +982,9 @@ def test_mistakes(call, kind, message):
         call()
 
 
-@pytest.mark.parametrize("f", [flow.lyapunov, partial(flow.jacobian_products, k=2)], ids=["lyapunov", "k"])
+@pytest.mark.parametrize(
+    "f", [diagnostics.lyapunov, partial(diagnostics.jacobian_products, k=2)], ids=["lyapunov", "k"]
+)
 def test_a_step_without_a_forward_mode_is_shown_the_twin(f):
     params = jaxseq.gru_init(jax.random.key(0), 3, 4, dtype=jnp.float64)
     with pytest.raises(TypeError, match="forward-mode") as info:
@@ -962,5 +996,5 @@ def test_no_state_is_one_of_zeros():
     params = jaxseq.lstm_init(jax.random.key(0), 3, 4, dtype=jnp.float64)
     step, xs = partial(jaxseq.reference.lstm_cell, params), jax.random.normal(jax.random.key(1), (5, 3))
     zeros = jaxseq.LSTMState(jnp.zeros(4), jnp.zeros(4))
-    found, expected = (flow.jacobian_products(step, s, xs).singular_values for s in (None, zeros))
+    found, expected = (diagnostics.jacobian_products(step, s, xs).singular_values for s in (None, zeros))
     np.testing.assert_array_equal(found, expected)

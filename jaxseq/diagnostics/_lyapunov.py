@@ -21,7 +21,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jaxseq import _checks
-from jaxseq.flow._step import Step, flat, on_vectors, pushing_forwards, steps_of
+from jaxseq.diagnostics._step import Step, flat, on_vectors, pushing_forwards, steps_of
 
 
 class Lyapunov(NamedTuple):
@@ -81,7 +81,7 @@ def lyapunov(
         ValueError: a k beyond N, nothing left after `burn_in`, or not a multiple of `every`.
 
     Example:
-        >>> from jaxseq import flow
+        >>> from jaxseq import diagnostics
         >>> logistic = lambda s, _: (4 * s * (1 - s), None)  # log 2
         >>> round(float(flow.lyapunov(logistic, 0.3, None, length=20000).exponents[0]), 2)
         0.69

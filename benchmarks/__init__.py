@@ -1,1 +1,1 @@
-"""Measurements side by side: `python -m benchmarks.recurrence`, from the root of the repository."""
+"""Benchmarks against other libraries. Run `python -m benchmarks.recurrence` from the root of the repository."""

@@ -1,9 +1,9 @@
-"""Every cell of `jaxseq.cells`, and a user's own, against the same cell in a plain scan that JAX differentiates; and
-convolutional recurrence, against Keras and Haiku as well.
+"""Every cell of `jaxseq.cells` and a user-defined cell against autodiff of a scan over the same cell. Convolutional
+recurrences are also compared with Keras and Haiku.
 
     python -m benchmarks.cells [--rounds N] [--json FILE] [--picture FILE] [--quick]
 
-The gradient is that of all parameters, the first state and the input, with the outputs beside it.
+Each candidate computes the outputs and the gradient of all parameters, the initial state and the input.
 """
 
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ TINY = Size(2, 5, 3, 4)
 
 
 class LeakyParams(NamedTuple):
-    """A cell of the user's own, with a rate for each unit."""
+    """Parameters of a user-defined cell, with a rate for each unit."""
 
     w_x: Any
     w_h: Any
@@ -35,7 +35,7 @@ class LeakyParams(NamedTuple):
 
 
 def leaky_step(a: Any, h: jax.Array, p: LeakyParams) -> jax.Array:
-    """Without a pullback of its own."""
+    """Step without a hand-derived pullback."""
     rate = jax.nn.sigmoid(p.rate)
     return (1 - rate) * h + rate * jnp.tanh(a[0])
 
@@ -48,7 +48,7 @@ def leaky_init(key: Any, D: int, H: int) -> LeakyParams:
 
 
 def projected_init(key: Any, D: int, H: int) -> Any:
-    """Half as many outputs as units."""
+    """Initialize with half as many outputs as units."""
     return cells.projected_lstm_init(key, D, H, H // 2)
 
 
@@ -71,34 +71,34 @@ def problems(quick: bool) -> Iterator[Problem]:
             yield any_cell(name, cell, init, size)
     small = (((6,), (3,)), ((5, 4), (3, 2)), ((4, 3, 4), (2, 2, 2)))
     large = (((512,), (5,)), ((32, 32), (3, 3)), ((12, 12, 12), (3, 3, 3)))
-    for space, window in small if quick else large:
+    for space, kernel_size in small if quick else large:
         T, B, C, F = (3, 2, 2, 3) if quick else (10, 4, 8, 16)
-        yield convolutional(T, B, C, F, space, window)
+        yield convolutional(T, B, C, F, space, kernel_size)
 
 
 def any_cell(name: str, cell: Cell, init: Any, size: Size) -> Problem:
-    """The engine's rule, and JAX's of a scan of the same step."""
+    """Compare `jaxseq.recurrence` with autodiff of a scan over the same step."""
     B, T, D, H = size
     params, xs = init(jax.random.key(0), D, H), normal(jax.random.key(1), (T, B, D), jnp.float32)
-    run, twin = (partial(f, cell) for f in (jaxseq.recurrence, reference.recurrence))
+    run, reference_op = (partial(f, cell) for f in (jaxseq.recurrence, reference.recurrence))
     carry = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(run, params, None, xs)[0])
     cotangents = like(jax.random.key(2), jax.eval_shape(run, params, carry, xs))
     found = [
         Candidate(label, with_gradient(f), (cotangents, params, carry, xs))
-        for label, f in (("hand", run), ("jax", twin))
+        for label, f in (("jaxseq", run), ("jax", reference_op))
     ]
-    return Problem(f"{name}, {size}", "hand", found, tolerance=1e-3)
+    return Problem(f"{name}, {size}", "jaxseq", found, tolerance=1e-3)
 
 
-def convolutional(T: int, B: int, C: int, F: int, space: tuple[int, ...], window: tuple[int, ...]) -> Problem:
-    """ConvLSTM of as many axes."""
-    params = jaxseq.conv_lstm_init(jax.random.key(0), window, C, F)
+def convolutional(T: int, B: int, C: int, F: int, space: tuple[int, ...], kernel_size: tuple[int, ...]) -> Problem:
+    """Compare ConvLSTMs with `len(space)` spatial axes."""
+    params = jaxseq.conv_lstm_init(jax.random.key(0), kernel_size, C, F)
     xs = normal(jax.random.key(1), (T, B, *space, C), jnp.float32)
     zeros = jnp.zeros((B, *space, F))
     carry = LSTMState(zeros, zeros)
     cotangents = like(jax.random.key(2), jax.eval_shape(jaxseq.conv_lstm, params, carry, xs))
     libraries = {
-        "hand": Library(jaxseq.conv_lstm),
+        "jaxseq": Library(jaxseq.conv_lstm),
         "jax": Library(reference.conv_lstm),
         "keras": in_keras(params, xs),
         "haiku": in_haiku(params, xs),
@@ -118,17 +118,17 @@ def convolutional(T: int, B: int, C: int, F: int, space: tuple[int, ...], window
 
         found.append(Candidate(name, with_gradient(library.run), (seeds, *args), common))
     sizes = "x".join(map(str, space))
-    return Problem(f"conv_lstm, B={B} T={T} {sizes}x{C} to {F}, window {window}", "hand", found, tolerance=1e-3)
+    return Problem(f"conv_lstm, B={B} T={T} {sizes}x{C} to {F}, kernel {kernel_size}", "jaxseq", found, tolerance=1e-3)
 
 
 def in_keras(params: LSTMParams, xs: jax.Array) -> Library | None:
-    """Batch first, gates in our order."""
+    """ConvLSTM of Keras, which is batch major."""
     keras = harness.peer("keras")
     if keras is None:
         return None
-    window, filters = params.w_h.shape[:-2], params.w_h.shape[-2]
-    kind = getattr(keras.layers, f"ConvLSTM{len(window)}D")
-    layer = kind(filters, window, padding="same", return_sequences=True, return_state=True)
+    kernel_size, filters = params.w_h.shape[:-2], params.w_h.shape[-2]
+    kind = getattr(keras.layers, f"ConvLSTM{len(kernel_size)}D")
+    layer = kind(filters, kernel_size, padding="same", return_sequences=True, return_state=True)
     layer.build((xs.shape[1], xs.shape[0], *xs.shape[2:]))
     others = [variable.value for variable in layer.non_trainable_variables]
 
@@ -145,28 +145,28 @@ def in_keras(params: LSTMParams, xs: jax.Array) -> Library | None:
 
 
 def in_haiku(params: LSTMParams, xs: jax.Array) -> Library | None:
-    """Its second bias zero."""
+    """ConvLSTM of Haiku, with its second bias set to zero."""
     hk = harness.peer("haiku")
     if hk is None:
         return None
-    window, F = params.w_h.shape[:-2], params.w_h.shape[-2]
-    cell = getattr(hk, f"Conv{len(window)}DLSTM")
+    kernel_size, F = params.w_h.shape[:-2], params.w_h.shape[-2]
+    cell = getattr(hk, f"Conv{len(kernel_size)}DLSTM")
 
     def unroll(carry: Any, xs: jax.Array) -> Any:
-        return hk.dynamic_unroll(cell(xs.shape[2:-1], F, window), xs, carry)
+        return hk.dynamic_unroll(cell(xs.shape[2:-1], F, kernel_size), xs, carry)
 
     transformed = hk.without_apply_rng(hk.transform(unroll))
 
     def run(params: Any, carry: Any, xs: jax.Array) -> tuple[Any, jax.Array]:
         return transformed.apply(params, carry, xs)[::-1]
 
-    there = partial(convert.to_haiku, "conv_lstm")
-    back = lambda gradient: jax.vjp(there, params)[1](gradient)[0]  # noqa: E731
-    return Library(run, (there, back), (lambda s: hk.LSTMState(*s), LSTMState._make), (same, same))
+    convert_params = partial(convert.to_haiku, "conv_lstm")
+    back = lambda gradient: jax.vjp(convert_params, params)[1](gradient)[0]  # noqa: E731
+    return Library(run, (convert_params, back), (lambda s: hk.LSTMState(*s), LSTMState._make), (same, same))
 
 
 def main(argv: Any = None) -> None:
-    about = "Cells by hand, against autodiff of the same cells and against other libraries."
+    about = "Cells of jaxseq against autodiff of the same cells and other libraries."
     harness.main(problems, about, ["keras"], argv)
 
 

@@ -1,9 +1,9 @@
-"""Checkers of gradients side by side: which finds what mistake, and which raises a false alarm.
+"""Comparison of gradient checkers: which mistakes they find, and which correct gradients they reject.
 
     python -m benchmarks.checkers --markdown docs/checkers.md
 
-Rows are rules with one mistake each: the hand-derived Elman network of `broken_rules`, and the mutants that `mutate`
-makes of the same network. Each checker gets the same function at the same point, with its own default tolerances.
+Each row is a rule with one mistake: the hand-derived Elman network of `broken_rules`, or a mutant of the same network
+by `mutate`. All checkers are called with the same function at the same point, each with its default tolerances.
 """
 
 import argparse
@@ -27,12 +27,12 @@ from jaxseq.testing import Verdict, check_vjp, mutate
 from tests.support import broken_rules
 
 Function = Callable[..., Any]
-RIGHT = "none"  # the name of the rule with no mistake in it
+RIGHT = "none"  # the name of the rule without a mistake
 FOUND, PASSED, UNSURE = "found", "–", "unsure"
 
 
 class Suspect(NamedTuple):
-    """A gradient of `truth`: what is wrong with it, if anything, and the check of ours that has to find it."""
+    """A rule for the gradient of `truth`, the name of its mistake, and the check of `check_vjp` that must find it."""
 
     name: str
     check: str
@@ -42,29 +42,29 @@ class Suspect(NamedTuple):
 
 
 class Checker(NamedTuple):
-    """`run(suspect)` says PASSED, UNSURE, or FOUND and by what; raising an error is finding."""
+    """`run(suspect)` returns PASSED, UNSURE, or FOUND with the name of a check. An exception counts as FOUND."""
 
     name: str
     run: Callable[[Suspect], str]
 
 
-# --- The rules ---
+# --- Rules ---
 
 
 def network(params: Any, h: Any, xs: Any) -> Any:
-    """The network of `broken_rules`, its parameters in a container: some mistakes are made in containers only."""
+    """The network of `broken_rules` with its parameters in a dict, because some mutants need a container."""
     return broken_rules.plain(params["w_x"], params["w_h"], params["b"], h, xs)
 
 
-def by_hand(**point: Any) -> Iterator[Suspect]:
-    """The hand-derived rule as it should be, then with each mistake of a derivation."""
+def hand_derived(**point: Any) -> Iterator[Suspect]:
+    """Yield the correct hand-derived rule, then one rule for each mistake."""
     args = broken_rules.arguments(jax.random.key(3), **point)
     for name, check in {RIGHT: "", **broken_rules.BROKEN}.items():
         yield Suspect(name, check, broken_rules.broken(name), broken_rules.plain, args)
 
 
 def mutants() -> Iterator[Suspect]:
-    """The network as JAX differentiates it, then its mutants."""
+    """Yield the network with the gradient of JAX, then its mutants."""
     w_x, w_h, b, h, xs = broken_rules.arguments(jax.random.key(3))
     args = {"w_x": w_x, "w_h": w_h, "b": b}, h, xs
     yield Suspect(RIGHT, "", network, network, args)
@@ -73,25 +73,25 @@ def mutants() -> Iterator[Suspect]:
             yield Suspect(mutant.what, mutant.check, mutant, network, args)
 
 
-# --- The checkers ---
+# --- Checkers ---
 
 
-def jax_alone(suspect: Suspect) -> str:
-    """Whether jax.vjp itself objects."""
+def by_jax(suspect: Suspect) -> str:
+    """Call jax.vjp, which rejects some invalid cotangents."""
     outputs, pull = jax.vjp(suspect.f, *suspect.args)
     jax.block_until_ready(pull(jax.tree.map(jnp.ones_like, outputs)))
     return PASSED
 
 
 def by_check_grads(suspect: Suspect) -> str:
-    """jax.test_util.check_grads to second order, in the one mode that a custom_vjp has."""
-    np.random.seed(0)  # noqa: NPY002  (it draws from there)
+    """jax.test_util.check_grads to second order, in reverse mode, the only mode of a custom_vjp."""
+    np.random.seed(0)  # noqa: NPY002  (check_grads uses the global generator)
     check_grads(suspect.f, suspect.args, order=2, modes=("rev",))
     return PASSED
 
 
 def by_gradcheck(name: str, suspect: Suspect, **options: Any) -> str:
-    """torch.autograd's `gradcheck` or `gradgradcheck`."""
+    """`gradcheck` or `gradgradcheck` of torch.autograd."""
     torch = importlib.import_module("torch")
     torch.manual_seed(0)
     leaves, tree = jax.tree.flatten(suspect.args)
@@ -105,9 +105,9 @@ def by_gradcheck(name: str, suspect: Suspect, **options: Any) -> str:
 
 
 def in_torch(torch: Any, f: Function) -> Function:
-    """A JAX function of arrays to a tuple of arrays, as a torch function whose derivatives, of any order, are JAX's.
+    """Convert a JAX function from arrays to a tuple of arrays to torch, with the derivatives of JAX to any order.
 
-    The pullback `(*x, *ȳ) -> x̄` is such a function too, so it crosses the same bridge.
+    The pullback `(*x, *ȳ) -> x̄` is such a function too, and is converted recursively.
     """
     program = jax.jit(f)
 
@@ -133,11 +133,11 @@ def in_torch(torch: Any, f: Function) -> Function:
 
 
 def as_test_rrule(suspect: Suspect) -> str:
-    """What ChainRulesTestUtils.test_rrule asks, retold from its source (1.13.1): Julia's own code does not run here.
+    """Python version of ChainRulesTestUtils.test_rrule, after its source (1.13.1). The Julia code itself is not run.
 
-    One call: the primal equals f, and for one random cotangent of all outputs together the cotangent of each argument
-    equals the right one, found by JAX here and by differences there, `isapprox` at 1e-9. Type inference, thunks and
-    `add!!` have no counterpart in JAX.
+    In one call, it checks that the primal equals f, and that for one random cotangent of all outputs, the cotangent of
+    each argument equals the expected one by `isapprox` at 1e-9. The expected cotangents are from JAX here, and from
+    finite differences in Julia. Type inference, thunks and `add!!` have no counterpart in JAX.
     """
     outputs, pull = jax.vjp(suspect.f, *suspect.args)
     true, true_pull = jax.vjp(suspect.truth, *suspect.args)
@@ -149,25 +149,25 @@ def as_test_rrule(suspect: Suspect) -> str:
 
 
 def close(actual: Any, expected: Any) -> None:
-    """Julia's isapprox for each leaf: the norm of the difference within 1e-9, or within 1e-9 of the larger norm."""
+    """Apply Julia's isapprox to each leaf: the difference is at most 1e-9, absolute or relative, in norm."""
     for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        apart, scale = np.linalg.norm(a - e), max(np.linalg.norm(a), np.linalg.norm(e))
-        if not apart <= max(1e-9, 1e-9 * scale):
-            raise ValueError(f"{apart:.1e} apart")
+        difference, scale = np.linalg.norm(a - e), max(np.linalg.norm(a), np.linalg.norm(e))
+        if not difference <= max(1e-9, 1e-9 * scale):
+            raise ValueError(f"the difference is {difference:.1e}")
 
 
 def ours(suspect: Suspect) -> str:
-    """jaxseq.testing.check_vjp, with no reference; of the checks that fail, the one that is named for the mistake."""
+    """jaxseq.testing.check_vjp without a reference. Report the expected check if it fails, else all failed checks."""
     report = check_vjp(suspect.f, suspect.args)
     if report.verdict is Verdict.INCONCLUSIVE:
         return UNSURE
     failed = list(dict.fromkeys(failure.check for failure in report.failures))
-    named = suspect.check if suspect.check in failed else ", ".join(failed)
-    return f"{FOUND}: {named}" if failed else PASSED
+    names = suspect.check if suspect.check in failed else ", ".join(failed)
+    return f"{FOUND}: {names}" if failed else PASSED
 
 
 def checkers() -> list[Checker]:
-    """Those that can run here."""
+    """Return the checkers whose libraries are installed."""
     torch = []
     if importlib.util.find_spec("torch"):
         torch = [
@@ -176,7 +176,7 @@ def checkers() -> list[Checker]:
             Checker("gradgradcheck", partial(by_gradcheck, "gradgradcheck")),
         ]
     return [
-        Checker("JAX alone", jax_alone),
+        Checker("jax.vjp", by_jax),
         Checker("check_grads", by_check_grads),
         *torch,
         Checker("test_rrule", as_test_rrule),
@@ -184,46 +184,46 @@ def checkers() -> list[Checker]:
     ]
 
 
-# --- The tables ---
+# --- Tables ---
 
 
 class Row(NamedTuple):
-    """What each checker said of a rule, and how long it took."""
+    """Result and time of each checker for one rule."""
 
     name: str
-    said: dict[str, str]
+    results: dict[str, str]
     seconds: dict[str, float]
 
 
-def ask(suspect: Suspect, panel: Sequence[Checker]) -> Row:
-    """All checkers about one rule."""
-    said, seconds = {}, {}
+def run_checkers(suspect: Suspect, panel: Sequence[Checker]) -> Row:
+    """Run all checkers on one rule."""
+    results, seconds = {}, {}
     for checker in panel:
         start = time.perf_counter()
         try:
-            said[checker.name] = checker.run(suspect)
-        except Exception:  # whatever a checker raises is its way to say that something is wrong
-            said[checker.name] = FOUND
+            results[checker.name] = checker.run(suspect)
+        except Exception:  # a checker reports a mistake by any exception
+            results[checker.name] = FOUND
         seconds[checker.name] = time.perf_counter() - start
-    return Row(suspect.name, said, seconds)
+    return Row(suspect.name, results, seconds)
 
 
-def one_by_one(title: str, rows: Sequence[Row], names: Sequence[str]) -> list[str]:
-    """A table with a line for each rule, and below it how many were found and how long it took."""
-    lines = [*heading(title, names), *(line(row.name, [row.said[n] for n in names]) for row in rows)]
+def detailed_table(title: str, rows: Sequence[Row], names: Sequence[str]) -> list[str]:
+    """Return a table with a line per rule, followed by the number of mistakes found and the median time."""
+    lines = [*heading(title, names), *(line(row.name, [row.results[n] for n in names]) for row in rows)]
     wrong = [row for row in rows if row.name != RIGHT]
-    found = [sum(row.said[n].startswith(FOUND) for row in wrong) for n in names]
+    found = [sum(row.results[n].startswith(FOUND) for row in wrong) for n in names]
     lines += [line(f"**found, of {len(wrong)}**", [f"**{n}**" for n in found])]
     return [*lines, line("median seconds", [f"{statistics.median(r.seconds[n] for r in rows):.1f}" for n in names]), ""]
 
 
-def in_short(title: str, rows: Sequence[Row], names: Sequence[str]) -> list[str]:
-    """A table of how often each thing was said: of the right rule, which comes first, and of the wrong ones."""
+def summary_table(title: str, rows: Sequence[Row], names: Sequence[str]) -> list[str]:
+    """Return a table with the result for the correct rule and the counts of results for the incorrect rules."""
     right, *wrong = rows
-    lines = [*heading(title, names), line("the right rule is", [right.said[n].split(":")[0] for n in names])]
-    for said in (FOUND, UNSURE, PASSED):
-        counts = [sum(row.said[n].split(":")[0] == said for row in wrong) for n in names]
-        lines.append(line(f"wrong ones {said}, of {len(wrong)}", [str(count) for count in counts]))
+    lines = [*heading(title, names), line("correct rule", [right.results[n].split(":")[0] for n in names])]
+    for result in (FOUND, UNSURE, PASSED):
+        counts = [sum(row.results[n].split(":")[0] == result for row in wrong) for n in names]
+        lines.append(line(f"incorrect rules: {result}, of {len(wrong)}", [str(count) for count in counts]))
     return [*lines, ""]
 
 
@@ -236,52 +236,52 @@ def line(first: str, cells: Sequence[str]) -> str:
 
 
 def page(panel: Sequence[Checker], quick: bool) -> Iterator[str]:
-    """The page, line by line, as it is found out."""
+    """Yield the lines of the page."""
     names = [checker.name for checker in panel]
 
-    def asked(suspects: Iterable[Suspect]) -> list[Row]:
-        return [ask(suspect, panel) for suspect in itertools.islice(suspects, 2 if quick else None)]
+    def rows(suspects: Iterable[Suspect]) -> list[Row]:
+        return [run_checkers(suspect, panel) for suspect in itertools.islice(suspects, 2 if quick else None)]
 
     installed = [name for name in ("jax", "torch") if importlib.util.find_spec(name)]
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in installed)
     yield from ABOUT.format(versions=versions, date=f"{datetime.now(UTC):%Y-%m-%d}").splitlines()
-    yield from one_by_one("An Elman network's rule, derived by hand", asked(by_hand()), names)
-    yield from one_by_one("The same network's gradient by JAX, spoiled by `mutate`", asked(mutants()), names)
+    yield from detailed_table("Hand-derived rule of an Elman network", rows(hand_derived()), names)
+    yield from detailed_table("JAX gradient of the same network, with the mistakes of `mutate`", rows(mutants()), names)
     for title, point in POINTS.items():
-        yield from in_short(title, asked(by_hand(**point)), names)
+        yield from summary_table(title, rows(hand_derived(**point)), names)
 
 
 POINTS = {
-    "Saturated: gain 60, where most derivatives are nearly zero": {"gain": 60.0},
-    "Chaotic: gain 5 over 60 steps, where derivatives grow by orders of magnitude": {"gain": 5.0, "T": 60},
+    "Saturated: gain 60, most derivatives are nearly zero": {"gain": 60.0},
+    "Chaotic: gain 5 over 60 steps, derivatives grow by orders of magnitude": {"gain": 5.0, "T": 60},
 }
 
 ABOUT = """\
-# Checkers of gradients, mistake by mistake
+# Comparison of gradient checkers
 
 Written by `python -m benchmarks.checkers --markdown docs/checkers.md` ({date}, {versions}).
 
-Each row is a gradient with one mistake. Each column is a checker with its default tolerances, called once, in float64,
-at the same point: *found* is a complaint of any kind, – is none. The row *none* is the right gradient, where a
-complaint is a false alarm; *unsure* is a checker that says that a wrong gradient would have looked the same.
+Each row is a gradient with one mistake. Each column is a checker with its default tolerances, called once at the same
+point in float64: *found* means that it reported an error, – that it did not. The row *none* is the correct gradient,
+for which an error is a false alarm. *unsure* means that the checker cannot distinguish a wrong gradient at this point.
 
-- **JAX alone**: a call of `jax.vjp`, which refuses some of what a rule can return.
-- **check_grads**: `jax.test_util`, order 2, reverse mode (its default asks for forward mode, which raises on any
-  `custom_vjp`).
-- **gradcheck**, **gradgradcheck**: `torch.autograd`, over a bridge whose derivatives of any order are those of JAX,
-  compiled. What goes wrong under `vmap`, in another dtype or at another size they can not see from there; someone who
-  calls them there might.
-- **test_rrule**: of Julia's ChainRulesTestUtils. **It was not run**: what it asks is retold in Python from the source
-  of version 1.13.1, its differences taken to be exact.
-- **check_vjp**: `jaxseq.testing`, without a reference, at its full level. It names the check that found the mistake.
+- **jax.vjp**: a call of `jax.vjp`, which rejects some invalid results of a rule.
+- **check_grads**: `jax.test_util`, order 2, reverse mode. Its default includes forward mode, which raises an error for
+  any `custom_vjp`.
+- **gradcheck**, **gradgradcheck**: `torch.autograd`, applied to a torch function with the compiled derivatives of JAX.
+  This call does not cover `vmap`, other dtypes and other sizes; a user can check them in separate calls.
+- **test_rrule**: of Julia's ChainRulesTestUtils. **It was not run**: its checks are implemented in Python after the
+  source of version 1.13.1, with exact derivatives instead of finite differences.
+- **check_vjp**: `jaxseq.testing`, without a reference, at the level `full`. It names the check that found the mistake.
+
 """
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the page there as well")
-    parser.add_argument("--quick", action="store_true", help="two rules for each table: whether it runs")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the page to FILE")
+    parser.add_argument("--quick", action="store_true", help="two rules per table, to test that it runs")
     options = parser.parse_args(argv)
     lines = []
     with jax.enable_x64(True):

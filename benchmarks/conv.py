@@ -1,9 +1,9 @@
-"""Convolutions: jaxseq's rules, against autodiff of lax, against Flax and against torch.
+"""Convolutions of jaxseq against autodiff of lax, against Flax and against torch.
 
     python -m benchmarks.conv [--rounds N] [--json FILE] [--picture FILE] [--quick]
 
-The gradient is that of the input, the kernel and the bias, with the output beside it. Ratios say how many times as
-long as `hand`. Every library gets its arrays in its own layout.
+Each candidate computes the output and the gradient of the input, the kernel and the bias. Ratios are times relative to
+`jaxseq`. Every library receives arrays in its native layout.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -25,12 +25,12 @@ Function = Callable[..., Any]
 
 
 class Shape(NamedTuple):
-    """One convolution: x (N, *I, C_in), kernel (*K, C_in / groups, C_out), or both transposed."""
+    """One convolution of x (N, *I, C_in) with a kernel (*K, C_in / groups, C_out), or a transposed convolution."""
 
     name: str
     batch: int
     space: tuple[int, ...]
-    window: tuple[int, ...]
+    kernel_size: tuple[int, ...]
     c_in: int
     c_out: int
     options: Mapping[str, Any] = {}
@@ -38,14 +38,15 @@ class Shape(NamedTuple):
 
     @property
     def kernel(self) -> tuple[int, ...]:
-        """Its shape."""
-        near, far = (self.c_out, self.c_in) if self.transposed else (self.c_in, self.c_out)
-        return (*self.window, near // self.options.get("groups", 1), far)
+        """Return the shape of the kernel."""
+        in_channels, out_channels = (self.c_out, self.c_in) if self.transposed else (self.c_in, self.c_out)
+        return (*self.kernel_size, in_channels // self.options.get("groups", 1), out_channels)
 
     def small(self) -> "Shape":
-        """A tiny one of the same kind."""
-        space, window = (tuple(min(n, limit) for n in sizes) for sizes, limit in ((self.space, 13), (self.window, 8)))
-        return self._replace(batch=1, space=space, window=window)
+        """Return a small version of this convolution."""
+        limits = (self.space, 13), (self.kernel_size, 8)
+        space, kernel_size = (tuple(min(n, limit) for n in sizes) for sizes, limit in limits)
+        return self._replace(batch=1, space=space, kernel_size=kernel_size)
 
 
 SHAPES = (
@@ -74,16 +75,16 @@ def problems(quick: bool) -> Iterator[Problem]:
     for whole in SHAPES:
         shape = whole.small() if quick else whole
         args, y_bar = data(shape)
-        hand = partial(jaxseq.conv_transpose if shape.transposed else jaxseq.conv, **shape.options)
+        ours = partial(jaxseq.conv_transpose if shape.transposed else jaxseq.conv, **shape.options)
         flax = in_flax(shape)
         variables = {"params": {"kernel": args[1], "bias": args[2]}}
         sizes = f"{shape.batch}x{'x'.join(map(str, shape.space))}x{shape.c_in} to {shape.c_out}"
-        title = f"{shape.name}: {sizes}, window {'x'.join(map(str, shape.window))}"
+        title = f"{shape.name}: {sizes}, kernel {'x'.join(map(str, shape.kernel_size))}"
         yield Problem(
             f"forward, {title}",
-            "hand",
+            "jaxseq",
             [
-                Candidate("hand", hand, args),
+                Candidate("jaxseq", ours, args),
                 Candidate("lax", in_lax(shape), args),
                 Candidate("flax", flax, (variables, args[0])),
                 in_torch(shape, args, None),
@@ -91,9 +92,9 @@ def problems(quick: bool) -> Iterator[Problem]:
         )
         yield Problem(
             f"forward + gradient, {title}",
-            "hand",
+            "jaxseq",
             [
-                Candidate("hand", with_gradient(hand), (y_bar, *args)),
+                Candidate("jaxseq", with_gradient(ours), (y_bar, *args)),
                 Candidate("lax", with_gradient(in_lax(shape)), (y_bar, *args)),
                 Candidate("flax", flax and with_gradient(flax), (y_bar, variables, args[0]), from_flax),
                 in_torch(shape, args, y_bar),
@@ -102,7 +103,7 @@ def problems(quick: bool) -> Iterator[Problem]:
 
 
 def data(shape: Shape) -> tuple[tuple[jax.Array, ...], jax.Array]:
-    """(x, kernel, bias) and the cotangent of y, random."""
+    """Return random (x, kernel, bias) and a random cotangent of y."""
     keys = jax.random.split(jax.random.key(0), 4)
     shapes = (shape.batch, *shape.space, shape.c_in), shape.kernel, (shape.c_out,)
     x, kernel, bias = (normal(k, s, jnp.float32) for k, s in zip(keys, shapes, strict=False))
@@ -111,16 +112,16 @@ def data(shape: Shape) -> tuple[tuple[jax.Array, ...], jax.Array]:
 
 
 def geometry(shape: Shape) -> dict[str, Any]:
-    """Stride, padding and dilation for each axis, as other libraries want them."""
-    axes = len(shape.window)
+    """Return stride, padding and dilation per axis, as other libraries expect them."""
+    axes = len(shape.kernel_size)
     options = {"stride": 1, "padding": "VALID", "dilation": 1, "groups": 1, **shape.options}
-    found = _geometry.resolve(shape.space, shape.window, **options)
+    found = _geometry.resolve(shape.space, shape.kernel_size, **options)
     return {**found._asdict(), "axes": axes}
 
 
 def in_lax(shape: Shape) -> Function:
-    """As one would write it with JAX alone."""
-    geometry_, letters = geometry(shape), "DHW"[-len(shape.window) :]
+    """Return the convolution in plain JAX."""
+    geometry_, letters = geometry(shape), "DHW"[-len(shape.kernel_size) :]
     dims = (f"N{letters}C", f"{letters}IO", f"N{letters}C")
 
     def conv(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
@@ -143,17 +144,17 @@ def in_lax(shape: Shape) -> Function:
 
 
 def in_flax(shape: Shape) -> Function | None:
-    """Flax's layer, `(variables, x) -> y`."""
+    """Return the layer of Flax as a function `(variables, x) -> y`."""
     nn = harness.peer("flax.linen")
     if nn is None:
         return None
     g = geometry(shape)
     if shape.transposed:
-        layer = nn.ConvTranspose(shape.c_out, shape.window, g["stride"], "VALID", transpose_kernel=True)
+        layer = nn.ConvTranspose(shape.c_out, shape.kernel_size, g["stride"], "VALID", transpose_kernel=True)
     else:
         layer = nn.Conv(
             shape.c_out,
-            shape.window,
+            shape.kernel_size,
             g["stride"],
             g["padding"],
             kernel_dilation=g["dilation"],
@@ -163,33 +164,33 @@ def in_flax(shape: Shape) -> Function | None:
 
 
 def from_flax(result: Any) -> Any:
-    """Output and gradients in our order."""
+    """Return output and gradients in the order of jaxseq."""
     y, (variables, x_bar) = result
     return y, (x_bar, variables["params"]["kernel"], variables["params"]["bias"])
 
 
 def in_torch(shape: Shape, args: tuple[jax.Array, ...], y_bar: jax.Array | None) -> Candidate:
-    """torch's function on arrays in its layout, (N, C, *space) and (C_out, C_in, *window); with ȳ, the gradient too."""
+    """The convolution of torch in its layout, (N, C, *space) and (C_out, C_in, *K). With ȳ, also the gradient."""
     torch = harness.peer("torch")
     if torch is None:
         return Candidate("torch", None)
     g = geometry(shape)
     f = getattr(torch.nn.functional, f"conv{'_transpose' if shape.transposed else ''}{g['axes']}d")
-    ours_to_its = [lambda a: np.moveaxis(a, -1, 1), lambda a: np.moveaxis(a, (-1, -2), (0, 1)), np.asarray]
-    its_to_ours = [lambda a: np.moveaxis(a, 1, -1), lambda a: np.moveaxis(a, (0, 1), (-1, -2)), np.asarray]
+    to_torch = [lambda a: np.moveaxis(a, -1, 1), lambda a: np.moveaxis(a, (-1, -2), (0, 1)), np.asarray]
+    from_torch = [lambda a: np.moveaxis(a, 1, -1), lambda a: np.moveaxis(a, (0, 1), (-1, -2)), np.asarray]
 
     def tensor(change: Function, a: jax.Array) -> Any:
         return torch.tensor(np.ascontiguousarray(change(np.asarray(a))), requires_grad=y_bar is not None)
 
-    leaves = [tensor(change, a) for change, a in zip(ours_to_its, args, strict=True)]
-    y_bar_ = None if y_bar is None else tensor(ours_to_its[0], y_bar).detach()
+    leaves = [tensor(change, a) for change, a in zip(to_torch, args, strict=True)]
+    y_bar_ = None if y_bar is None else tensor(to_torch[0], y_bar).detach()
     symmetric = all(lo == hi for lo, hi in g["padding"])
 
     def forward(x: Any, kernel: Any, bias: Any) -> Any:
         options = {"stride": g["stride"], "dilation": g["dilation"], "groups": g["groups"]}
         if symmetric:
             options["padding"] = tuple(lo for lo, _ in g["padding"])
-        else:  # it pads both sides alike, or beforehand
+        else:  # torch supports only symmetric padding in the convolution itself
             x = torch.nn.functional.pad(x, [n for pair in reversed(g["padding"]) for n in pair])
         return f(x, kernel, bias, **options)
 
@@ -199,15 +200,15 @@ def in_torch(shape: Shape, args: tuple[jax.Array, ...], y_bar: jax.Array | None)
 
     def common(result: Any) -> Any:
         y, gradients = (result, ()) if y_bar_ is None else result
-        y = its_to_ours[0](y.detach().numpy())
-        found = tuple(change(a.numpy()) for change, a in zip(its_to_ours, gradients, strict=False))
+        y = from_torch[0](y.detach().numpy())
+        found = tuple(change(a.numpy()) for change, a in zip(from_torch, gradients, strict=False))
         return y if y_bar_ is None else (y, found)
 
     return Candidate("torch", run, (), common, jit=False)
 
 
 def main(argv: Any = None) -> None:
-    about = "Convolutions by hand, against autodiff of lax, Flax and torch."
+    about = "Convolutions of jaxseq against autodiff of lax, Flax and torch."
     harness.main(problems, about, ["flax", "torch"], argv)
 
 

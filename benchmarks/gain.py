@@ -1,11 +1,11 @@
-"""What was measured, in one table and one picture: those of the README.
+"""Summary of the measurements in one table and one plot, for the README and the documentation.
 
     python -m benchmarks.recurrence --json docs/measured/recurrence.json
     python -m benchmarks.conv --json docs/measured/conv.json
     python -m benchmarks.gain docs/measured/*.json [--picture docs/measured/gain.svg]
 
-A row is a kind of layer, forward and the gradient, over all the sizes at which it was measured: the geometric mean of
-(theirs / ours) with the smallest and the largest. Bytes are the temporary ones of the compiled program.
+Each row is a layer with its gradient, over all measured sizes: the geometric mean of (other / jaxseq), and in brackets
+the smallest and the largest ratio. Bytes are the temporary bytes of the compiled program.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from math import exp, log
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# A row, and what the titles of its problems match.
+# Rows, with a pattern for the titles of their problems.
 ROWS = {
     "`rnn`": r"rnn forward \+ gradient",
     "`gru`": r"gru forward \+ gradient",
@@ -30,9 +30,9 @@ ROWS = {
     "`conv`, one and two axes": r"forward \+ gradient, (dense [12]-D|strided|dilated|1×1|batch)",
     "`conv_transpose`": r"forward \+ gradient, transposed",
 }
-# A column, and what its candidates are called.
+# Columns, with the names of their candidates.
 COLUMNS = {
-    "plain JAX": ("twin", "lax", "where in a scan", "stop_gradient"),
+    "plain JAX": ("reference", "lax", "where in a scan", "stop_gradient"),
     "Flax": ("flax",),
     "Equinox": ("equinox",),
     "Haiku": ("haiku",),
@@ -42,7 +42,7 @@ COLUMNS = {
 
 
 class Spread(NamedTuple):
-    """Of one or more ratios."""
+    """Geometric mean, smallest and largest of one or more ratios."""
 
     mean: float
     low: float
@@ -60,25 +60,25 @@ def spread(ratios: Sequence[float]) -> Spread | None:
 
 
 def gains(tables: Iterable[dict[str, Any]], key: str) -> dict[str, dict[str, Spread | None]]:
-    """For every row and column the ratios to the baseline, of `median_s` or of `temp_bytes`."""
+    """Return the ratios to the baseline for every row and column. `key` is `median_s` or `temp_bytes`."""
     tables, found = list(tables), {}
     for row, pattern in ROWS.items():
         ratios: dict[str, list[float]] = {column: [] for column in COLUMNS}
         for table in tables:
             if not re.match(pattern, table["title"]):
                 continue
-            (own,) = (r for r in table["rows"] if r["name"] == table["baseline"])
+            (baseline,) = (r for r in table["rows"] if r["name"] == table["baseline"])
             for column, names in COLUMNS.items():
                 for theirs in (r for r in table["rows"] if r["name"] in names and r.get(key)):
-                    ratios[column].append(theirs["ratio"] if key == "median_s" else theirs[key] / own[key])
+                    ratios[column].append(theirs["ratio"] if key == "median_s" else theirs[key] / baseline[key])
         found[row] = {column: spread(those) for column, those in ratios.items()}
     return found
 
 
 def markdown(tables: Sequence[dict[str, Any]]) -> str:
-    """The table."""
+    """Return the table."""
     time, space = gains(tables, "median_s"), gains(tables, "temp_bytes")
-    lines = ["| | " + " | ".join(COLUMNS) + " | bytes, plain JAX |", "|" + "---|" * (len(COLUMNS) + 2)]
+    lines = ["| op | " + " | ".join(COLUMNS) + " | bytes, plain JAX |", "|" + "---|" * (len(COLUMNS) + 2)]
     for row, columns in time.items():
         cells = [*columns.values(), space[row]["plain JAX"]]
         lines.append(f"| {row} | " + " | ".join("" if cell is None else str(cell) for cell in cells) + " |")
@@ -86,7 +86,7 @@ def markdown(tables: Sequence[dict[str, Any]]) -> str:
 
 
 def draw(tables: Sequence[dict[str, Any]], file: Path) -> None:
-    """Time and bytes: a dot is the mean of a row and library, a line goes from the smallest ratio to the largest."""
+    """Plot time and bytes: dots are means, and lines extend from the smallest to the largest ratio."""
     import matplotlib as mpl  # noqa: PLC0415
     from matplotlib.figure import Figure  # noqa: PLC0415
 
@@ -115,9 +115,7 @@ def draw(tables: Sequence[dict[str, Any]], file: Path) -> None:
             ax.set_xticks(ticks, [f"{x:g}" for x in ticks])
             ax.minorticks_off()
             ax.set_title(title)
-        figure.supxlabel(
-            "values and gradients: times as much as jaxseq (right of the line jaxseq is ahead)", fontsize=9
-        )
+        figure.supxlabel("values and gradients, relative to jaxseq (above 1: jaxseq is faster or smaller)", fontsize=9)
         panels[0].set_yticks(range(len(rows)), [row.replace("`", "") for row in rows])
         panels[0].invert_yaxis()
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=6, frameon=False)
@@ -125,14 +123,14 @@ def draw(tables: Sequence[dict[str, Any]], file: Path) -> None:
 
 
 def read(files: Iterable[Path]) -> list[dict[str, Any]]:
-    """The problems of all files."""
+    """Return the problems of all files."""
     return [table for file in files for table in json.loads(file.read_text("utf-8"))["tables"]]
 
 
 def main(argv: Any = None) -> None:
-    parser = argparse.ArgumentParser(description="One table and one picture of what was measured.")
-    parser.add_argument("files", nargs="+", type=Path, help="what --json of the benchmarks has written")
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw it there as well")
+    parser = argparse.ArgumentParser(description="Summarize measurements in one table and one plot.")
+    parser.add_argument("files", nargs="+", type=Path, help="files written by --json of the benchmarks")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="also draw a plot to FILE")
     options = parser.parse_args(argv)
     tables = read(options.files)
     print(markdown(tables))

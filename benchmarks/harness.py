@@ -1,6 +1,6 @@
-"""Where measuring lives: candidates that must compute the same thing, timed in turns in one process.
+"""Benchmark harness: candidates that must compute the same result are timed alternately in one process.
 
-A benchmark states its problems and calls `main`. On a shared machine believe the ratios only.
+A benchmark defines its problems and calls `main`. On a shared machine, only the ratios are reliable.
 """
 
 import argparse
@@ -21,16 +21,16 @@ import numpy as np
 
 from benchmarks import picture
 
-Row = dict[str, Any]  # what `measure` says of one candidate; of a missing one, its name only
+Row = dict[str, Any]  # the result of `measure` for one candidate; only the name if its library is not installed
 LINE = "  {:<18}{:>11}{:>10}{:>8}{:>14}{:>11}{:>10}{:>9}"
-COLUMNS = ["median ms", "min ms", "ratio", "quartiles", "compile s", "temp MB", "apart"]
+COLUMNS = ["median ms", "min ms", "ratio", "quartiles", "compile s", "temp MB", "error"]
 
 
 class Candidate(NamedTuple):
-    """One way to compute it: `common(run(*args))` is what all candidates of a problem have to agree on.
+    """One implementation of a problem. `common(run(*args))` must be equal for all candidates.
 
-    A `run` in JAX is compiled here. With `jit=False` it is called as it is, and returns when it is done: another
-    library, or JAX's own dispatch. None stands for a library that is not installed.
+    `run` is compiled by `jax.jit`. With `jit=False`, it is called directly and must return a finished result, as other
+    libraries do. None denotes a library that is not installed.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Candidate(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """Candidates, the one they are held against, and how far they may differ, in units of a leaf's largest element."""
+    """Candidates, the name of the baseline, and the tolerance relative to the largest element of each leaf."""
 
     title: str
     baseline: str
@@ -50,7 +50,7 @@ class Problem(NamedTuple):
 
 
 def with_gradient(f: Callable[..., Any]) -> Callable[..., Any]:
-    """`(cotangents, *args) -> (outputs, gradients of all args)`: all of it leaves, so none of it is optimised away."""
+    """Return `(cotangents, *args) -> (outputs, gradients of all args)`. XLA cannot remove any of these results."""
 
     def both(cotangents: Any, *args: Any) -> Any:
         outputs, pull = jax.vjp(f, *args)
@@ -60,17 +60,17 @@ def with_gradient(f: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def peer(module: str) -> Any:
-    """Another library, or None where it is not installed."""
+    """Import another library, or return None if it is not installed."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name not in (module, module.partition(".")[0]):
-            raise  # it is there, and broken
+            raise  # installed, but broken
         return None
 
 
 def measure(problem: Problem, rounds: int) -> list[Row]:
-    """Compiles, compares, then times. Raises ValueError, naming the candidate, where they do not compare."""
+    """Compile, compare, and time all candidates. Raises a ValueError that names a candidate with different results."""
     calls, known, outputs = {}, {}, {}
     for candidate in problem.candidates:
         name = candidate.name
@@ -78,26 +78,26 @@ def measure(problem: Problem, rounds: int) -> list[Row]:
             calls[name], known[name] = _compile(problem.title, candidate, candidate.run)
             outputs[name] = jax.tree.map(np.asarray, candidate.common(calls[name]()))
     for name, actual in outputs.items():
-        known[name]["apart"] = _apart(problem, name, actual, outputs[problem.baseline])
+        known[name]["apart"] = _error(problem, name, actual, outputs[problem.baseline])
     del outputs
 
-    # Shuffled: in a rotation each would always find the caches that the same other one left.
+    # Shuffle the order: with a fixed order, each candidate would always run after the same other one, with its caches.
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     shuffle = random.Random(0).shuffle
     for _ in range(rounds):
         turns = list(calls)
         shuffle(turns)
         for name in turns:
-            # The first call is not counted: cold caches and a peer's threads, still spinning, are not this one's
-            # cost. A training loop runs the same program again and again.
+            # Do not count the first call: it includes cold caches and contention with spinning threads of the previous
+            # candidate. A training loop runs the same program repeatedly.
             _time(calls[name])
             seconds[name].append(_time(calls[name]))
 
-    # The median of the ratios of each round, not the ratio of the medians. A neighbour who slows the machine for a
-    # while slows both sides of a round, and cancels; on a machine that is slow half the time one median may come from
-    # a slow round and the other from a fast. What hits one call alone is one outlier, which the median leaves out.
+    # Report the median of the ratios within rounds, not the ratio of the medians. Load on the machine slows both
+    # candidates of a round and cancels in their ratio, whereas the two medians could come from a slow and a fast round.
+    # A disturbance of a single call is an outlier, which the median ignores.
     for name, times in seconds.items():
-        ratios = [own / base for own, base in zip(times, seconds[problem.baseline], strict=True)]
+        ratios = [this / base for this, base in zip(times, seconds[problem.baseline], strict=True)]
         low, ratio, high = statistics.quantiles(ratios, n=4, method="inclusive")
         known[name] |= {"median_s": statistics.median(times), "min_s": min(times)}
         known[name] |= {"ratio": ratio, "quartiles": [low, high]}
@@ -105,10 +105,10 @@ def measure(problem: Problem, rounds: int) -> list[Row]:
 
 
 def _compile(title: str, candidate: Candidate, run: Callable[..., Any]) -> tuple[Callable[[], Any], Row]:
-    """What to call, which never traces again, and what compiling it says."""
+    """Return the compiled function and its row: compile time and temporary bytes."""
     if not candidate.jit:
         return lambda: run(*candidate.args), {"compile_s": None, "temp_bytes": None}
-    args = jax.device_put(candidate.args)  # else each call would copy NumPy's arrays
+    args = jax.device_put(candidate.args)  # otherwise each call would copy NumPy arrays
     start = time.perf_counter()
     traced = jax.jit(run).trace(*args)
     executable = traced.lower().compile()
@@ -120,21 +120,22 @@ def _compile(title: str, candidate: Candidate, run: Callable[..., Any]) -> tuple
     return lambda: executable(*args), {"compile_s": compile_s, "temp_bytes": temp_bytes}
 
 
-def _apart(problem: Problem, name: str, actual: Any, expected: Any) -> float:
-    """The largest difference of any element, in units of the largest element of its leaf."""
-    refusal = f"{problem.title}: `{name}` does not compute what `{problem.baseline}` does: "
+def _error(problem: Problem, name: str, actual: Any, expected: Any) -> float:
+    """Return the largest difference, relative to the largest element of each leaf. Raise a ValueError if too large."""
+    message = f"{problem.title}: `{name}` and `{problem.baseline}` compute different results: "
     if jax.tree.structure(actual) != jax.tree.structure(expected):
-        raise ValueError(f"{refusal}{jax.tree.structure(actual)}, expected {jax.tree.structure(expected)}")
+        raise ValueError(f"{message}{jax.tree.structure(actual)}, expected {jax.tree.structure(expected)}")
     worst = 0.0
     for (path, e), a in zip(jax.tree.leaves_with_path(expected), jax.tree.leaves(actual), strict=True):
         where = "result" + jax.tree_util.keystr(path)
         if (a.shape, a.dtype) != (e.shape, e.dtype):
-            raise ValueError(f"{refusal}{where} is {a.dtype}{a.shape}, expected {e.dtype}{e.shape}")
+            raise ValueError(f"{message}{where} is {a.dtype}{a.shape}, expected {e.dtype}{e.shape}")
         wide = complex if np.iscomplexobj(e) else float
-        apart, scale = np.abs(a.astype(wide) - e.astype(wide)).max(initial=0), np.abs(e.astype(wide)).max(initial=0)
-        if not apart <= problem.tolerance * scale:  # so put, NaN is refused too
-            raise ValueError(f"{refusal}{where} is {apart:.1e} apart at a scale of {scale:.1e}")
-        worst = max(worst, float(apart / scale) if scale else 0.0)
+        difference = np.abs(a.astype(wide) - e.astype(wide)).max(initial=0)
+        scale = np.abs(e.astype(wide)).max(initial=0)
+        if not difference <= problem.tolerance * scale:  # also true for NaN
+            raise ValueError(f"{message}{where} differs by {difference:.1e}, at a scale of {scale:.1e}")
+        worst = max(worst, float(difference / scale) if scale else 0.0)
     return worst
 
 
@@ -142,12 +143,12 @@ def _time(call: Callable[[], Any]) -> float:
     start = time.perf_counter()
     out = jax.block_until_ready(call())
     seconds = time.perf_counter() - start
-    del out  # freed here, not while the next one is timed
+    del out  # free memory before the next candidate is timed
     return seconds
 
 
 def line(row: Row) -> str:
-    """One candidate as a line below COLUMNS."""
+    """Format one candidate as a line of the table with the header COLUMNS."""
     if "median_s" not in row:
         return f"  {row['name']:<18}{'not installed':>21}"
     times = [f"{1e3 * row[key]:.2f}" for key in ("median_s", "min_s")]
@@ -159,19 +160,19 @@ def line(row: Row) -> str:
 
 
 def main(problems: Callable[[bool], Iterable[Problem]], about: str, peers: Sequence[str], argv: Any = None) -> None:
-    """The command line of a benchmark. `problems(quick)` makes its problems, one at a time."""
+    """Run the command line of a benchmark. `problems(quick)` yields its problems."""
     parser = argparse.ArgumentParser(description=about)
-    parser.add_argument("--rounds", type=int, metavar="N", help="turns of each candidate, at least 2 (default 20)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there as well")
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the ratios there as well")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes and 3 rounds: whether it runs, not how fast")
+    parser.add_argument("--rounds", type=int, metavar="N", help="timed calls per candidate, at least 2 (default 20)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the table to FILE")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="also plot the ratios to FILE")
+    parser.add_argument("--quick", action="store_true", help="small sizes and 3 rounds, to test that it runs")
     options = parser.parse_args(argv)
     rounds = (3 if options.quick else 20) if options.rounds is None else options.rounds
     if rounds < 2:
         parser.error("--rounds must be at least 2")
     for name, file in (("--json", options.json), ("--picture", options.picture)):
         if file and not file.absolute().parent.is_dir():
-            parser.error(f"{name}: no folder {file.parent}")
+            parser.error(f"{name}: no such folder: {file.parent}")
 
     where = {"device": jax.devices()[0].device_kind, "cores": os.cpu_count(), "date": f"{datetime.now(UTC):%Y-%m-%d}"}
     where["versions"] = {name: metadata.version(name) for name in ("jax", *peers) if peer(name)}

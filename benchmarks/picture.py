@@ -1,4 +1,4 @@
-"""A picture of a benchmark's table: for each problem, how many times as long as the baseline each candidate takes."""
+"""Plot of a benchmark: for each problem, the time of each candidate relative to the baseline."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def draw(where: dict[str, Any], tables: Sequence[dict[str, Any]], file: Path) -> None:
-    """Problems down, ratios across on a logarithmic axis; a bar is the quartiles over rounds, a dot the median."""
+    """Plot the ratios of each problem on a logarithmic axis: bars are quartiles over rounds, dots are medians."""
     import matplotlib  # noqa: PLC0415
 
     matplotlib.use("Agg")
@@ -30,7 +30,7 @@ def draw(where: dict[str, Any], tables: Sequence[dict[str, Any]], file: Path) ->
     axes.set_yticks(range(len(tables)), [table["title"] for table in tables], fontsize=7)
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)
-    axes.set_xlabel(f"times as long as {tables[0]['baseline']}  ({where['device']}, {where['cores']} cores)")
+    axes.set_xlabel(f"time relative to {tables[0]['baseline']}  ({where['device']}, {where['cores']} cores)")
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(len(names), 4), frameon=False)
     figure.savefig(file, dpi=130)
     plt.close(figure)

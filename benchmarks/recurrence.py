@@ -1,10 +1,10 @@
-"""Recurrences: jaxseq's gradient by hand, against autodiff of its plain twin and against other libraries.
+"""Recurrences of jaxseq against autodiff of the reference implementation and against other libraries.
 
     python -m benchmarks.recurrence [--rounds N] [--json FILE] [--picture FILE] [--quick]
 
-The gradient is that of all parameters, the first state and the input, with the outputs beside it. Ratios say how many
-times as long as `hand`. Temporary bytes with a gradient hold all that its backward sweep keeps of the forward one.
-How the other libraries differ is said in `benchmarks/recurrent_peers.py`.
+Each candidate computes the outputs and the gradient of all parameters, the initial state and the input. Ratios are
+times relative to `jaxseq`. With a gradient, temporary bytes include the residuals of the forward pass.
+`benchmarks/recurrent_peers.py` lists the differences between the libraries.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -38,7 +38,7 @@ class Size(NamedTuple):
 
 
 class Case(NamedTuple):
-    """What all candidates of a problem get, in our layout."""
+    """Inputs of all candidates of a problem, in the layout of jaxseq."""
 
     params: Any
     carry: Any
@@ -75,82 +75,82 @@ def problems(quick: bool) -> Iterator[Problem]:
 
 
 def plain(kind: str, size: Size) -> Iterator[Problem]:
-    """Every library at one size, forward and with the gradient."""
+    """Compare all libraries at one size, forward and with the gradient."""
     case = data(kind, size)
-    libraries = {"hand": ours(kind), "twin": Library(getattr(reference, kind))}
+    libraries = {"jaxseq": ours(kind), "reference": Library(getattr(reference, kind))}
     libraries |= {name: make(kind, size.D, size.H) for name, (make, kinds) in LIBRARIES.items() if kind in kinds}
-    yield Problem(f"{kind} forward, {size}", "hand", [forward(*named, case) for named in libraries.items()])
+    yield Problem(f"{kind} forward, {size}", "jaxseq", [forward(*named, case) for named in libraries.items()])
     yield gradients(f"{kind} forward + gradient, {size}", case, libraries)
 
 
 def with_lengths(size: Size) -> Iterator[Problem]:
-    """Padded batches. In Flax, ys of the padding isn't zero, and is left out: of its gradients by zero cotangents."""
+    """Padded batches. Flax does not set `ys` to zero in the padding, so padding is masked, with zero cotangents."""
     case = data("lstm", size)
     lengths = jax.random.randint(jax.random.key(1), (size.B,), size.T // 2, size.T + 1)
-    live = (jnp.arange(size.T)[:, None] < lengths)[..., None]
-    case = case._replace(cotangents=(case.cotangents[0], jnp.where(live, case.cotangents[1], 0)))
+    valid = (jnp.arange(size.T)[:, None] < lengths)[..., None]
+    case = case._replace(cotangents=(case.cotangents[0], jnp.where(valid, case.cotangents[1], 0)))
     flax = in_flax("lstm", size.D, size.H)
     if flax is not None:
-        flax = flax._replace(xs=(flax.xs[0], lambda xs: jnp.where(live, xs, 0)))
-    yield gradients(f"lstm with lengths, {size}", case, {"hand": ours("lstm"), "flax": flax}, lengths=lengths)
+        flax = flax._replace(xs=(flax.xs[0], lambda xs: jnp.where(valid, xs, 0)))
+    yield gradients(f"lstm with lengths, {size}", case, {"jaxseq": ours("lstm"), "flax": flax}, lengths=lengths)
     yield in_time_only("lengths", size, case, lengths=lengths)
 
 
 def with_resets(size: Size) -> Iterator[Problem]:
-    """Episodes, about four in each sequence, against what one writes without `resets`."""
+    """Compare `resets`, about four per sequence, with the same in plain JAX."""
     case = data("lstm", size)
     resets = jax.random.bernoulli(jax.random.key(1), 4 / size.T, (size.T, size.B))
-    libraries = {"hand": ours("lstm"), "where in a scan": Library(where_in_a_scan)}
+    libraries = {"jaxseq": ours("lstm"), "where in a scan": Library(where_in_a_scan)}
     yield gradients(f"lstm with resets, {size}", case, libraries, resets=resets)
     yield in_time_only("resets", size, case, resets=resets)
 
 
 def in_time_only(feature: str, size: Size, case: Case, **options: jax.Array) -> Problem:
-    """What a feature costs. Without it the same is not computed, so that nothing is compared."""
-    found = [gradient("hand", ours("lstm"), case, **options), gradient("hand, whole", ours("lstm"), case)]
-    silent = [candidate._replace(common=lambda _: ()) for candidate in found]
-    return Problem(f"lstm with {feature} or whole, in time only, {size}", "hand", silent)
+    """Measure the cost of a feature. The result without it differs, so the outputs are not compared."""
+    candidates = [gradient("jaxseq", ours("lstm"), case, **options), gradient("jaxseq, without", ours("lstm"), case)]
+    without_outputs = [candidate._replace(common=lambda _: ()) for candidate in candidates]
+    return Problem(f"lstm with {feature} or without, time only, {size}", "jaxseq", without_outputs)
 
 
 def batch_major(size: Size) -> Problem:
-    """xs and ys (B, T, ·), against a swap of axes around the op."""
+    """Compare `time_axis=1` with a transposition before and after the op."""
 
     def around(params: LSTMParams, carry: LSTMState, xs: jax.Array) -> tuple[LSTMState, jax.Array]:
         carry, ys = jaxseq.lstm(params, carry, swapped(xs))
         return carry, swapped(ys)
 
-    runs = {"hand": partial(jaxseq.lstm, time_axis=1), "hand, swapped": around}
+    runs = {"jaxseq": partial(jaxseq.lstm, time_axis=1), "jaxseq, swapped": around}
     libraries = {name: Library(run, xs=(swapped, swapped)) for name, run in runs.items()}
     return gradients(f"lstm batch major, {size}", data("lstm", size), libraries)
 
 
 def truncated(size: Size, k: int) -> Problem:
-    """Backpropagation through k steps, against a scan that stops the gradient of its state: the twin."""
+    """Compare truncation with the reference implementation, a scan with `stop_gradient` on its state."""
     libraries = {
-        "hand": ours("lstm", truncation=k),
+        "jaxseq": ours("lstm", truncation=k),
         "stop_gradient": Library(partial(reference.lstm, truncation=k)),
     }
     return gradients(f"lstm truncated, {size} truncation={k}", data("lstm", size), libraries)
 
 
 def checkpointed(size: Size) -> Problem:
-    """A long sequence: its temporary bytes are the point."""
+    """Compare temporary bytes for a long sequence."""
     libraries = {
-        "hand": ours("lstm"),
-        "hand, checkpoint": ours("lstm", checkpoint="auto"),
+        "jaxseq": ours("lstm"),
+        "jaxseq, checkpoint": ours("lstm", checkpoint="auto"),
         "flax": in_flax("lstm", size.D, size.H),
     }
     return gradients(f"lstm long, {size}", data("lstm", size), libraries)
 
 
 def gradients(title: str, case: Case, libraries: Mapping[str, Library | None], **options: jax.Array) -> Problem:
-    """Outputs and gradients of all of them."""
+    """Compare outputs and gradients of all libraries."""
     found = [gradient(name, library, case, **options) for name, library in libraries.items()]
-    return Problem(title, "hand", found)
+    return Problem(title, "jaxseq", found)
 
 
 def forward(name: str, library: Library | None, case: Case) -> Candidate:
-    """One library's outputs."""
+    """Return the candidate that computes the outputs of one library."""
     if library is None:
         return Candidate(name, None)
     args = library.params[0](case.params), library.carry[0](case.carry), library.xs[0](case.xs)
@@ -158,7 +158,7 @@ def forward(name: str, library: Library | None, case: Case) -> Candidate:
 
 
 def gradient(name: str, library: Library | None, case: Case, **options: jax.Array) -> Candidate:
-    """One library's outputs and gradients. Options are arguments too: XLA would fold constants."""
+    """Return the candidate that computes outputs and gradients. Options are arguments, because XLA folds constants."""
     if library is None:
         return Candidate(name, None)
 
@@ -176,7 +176,7 @@ def gradient(name: str, library: Library | None, case: Case, **options: jax.Arra
 
 
 def outputs(library: Library, out: Any) -> tuple[Any, Any]:
-    """A state and a sequence in our layout."""
+    """Convert a state and a sequence to the layout of jaxseq."""
     carry, ys = out
     return library.carry[1](carry), library.xs[1](ys)
 
@@ -188,7 +188,7 @@ def ours(kind: str, **options: Any) -> Library:
 def where_in_a_scan(
     params: LSTMParams, carry: LSTMState, xs: jax.Array, resets: jax.Array
 ) -> tuple[LSTMState, jax.Array]:
-    """As one would write it with JAX alone."""
+    """LSTM with resets in plain JAX."""
 
     def body(state: LSTMState, at: tuple[jax.Array, jax.Array]) -> tuple[LSTMState, jax.Array]:
         x, reset = at
@@ -199,7 +199,7 @@ def where_in_a_scan(
 
 
 def data(kind: str, size: Size) -> Case:
-    """Random, all of it."""
+    """Return random parameters, inputs and cotangents."""
     B, T, D, H = size
     key_params, *keys = jax.random.split(jax.random.key(0), 6)
     w_x, w_h, *biases = getattr(jaxseq, f"{kind}_init")(key_params, D, H)
@@ -211,14 +211,14 @@ def data(kind: str, size: Size) -> Case:
 
 
 def like(key: jax.Array, tree: Any) -> Any:
-    """Random arrays of these shapes."""
+    """Return a tree of random arrays with the shapes of `tree`."""
     leaves, structure = jax.tree.flatten(tree)
     keys = jax.random.split(key, len(leaves))
     return structure.unflatten([normal(k, a.shape, jnp.float32) for k, a in zip(keys, leaves, strict=True)])
 
 
 def main(argv: Any = None) -> None:
-    about = "Recurrences by hand, against autodiff of their twins and against other libraries."
+    about = "Recurrences of jaxseq against autodiff of the reference implementation and other libraries."
     harness.main(problems, about, ["flax", "equinox", "keras", "torch"], argv)
 
 

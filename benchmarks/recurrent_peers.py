@@ -1,14 +1,14 @@
-"""The recurrences of other libraries: how each one runs, and the way from our arrays to its layout and back.
+"""Adapters for the recurrences of other libraries, with conversions between their layout and that of jaxseq.
 
-Each `in_*` takes the kind ("rnn", "gru" or "lstm") and the sizes D and H, and gives None where it is not installed.
-Weights go there by `jaxseq.convert`, and their gradient comes back by the pullback of that.
+Each `in_*` takes the kind ("rnn", "gru" or "lstm") and the sizes D and H, and returns None if the library is not
+installed. `jaxseq.convert` converts parameters; its pullback converts their gradients back.
 
-What they mean by the same name differs, and `LIBRARIES` says who computes what we do:
+Layers of the same name differ between libraries. `LIBRARIES` lists those that compute the same function as jaxseq:
 
-- Haiku's RNN is that of a relu without a choice, and its GRU resets before the recurrent product: neither is ours, and
-  neither is measured.
-- torch has a second bias everywhere. Where we have one, that is zero, and no gradient of it is taken.
-- Keras has batches first. Equinox has cells without a batch, and no Elman cell: here it is two of its linear maps.
+- The RNN of Haiku always uses relu, and its GRU applies the reset gate before the recurrent product. Both differ from
+  jaxseq and are not measured.
+- torch always has a second bias. Where jaxseq has only one, the second is zero and its gradient is not computed.
+- Keras is batch major. Equinox has cells without a batch axis and no Elman cell, which is built from two linear layers.
 """
 
 import os
@@ -24,7 +24,7 @@ from jax import lax
 from benchmarks import harness
 from jaxseq import GRUParams, LSTMParams, LSTMState, RNNParams, convert
 
-os.environ.setdefault("KERAS_BACKEND", "jax")  # Keras reads it once, when it is imported
+os.environ.setdefault("KERAS_BACKEND", "jax")  # read by Keras when it is imported
 
 Function = Callable[..., Any]
 
@@ -36,15 +36,15 @@ def same(a: Any) -> Any:
 
 
 def swapped(xs: jax.Array) -> jax.Array:
-    """The batch first, or time first again."""
+    """Swap the time axis and the batch axis."""
     return jnp.swapaxes(xs, 0, 1)
 
 
 class Library(NamedTuple):
-    """`run(params, carry, xs) -> (carry, ys)` in its own layout, and for each of these the ways (there, back).
+    """`run(params, carry, xs) -> (carry, ys)` in the layout of the library, with conversions (to, from) that layout.
 
-    That of parameters back is for their gradient; of the others the way there is also that of cotangents, and the way
-    back that of gradients. `with_gradient` is the harness's, or what does the same outside JAX.
+    The second conversion of `params` is for gradients. For `carry` and `xs`, the first also converts cotangents, and
+    the second gradients. `with_gradient` is that of the harness, or an equivalent for a library outside JAX.
     """
 
     run: Function
@@ -55,16 +55,16 @@ class Library(NamedTuple):
     jit: bool = True
 
 
-def ways(kind: str, D: int, H: int, there: Function) -> tuple[Function, Function]:
-    """The way of the parameters there, and its pullback, by which the gradient comes back."""
+def conversions(kind: str, D: int, H: int, convert_params: Function) -> tuple[Function, Function]:
+    """Return the conversion of the parameters, and its pullback, which converts their gradient back."""
     G = {"rnn": 1, "gru": 3, "lstm": 4}[kind]
     biases = [jnp.zeros(G * H)] * (2 if kind == "gru" else 1)
     zeros = PARAMS[kind](jnp.zeros((D, G * H)), jnp.zeros((H, G * H)), *biases)
-    return there, lambda gradient: jax.vjp(there, zeros)[1](gradient)[0]
+    return convert_params, lambda gradient: jax.vjp(convert_params, zeros)[1](gradient)[0]
 
 
 def in_flax(kind: str, D: int, H: int) -> Library | None:
-    """Flax's sequence. Of its two LSTM cells it calls this one the faster up to H = 2048."""
+    """`nn.RNN` of Flax. Its documentation recommends this LSTM cell up to H = 2048."""
     nn = harness.peer("flax.linen")
     if nn is None:
         return None
@@ -75,12 +75,12 @@ def in_flax(kind: str, D: int, H: int) -> Library | None:
         return model.apply(variables, xs, initial_carry=carry, seq_lengths=lengths)
 
     c_and_h = (lambda s: (s.c, s.h)), (lambda s: LSTMState(s[1], s[0]))
-    params = ways(kind, D, H, lambda params: {"params": {"cell": convert.to_flax(kind, params)}})
+    params = conversions(kind, D, H, lambda params: {"params": {"cell": convert.to_flax(kind, params)}})
     return Library(run, params, c_and_h if kind == "lstm" else (same, same))
 
 
 def in_equinox(kind: str, D: int, H: int) -> Library | None:
-    """A scan of its cell, which takes one sequence, mapped over the batch."""
+    """Scan over a cell of Equinox, mapped over the batch by `jax.vmap`."""
     eqx = harness.peer("equinox")
     if eqx is None:
         return None
@@ -100,17 +100,18 @@ def in_equinox(kind: str, D: int, H: int) -> Library | None:
 
         return lax.scan(body, carry, xs)
 
-    def there(params: Any) -> Any:
+    def convert_params(params: Any) -> Any:
         if kind != "rnn":
             return convert.to_equinox(kind, params, cell)
         fields = lambda cell: (cell[0].weight, cell[1].weight, cell[0].bias)  # noqa: E731
         return eqx.tree_at(fields, cell, (params.w_x.T, params.w_h.T, params.b))
 
-    return Library(run, ways(kind, D, H, there), (tuple, LSTMState._make) if kind == "lstm" else (same, same))
+    carry = (tuple, LSTMState._make) if kind == "lstm" else (same, same)
+    return Library(run, conversions(kind, D, H, convert_params), carry)
 
 
 def in_haiku(kind: str, D: int, H: int) -> Library | None:
-    """Its LSTM."""
+    """LSTM of Haiku."""
     hk = harness.peer("haiku")
     if hk is None:
         return None
@@ -123,30 +124,30 @@ def in_haiku(kind: str, D: int, H: int) -> Library | None:
     def run(params: Any, carry: Any, xs: jax.Array) -> tuple[Any, jax.Array]:
         return apply(params, carry, xs)[::-1]
 
-    params = ways(kind, D, H, partial(convert.to_haiku, kind))
+    params = conversions(kind, D, H, partial(convert.to_haiku, kind))
     return Library(run, params, (lambda s: hk.LSTMState(*s), LSTMState._make))
 
 
 def in_keras(kind: str, D: int, H: int) -> Library | None:
-    """Keras's layer on JAX."""
+    """Layer of Keras with the JAX backend."""
     keras = harness.peer("keras")
     if keras is None:
         return None
     layers = {"rnn": keras.layers.SimpleRNN, "gru": keras.layers.GRU, "lstm": keras.layers.LSTM}
-    layer = layers[kind](H, return_sequences=True, return_state=True)  # a GRU resets after the product unless told not
+    layer = layers[kind](H, return_sequences=True, return_state=True)  # a GRU has reset_after=True by default
     layer.build((None, None, D))
-    others = [variable.value for variable in layer.non_trainable_variables]  # the seed of a dropout that there is not
+    others = [variable.value for variable in layer.non_trainable_variables]  # the seed of the unused dropout
 
     def run(weights: Any, carry: Any, xs: jax.Array) -> tuple[Any, jax.Array]:
         (ys, *carry), _ = layer.stateless_call(weights, others, xs, initial_state=carry)
         return carry, ys
 
-    params = ways(kind, D, H, partial(convert.to_keras, kind))
+    params = conversions(kind, D, H, partial(convert.to_keras, kind))
     return Library(run, params, (jax.tree.leaves, state_of(kind)), (swapped, swapped))
 
 
 def in_torch(kind: str, D: int, H: int) -> Library | None:
-    """torch's layer; parameters are the layer itself."""
+    """Layer of torch. Its `params` are the layer itself."""
     torch = harness.peer("torch")
     if torch is None:
         return None
@@ -170,7 +171,7 @@ def in_torch(kind: str, D: int, H: int) -> Library | None:
 
         return both
 
-    def there(params: Any) -> Any:
+    def convert_params(params: Any) -> Any:
         layer = {"rnn": torch.nn.RNN, "gru": torch.nn.GRU, "lstm": torch.nn.LSTM}[kind](D, H).requires_grad_(False)
         layer.load_state_dict({name: tensor(a) for name, a in convert.to_torch(kind, params).items()})
         return layer
@@ -178,15 +179,15 @@ def in_torch(kind: str, D: int, H: int) -> Library | None:
     def array(a: Any) -> np.ndarray:
         return a.detach().numpy()
 
-    _, back = ways(kind, D, H, partial(convert.to_torch, kind))
+    _, back = conversions(kind, D, H, partial(convert.to_torch, kind))
 
     def of_all(gradients: Any) -> dict[str, Any]:
-        own = {name: jnp.asarray(array(a)) for name, a in zip(names, gradients, strict=True)}
-        return {"bias_hh_l0": jnp.zeros_like(own["bias_ih_l0"])} | own
+        converted = {name: jnp.asarray(array(a)) for name, a in zip(names, gradients, strict=True)}
+        return {"bias_hh_l0": jnp.zeros_like(converted["bias_ih_l0"])} | converted
 
     return Library(
         run,
-        (there, lambda gradients: back(of_all(gradients))),
+        (convert_params, lambda gradients: back(of_all(gradients))),
         (lambda s: [tensor(a)[None] for a in jax.tree.leaves(s)], lambda s: state_of(kind)([array(a)[0] for a in s])),
         (tensor, array),
         with_gradient,
@@ -204,5 +205,5 @@ LIBRARIES: dict[str, tuple[Function, tuple[str, ...]]] = {
 
 
 def state_of(kind: str) -> Function:
-    """Our state from its leaves."""
+    """Return the function that builds a state of jaxseq from its leaves."""
     return LSTMState._make if kind == "lstm" else lambda leaves: leaves[0]

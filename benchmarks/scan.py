@@ -1,9 +1,9 @@
-"""`jaxseq.scan` against `lax.scan` with `stop_gradient` in it, and against the checkpointed scan of Equinox, for steps
-of other libraries and for a simulator.
+"""`jaxseq.scan` against `lax.scan` with `stop_gradient`, and against the checkpointed scan of Equinox, for cells of
+other libraries and for a simulator.
 
     python -m benchmarks.scan [--rounds N] [--json FILE] [--picture FILE] [--quick]
 
-The gradient is that of all parameters, the first state and the input, with the outputs beside it.
+Each candidate computes the outputs and the gradient of all parameters, the initial state and the input.
 """
 
 from collections.abc import Callable, Iterator
@@ -31,7 +31,7 @@ TINY = Size(2, 12, 3, 4)
 
 
 class Model(NamedTuple):
-    """A step function `(params, carry, x) -> (carry, y)`, what it needs, and what it reads."""
+    """A step function `(params, carry, x) -> (carry, y)` and its inputs."""
 
     step: Callable[..., Any]
     params: Any
@@ -64,7 +64,7 @@ def in_equinox(size: Size) -> Model | None:
 
 
 def neurons(size: Size) -> Model:
-    """A simulator: H coupled neurons of FitzHugh and Nagumo, by Euler's rule, driven by D currents."""
+    """A simulator: H coupled FitzHugh-Nagumo neurons, driven by D currents, with the Euler method."""
     B, T, D, H = size
     keys = jax.random.split(jax.random.key(0), 3)
     params = {"in": normal(keys[0], (D, H)) * 0.3, "coupling": normal(keys[1], (H, H)) * 0.1, "rate": jnp.full(H, 0.08)}
@@ -119,7 +119,7 @@ def _problem(title: str, model: Model, options: dict[str, Any]) -> Problem:
 
 
 def main(argv: Any = None) -> None:
-    about = "lax.scan with truncation and checkpoints, against stop_gradient and Equinox."
+    about = "jaxseq.scan with truncation and checkpoints against lax.scan and Equinox."
     harness.main(problems, about, ["flax", "equinox"], argv)
 
 

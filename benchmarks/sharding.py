@@ -1,16 +1,16 @@
-"""Recurrences with their batch over two devices: what passes between these, and how long a gradient takes.
+"""Recurrences with the batch sharded over two devices: communication, and time of a gradient.
 
     python -m benchmarks.sharding [--rounds N] [--json FILE] [--picture FILE] [--quick]
 
-Each device has half of the batch and all parameters, so that the gradient of a parameter is a sum over devices. What a
-library decides is when that sum is taken: autodiff of a scan takes it in every step, the rule by hand once. Above the
-times of each problem stands what the compiled program says of it (`tests/support/hlo.py`): how often a collective runs
-in one gradient, how many of these runs are in a loop over time, and what they leave on each device, all together.
+Each device has half of the batch and all parameters, so the gradient of a parameter is a sum over devices. Autodiff of
+a scan computes this sum at every step, the hand-derived rule only once. Above the times of each problem, the benchmark
+prints the communication in the compiled program (`tests/support/hlo.py`): the number of collectives executed in one
+gradient, how many of them are in a loop over time, and the total size of their results per device.
 
-The mesh is automatic, and for `hand, explicit` an explicit one, on which each device has the rule of one device.
+The mesh is automatic. For `jaxseq, explicit` it is explicit, and each device runs the rule on its part of the batch.
 
-Times are those of forward and the gradient of all parameters, with the outputs beside it. The two devices are threads
-of one CPU: what passes between them goes through memory. Of real ones `docs/scale.md` says what to expect.
+Each candidate computes the outputs and the gradient of all parameters. The two devices are threads of one CPU, which
+communicate through memory. `docs/scale.md` predicts the times on accelerators.
 """
 
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ from benchmarks.recurrence import KINDS, TINY, Size, data, ours, outputs
 from benchmarks.recurrent_peers import LIBRARIES, Library
 from tests.support import hlo
 
-PEERS = ("flax", "equinox", "haiku", "keras")  # those on JAX
+PEERS = ("flax", "equinox", "haiku", "keras")  # libraries on JAX
 SIZES = (Size(32, 128, 128, 128), Size(16, 512, 64, 64), Size(8, 2048, 64, 64))
 DEVICES = 2
 
@@ -35,14 +35,14 @@ def problems(quick: bool) -> Iterator[Problem]:
     for kind in KINDS:
         for size in (TINY,) if quick else SIZES:
             problem = over_devices(kind, size)
-            print(f"{problem.title}: between devices", *map(line, problem.candidates), sep="\n", flush=True)
+            print(f"{problem.title}: communication", *map(line, problem.candidates), sep="\n", flush=True)
             yield problem
 
 
 def over_devices(kind: str, size: Size) -> Problem:
-    """Every library on JAX, its arrays placed in our layout and then brought into its own."""
+    """Compare all libraries on JAX. Arrays are sharded in the layout of jaxseq, then converted."""
     peers = {name: LIBRARIES[name] for name in PEERS}
-    libraries = {"hand": ours(kind)}
+    libraries = {"jaxseq": ours(kind)}
     libraries |= {name: make(kind, size.D, size.H) for name, (make, kinds) in peers.items() if kind in kinds}
     params, carry, xs, (c_bar, ys_bar) = data(kind, size)
 
@@ -52,12 +52,12 @@ def over_devices(kind: str, size: Size) -> Problem:
         return (place(c_bar, "d"), place(ys_bar, None, "d")), place(params), place(carry, "d"), place(xs, None, "d")
 
     found = [candidate(name, library, placed(AxisType.Auto)) for name, library in libraries.items()]
-    found.insert(1, candidate("hand, explicit", ours(kind), placed(AxisType.Explicit)))
-    return Problem(f"{kind}, {size}, {DEVICES} devices", "hand", found)
+    found.insert(1, candidate("jaxseq, explicit", ours(kind), placed(AxisType.Explicit)))
+    return Problem(f"{kind}, {size}, {DEVICES} devices", "jaxseq", found)
 
 
 def candidate(name: str, library: Library | None, args: tuple[Any, ...]) -> Candidate:
-    """Outputs and the gradient of all parameters."""
+    """Return the candidate that computes the outputs and the gradient of all parameters."""
     if library is None:
         return Candidate(name, None)
 
@@ -77,7 +77,7 @@ def candidate(name: str, library: Library | None, args: tuple[Any, ...]) -> Cand
 
 
 def collectives(candidate: Candidate) -> list[hlo.Collective]:
-    """Those of the program that is timed, compiled apart from it: else `measure` would find it compiled already."""
+    """Return the collectives of the timed program. It is compiled separately, so that `measure` compiles it again."""
     run = candidate.run
     assert run is not None
     compiled = jax.jit(partial(run)).lower(*candidate.args).compile().as_text()
@@ -86,7 +86,7 @@ def collectives(candidate: Candidate) -> list[hlo.Collective]:
 
 
 def line(candidate: Candidate) -> str:
-    """What one candidate's devices exchange."""
+    """Format the communication of one candidate."""
     if candidate.run is None:
         return f"  {candidate.name:<18}{'not installed':>21}"
     found = collectives(candidate)
@@ -99,7 +99,7 @@ def line(candidate: Candidate) -> str:
 
 
 def main(argv: Any = None) -> None:
-    about = "Recurrences with their batch over two devices: sums between them, and time."
+    about = "Recurrences with the batch sharded over two devices: communication and time."
     harness.main(problems, about, ["flax", "equinox", "keras"], argv)
 
 

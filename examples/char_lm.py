@@ -1,18 +1,18 @@
-"""A character model of real prose: an LSTM learns, letter by letter, what comes next.
+"""Character-level language model: an LSTM predicts the next character of a text.
 
     x_t      = E[s_t]                                    the embedding of character s_t
     h_t, c_t = LSTM(x_t; h_{t-1}, c_{t-1})
-    p_t      = softmax(h_t W + b)                        what the model expects of s_{t+1}
+    p_t      = softmax(h_t W + b)                        the predicted distribution of s_{t+1}
     loss     = -1/T sum_t log2 p_t[s_{t+1}]              bits per character
 
-The text is read in windows of T characters. The gradient stops at the edge of a window, the state flows on into the
-next one: truncated backpropagation through time. jaxseq gives the recurrence, with a gradient derived by hand, and no
-more than that: optax trains, tqdm shows progress, matplotlib draws. Before it trains, the script holds the gradient by
-hand against `jax.grad` through the plain twin `jaxseq.reference.lstm`, on this very model and text.
+Training uses truncated backpropagation through time: the text is processed in windows of T characters, the state is
+carried from one window to the next, and the gradient is cut between windows. jaxseq provides the recurrence and its
+hand-derived gradient; optax trains, tqdm shows progress and matplotlib plots. Before training, the script compares the
+gradient of jaxseq with `jax.grad` of the reference implementation `jaxseq.reference.lstm`, on the same model and text.
 
-    python examples/char_lm.py                      the language reference that every CPython carries
-    python examples/char_lm.py --text novel.txt     your own
-    python examples/char_lm.py --resume             saves as it goes (checkpoints.py), and goes on after a crash
+    python examples/char_lm.py                      train on the language reference included in every CPython
+    python examples/char_lm.py --text novel.txt     train on another text
+    python examples/char_lm.py --resume             write checkpoints (checkpoints.py) and resume from the last one
 
 char_lm_processes.py runs the same model in several processes.
 """
@@ -50,23 +50,23 @@ from jaxseq import autoregressive
 
 Options = argparse.Namespace
 
-EMBEDDING = 64  # features of a character
-UNKNOWN = "\N{REPLACEMENT CHARACTER}"  # stands for every character that the training part lacks
-TOLERANCE = {"float64": 1e-10, "float32": 1e-3}  # of the gradient by hand, relative to the largest entry of each array
-RUN = 40  # characters that two texts share by quoting, no longer by chance
-MEASUREMENTS = 8  # of the held-out part during training
-CHECKPOINTS = "checkpoints"  # the folder in --out
-INTERVAL = 100  # steps from checkpoint to checkpoint, where nothing else is asked for
-DECISIVE = ("steps", "hidden", "window", "batch", "learning_rate", "dropout", "seed")  # with the text, of every loss
+EMBEDDING = 64  # size of a character embedding
+UNKNOWN = "\N{REPLACEMENT CHARACTER}"  # replaces every character that does not occur in the training part
+TOLERANCE = {"float64": 1e-10, "float32": 1e-3}  # of jaxseq's gradient, relative to the largest entry of each array
+RUN = 40  # a common substring of at least this many characters counts as a quotation
+MEASUREMENTS = 8  # evaluations on the held-out part during training
+CHECKPOINTS = "checkpoints"  # folder in --out
+INTERVAL = 100  # default number of steps between checkpoints
+DECISIVE = ("steps", "hidden", "window", "batch", "learning_rate", "dropout", "seed")  # with the text, fix every loss
 
 
 # --- The text ---
 
 
 def new_characters(train: str, held_out: str, run: int = RUN) -> np.ndarray:
-    """Marks the characters of `held_out` outside every run of so many characters that `train` holds word for word.
+    """Return a mask of the characters of `held_out` outside all substrings of length `run` that also occur in `train`.
 
-    The topics of `help()` quote each other at length, and what is only recalled should not pass for foreseen.
+    The topics of `help()` quote each other at length, and a model can predict a quotation from memory.
     """
     runs = [held_out[i : i + run] for i in range(len(held_out) - run + 1)]
     quoted = set(runs).intersection(train[i : i + run] for i in range(len(train) - run + 1))
@@ -77,16 +77,16 @@ def new_characters(train: str, held_out: str, run: int = RUN) -> np.ndarray:
     return new
 
 
-def stretches(text: Shaped[np.ndarray, " n"], batch: int) -> Shaped[np.ndarray, "batch L"]:
-    """The text in as many parts as are read side by side. The few characters over are left out."""
+def streams(text: Shaped[np.ndarray, " n"], batch: int) -> Shaped[np.ndarray, "batch L"]:
+    """Split the text into `batch` streams of equal length, one per batch row. Drop the remaining characters."""
     return text[: text.size // batch * batch].reshape(batch, -1)
 
 
 def windows(text: Shaped[Array, "batch L"], step: Int[Array, ""] | int, T: int) -> Shaped[Array, "T+1 batch"]:
-    """What one step reads: of every stretch, the inputs [:-1] and the targets [1:].
+    """Return the characters of one training step: of every stream, the inputs [:-1] and the targets [1:].
 
-    Each step goes on where the one before it stopped. A stretch is a circle, so it can do so for ever; and
-    whoever holds some of the stretches needs nothing of the others.
+    Each step starts where the previous one ended. A stream wraps around at its end, so training can run for any number
+    of steps. Streams are independent of each other, so each device needs only its own.
     """
     return text[:, (step * T + jnp.arange(T + 1)) % text.shape[1]].T
 
@@ -115,13 +115,13 @@ def init(key: PRNGKeyArray, *, vocabulary: int, hidden: int) -> Model:
 
 
 class Training(NamedTuple):
-    """All that the next step depends on, and so what a checkpoint holds."""
+    """Training state: everything that the next step depends on. Checkpoints store it."""
 
-    model: Any  # a `Model`, of which the types of optax know nothing
+    model: Any  # a `Model`; Any because the annotations of optax do not accept it
     moments: Any  # of Adam
     carry: jaxseq.LSTMState
-    step: Int[Array, ""]  # how many are done: the place in the text
-    key: PRNGKeyArray  # of the dropout to come
+    step: Int[Array, ""]  # number of completed steps, which determines the position in the text
+    key: PRNGKeyArray  # for dropout in the following steps
 
 
 def zero_state(batch: int, hidden: int) -> jaxseq.LSTMState:
@@ -135,7 +135,7 @@ def bits(
     lstm: Callable[..., Any] = jaxseq.lstm,
     thin: Callable[[Array], Array] = lambda hs: hs,
 ) -> tuple[Float[Array, "T batch"], jaxseq.LSTMState]:
-    """The bits that each character costs, and the state after the last. `thin` is what dropout does to the outputs."""
+    """Return the loss of each character in bits, and the final state. `thin` applies dropout to the outputs."""
     last, hs = lstm(model.lstm, carry, model.E[tokens[:-1]])
     hs = thin(hs)
     nats = optax.softmax_cross_entropy_with_integer_labels(hs @ model.W + model.b, tokens[1:])
@@ -148,25 +148,25 @@ def loss(model: Model, carry: jaxseq.LSTMState, tokens: Int[Array, "T+1 batch"],
 
 
 def dropout(key: PRNGKeyArray, rate: float, hs: Float[Array, "T batch H"]) -> Float[Array, "T batch H"]:
-    """Each output is 0 with probability `rate`, and else 1 / (1 - rate) times what it was, so that the mean stays."""
+    """Set each output to 0 with probability `rate`, and scale the others by 1 / (1 - rate) to preserve the mean."""
     return jnp.where(jax.random.bernoulli(key, 1 - rate, hs.shape), hs / (1 - rate), 0) if rate else hs
 
 
 @partial(jax.jit, static_argnames=("T", "dtype"))
 def gradient_difference(model: Model, text: Int[Array, "batch L"], *, T: int, dtype: str) -> Float[Array, ""]:
-    """max |by hand - by jax.grad| / max |by jax.grad|, the worst over all parameters and the first state.
+    """Return max |jaxseq - jax.grad| / max |jax.grad|, the largest over all parameters and the initial state.
 
-    At the second window, where the state is no longer zero: so the comparison misses no term.
+    The comparison uses the second window, where the state is not zero, so that no term of the gradient vanishes.
     """
     model = jax.tree.map(lambda a: a.astype(dtype), model)
     _, carry = bits(model, None, windows(text, 0, T))
     gradient = partial(jax.grad(loss, argnums=(0, 1), has_aux=True), model, carry, windows(text, 1, T))
-    (by_hand, _), (by_jax, _) = gradient(jaxseq.lstm), gradient(jaxseq.reference.lstm)
-    ratios = jax.tree.map(lambda a, b: jnp.abs(a - b).max() / jnp.abs(b).max(), by_hand, by_jax)
+    (ours, _), (expected, _) = gradient(jaxseq.lstm), gradient(jaxseq.reference.lstm)
+    ratios = jax.tree.map(lambda a, b: jnp.abs(a - b).max() / jnp.abs(b).max(), ours, expected)
     return jnp.stack(jax.tree.leaves(ratios)).max()
 
 
-@cache  # jit knows an optimizer by its identity
+@cache  # jit hashes an optimizer by identity; a new one would be recompiled
 def adam(learning_rate: float, steps: int) -> Any:
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(learning_rate, steps)))
 
@@ -175,7 +175,7 @@ def adam(learning_rate: float, steps: int) -> Any:
 def train_step(
     training: Training, text: Int[Array, "batch L"], *, optimizer: Any, T: int, rate: float = 0.0
 ) -> tuple[Training, Float[Array, ""]]:
-    """One window. The gradient is that of the model alone, so it stops at the carry."""
+    """Train on one window. The gradient is taken with respect to the model only, so it is cut at the carry."""
     model, moments, carry, step, key = training
     key, now = jax.random.split(key)
     how = jaxseq.lstm, partial(dropout, now, rate)
@@ -188,14 +188,14 @@ def train_step(
 def evaluate(
     model: Model, text: Int[Array, "batch L"], new: Shaped[Array, "batch L"], *, T: int
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Mean bits per character of a text read once, stretch by stretch: of all its characters, and of the new ones."""
+    """Return the mean bits per character of one pass over the text: of all its characters, and of the new ones."""
 
-    def read(carry: jaxseq.LSTMState, step: Int[Array, ""]) -> Any:
+    def window(carry: jaxseq.LSTMState, step: Int[Array, ""]) -> Any:
         costs, carry = bits(model, carry, windows(text, step, T))
         return carry, (costs, windows(new, step, T)[1:])
 
     batch, L = text.shape
-    _, (costs, marks) = lax.scan(read, zero_state(batch, model.W.shape[0]), jnp.arange((L - 1) // T))
+    _, (costs, marks) = lax.scan(window, zero_state(batch, model.W.shape[0]), jnp.arange((L - 1) // T))
     return costs.mean(), costs.mean(where=marks)
 
 
@@ -203,7 +203,7 @@ def evaluate(
 def write(
     model: Model, key: PRNGKeyArray, prompt: Int[Array, " T"], temperature: float, *, length: int
 ) -> Int[Array, " length"]:
-    """Reads the prompt, then goes on by itself: each character is drawn from p_t^(1/temperature) and read in turn."""
+    """Process the prompt, then generate: sample each character from p_t^(1/temperature) and feed it back as input."""
     carry, _ = jaxseq.lstm(model.lstm, None, model.E[prompt[:-1]])
 
     def step(carry: jaxseq.LSTMState, token: Int[Array, ""]) -> Any:
@@ -213,17 +213,17 @@ def write(
     return autoregressive.sample(key, step, carry, prompt[-1], length, temperature=temperature)[1]
 
 
-# --- Where arrays are ---
+# --- Placement of arrays ---
 
 
 class Placement(NamedTuple):
-    """On one device all is in one place. On several, each holds rows of the batch, and all of the rest."""
+    """Shardings of the training state: data parallel, with the parameters replicated on every device."""
 
-    rows: Sharding  # of what has a row for each place of the batch
-    whole: Sharding
+    rows: Sharding  # of arrays with a batch axis
+    whole: Sharding  # of all other arrays
 
     def start(self, seed: int, optimizer: Any, *, vocabulary: int, hidden: int, batch: int) -> Training:
-        """The first step's training, made where it will be needed."""
+        """Return the initial training state, created with its sharding."""
 
         def make() -> Training:
             key, _, key_dropout = jax.random.split(jax.random.key(seed), 3)
@@ -236,7 +236,7 @@ class Placement(NamedTuple):
         return jax.jit(make, out_shardings=Training(*where))()
 
     def lay(self, parts: Shaped[np.ndarray, "batch L"]) -> Shaped[Array, "batch L"]:
-        """Each process takes of the stretches what its own devices are to hold."""
+        """Return the streams as a sharded array. Each process contributes the rows of its own devices."""
         indices = self.rows.addressable_devices_indices_map(parts.shape).values()
         mine = sorted({index[0].indices(len(parts))[:2] for index in indices if index})
         here = np.concatenate([parts[start:stop] for start, stop in mine])
@@ -247,11 +247,11 @@ def one_device() -> Placement:
     return Placement(*[SingleDeviceSharding(jax.local_devices()[0])] * 2)
 
 
-# --- Options, mistakes, and the curve that stays ---
+# --- Options, errors and the learning curve ---
 
 
-class Stopped(Exception):  # noqa: N818  # no error: somebody asked for it
-    """SIGTERM or Ctrl-C has ended the training between two steps."""
+class Stopped(Exception):  # noqa: N818  # a request by the user, not an error
+    """Raised after SIGTERM or Ctrl-C has stopped the training between two steps."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -260,7 +260,10 @@ class Stopped(Exception):  # noqa: N818  # no error: somebody asked for it
 
 @contextmanager
 def signals() -> Iterator[Callable[[], int]]:
-    """Turns the first SIGTERM or Ctrl-C into a number to ask for between steps, 0 until then. A second one strikes."""
+    """Defer the first SIGTERM or Ctrl-C: yield a function that returns its number, or 0 if none arrived.
+
+    The second signal is handled as usual.
+    """
     arrived: list[int] = []
 
     def note(number: int, _: Any) -> None:
@@ -279,28 +282,28 @@ def signals() -> Iterator[Callable[[], int]]:
 
 
 def agreed(number: int) -> int:
-    """What any of the processes has been sent: all have to stop after the same step."""
+    """Return the largest signal number over all processes, so that all of them stop after the same step."""
     if jax.process_count() == 1:
         return number
     return int(np.max(multihost_utils.process_allgather(np.int32(number))))
 
 
 def escape_output() -> None:
-    """Escape what the encoding of the terminal lacks: text and sample may hold any character."""
+    """Escape characters that the encoding of the terminal does not support; the text may contain any character."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 class Parser(argparse.ArgumentParser):
-    """A mistake costs its user one line, not a page of usage."""
+    """Argument parser that reports an error in one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:  # noqa: D102
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
-class Mistake(Exception):  # noqa: N818  # it is not the program's
-    """Options that cannot be meant so, found after they were read."""
+class Mistake(Exception):  # noqa: N818  # an error of the user, not of the program
+    """Invalid options that are detected after parsing."""
 
 
 def number(word: str, kind: type = int, least: float = 1, most: float = 2**31 - 1) -> Any:
@@ -314,29 +317,29 @@ def number(word: str, kind: type = int, least: float = 1, most: float = 2**31 - 
 
 
 def parser(prog: str = "char_lm.py") -> Parser:
-    parser = Parser(prog=prog, description="Trains an LSTM character model. Defaults stand in brackets.")
+    parser = Parser(prog=prog, description="Train an LSTM character model. Defaults are in brackets.")
     add, natural, real = parser.add_argument, partial(number, least=0), partial(number, kind=float, least=1e-6)
     share = partial(number, kind=float, least=0, most=0.99)
-    add("--text", type=Path, metavar="FILE", help="a text in UTF-8 [the language reference of this Python]")
-    add("--steps", type=number, default=1600, help="windows to train on [%(default)s]")
-    add("--hidden", type=number, default=256, help="units of the LSTM [%(default)s]")
-    add("--window", type=number, default=64, help="characters that the gradient reaches back [%(default)s]")
-    add("--batch", type=number, default=32, help="places of the text that are read side by side [%(default)s]")
-    add("--learning-rate", type=real, default=4e-3, help="at its peak; it decays as a cosine [%(default)s]")
-    add("--dropout", type=share, default=0.0, help="share of the LSTM's outputs that training drops [%(default)s]")
-    add("--seed", type=natural, default=0, help="of all that is random [%(default)s]")
-    add("--sample", type=natural, default=600, help="characters to write at the end [%(default)s]")
-    add("--temperature", type=real, default=0.7, help="of the sample: below 1, likelier is commoner [%(default)s]")
-    add("--out", type=Path, default=Path("out/char_lm"), metavar="DIR", help="for curve and sample [%(default)s]")
-    add("--quiet", action="store_true", help="no progress bar")
-    add("--checkpoint-every", type=number, metavar="N", help=f"steps [no checkpoints; with --resume {INTERVAL}]")
-    add("--keep", type=number, default=3, metavar="N", help="that many checkpoints, the last ones [%(default)s]")
-    add("--resume", action="store_true", help="go on from the last checkpoint in --out; without one, begin")
+    add("--text", type=Path, metavar="FILE", help="text file in UTF-8 [the Python language reference]")
+    add("--steps", type=number, default=1600, help="training steps, one window each [%(default)s]")
+    add("--hidden", type=number, default=256, help="hidden size of the LSTM [%(default)s]")
+    add("--window", type=number, default=64, help="characters in a truncation window [%(default)s]")
+    add("--batch", type=number, default=32, help="batch size [%(default)s]")
+    add("--learning-rate", type=real, default=4e-3, help="initial learning rate, with cosine decay [%(default)s]")
+    add("--dropout", type=share, default=0.0, help="dropout rate of the LSTM outputs [%(default)s]")
+    add("--seed", type=natural, default=0, help="random seed [%(default)s]")
+    add("--sample", type=natural, default=600, help="characters to generate after training [%(default)s]")
+    add("--temperature", type=real, default=0.7, help="sampling temperature [%(default)s]")
+    add("--out", type=Path, default=Path("out/char_lm"), metavar="DIR", help="output folder [%(default)s]")
+    add("--quiet", action="store_true", help="hide the progress bar")
+    add("--checkpoint-every", type=number, metavar="N", help=f"steps per checkpoint [none; with --resume {INTERVAL}]")
+    add("--keep", type=number, default=3, metavar="N", help="number of latest checkpoints to keep [%(default)s]")
+    add("--resume", action="store_true", help="resume from the latest checkpoint in --out, if there is one")
     return parser
 
 
 def arguments(argv: list[str] | None, parser: Parser) -> tuple[Options, str, str]:
-    """The options, the training part of the text, and the held-out one. Every mistake ends here, with status 2."""
+    """Return the options, the training part of the text and the held-out part. Exit with status 2 on an error."""
     options = parser.parse_args(argv)
     if options.resume and options.checkpoint_every is None:
         options.checkpoint_every = INTERVAL
@@ -346,13 +349,13 @@ def arguments(argv: list[str] | None, parser: Parser) -> tuple[Options, str, str
         parser.error(f"cannot read {options.text}: {error.strerror}")
     except UnicodeDecodeError as error:
         parser.error(f"{options.text} is not UTF-8: {error.reason} at byte {error.start}")
-    least = options.batch * (options.window + 1)  # characters that one step reads
+    least = options.batch * (options.window + 1)  # characters in one step
     if not text:
         parser.error(f"{options.text} is empty")
     if len(text) < 2 * least:
         parser.error(
-            f"the text is too short: {len(text)} characters, where one step in training and one held out read "
-            f"{2 * least}; try a smaller --batch or --window"
+            f"the text is too short: it has {len(text)} characters, and one training step and one held-out step need "
+            f"{2 * least}; use a smaller --batch or --window"
         )
     try:
         options.out.mkdir(parents=True, exist_ok=True)
@@ -361,13 +364,13 @@ def arguments(argv: list[str] | None, parser: Parser) -> tuple[Options, str, str
         parser.error(f"cannot write to {options.out}: {error.strerror}")
     earlier = options.out / CHECKPOINTS
     if options.checkpoint_every and not options.resume and earlier.is_dir() and any(earlier.iterdir()):
-        parser.error(f"{earlier} is not empty: --resume goes on with that run; for a new one take another --out")
+        parser.error(f"{earlier} is not empty: pass --resume to continue that run, or another --out to start a new one")
     held_out = max(least, min(len(text) // 20, 2**16))
     return options, text[:-held_out], text[-held_out:]
 
 
 def save(curve: dict[str, Any], out: Path) -> None:
-    """Leaves the curve as figures and as a picture."""
+    """Write the learning curve as JSON and as a plot."""
     (out / "curve.json").write_text(json.dumps(curve, default=str, indent=1), "utf-8")
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
@@ -377,23 +380,23 @@ def save(curve: dict[str, Any], out: Path) -> None:
     middle = curve["steps"][span // 2 :][: smooth.size]
     axes.plot(middle, smooth, color="C0", label="training")
     axes.plot(curve["held_out_steps"], curve["held_out_bits"], "o-", color="C1", markersize=4, label="held out")
-    axes.set(xlabel="step", ylabel="bits per character", title="An LSTM learns to read")
+    axes.set(xlabel="step", ylabel="bits per character", title="LSTM character model")
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(out / "curve.png", dpi=150)
 
 
-# --- The job ---
+# --- Main program ---
 
 
 def identity(options: Options, train: str, held_out: str) -> dict[str, Any]:
-    """What two runs must have in common to have every loss in common."""
+    """Return the options and the hash of the text; runs with equal values have equal losses."""
     text = hashlib.sha256(json.dumps([train, held_out]).encode()).hexdigest()
     return {name: getattr(options, name) for name in DECISIVE} | {"text": text}
 
 
 def is_note_of(notes: Any, step: int, run: dict[str, Any], curve: dict[str, Any]) -> bool:
-    """True if the notes of a checkpoint have the form that `run` writes, and not that of another program."""
+    """Return True if the notes of a checkpoint have the structure that `run` writes."""
     try:
         lists = [notes["curve"][name] for name, value in curve.items() if isinstance(value, list)]
         return {*notes["run"]} == {*run} and all(isinstance(a, list) for a in lists) and len(lists[0]) == step
@@ -402,20 +405,20 @@ def is_note_of(notes: Any, step: int, run: dict[str, Any], curve: dict[str, Any]
 
 
 def resumed(checkpoints: Checkpoints, run: dict[str, Any], training: Training, curve: dict[str, Any]) -> Training:
-    """The training and the curve of the last checkpoint; as they were, if there is none."""
+    """Return the training state of the latest checkpoint and update `curve` from it; unchanged if there is none."""
     step = checkpoints.newest()
     if step is None:
         return training
     notes = checkpoints.notes(step)
     if not is_note_of(notes, step, run, curve):
-        hint = f"the checkpoints in {checkpoints.folder} are not of this program"
-        raise Mistake(f"cannot resume: {hint}; take another --out")
+        hint = f"the checkpoints in {checkpoints.folder} were not written by this program"
+        raise Mistake(f"cannot resume: {hint}; use another --out")
     for name, value in run.items():
         if notes["run"][name] != value:
             option = "--" + name.replace("_", "-")
             was = "another text" if name == "text" else f"{option} {notes['run'][name]}, not {value}"
-            hint = f"the checkpoints in {checkpoints.folder} are of a run with {was}"
-            raise Mistake(f"cannot resume: {hint}; give the same {option}, or take another --out")
+            hint = f"the checkpoints in {checkpoints.folder} are from a run with {was}"
+            raise Mistake(f"cannot resume: {hint}; pass the same {option}, or use another --out")
     curve |= notes["curve"]
     return checkpoints.arrays(step, training)
 
@@ -429,7 +432,7 @@ def learn(
     curve: dict[str, Any],
     save: Callable[[int, Training], None] | None = None,
 ) -> tuple[Training, int]:
-    """Trains, and notes the curve on the way. Returns with it the number of the signal that ended it early, or 0."""
+    """Train, and append to `curve`. Return the training state and the number of the signal that stopped it, or 0."""
     T, steps, done = options.window, options.steps, int(training.step)
     each, measured, stop = options.batch * T, "", 0
     silent = options.quiet or jax.process_index() > 0
@@ -438,7 +441,7 @@ def learn(
         for step in range(done + 1, steps + 1):
             training, cost = train_step(training, text, optimizer=optimizer, T=T, rate=options.dropout)
             if not math.isfinite(cost):
-                raise FloatingPointError(f"the loss is {cost} at step {step}: try a smaller --learning-rate")
+                raise FloatingPointError(f"the loss is {cost} at step {step}; use a smaller --learning-rate")
             curve["steps"].append(step)
             curve["train_bits"].append(float(cost))
             if step % math.ceil(steps / MEASUREMENTS) == 0 or step == steps:
@@ -458,14 +461,14 @@ def learn(
 def run(
     options: Options, train: str, held_out: str, curve: dict[str, Any], placement: Placement, say: Callable[[str], None]
 ) -> None:
-    """Compares, trains, measures, writes; `curve` is filled on the way."""
+    """Compare gradients, train, evaluate and generate text. Fill `curve` during training."""
     started = time.perf_counter()
     batch, T = options.batch, options.window
     vocabulary = [UNKNOWN, *sorted({*train} - {UNKNOWN})]
     index = {character: i for i, character in enumerate(vocabulary)}
-    told, untold = (np.array([index.get(c, 0) for c in part], np.int32) for part in (train, held_out))
+    train_tokens, held_out_tokens = (np.array([index.get(c, 0) for c in part], np.int32) for part in (train, held_out))
     marks = new_characters(train, held_out)
-    text, unseen, new = (placement.lay(stretches(part, batch)) for part in (told, untold, marks))
+    text, unseen, new = (placement.lay(streams(part, batch)) for part in (train_tokens, held_out_tokens, marks))
     optimizer = adam(options.learning_rate, options.steps)
     training = placement.start(options.seed, optimizer, vocabulary=len(vocabulary), hidden=options.hidden, batch=batch)
     say(f"text: {len(train)} characters to train on, {len(vocabulary) - 1} different; {len(held_out)} held out")
@@ -476,15 +479,15 @@ def run(
         training = resumed(checkpoints, identity(options, train, held_out), training, curve)
     begun = len(curve["steps"])
     if begun:
-        say(f"going on after step {begun} of {options.steps}")
+        say(f"resuming after step {begun} of {options.steps}")
 
     for dtype, tolerance in TOLERANCE.items() if not begun else ():
         with jax.enable_x64(dtype == "float64"):
             difference = float(gradient_difference(training.model, text, T=T, dtype=dtype))
         curve["gradient_difference"][dtype] = difference
-        say(f"gradient by hand against jax.grad, {dtype}: largest relative difference {difference:.1e}")
-        if not difference <= tolerance:  # so written, a NaN fails too
-            raise FloatingPointError(f"the gradient by hand is not that of jax.grad: {difference:.1e} in {dtype}")
+        say(f"gradient of jaxseq against jax.grad, {dtype}: largest relative difference {difference:.1e}")
+        if not difference <= tolerance:  # also true for NaN
+            raise FloatingPointError(f"the gradient of jaxseq differs from jax.grad by {difference:.1e} in {dtype}")
 
     def measure(model: Model) -> list[float]:
         return [float(cost) for cost in evaluate(model, unseen, new, T=T)]
@@ -492,7 +495,7 @@ def run(
     def save_checkpoint(step: int, training: Training) -> None:
         assert checkpoints
         noted = {name: value for name, value in curve.items() if name != "options"}
-        # A copy: the curve grows on while the checkpoint is written.
+        # Copy: training appends to the curve while the checkpoint is written.
         notes = json.loads(json.dumps({"run": identity(options, train, held_out), "curve": noted}))
         checkpoints.save(step, training, notes)
 
@@ -506,7 +509,7 @@ def run(
     seconds, model = time.perf_counter() - going, training.model
     total, of_new = measure(model)
     key_sample = jax.random.split(jax.random.key(options.seed))[1]
-    tokens = write(model, key_sample, untold[:T], options.temperature, length=options.sample)
+    tokens = write(model, key_sample, held_out_tokens[:T], options.temperature, length=options.sample)
     sample = "".join(vocabulary[token] for token in tokens.tolist())
     quoted, speed = 1 - float(marks.mean()), (options.steps - begun) * batch * T / seconds
     curve |= {"held_out": total, "held_out_new": None if math.isnan(of_new) else of_new, "held_out_quoted": quoted}
@@ -516,13 +519,17 @@ def run(
         save(curve, options.out)
     say(f"held out: {total:.3f} bits per character")
     if 0 < quoted < 1:
-        say(f"  ({quoted:.0%} of it is in the training part too, word for word; the rest costs {of_new:.3f} bits)")
-    say(f"{curve['seconds']:.0f} s; in training {speed:.0f} characters a second")
-    say(f"after {held_out[:T]!r} it writes:\n\n{sample}\n\ncurve.png, curve.json and sample.txt are in {options.out}")
+        say(f"  ({quoted:.0%} of it also occurs verbatim in the training part; the rest: {of_new:.3f} bits per char)")
+    say(f"{curve['seconds']:.0f} s; training: {speed:.0f} characters per second")
+    say(f"sample after the prompt {held_out[:T]!r}:\n\n{sample}\n")
+    say(f"curve.png, curve.json and sample.txt are in {options.out}")
 
 
 def job(options: Options, train: str, held_out: str, placement: Placement, prog: str) -> int:
-    """All of it, to the status: 0; 1 for what went wrong, 2 for a mistake, 128 + n for signal n, each in one line."""
+    """Run the program and return the exit status: 0, 1 after a failure, 2 for invalid options, 128 + n after signal n.
+
+    Every error is reported in one line.
+    """
     escape_output()
     first = jax.process_index() == 0
     curve: dict[str, Any] = {"options": vars(options), "gradient_difference": {}}
@@ -540,7 +547,7 @@ def job(options: Options, train: str, held_out: str, placement: Placement, prog:
         if first:
             if curve["steps"]:
                 save(curve, options.out)
-            how = "; --resume goes on from there" if saved else ""
+            how = "; pass --resume to continue" if saved else ""
             print(f"interrupted after {len(curve['steps'])} of {options.steps} steps{how}", file=sys.stderr)
         return 128 + (interruption.number if isinstance(interruption, Stopped) else signal.SIGINT)
     return 0

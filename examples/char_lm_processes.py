@@ -1,21 +1,20 @@
-"""The character model of char_lm.py in several processes: each holds a part of the text, and all have the same weights.
+"""The character model of char_lm.py, data parallel over several processes.
 
-    batch places 0 .. B-1  =  | device 0 | device 1 || device 0 | device 1 |
+    batch rows 0 .. B-1    =  | device 0 | device 1 || device 0 | device 1 |
                               |     process 0       ||     process 1       |
 
-The mesh has the axes `process` and `device`, and the batch is divided over them, with the stretches of text and the
-states that belong to it. `jax.jit` sees one array of B places, and so the training step is that of char_lm.py, to the
-letter; what it adds is the sum of the gradients over the devices. The losses are those of a single process, but for the
-order in which that sum is taken.
+The mesh has the axes `process` and `device`. The batch, its streams of text and its states are sharded over them; the
+parameters are replicated. `jax.jit` sees one array with B rows, so the training step is the one of char_lm.py, and XLA
+adds the sum of the gradients over devices. The losses equal those of a single process up to the order of that sum.
 
     python examples/char_lm_processes.py
-        starts 2 processes of 2 virtual devices on this machine, and leaves none behind, however it ends itself
+        start 2 processes with 2 virtual devices each on this machine; all of them end with this command
     python examples/char_lm_processes.py --coordinator host:7000 --processes 4 --process 2
-        is one process of yours, started by hand
+        run one process of a job whose processes are started manually
 
-A process that does not come, or that dies, would leave the others waiting for minutes, and then jax.distributed aborts
-with a stack trace. So the processes first meet at a socket, and leave its connections open: the operating system closes
-them for whoever dies.
+If a process is missing or dies, jax.distributed lets the others wait for minutes and then aborts with a stack trace.
+Therefore all processes first connect to a socket of process 0 and keep the connection open. The operating system closes
+the connection of a process that dies, which the others detect at once.
 """
 
 import math
@@ -38,16 +37,16 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 PROG = "char_lm_processes.py"
 AXES = ("process", "device")
-PATIENCE = 10  # seconds for a process to come; those that end together have as many to do so
-GRACE = 60  # seconds to save and end in, after SIGTERM or Ctrl-C
-LEFT = 3  # status of a process that ends because another one did
+PATIENCE = 10  # seconds until all processes have connected, and until all have ended after the first one
+GRACE = 60  # seconds to save and exit after SIGTERM or Ctrl-C
+LEFT = 3  # exit status of a process that ends because another one has ended
 GOODBYE = b"."
 
 Address = tuple[str, int]
 
 
 class MissingError(Exception):
-    """A process that was expected did not come."""
+    """Raised if an expected process does not connect."""
 
 
 # --- Options ---
@@ -60,25 +59,25 @@ def address(word: str) -> Address:
 
 def parser() -> Parser:
     parser = char_lm.parser(PROG)
-    parser.description = "Trains the model of char_lm.py in several processes. Defaults stand in brackets."
+    parser.description = "Train the model of char_lm.py in several processes. Defaults are in brackets."
     add = parser.add_argument
-    add("--processes", type=number, default=2, help="how many [%(default)s]")
-    add("--devices", type=number, metavar="N", help="virtual CPU devices of each [2; by hand, the devices it has]")
-    add("--over", default=",".join(AXES), metavar="AXES", help="that the batch is divided over [%(default)s]")
-    add("--coordinator", type=address, metavar="HOST:PORT", help="where process 0 is; by hand only")
-    add("--process", type=lambda word: number(word, least=0), help="the number of this one; by hand only")
-    add("--tied", action="store_true", help="end when stdin does, as it does when the starting process dies")
+    add("--processes", type=number, default=2, help="number of processes [%(default)s]")
+    add("--devices", type=number, metavar="N", help="virtual CPU devices per process [2; with --process, its devices]")
+    add("--over", default=",".join(AXES), metavar="AXES", help="mesh axes that shard the batch [%(default)s]")
+    add("--coordinator", type=address, metavar="HOST:PORT", help="address of process 0, for processes started manually")
+    add("--process", type=lambda word: number(word, least=0), help="index of this process, if started manually")
+    add("--tied", action="store_true", help="exit at the end of stdin, which signals that the parent process has ended")
     return parser
 
 
 def divided_over(parser: Parser, options: Options) -> tuple[str, ...]:
-    """The axes of the mesh that the batch is divided over."""
+    """Return the mesh axes that shard the batch."""
     chosen = tuple(options.over.split(","))
     for axis in chosen:
         if axis not in AXES:
-            parser.error(f"--over: the mesh has the axes {' and '.join(AXES)}, and none named {axis!r}")
+            parser.error(f"--over: expected mesh axes among {' and '.join(AXES)}, got {axis!r}")
     if len({*chosen}) < len(chosen):
-        parser.error(f"--over: an axis divides the batch once, got {options.over}")
+        parser.error(f"--over: expected each mesh axis at most once, got {options.over}")
     return chosen
 
 
@@ -88,16 +87,16 @@ def check_division(parser: Parser, options: Options, devices: int) -> None:
     parts = math.prod(sizes[axis] for axis in chosen)
     if options.batch % parts:
         over = " x ".join(f"{axis}={sizes[axis]}" for axis in chosen)
-        parser.error(f"--batch {options.batch} cannot be divided by {parts}, the devices of the mesh over {over}")
+        parser.error(f"--batch {options.batch} is not divisible by {parts}, the number of devices over {over}")
 
 
-# --- The meeting ---
+# --- Connecting the processes ---
 
 
 def meet(coordinator: Address, process: int, processes: int) -> tuple[list[socket.socket], int]:
-    """Connections that last as long as their processes, and a port for jax.distributed, when all have come."""
+    """Connect all processes. Return connections that close when a process ends, and a port for jax.distributed."""
     deadline = time.monotonic() + PATIENCE
-    return (welcome if process == 0 else arrive)(coordinator, process, processes, deadline)
+    return (accept_all if process == 0 else connect)(coordinator, process, processes, deadline)
 
 
 def line(connection: socket.socket) -> str:
@@ -105,68 +104,70 @@ def line(connection: socket.socket) -> str:
         return lines.readline()
 
 
-def welcome(coordinator: Address, _: int, processes: int, deadline: float) -> tuple[list[socket.socket], int]:
+def accept_all(coordinator: Address, _: int, processes: int, deadline: float) -> tuple[list[socket.socket], int]:
     try:
-        door = socket.create_server(coordinator)
+        server = socket.create_server(coordinator)
     except OSError as error:
         reason = str(error.strerror).split(" (", maxsplit=1)[0]
         raise MissingError(f"cannot listen at {':'.join(map(str, coordinator))}: {reason}") from error
     guests: dict[int, socket.socket] = {}
-    with door, ExitStack() as unless_all_come:
+    with server, ExitStack() as on_failure:
         while len(guests) < processes - 1:
             try:
-                door.settimeout(max(0.001, deadline - time.monotonic()))
-                guest, _ = door.accept()
-                unless_all_come.callback(guest.close)
+                server.settimeout(max(0.001, deadline - time.monotonic()))
+                guest, _ = server.accept()
+                on_failure.callback(guest.close)
                 guest.settimeout(max(0.001, deadline - time.monotonic()))
                 who, of = map(int, line(guest).split())
             except TimeoutError:
                 absent = ", ".join(str(i) for i in range(1, processes) if i not in guests)
-                raise MissingError(f"of {processes} processes, no {absent} came within {PATIENCE} s") from None
-            except (OSError, ValueError):  # it came and went, or it is somebody else
+                raise MissingError(
+                    f"expected {processes} processes; {absent} did not connect within {PATIENCE} s"
+                ) from None
+            except (OSError, ValueError):  # closed at once, or not one of the processes
                 continue
             if of != processes or who in guests or not 0 < who < processes:
-                raise MissingError(f"of {processes} processes, one came as process {who} of {of}")
+                raise MissingError(f"expected {processes} processes; one connected as process {who} of {of}")
             guests[who] = guest
         with socket.create_server((coordinator[0], 0)) as free:
             port = free.getsockname()[1]
         for guest in guests.values():
             guest.settimeout(None)
             guest.sendall(b"%d\n" % port)
-        unless_all_come.pop_all()
+        on_failure.pop_all()
     return list(guests.values()), port
 
 
-def arrive(coordinator: Address, process: int, processes: int, deadline: float) -> tuple[list[socket.socket], int]:
+def connect(coordinator: Address, process: int, processes: int, deadline: float) -> tuple[list[socket.socket], int]:
     while True:
         try:
             host = socket.create_connection(coordinator, timeout=max(0.001, deadline - time.monotonic()))
             break
-        except OSError as error:  # it may not be there yet
+        except OSError as error:  # process 0 may not listen yet
             if time.monotonic() > deadline:
                 absent = f"no process 0 at {':'.join(map(str, coordinator))} within {PATIENCE} s"
                 raise MissingError(f"{absent}: {error.strerror or error}") from error
             time.sleep(0.1)
     try:
         host.sendall(b"%d %d\n" % (process, processes))
-        host.settimeout(2 * PATIENCE)  # process 0 may have come late itself, and waits for others in its turn
+        host.settimeout(2 * PATIENCE)  # process 0 may have started late, and waits for the other processes
         port = int(line(host))
         host.settimeout(None)
-    except (OSError, ValueError):  # an empty line: it has hung up
+    except (OSError, ValueError):  # an empty line: process 0 has closed the connection
         host.close()
-        raise MissingError(f"process 0 has not let process {process} of {processes} in; see what it says") from None
+        raise MissingError(f"process 0 rejected process {process} of {processes}; see its error message") from None
     return [host], port
 
 
 def watch(other: socket.socket, tied: bool) -> None:
-    """Ends this process when the other one dies, which may be in the middle of a sum that waits for it."""
+    """Exit when the other process dies. This process may be blocked in a collective that waits for it."""
     try:
         farewell = other.recv(1)
     except OSError:
         farewell = b""
     if farewell != GOODBYE:
-        if not tied:  # else it is said by whoever started both
-            print(f"{PROG}: error: another process ended before the work was done", file=sys.stderr, flush=True)
+        if not tied:  # otherwise the parent process reports it
+            print(f"{PROG}: error: another process ended before training was complete", file=sys.stderr, flush=True)
         os._exit(LEFT)
 
 
@@ -180,17 +181,17 @@ def placement(options: Options, chosen: tuple[str, ...]) -> Placement:
 
 
 def until_stdin_ends() -> None:
-    while os.read(0, 1):  # not sys.stdin, whose lock a thread would hold when Python ends
+    while os.read(0, 1):  # not sys.stdin: the thread would hold its lock when Python exits
         pass
     os._exit(LEFT)
 
 
 def work(parser: Parser, options: Options, train: str, held_out: str) -> int:
-    """One process, from the meeting to the parting. It hangs on no other: it may end by `os._exit`."""
+    """Run one process. It never waits forever for another one, and may end by `os._exit`."""
     if options.tied:
         threading.Thread(target=until_stdin_ends, daemon=True).start()
     if options.coordinator is None or options.process is None or options.process >= options.processes:
-        parser.error(f"--process, from 0 to {options.processes - 1}, and --coordinator HOST:PORT belong together")
+        parser.error(f"pass both --process, from 0 to {options.processes - 1}, and --coordinator HOST:PORT, or neither")
     chosen = divided_over(parser, options)
     if options.devices:
         check_division(parser, options, options.devices)
@@ -203,13 +204,13 @@ def work(parser: Parser, options: Options, train: str, held_out: str) -> int:
     for other in others:
         threading.Thread(target=watch, args=(other, options.tied), daemon=True).start()
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.config.update("jax_enable_preemption_service", False)  # SIGTERM is ours: char_lm.signals
+    jax.config.update("jax_enable_preemption_service", False)  # char_lm.signals handles SIGTERM
     jax.distributed.initialize(
         f"{options.coordinator[0]}:{port}",
         options.processes,
         options.process,
         initialization_timeout=30,
-        heartbeat_timeout_seconds=30,  # a machine that loses its power closes no connection
+        heartbeat_timeout_seconds=30,  # a machine that loses power does not close its connections
         shutdown_timeout_seconds=PATIENCE,
     )
     check_division(parser, options, jax.local_device_count())
@@ -218,40 +219,40 @@ def work(parser: Parser, options: Options, train: str, held_out: str) -> int:
         status = char_lm.job(options, train, held_out, placement(options, chosen), PROG)
     finally:
         if 0 < status < 128:
-            time.sleep(1)  # A sum fails when another process dies; in that case `watch` ends this process.
+            time.sleep(1)  # a collective fails when another process dies; then `watch` ends this process
     sys.stdout.flush()
     sys.stderr.flush()
     if 0 < status < 128:
-        os._exit(status)  # jax would wait, at exit, for processes that will not come
+        os._exit(status)  # at a normal exit, JAX would wait for the other processes
     jax.distributed.shutdown()  # waits for the others
     for other in others:
         other.sendall(GOODBYE)
     return status
 
 
-# --- All of them ---
+# --- The parent process ---
 
 
 def forward(output: IO[bytes]) -> None:
-    """Passes on what a process prints, but for the greetings of the library that sums over processes."""
+    """Forward the output of a process, except for the log lines of Gloo."""
     for line in output:
         if not line.startswith(b"[Gloo]"):
-            with suppress(BrokenPipeError):  # nobody reads on, as under `| head`: that is no reason to stop
+            with suppress(BrokenPipeError):  # a closed pipe, as with `| head`, does not stop training
                 sys.stdout.buffer.write(line)
                 sys.stdout.buffer.flush()
 
 
 def end(child: subprocess.Popen[bytes]) -> None:
-    child.kill()  # nothing, if it has ended
+    child.kill()  # no effect if it has ended
     child.wait()
     for pipe in filter(None, (child.stdin, child.stdout)):
         pipe.close()
 
 
 def launch(argv: list[str], options: Options) -> int:
-    """Starts the processes and waits for them. None is left: they are killed at the end, whatever brings it.
+    """Start the processes and wait for them. Kill the remaining ones at the end, after an exception too.
 
-    If this process is killed itself, they notice by the end of their stdin.
+    If this process is killed, its children exit at the end of their stdin.
     """
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -266,7 +267,7 @@ def launch(argv: list[str], options: Options) -> int:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL if process else subprocess.PIPE,
                 stderr=complaints[process] if process else None,
-                start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on
+                start_new_session=True,  # Ctrl-C reaches only this process, which forwards it
             )
             stack.callback(end, child)
             children.append(child)
@@ -286,7 +287,7 @@ def launch(argv: list[str], options: Options) -> int:
 
 
 def wait(children: Sequence[subprocess.Popen[bytes]], asked: Callable[[], int]) -> tuple[int, int | None]:
-    """The status of all, and the number of the process that was the first to end badly, if one did."""
+    """Return the exit status of the job, and the index of the process that failed, or None."""
     sent, deadline = 0, math.inf
     while True:
         if asked() and not sent:
@@ -298,11 +299,11 @@ def wait(children: Sequence[subprocess.Popen[bytes]], asked: Callable[[], int]) 
         late = time.monotonic() > deadline
         if len(ended) == len(children) or late:
             if bad:
-                culprit = min(bad)  # what all complain of is said once, by process 0
+                culprit = min(bad)  # an error of all processes is reported once, by process 0
                 return bad[culprit], culprit
             return (128 + sent if sent else 1 if late else max(ended.values())), None
         if bad:
-            deadline = min(deadline, time.monotonic() + 1)  # the rest may be about to say the same
+            deadline = min(deadline, time.monotonic() + 1)  # the others may be about to report the same error
         elif ended and not sent:
             deadline = min(deadline, time.monotonic() + PATIENCE)
         time.sleep(0.05)

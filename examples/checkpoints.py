@@ -1,10 +1,10 @@
-"""Checkpoints that outlive a crash, a full disk and a flipped bit: a thin layer over orbax.
+"""Checkpoints that survive crashes, full disks and flipped bits: a thin layer over orbax.
 
-orbax writes in the background, into a folder under a name for the time being, and renames it once all is in it: a
-checkpoint is there as a whole or not at all. Only then does it delete the oldest. What it does not notice is a number
-that has changed on the disk since, for tensorstore keeps no checksum of the data of an array. So the last that is
-written before the rename is a seal, which lists every file with its SHA-256. Files that are not what their seal says
-are never read: `newest` passes over them, says so, and puts them aside, where no later checkpoint replaces them.
+orbax writes in the background into a temporary folder and renames it once it is complete, so a checkpoint either exists
+completely or not at all. Only then does it delete the oldest one. orbax does not detect data that change on disk later,
+because tensorstore stores no checksum of array data. Therefore the last file written before the rename is a seal, which
+lists every file with its SHA-256. Files that do not match their seal are never loaded: `newest` skips such a checkpoint
+with a warning and moves it to another folder, where later checkpoints do not overwrite it.
 """
 
 import hashlib
@@ -23,12 +23,12 @@ from jax.experimental import multihost_utils
 
 SEAL = "seal.json"
 ITEMS = ("arrays", "notes")
-ASIDE = "unreadable"  # the folder of what does not match its seal
-STEP = re.compile("0|[1-9][0-9]*")  # str.isdigit would accept other digits, such as superscripts, and leading zeros
+ASIDE = "unreadable"  # folder for checkpoints that do not match their seal
+STEP = re.compile("0|[1-9][0-9]*")  # str.isdigit also accepts superscripts and leading zeros
 
 
 class CheckpointError(Exception):
-    """What went wrong with a checkpoint, in one line for its user."""
+    """Error while saving or loading a checkpoint, with a message of one line."""
 
 
 # --- The seal ---
@@ -40,20 +40,20 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def broken(folder: Path) -> str | None:
-    """Why the files of an item are not those that were sealed, or None. What came later is no concern of the seal."""
+    """Return why the files of an item do not match the seal, or None if they do. Files added later are ignored."""
     try:
         sealed, found = json.loads((folder / SEAL).read_bytes()), digests(folder)
         changed = [name for name, digest in sealed.items() if found.get(name) != digest]
-    except (OSError, ValueError, AttributeError):  # ValueError: no JSON, or no UTF-8
+    except (OSError, ValueError, AttributeError):  # ValueError: not JSON, or not UTF-8
         return f"{folder.name}/{SEAL} cannot be read"
-    return f"{folder.name}/{changed[0]} is not what was written" if changed else None
+    return f"{folder.name}/{changed[0]} has changed since it was written" if changed else None
 
 
 class _Sealed:
-    """Mixed into a handler of orbax, which calls `finalize` between the last write and the rename."""
+    """Mixin for a handler of orbax, which calls `finalize` between the last write and the rename."""
 
     def finalize(self, directory: Any) -> None:
-        super().finalize(directory)  # type: ignore[reportAttributeAccessIssue]  # of the handler that this is mixed into
+        super().finalize(directory)  # type: ignore[reportAttributeAccessIssue]  # defined by the handler
         folder = Path(directory)
         (folder / SEAL).write_text(json.dumps(digests(folder)), "utf-8")
 
@@ -80,7 +80,7 @@ def _handlers() -> ocp.handlers.DefaultCheckpointHandlerRegistry:
 
 
 def _reason(error: Exception) -> str:
-    """The operating system's own words, which tensorstore passes on as a number inside of its message."""
+    """Return the error message of the operating system; tensorstore includes only its number in its own message."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     code = re.search(r"os_error_code='(\d+)'|OS error (\d+)", str(error))
@@ -90,11 +90,11 @@ def _reason(error: Exception) -> str:
 
 
 @cache
-def _say_it_once() -> None:
-    """What goes wrong is raised here, in one line.
+def _silence_orbax() -> None:
+    """Silence the log of orbax and one warning of Python; `Checkpoints` raises each error, with a message of one line.
 
-    orbax logs it too, with a traceback for each of its threads; and where one write of several fails, the others end
-    later and find the event loop closed, which Python reports though nobody waits for them.
+    orbax also logs a traceback for each of its threads. If one of several writes fails, the others end later and find
+    the event loop closed, which Python reports although nothing awaits them.
     """
     absl.logging.set_verbosity(absl.logging.FATAL)
     report = sys.unraisablehook
@@ -107,29 +107,32 @@ def _say_it_once() -> None:
 
 
 class Checkpoints:
-    """The last `keep` checkpoints in a folder: of each, a tree of arrays, and notes that JSON can hold.
+    """The last `keep` checkpoints in a folder. Each consists of a tree of arrays and of notes that are stored as JSON.
 
-    Several processes call every method together, and share the folder.
+    With several processes, all of them must call every method, and share the folder.
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
-        _say_it_once()
+        _silence_orbax()
         self.folder = folder.absolute()
         self._saving = 0
-        # What a killed process has left half-written is of no use: cleanup_tmp_directories deletes it.
+        # cleanup_tmp_directories deletes the incomplete checkpoints of a killed process.
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
         try:
             self._manager = ocp.CheckpointManager(self.folder, options=options, handler_registry=_handlers())
         except OSError as error:
-            raise CheckpointError(f"cannot keep checkpoints in {folder}: {_reason(error)}") from error
+            raise CheckpointError(f"cannot store checkpoints in {folder}: {_reason(error)}") from error
 
     def steps(self) -> list[int]:
-        """The steps of the checkpoints that are there, the newest first, whether or not they can be read."""
+        """Return the steps of all checkpoints, the newest first, whether or not they can be loaded."""
         return sorted((int(path.name) for path in self.folder.iterdir() if STEP.fullmatch(path.name)), reverse=True)
 
     def newest(self) -> int | None:
-        """The step of the newest checkpoint that is as it was written. None if there are no checkpoints at all."""
-        multihost_utils.sync_global_devices("checkpoints: all processes see the same")
+        """Return the step of the newest checkpoint that matches its seal, or None if there are no checkpoints.
+
+        Raises a CheckpointError if there are checkpoints, and none of them matches.
+        """
+        multihost_utils.sync_global_devices("checkpoints: before reading")
         faults: dict[int, str] = {}
         newest = None
         for step in self.steps():
@@ -140,16 +143,16 @@ class Checkpoints:
             faults[step] = reasons[0]
         if faults and newest is None:
             step, reason = next(iter(faults.items()))
-            raise CheckpointError(f"no checkpoint in {self.folder} can be read; in that of step {step}, {reason}")
-        multihost_utils.sync_global_devices("checkpoints: all processes have looked")
+            raise CheckpointError(f"no checkpoint in {self.folder} can be read; step {step}: {reason}")
+        multihost_utils.sync_global_devices("checkpoints: after reading")
         if jax.process_index() == 0:
             for step, reason in faults.items():
-                self._put_aside(step, f"{reason}; going on from step {newest}")
-        multihost_utils.sync_global_devices("checkpoints: the broken ones are aside")
+                self._set_aside(step, f"{reason}; resuming from step {newest}")
+        multihost_utils.sync_global_devices("checkpoints: damaged ones moved")
         self._manager.reload()
         return newest
 
-    def _put_aside(self, step: int, reason: str) -> None:
+    def _set_aside(self, step: int, reason: str) -> None:
         aside = self.folder / ASIDE
         aside.mkdir(exist_ok=True)
         target = next(path for i in range(10**6) if not (path := aside / f"{step}.{i}").exists())
@@ -157,15 +160,15 @@ class Checkpoints:
         print(f"warning: skipped the checkpoint of step {step}: {reason} ({target})", file=sys.stderr, flush=True)
 
     def notes(self, step: int) -> Any:
-        """What was noted beside the arrays."""
+        """Return the notes of a checkpoint."""
         return self._manager.restore(step, args=ocp.args.Composite(notes=ocp.args.JsonRestore()))["notes"]
 
     def arrays(self, step: int, like: Any) -> Any:
-        """The tree of arrays, each on the devices where its counterpart in `like` is."""
+        """Return the tree of arrays, each with the sharding of the corresponding array of `like`."""
         return self._manager.restore(step, args=ocp.args.Composite(arrays=ocp.args.StandardRestore(like)))["arrays"]
 
     def save(self, step: int, arrays: Any, notes: Any) -> None:
-        """Copies the arrays, then writes in the background. What goes wrong there is raised by the next call."""
+        """Copy the arrays and write them in the background. The next call raises errors of that write."""
         self.finish()
         self._saving = step
         items = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), notes=ocp.args.JsonSave(notes))
@@ -175,7 +178,7 @@ class Checkpoints:
             raise self._unsaved(error) from error
 
     def finish(self) -> None:
-        """Waits for the checkpoint that is being written."""
+        """Wait until the checkpoint in progress is written."""
         try:
             self._manager.wait_until_finished()
         except Exception as error:  # tensorstore raises ValueError for a full disk, the rest of orbax OSError
@@ -183,14 +186,14 @@ class Checkpoints:
 
     def _unsaved(self, error: Exception) -> CheckpointError:
         last = next((step for step in self.steps() if step != self._saving), None)
-        rest = "there is no earlier one" if last is None else f"the last one is that of step {last}"
+        rest = "there is no earlier one" if last is None else f"the latest one is of step {last}"
         return CheckpointError(f"cannot save the checkpoint of step {self._saving}: {_reason(error)}; {rest}")
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        """Waits, and ends the threads of orbax. After an exception it does neither: that one should be heard."""
+        """Wait, and end the threads of orbax. Do neither after an exception, so that it is not replaced by another."""
         if kind is None:
             self.finish()
             self._manager.close()

@@ -1,19 +1,19 @@
-"""A convolutional network reads handwritten digits: 1797 real ones of 8 × 8 pixels, which scikit-learn carries.
+"""Classify handwritten digits with a convolutional network, on the 1797 images of 8 × 8 pixels in scikit-learn.
 
     h_0 = x                                             the image, one channel, from 0 to 1
-    h_l = relu(w_l * h_{l-1} + b_l)                     `jaxseq.conv`; where the stride is 2, the image halves
-    z   = w_L * h_{L-1} + b_L                           the last window is all that is left: ten scores
+    h_l = relu(w_l * h_{l-1} + b_l)                     `jaxseq.conv`; stride 2 halves the size
+    z   = w_L * h_{L-1} + b_L                           the last kernel covers the whole map: ten logits
     loss = -log softmax(z)[digit]
 
-jaxseq gives the convolution, with a gradient derived by hand, and no more than that: optax trains, tqdm shows progress.
-Before it trains, the script holds the gradient by hand against `jax.grad` through the plain twin
-`jaxseq.reference.conv`, on this very model and these digits.
+jaxseq provides the convolution and its hand-derived gradient; optax trains and tqdm shows progress. Before training,
+the script compares the gradient of jaxseq with `jax.grad` of the reference implementation `jaxseq.reference.conv`, on
+the same model and images.
 
-A fifth of the digits, of each kind alike, is held out, and looked at once, after the last step. Both parts come from
-the same thirteen hands: what is measured is how it reads new digits, not new writers.
+A stratified fifth of the images is held out and evaluated once, after the last step. The same thirteen people wrote
+both parts, so the result measures generalization to new images, not to new writers.
 
     python examples/digits.py                           about half a minute on two cores
-    python examples/digits.py --seed 1                  another split, other first weights, another order
+    python examples/digits.py --seed 1                  another split, initialization and batch order
 """
 
 import argparse
@@ -40,19 +40,19 @@ Model = list[jaxseq.ConvParams]
 Images = Float[Array, "batch 8 8 1"]
 Digits = Int[Array, " batch"]
 
-# (window, channels, stride, padding) of each layer; they leave 8 × 8, 8 × 8, 4 × 4, 2 × 2 and 1 × 1 positions
+# (kernel size, channels, stride, padding) of each layer; the output sizes are 8 × 8, 8 × 8, 4 × 4, 2 × 2 and 1 × 1
 LAYERS = ((3, 32, 1, "SAME"), (3, 32, 1, "SAME"), (3, 64, 2, "SAME"), (3, 64, 2, "SAME"), (2, 10, 1, "VALID"))
 BATCH = 128
-LEARNING_RATE = 1e-2  # at its peak; it decays as a cosine
-SHOWN = 8  # of the mistakes
-TOLERANCE = 1e-10  # of the gradient by hand in float64, relative to the largest entry of each array
+LEARNING_RATE = 1e-2  # initial value, with cosine decay
+SHOWN = 8  # misclassified images to print
+TOLERANCE = 1e-10  # of the gradient of jaxseq in float64, relative to the largest entry of each array
 
 
 # --- The digits ---
 
 
 def digits(seed: int) -> tuple[Images, Images, Digits, Digits]:
-    """(images to train on, images held out, their digits, their digits)."""
+    """Return (training images, held-out images, training labels, held-out labels)."""
     images, labels = load_digits(return_X_y=True)
     train, held_out = train_test_split(np.arange(len(labels)), test_size=0.2, stratify=labels, random_state=seed)
     x, digit = jnp.asarray(images.reshape(-1, 8, 8, 1) / 16, jnp.float32), jnp.asarray(labels, jnp.int32)
@@ -60,7 +60,7 @@ def digits(seed: int) -> tuple[Images, Images, Digits, Digits]:
 
 
 def shifted(key: PRNGKeyArray, images: Images) -> Images:
-    """Each image moved by -1, 0 or 1 pixels along either axis: it stays the same digit."""
+    """Shift each image by -1, 0 or 1 pixels along both axes."""
     corners = jax.random.randint(key, (len(images), 2), 0, 3)
     padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
     return jax.vmap(lambda image, corner: lax.dynamic_slice(image, (*corner, 0), (8, 8, 1)))(padded, corners)
@@ -92,10 +92,10 @@ def loss(model: Model, images: Images, labels: Digits, conv: Callable[..., Any] 
 
 @jax.jit
 def gradient_difference(model: Model, images: Images, labels: Digits) -> Float[Array, ""]:
-    """max |by hand - by jax.grad| / max |by jax.grad|, the worst over all parameters and the images."""
+    """Return max |jaxseq - jax.grad| / max |jax.grad|, the largest over all parameters and the images."""
     gradient = partial(jax.grad(loss, argnums=(0, 1)), model, images, labels)
-    by_hand, by_jax = gradient(jaxseq.conv), gradient(jaxseq.reference.conv)
-    ratios = jax.tree.map(lambda a, b: jnp.abs(a - b).max() / jnp.abs(b).max(), by_hand, by_jax)
+    ours, expected = gradient(jaxseq.conv), gradient(jaxseq.reference.conv)
+    ratios = jax.tree.map(lambda a, b: jnp.abs(a - b).max() / jnp.abs(b).max(), ours, expected)
     return jnp.stack(jax.tree.leaves(ratios)).max()
 
 
@@ -103,7 +103,7 @@ def gradient_difference(model: Model, images: Images, labels: Digits) -> Float[A
 def train_step(
     model: Any, state: Any, key: PRNGKeyArray, images: Images, labels: Digits, *, optimizer: Any
 ) -> tuple[Any, Any, Float[Array, ""]]:
-    """A random batch, moved about a little."""
+    """Train on a random batch of shifted images."""
     key_batch, key_shift = jax.random.split(key)
     batch = jax.random.randint(key_batch, (BATCH,), 0, len(images))
     cost, gradient = jax.value_and_grad(loss)(model, shifted(key_shift, images[batch]), labels[batch])
@@ -113,11 +113,11 @@ def train_step(
 
 @jax.jit
 def read(model: Model, images: Images) -> Digits:
-    """The digit that scores highest."""
+    """Return the digit with the highest score."""
     return scores(model, images).argmax(-1)
 
 
-# --- The job ---
+# --- Main program ---
 
 
 def learn(model: Any, key: PRNGKeyArray, images: Images, labels: Digits, *, steps: int, quiet: bool) -> Model:
@@ -134,41 +134,41 @@ def learn(model: Any, key: PRNGKeyArray, images: Images, labels: Digits, *, step
 
 
 def run(seed: int, steps: int, quiet: bool) -> None:
-    """Compares, trains, and measures once."""
+    """Compare gradients, train, and evaluate once."""
     started = time.perf_counter()
     images, unseen, labels, unseen_labels = digits(seed)
     key_model, key_train = jax.random.split(jax.random.key(seed))
     model = init(key_model)
     parameters = sum(a.size for a in jax.tree.leaves(model))
-    print(f"{len(images)} digits to train on, {len(unseen)} held out; {parameters} parameters")
+    print(f"{len(images)} training images, {len(unseen)} held out; {parameters} parameters")
 
     with jax.enable_x64(True):
         model64, images64 = jax.tree.map(lambda a: a.astype(np.float64), (model, images[:BATCH]))
         difference = float(gradient_difference(model64, images64, labels[:BATCH]))
-    print(f"gradient by hand against jax.grad, float64: largest relative difference {difference:.1e}")
-    if not difference <= TOLERANCE:  # so written, a NaN fails too
-        raise FloatingPointError(f"the gradient by hand is not that of jax.grad: {difference:.1e}")
+    print(f"gradient of jaxseq against jax.grad, float64: largest relative difference {difference:.1e}")
+    if not difference <= TOLERANCE:  # also true for NaN
+        raise FloatingPointError(f"the gradient of jaxseq differs from jax.grad by {difference:.1e}")
 
     model = learn(model, key_train, images, labels, steps=steps, quiet=quiet)
     answers = np.asarray(read(model, unseen))
     truth = np.asarray(unseen_labels)
-    wrong = [f"{t} read as {a}" for t, a in zip(truth, answers, strict=True) if t != a]
-    print(f"held out: {1 - len(wrong) / len(truth):.2%} right, {len(wrong)} of {len(truth)} wrong")
+    wrong = [f"{t} classified as {a}" for t, a in zip(truth, answers, strict=True) if t != a]
+    print(f"held out: accuracy {1 - len(wrong) / len(truth):.2%}, {len(wrong)} of {len(truth)} wrong")
     if wrong:
-        print(f"  {', '.join(wrong[:SHOWN])}{', and so on' * (len(wrong) > SHOWN)}")
-    print(f"{time.perf_counter() - started:.0f} s with compilation")
+        print(f"  {', '.join(wrong[:SHOWN])}{', ...' * (len(wrong) > SHOWN)}")
+    print(f"{time.perf_counter() - started:.0f} s including compilation")
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="digits.py", description="Trains a CNN on digits. Defaults stand in brackets."
+        prog="digits.py", description="Train a CNN on handwritten digits. Defaults are in brackets."
     )
-    parser.add_argument("--steps", type=int, default=500, help="batches to train on [%(default)s]")
-    parser.add_argument("--seed", type=int, default=0, help="of the split, the weights and the order [%(default)s]")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument("--steps", type=int, default=500, help="training steps [%(default)s]")
+    parser.add_argument("--seed", type=int, default=0, help="random seed [%(default)s]")
+    parser.add_argument("--quiet", action="store_true", help="hide the progress bar")
     options = parser.parse_args(argv)
     if options.steps < 1 or not 0 <= options.seed < 2**31:
-        parser.error("expected --steps from 1 on and --seed from 0 to 2**31 - 1")
+        parser.error("expected --steps >= 1 and --seed from 0 to 2**31 - 1")
     try:
         run(options.seed, options.steps, options.quiet)
     except FloatingPointError as error:

@@ -1,44 +1,44 @@
-"""A policy with memory: a lamp at the entrance of a maze says, long before the fork, which way to turn.
+"""A recurrent policy in a T-maze: a lamp at the entrance indicates which way to turn at the fork, many steps later.
 
-    an episode   a corridor of N steps, N drawn from SHORTEST to LONGEST, with a fork at its end. At the entrance a lamp
-                 is lit or not; an unlit one looks like the corridor
-    x_t          one of three, lit lamp, corridor or fork, and NOISE numbers that mean nothing
-    a_t          one of three: forward, which leads as far as the fork; left, right
-    reward       at the fork 1 for right if the lamp was lit, for left if it was not, 0 for the other turn, and either
-                 ends the episode; -0.1 for what leaves one where one is; after LIMIT steps it ends in any case
-    return       1 at best, 1/2 at best without memory, for the fork looks the same
+    episode      a corridor of N steps, N drawn from SHORTEST to LONGEST, with a fork at the end. A lamp at the entrance
+                 is lit or unlit; an unlit lamp looks like the corridor
+    x_t          one of three observations, lit lamp, corridor or fork, and NOISE uninformative numbers
+    a_t          one of three actions: forward, which has no effect at the fork; left; right
+    reward       at the fork: 1 for right if the lamp was lit and for left if it was not, 0 for the other turn; both end
+                 the episode. -0.1 for any action without effect. After LIMIT steps the episode ends in any case
+    return       at most 1, and at most 1/2 without memory, because the fork always looks the same
 
-Many mazes are walked at once. Each starts anew as soon as its episode ends, so at any step some are at the entrance and
-others at the fork. The state has to be forgotten where an episode begins, and nowhere else:
+Many mazes run in parallel. Each starts a new episode as soon as its episode ends, so their episodes are not aligned.
+The state must be reset at the start of an episode, and only there:
 
-    first[t] = done[t-1]                           x_t opens an episode: what `resets` means
+    first[t] = done[t-1]                           x_t is the first observation of an episode: the meaning of `resets`
     h_t      = cell(x_t, 0 if first[t] else h_{t-1})
 
-This runs twice. To act, cell step by cell step, h zeroed where first. To learn, over the same steps as one sequence,
-`gru(params, carry, xs, resets=first)`, from the carry that acting began with. The two agree to rounding. The last carry
-goes on into the next iteration, for most episodes do.
+The recurrence runs twice. Acting applies the cell step by step, with h set to zero where `first`. Learning processes
+the same steps as one sequence, `gru(params, carry, xs, resets=first)`, from the initial carry of acting. Both agree up
+to rounding. The final carry is passed to the next iteration, because most episodes continue.
 
-Learning is advantage actor-critic: one step of Adam for T steps of all mazes. From h_t come a policy π and a value v_t;
-with γ_t = γ (1 - done[t]):
+Learning uses advantage actor-critic, with one step of Adam per T steps of all mazes. The readout of h_t is a policy π
+and a value v_t. With γ_t = γ (1 - done[t]):
 
-    A_t   = r_t + γ_t v_{t+1} - v_t + λ γ_t A_{t+1}                    generalised advantage, of the values while acting
-    loss  = mean of -A_t log π(a_t) + (v_t - v*_t)² / 2 - β entropy(π),   v*_t = A_t + v_t; A and v* held constant
+    A_t   = r_t + γ_t v_{t+1} - v_t + λ γ_t A_{t+1}                    generalized advantage, with the values of acting
+    loss  = mean of -A_t log π(a_t) + (v_t - v*_t)² / 2 - β entropy(π),   v*_t = A_t + v_t; A and v* are constants
 
-The script trains one network five times. What differs is where it forgets, or how far gradients reach back:
+The script trains the same network with five plans, which differ in the resets or in the truncation of the gradient:
 
     memory       as above
-    none         every step forgets, in acting and in learning: π sees x_t alone
-    window       as memory, but the gradient of learning reaches back WINDOW steps at most
-    early marks  learning forgets where done[t] in place of done[t-1]: at the turn, in place of after it
-    no marks     learning forgets nowhere, though acting did
+    none         reset at every step, in acting and in learning: π depends on x_t only
+    window       as `memory`, but with truncation=WINDOW in learning
+    early marks  learning resets at done[t] instead of done[t-1]: one step too early
+    no marks     learning does not reset, although acting does
 
-`memory` reaches the best return. `none` and `early marks` stay at chance: at the fork they know nothing. `window`
-learns late and less surely: values cross a cut, and what the state happens to keep the readout may use. `no marks`
-learns too, for what is seen tells where an episode begins; but its gradient is that of a policy which nobody follows,
-and returns collapse again and again, with some seeds for good.
+`memory` reaches the best return. `none` and `early marks` stay at chance, because they have no information at the fork.
+`window` learns later and less reliably: values cross a cut, and the readout can use what the state happens to contain.
+`no marks` learns too, because the observations reveal where an episode starts; but its gradient belongs to a policy
+other than the one that acts, and returns collapse repeatedly, for some seeds permanently.
 
-    python examples/memory_policy.py               about a minute; leaves out/memory_policy.png
-    python examples/memory_policy.py --cell lstm   likewise
+    python examples/memory_policy.py               about a minute; writes out/memory_policy.png
+    python examples/memory_policy.py --cell lstm   the same with an LSTM
 
 Source: B. Bakker, Reinforcement learning with long short-term memory (2001), for the maze; V. Mnih et al., Asynchronous
 methods for deep reinforcement learning (2016), and J. Schulman et al., High-dimensional continuous control using
@@ -69,28 +69,28 @@ SHORTEST, LONGEST, LIMIT, NOISE = 10, 20, 60, 4
 LAMP, CORRIDOR, FORK = range(3)
 FORWARD, LEFT, RIGHT = range(3)
 STAY = -0.1
-MAZES, T, H = 128, 32, 32  # mazes at once, steps of each between two updates, units
+MAZES, T, H = 128, 32, 32  # parallel mazes, steps per update, hidden size
 GAMMA, LAMBDA, BETA = 0.98, 0.95, 0.01
-LEARNING_RATE, CLIP = 1e-2, 0.5  # Adam's at first; it falls to zero on a straight line
+LEARNING_RATE, CLIP = 1e-2, 0.5  # initial learning rate of Adam, with linear decay to zero
 WINDOW = 4
-SPAN = 20  # iterations, over which a figure or a point of a curve is the mean
+SPAN = 20  # iterations per mean, for printed numbers and plotted points
 CELLS = {
     "gru": (jaxseq.gru_init, jaxseq.gru, jaxseq.gru_cell),
     "lstm": (jaxseq.lstm_init, jaxseq.lstm, jaxseq.lstm_cell),
 }
 
 
-# --- The maze: pure functions of its state and a key ---
+# --- Maze: pure functions of its state and a key ---
 
 
 class Maze(NamedTuple):
-    """One episode so far."""
+    """State of one episode."""
 
     place: Int[Array, ""]  # 0 at the entrance, `length` at the fork
     length: Int[Array, ""]
     lit: Bool[Array, ""]
     steps: Int[Array, ""]
-    noise: Float[Array, " NOISE"]  # of this step
+    noise: Float[Array, " NOISE"]  # of the current step
 
 
 def enter(key: PRNGKeyArray) -> Maze:
@@ -102,11 +102,11 @@ def enter(key: PRNGKeyArray) -> Maze:
 def see(maze: Maze) -> Float[Array, " D"]:
     at_lamp = (maze.place == 0) & maze.lit
     seen = jnp.where(maze.place == maze.length, FORK, jnp.where(at_lamp, LAMP, CORRIDOR))
-    return jnp.concatenate([jax.nn.one_hot(seen, 3) * 3**0.5, maze.noise])  # of the variance that *_init expects
+    return jnp.concatenate([jax.nn.one_hot(seen, 3) * 3**0.5, maze.noise])  # the variance that *_init expects
 
 
 def walk(key: PRNGKeyArray, maze: Maze, action: Int[Array, ""]) -> tuple[Maze, Float[Array, ""], Bool[Array, ""]]:
-    """(maze, reward, done); where done, the maze is already the next."""
+    """Return (maze, reward, done). If done, the maze is that of the next episode."""
     at_fork = maze.place == maze.length
     turns, moves = at_fork & (action != FORWARD), ~at_fork & (action == FORWARD)
     right = turns & ((action == RIGHT) == maze.lit)
@@ -117,26 +117,26 @@ def walk(key: PRNGKeyArray, maze: Maze, action: Int[Array, ""]) -> tuple[Maze, F
     return jax.tree.map(partial(jnp.where, done), following, after), reward, done
 
 
-# --- The policy: step by step to act, as a sequence to learn ---
+# --- Policy: one step for acting, a sequence for learning ---
 
 
 class Policy(NamedTuple):
-    """A recurrence, and what reads logits of three actions and a value from its output."""
+    """Parameters of the recurrence, and of the linear readout: logits of three actions and a value."""
 
     recurrence: Any
     W: Float[Array, "H 4"]
     b: Float[Array, " 4"]
 
 
-def first_policy(key: PRNGKeyArray, cell: str) -> Policy:
-    """Of almost equal chances for each action, and values of almost zero."""
+def init_policy(key: PRNGKeyArray, cell: str) -> Policy:
+    """Return a policy with nearly uniform action probabilities and values close to zero."""
     key_cell, key_W = jax.random.split(key)
     W = 0.01 * jax.random.normal(key_W, (H, 4)) * H**-0.5
     return Policy(CELLS[cell][0](key_cell, 3 + NOISE, H), W, jnp.zeros(4))
 
 
 def read(policy: Policy, h: Float[Array, "*batch H"]) -> tuple[Float[Array, "*batch 3"], Float[Array, "*batch"]]:
-    """(logits, values)."""
+    """Return (logits, values)."""
     z = h @ policy.W + policy.b
     return z[..., :3], z[..., 3]
 
@@ -146,7 +146,7 @@ def forget(carry: Any, marks: Bool[Array, " mazes"]) -> Any:
 
 
 def one(cell: str, policy: Policy, carry: Any, x: Float[Array, "mazes D"], marks: Bool[Array, " mazes"]) -> Any:
-    """(carry, logits, values) after one step."""
+    """Return (carry, logits, values) after one step."""
     carry, h = CELLS[cell][2](policy.recurrence, forget(carry, marks), x)
     return carry, *read(policy, h)
 
@@ -159,16 +159,16 @@ def replay(
     marks: Bool[Array, "T mazes"],
     window: int | None = None,
 ) -> tuple[Float[Array, "T mazes 3"], Float[Array, "T mazes"]]:
-    """(logits, values) of all steps: those of `one` from the same carry, under the same marks."""
+    """Return (logits, values) of all steps. They equal those of `one` for the same carry and marks."""
     _, hs = CELLS[cell][1](policy.recurrence, carry, xs, resets=marks, truncation=window)
     return read(policy, hs)
 
 
-# --- Plans: where acting and learning forget, and how far gradients reach back ---
+# --- Plans: resets in acting and in learning, and truncation ---
 
 
 class Plan(NamedTuple):
-    """The marks by which acting zeroes the state, those given to learning as `resets`, and its `truncation`."""
+    """The resets of acting, and the `resets` and `truncation` of learning."""
 
     acting: Callable[[Any], Any]  # first -> marks
     learning: Callable[[Any, Any], Any]  # first, done -> marks
@@ -188,15 +188,15 @@ PLANS = {
 
 
 class World(NamedTuple):
-    """What goes on from iteration to iteration, besides what is learnt. One entry for each maze."""
+    """State of the environments between iterations, with one entry per maze."""
 
     mazes: Maze
     carry: Any
-    first: Bool[Array, " mazes"]  # whether what is seen now opens an episode
+    first: Bool[Array, " mazes"]  # True if the current observation is the first of an episode
 
 
 class Rollout(NamedTuple):
-    """What was seen, done and got at each step, (T, mazes)."""
+    """Observations, actions, rewards and values of T steps."""
 
     xs: Float[Array, "T mazes D"]
     first: Bool[Array, "T mazes"]
@@ -204,10 +204,10 @@ class Rollout(NamedTuple):
     rewards: Float[Array, "T mazes"]
     done: Bool[Array, "T mazes"]
     values: Float[Array, "T mazes"]
-    beyond: Float[Array, " mazes"]  # the value of what is seen after the last step
+    beyond: Float[Array, " mazes"]  # the value of the observation after the last step
 
 
-def first_world(key: PRNGKeyArray, cell: str, policy: Policy, mazes: int) -> World:
+def init_world(key: PRNGKeyArray, cell: str, policy: Policy, mazes: int) -> World:
     started = jax.vmap(enter)(jax.random.split(key, mazes))
     state = jax.eval_shape(lambda x: CELLS[cell][2](policy.recurrence, None, x)[0], jax.vmap(see)(started))
     return World(started, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), state), jnp.ones(mazes, bool))
@@ -256,8 +256,9 @@ def loss(policy: Policy, cell: str, plan: Plan, carry: Any, rollout: Rollout) ->
 
 
 class Score(NamedTuple):
-    """Of the episodes that ended in an iteration, or in each of many: how many, right turns among them, and rewards of
-    all steps. What one episode gets in the mean is the quotient over many iterations.
+    """Per iteration: the number of completed episodes, the number of correct turns, and the sum of rewards.
+
+    The mean return of an episode is the quotient of the sums over many iterations.
     """
 
     ended: Any
@@ -267,10 +268,10 @@ class Score(NamedTuple):
 
 @partial(jax.jit, static_argnames=("name", "cell", "iterations"))
 def train(key: PRNGKeyArray, *, name: str, cell: str, iterations: int) -> tuple[Policy, World, Score]:
-    """All iterations, each of which acts and learns, as one program."""
+    """Run all iterations of acting and learning as one program."""
     plan = PLANS[name]
     key_policy, key_world, key_steps = jax.random.split(key, 3)
-    policy = first_policy(key_policy, cell)
+    policy = init_policy(key_policy, cell)
     schedule = optax.linear_schedule(LEARNING_RATE, 0.0, iterations)
     optimizer = optax.chain(optax.clip_by_global_norm(CLIP), optax.adam(schedule))
 
@@ -282,27 +283,30 @@ def train(key: PRNGKeyArray, *, name: str, cell: str, iterations: int) -> tuple[
         score = Score(rollout.done.sum(), (rollout.rewards == 1).sum(), rollout.rewards.sum())
         return (optax.apply_updates(policy, updates), memory, after), score
 
-    first = policy, optimizer.init(policy), first_world(key_world, cell, policy, MAZES)
+    first = policy, optimizer.init(policy), init_world(key_world, cell, policy, MAZES)
     (policy, _, world), score = lax.scan(iteration, first, jax.random.split(key_steps, iterations))
     return policy, world, score
 
 
 def spans(score: Score) -> tuple[Any, Any]:
-    """(return, part of right turns) of an episode, each the mean over SPAN iterations; the last ones are whole."""
+    """Return (mean return, fraction of correct turns) per episode, over blocks of SPAN iterations.
+
+    The last block is always complete.
+    """
     whole = jax.tree.map(np.asarray, score)
     size = min(SPAN, len(whole.ended))
     count = len(whole.ended) // size
     ended, right, reward = (a[-count * size :].reshape(count, size).sum(1) for a in whole)
-    ended = np.maximum(ended, 1)  # LIMIT is less than the steps of a span: it is 0 in very short trainings only
+    ended = np.maximum(ended, 1)  # 0 only in very short runs, because LIMIT is less than the steps of a block
     return reward / ended, right / ended
 
 
 @partial(jax.jit, static_argnames=("name", "cell", "longest"))
 def straight(key: PRNGKeyArray, policy: Policy, *, name: str, cell: str, longest: int) -> Float[Array, " longest"]:
-    """The chance of the right turn at forks 1, 2, ... steps after the entrance, for one who goes straight on."""
+    """Return the probability of the correct turn at a fork 1, 2, ... steps after the entrance, after going straight."""
     forget_at, endless = PLANS[name].acting, longest + 1
     key_world, key = jax.random.split(key)
-    world = first_world(key_world, cell, policy, MAZES)
+    world = init_world(key_world, cell, policy, MAZES)
     world = world._replace(mazes=world.mazes._replace(length=jnp.full(MAZES, endless)))
 
     def step(world: World, key: PRNGKeyArray) -> tuple[World, Any]:
@@ -317,11 +321,11 @@ def straight(key: PRNGKeyArray, policy: Policy, *, name: str, cell: str, longest
     return lax.scan(step, world, jax.random.split(key, longest))[1]
 
 
-# --- The picture ---
+# --- Plot ---
 
 
 def draw_mazes(axes: Any, rollout: Rollout) -> None:
-    """What is seen, mazes down and time across, and where an episode begins."""
+    """Plot the observations, one maze per row, and mark the starts of episodes."""
     seen, first = np.asarray(rollout.xs)[..., :3].argmax(-1).T, np.asarray(rollout.first).T
     colours = {"lit lamp": "tab:orange", "corridor": "0.88", "fork": "tab:blue"}
     axes.pcolormesh(seen, cmap=ListedColormap(list(colours.values())), vmin=0, vmax=2, edgecolors="white", lw=0.3)
@@ -331,13 +335,13 @@ def draw_mazes(axes: Any, rollout: Rollout) -> None:
         axes.plot([], [], "s", color=colour, label=label, ms=9)
     axes.plot([], [], color="black", lw=2.5, label="first")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=4, frameon=False)
-    axes.set(xlabel="t", ylabel="maze", title="a trained policy with memory: what it sees")
+    axes.set(xlabel="t", ylabel="maze", title="observations of a trained policy with memory")
     axes.invert_yaxis()
 
 
 def draw_all(found: dict[str, tuple[Any, Any, Any]], rollout: Rollout, path: Path) -> None:
     figure = Figure(figsize=(18, 5.5), layout="constrained")
-    figure.suptitle("To turn as the lamp has said, remember it to the fork; forget it where an episode begins")
+    figure.suptitle("T-maze: remember the lamp until the fork; reset at the start of an episode")
     mazes, curves, corridors = figure.subplots(1, 3)
     draw_mazes(mazes, rollout)
     for colour, (name, (returns, steps, chances)) in enumerate(found.items()):
@@ -347,17 +351,17 @@ def draw_all(found: dict[str, tuple[Any, Any, Any]], rollout: Rollout, path: Pat
     for level, label in ((1, "best"), (0.5, "best without memory")):
         curves.axhline(level, color="0.25", ls="--", lw=1)
         curves.text(1, level + 0.03, label, color="0.25", ha="right", transform=curves.get_yaxis_transform())
-    curves.set(xlabel="steps of all mazes", title="return of an episode, in training", ylim=(-1, 1.15))
+    curves.set(xlabel="environment steps", title="mean return per episode during training", ylim=(-1, 1.15))
     corridors.axvspan(SHORTEST, LONGEST, color="0.92")
-    corridors.text((SHORTEST + LONGEST) / 2, 1.03, "trained on", ha="center", color="0.4")
-    corridors.set(xlabel="steps from the lamp to the fork", title="chance of the right turn, trained", ylim=(0, 1.1))
+    corridors.text((SHORTEST + LONGEST) / 2, 1.03, "training", ha="center", color="0.4")
+    corridors.set(xlabel="steps from the lamp to the fork", title="probability of the correct turn", ylim=(0, 1.1))
     for axes in (curves, corridors):
         axes.grid(color="0.85", lw=0.5)
         axes.legend(frameon=False, loc="lower right")
     figure.savefig(path, dpi=90, format="png")
 
 
-# --- The job ---
+# --- Main program ---
 
 
 def run(cell: str, iterations: int, seed: int, out: Path) -> None:
@@ -365,9 +369,9 @@ def run(cell: str, iterations: int, seed: int, out: Path) -> None:
     found: dict[str, tuple[Any, Any, Any]] = {}
     per_iteration = MAZES * T
     print(
-        f"{cell}, {MAZES} mazes, corridors of {SHORTEST} to {LONGEST} steps, {iterations} updates, each of {T} steps\n"
+        f"{cell}, {MAZES} mazes, corridors of {SHORTEST} to {LONGEST} steps, {iterations} updates of {T} steps each\n"
     )
-    print("plan          return  right turns  return 0.9 after   steps a second")
+    print("plan          return      correct  return 0.9 after     steps/second")
     rollout = None
     for name, plan in PLANS.items():
         key = jax.random.key(seed)
@@ -380,29 +384,29 @@ def run(cell: str, iterations: int, seed: int, out: Path) -> None:
             raise FloatingPointError(f"the return of {name!r} is {returns[-1]}")
         steps = (iterations - SPAN * np.arange(len(returns))[::-1]) * per_iteration
         found[name] = returns, steps, straight(key, policy, name=name, cell=cell, longest=3 * LONGEST)
-        if rollout is None:  # of memory, the first
+        if rollout is None:  # `memory` is the first plan
             _, rollout = act(key, cell, plan, policy, jax.tree.map(lambda a: a[:12], world), 3 * LONGEST)
         after = f"{steps[returns >= 0.9][0]:,}" if (returns >= 0.9).any() else "never"
         rate = iterations * per_iteration / seconds
         print(f"{name:12} {returns[-1]:7.3f}  {right[-1]:11.3f}  {after:>16}  {rate:15,.0f}", flush=True)
     assert rollout is not None
     draw_all(found, rollout, out)
-    print(f"\n{time.perf_counter() - started:.0f} s with compilation; curves: {out}")
+    print(f"\n{time.perf_counter() - started:.0f} s including compilation; curves: {out}")
 
 
 def main(argv: list[str] | None = None) -> int:
-    about = "A policy that remembers, in a maze. Defaults stand in brackets."
+    about = "Train a recurrent policy in a T-maze. Defaults are in brackets."
     parser = argparse.ArgumentParser("memory_policy.py", description=about)
     parser.add_argument("--cell", choices=CELLS, default="gru", help="[%(default)s]")
-    parser.add_argument("--iterations", type=int, default=600, help="updates of each policy [%(default)s]")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, mazes and actions [%(default)s]")
+    parser.add_argument("--iterations", type=int, default=600, help="updates per plan [%(default)s]")
+    parser.add_argument("--seed", type=int, default=0, help="random seed [%(default)s]")
     parser.add_argument("--out", type=Path, default=Path("out/memory_policy.png"), metavar="FILE", help="[%(default)s]")
     options = parser.parse_args(argv)
     if options.iterations < 1 or not 0 <= options.seed < 2**31:
-        parser.error("expected --iterations from 1 on and --seed from 0 to 2**31 - 1")
+        parser.error("expected --iterations >= 1 and --seed from 0 to 2**31 - 1")
     try:
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.open("ab").close()  # to learn now, not after training, that it can't be written
+        options.out.open("ab").close()  # detect an unwritable path before training
         run(options.cell, options.iterations, options.seed, options.out)
     except OSError as error:
         print(f"memory_policy.py: error: cannot write to {options.out}: {error.strerror}", file=sys.stderr)

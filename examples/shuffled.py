@@ -1,23 +1,22 @@
-"""Shuffled order: one model reads one real text three times, twice with its order destroyed. Sequences are not i.i.d.
+"""Effect of order: train the same model on a text, on its shuffled words and on its shuffled characters.
 
     P(x_1, ..., x_T)  = prod_t P(x_t | x_<t)             the chain rule
-    h_t               = GRU(E[x_{t-1}]; h_{t-1})         a state that sums up x_<t: `autoregressive.latent`
+    h_t               = GRU(E[x_{t-1}]; h_{t-1})         a state that summarizes x_<t: `autoregressive.latent`
     P(x_t | x_<t)     = softmax(h_t W + b)[x_t]          `autoregressive.log_probability`
     bits              = -1/T sum_t log2 P(x_t | x_<t)    per character: `autoregressive.log_likelihood`
 
-    H                 = -sum_v p_v log2 p_v              the unigram entropy, p_v the share of character v in the text
+    H                 = -sum_v p_v log2 p_v              the unigram entropy, p_v the frequency of character v
 
-Were characters independent, P(x_t | x_<t) = P(x_t), and no model could do with less than H bits on average. So it is
-where they are shuffled. The text itself is far from it, and words in random order lie between: how words are spelt is
-still there to be learnt, how they follow each other is not. Whoever shuffles a sequence, as is right for i.i.d. data,
-destroys what there is to learn.
+For independent characters, P(x_t | x_<t) = P(x_t), and no model needs fewer than H bits on average. This holds for the
+shuffled characters. The text itself needs far fewer, and the shuffled words are in between: a model can learn their
+spelling, but not their order. Shuffling, which is harmless for i.i.d. data, removes the structure of a sequence.
 
-The text is the language reference that every CPython carries, its last twentieth held out. The whole is shuffled before
-that is cut off: then both parts have one distribution. Those of the text have not, and it quotes itself, which helps.
-Model, first weights, characters and steps are the same for all three.
+The text is the language reference included in every CPython. Its last twentieth is held out. The whole text is shuffled
+before the split, so that both parts have the same distribution. Without shuffling their distributions differ, but the
+text quotes itself, which reduces the loss. Model, initial parameters, characters and steps are the same for all three.
 
-    python examples/shuffled.py                  a minute on two cores; leaves out/shuffled.png
-    python examples/shuffled.py --steps 1600     longer: the text gains, the shuffled characters can't
+    python examples/shuffled.py                  a minute on two cores; writes out/shuffled.png
+    python examples/shuffled.py --steps 1600     longer: the text improves, the shuffled characters cannot
 """
 
 import argparse
@@ -44,22 +43,22 @@ from tqdm import tqdm
 import jaxseq
 from jaxseq import autoregressive
 
-Past = tuple[Float[Array, "batch H"], Int[Array, " batch"]]  # the state, and the character it has not read yet
-Curve = list[tuple[int, float]]  # held-out bits after so many steps
+Past = tuple[Float[Array, "batch H"], Int[Array, " batch"]]  # the state, and the next input character
+Curve = list[tuple[int, float]]  # (step, held-out bits per character)
 
 EMBEDDING, HIDDEN = 64, 192
-BATCH, WINDOW = 32, 64  # places that are read side by side, and characters that the gradient reaches back
-LEARNING_RATE = 5e-3  # at its peak; it decays as a cosine
-MEASUREMENTS = 12  # of the held-out part during training
+BATCH, WINDOW = 32, 64  # batch size, and characters per truncation window
+LEARNING_RATE = 5e-3  # initial value, with cosine decay
+MEASUREMENTS = 12  # evaluations on the held-out part during training
 SAMPLE = 360  # characters
 COLOURS = {"text": "C0", "words shuffled": "C2", "characters shuffled": "C3"}
 
 
-# --- The text, and its order ---
+# --- Text and order ---
 
 
 def orders(text: str, seed: int) -> dict[str, str]:
-    """The same characters in three orders. Words take with them the white space behind them."""
+    """Return the same characters in three orders. A word includes the white space that follows it."""
     generator = random.Random(seed)
     words, characters = re.findall(r"\S+\s*|\s+", text), list(text)
     generator.shuffle(words)
@@ -68,12 +67,12 @@ def orders(text: str, seed: int) -> dict[str, str]:
 
 
 def unigram_entropy(text: str) -> float:
-    """H in bits."""
+    """Return H in bits."""
     return -sum(n / len(text) * math.log2(n / len(text)) for n in Counter(text).values())
 
 
 def streams(text: str, alphabet: list[str]) -> Int[Array, "T batch"]:
-    """The text as numbers, cut into streams that are read side by side; what does not fill the last row is left out."""
+    """Encode the text and split it into streams of equal length, one per column. Drop the remaining characters."""
     index = {character: i for i, character in enumerate(alphabet)}
     tokens = np.array([index[c] for c in text], np.int32)
     return jnp.asarray(tokens[: len(text) // BATCH * BATCH].reshape(BATCH, -1).T)
@@ -97,7 +96,7 @@ def init(key: PRNGKeyArray, *, vocabulary: int) -> Model:
     return Model(
         E=jax.random.normal(keys[0], (vocabulary, EMBEDDING), jnp.float32),  # gru_init expects unit variance
         gru=jaxseq.gru_init(keys[1], EMBEDDING, HIDDEN),
-        W=jnp.zeros((HIDDEN, vocabulary), jnp.float32),  # all characters alike: log2 of their number bits each
+        W=jnp.zeros((HIDDEN, vocabulary), jnp.float32),  # uniform initial distribution
         b=jnp.zeros(vocabulary, jnp.float32),
     )
 
@@ -107,7 +106,7 @@ def beginning(batch: int) -> Past:
 
 
 def bits(model: Model, past: Past, xs: Int[Array, "T batch"]) -> tuple[Float[Array, ""], Past]:
-    """(per character, what the next window goes on from)."""
+    """Return (bits per character, the input of the next window)."""
     h, x = past
     h, hs = autoregressive.latent(jaxseq.gru, model.gru, h, xs, first=x, read=lambda x: model.E[x])
     each = autoregressive.log_probability(xs, logits=hs @ model.W + model.b)
@@ -118,7 +117,7 @@ def bits(model: Model, past: Past, xs: Int[Array, "T batch"]) -> tuple[Float[Arr
 def train_step(
     model: Any, state: Any, past: Past, xs: Int[Array, "T batch"], *, optimizer: Any
 ) -> tuple[Any, Any, Past, Float[Array, ""]]:
-    """One window. The gradient is that of the model alone, so it stops at what the window before has left."""
+    """Train on one window. The gradient is taken with respect to the model only, so it is cut at the carried state."""
     (cost, past), gradient = jax.value_and_grad(bits, has_aux=True)(model, past, xs)
     updates, state = optimizer.update(gradient, state, model)
     return optax.apply_updates(model, updates), state, past, cost
@@ -131,7 +130,7 @@ def measure(model: Model, xs: Int[Array, "T batch"]) -> Float[Array, ""]:
 
 @partial(jax.jit, static_argnames="length")
 def write(model: Model, key: PRNGKeyArray, first: int, *, length: int) -> Int[Array, " length"]:
-    """What the model takes for such a text, one character after the other."""
+    """Sample a text from the model, character by character."""
 
     def step(h: Any, x: Any) -> tuple[Any, Any]:
         h, y = jaxseq.gru_cell(model.gru, h, model.E[x])
@@ -140,24 +139,24 @@ def write(model: Model, key: PRNGKeyArray, first: int, *, length: int) -> Int[Ar
     return autoregressive.sample(key, step, beginning(1)[0][0], first, length)[1]
 
 
-# --- In a picture ---
+# --- Plot ---
 
 
 def draw(curves: dict[str, Curve], samples: dict[str, str], H: float) -> Figure:
-    """Bits by step for each order, and what each model writes."""
+    """Plot the learning curve of each order, and a sample of each model."""
     figure = Figure(figsize=(12, 5), layout="constrained")
     left, right = figure.subplots(1, 2)
     for name, curve in curves.items():
         label = f"{name}: {curve[-1][1]:.2f}"
         left.plot(*zip(*curve, strict=True), "o-", color=COLOURS[name], markersize=4, label=label)
     left.axhline(H, color="black", linestyle="--", linewidth=1, label=f"unigram entropy: {H:.2f}")
-    left.set_title("One model, the same characters in three orders", loc="left")
+    left.set_title("The same model and characters, three orders", loc="left")
     left.set(xlabel="training step", ylabel="held-out bits per character", ylim=(0, None))
     left.grid(alpha=0.3)
     left.spines[["top", "right"]].set_visible(False)
     left.legend(title="at the end", loc="lower left")
     right.set_axis_off()
-    right.set_title("What each model writes", loc="left")
+    right.set_title("Samples", loc="left")
     for place, (name, sample) in enumerate(samples.items()):
         y = 1 - place / len(samples)
         right.text(0, y, name, color=COLOURS[name], va="top", weight="bold")
@@ -165,17 +164,17 @@ def draw(curves: dict[str, Curve], samples: dict[str, str], H: float) -> Figure:
     return figure
 
 
-# --- The job ---
+# --- Main program ---
 
 
-@cache  # one object, so that the step is compiled once for all three
+@cache  # one object, so that `train_step` is compiled once
 def rule(steps: int) -> optax.GradientTransformation:
     schedule = optax.cosine_decay_schedule(LEARNING_RATE, steps)
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
 
 
 def learn(model: Any, train: Array, held_out: Array, *, steps: int, bar: Any) -> tuple[Model, Curve]:
-    """Trains, and notes the curve on the way. The end of the text is followed by its beginning."""
+    """Train, and return the model and its learning curve. The training text wraps around at its end."""
     optimizer = rule(steps)
     state, past, curve = optimizer.init(model), beginning(BATCH), [(0, float(measure(model, held_out)))]
     for step in range(1, steps + 1):
@@ -191,7 +190,7 @@ def learn(model: Any, train: Array, held_out: Array, *, steps: int, bar: Any) ->
 
 
 def run(seed: int, steps: int, out: Path, quiet: bool) -> None:
-    """Learns each order, measures, writes, draws."""
+    """Train on each order, evaluate, sample, and plot."""
     started = time.perf_counter()
     text = "\n\n".join(topics[k] for k in sorted(topics))
     alphabet, H = sorted({*text}), unigram_entropy(text)
@@ -208,24 +207,24 @@ def run(seed: int, steps: int, out: Path, quiet: bool) -> None:
         written = write(model, key_sample, alphabet.index("\n"), length=SAMPLE).tolist()
         samples[name] = " ".join("".join(alphabet[i] for i in written).split())
         own = unigram_entropy(ordered[end:])
-        print(f"{name}: held out {curves[name][-1][1]:.3f} bits per character, where its unigram entropy is {own:.3f}")
+        print(f"{name}: held out {curves[name][-1][1]:.3f} bits per character; its unigram entropy is {own:.3f}")
         print(f"  {samples[name]}")
     draw(curves, samples, H).savefig(out, dpi=110, format="png", bbox_inches="tight")
-    print(f"{out}; {time.perf_counter() - started:.0f} s with compilation")
+    print(f"{out}; {time.perf_counter() - started:.0f} s including compilation")
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("shuffled.py", description="Destroys order. Defaults stand in brackets.")
-    parser.add_argument("--steps", type=int, default=400, help="windows to train on, for each order [%(default)s]")
-    parser.add_argument("--seed", type=int, default=0, help="of the shuffles, the weights, the samples [%(default)s]")
+    parser = argparse.ArgumentParser("shuffled.py", description="Train on shuffled text. Defaults are in brackets.")
+    parser.add_argument("--steps", type=int, default=400, help="training steps per order [%(default)s]")
+    parser.add_argument("--seed", type=int, default=0, help="random seed [%(default)s]")
     parser.add_argument("--out", type=Path, default=Path("out/shuffled.png"), metavar="FILE", help="[%(default)s]")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument("--quiet", action="store_true", help="hide the progress bar")
     options = parser.parse_args(argv)
     if options.steps < 1 or not 0 <= options.seed < 2**31:
-        parser.error("expected --steps from 1 on and --seed from 0 to 2**31 - 1")
+        parser.error("expected --steps >= 1 and --seed from 0 to 2**31 - 1")
     try:
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.open("ab").close()  # a mistake should show before the work
+        options.out.open("ab").close()  # detect an unwritable path before training
     except OSError as error:
         parser.error(f"cannot write to {options.out}: {error.strerror}")
     try:

@@ -1,21 +1,21 @@
-"""Gradients that vanish, and gradients that explode: how far back a recurrence can learn, before and after training.
+"""Vanishing and exploding gradients: the memory length of RNN, GRU and LSTM, before and after training.
 
-    h_t   = cell(h_{t-1}, E[s_t])                            an RNN, a GRU or an LSTM reads characters s_t
+    h_t   = cell(h_{t-1}, E[s_t])                            an RNN, a GRU or an LSTM processes characters s_t
     loss  = -1/T sum_t log softmax(h_t W + b)[s_{t+1}]       nats per character
 
     P_l   = ∂h_T/∂h_{T-l} = J_T J_{T-1} ... J_{T-l+1}        l steps of the chain rule, J_t = ∂h_t/∂h_{t-1}
-    |P_l|                                                    by how much they can stretch a gradient: its largest
-                                                             singular value, `flow.jacobian_products`
-    λ_1   = lim 1/t log |J_t ... J_1|                        at what rate they do in the long run, `flow.lyapunov`;
+    |P_l|                                                    the largest singular value of P_l, the maximal growth of a
+                                                             gradient, `diagnostics.jacobian_products`
+    λ_1   = lim 1/t log |J_t ... J_1|                        the asymptotic growth rate, `diagnostics.lyapunov`;
                                                              |P_l| is of the order of exp(λ_1 l)
-    |g_k - g| / |g|                                          what is lost of the gradient g where it is cut every k
-                                                             steps, `flow.truncation_bias`
+    |g_k - g| / |g|                                          the relative error of the gradient g with truncation=k,
+                                                             `diagnostics.truncation_bias`
 
-Below zero λ_1 means that gradients vanish: what is long past cannot be learnt. Above zero they explode: one step of
-training throws the weights away, unless the gradient is clipped, g <- g min(1, c / |g|), which keeps its direction.
-The script shows the first for three cells, and the second for an RNN whose recurrent weights are made too large.
+For λ_1 < 0, gradients vanish, and long dependences cannot be learnt. For λ_1 > 0, gradients explode: one training step
+can destroy the parameters, unless the gradient is clipped, g <- g min(1, c / |g|), which preserves its direction. The
+script shows the first case for three cells, and the second for an RNN with large recurrent weights.
 
-    python examples/vanishing.py                             about a minute; leaves out/vanishing.png
+    python examples/vanishing.py                             about a minute; writes out/vanishing.png
     python examples/vanishing.py --gain 3                    even larger recurrent weights
 
 Source: Y. Bengio, P. Simard and P. Frasconi, Learning long-term dependencies with gradient descent is difficult (1994);
@@ -45,22 +45,22 @@ from jaxseq import diagnostics
 
 Text = Int[Array, " n"]
 
-D, H = 32, 48  # features of a character, units of a cell
-BATCH, T = 32, 64  # places of the text that are read side by side, and characters that a gradient reaches back
-ADAM_RATE, SGD_RATE = 1e-2, 1.0  # a step of plain descent is as large as the gradient, one of Adam's is not
+D, H = 32, 48  # embedding size, hidden size
+BATCH, T = 32, 64  # batch size, sequence length
+ADAM_RATE, SGD_RATE = 1e-2, 1.0
 CLIP = 1.0
-EXAMPLES, LONG, BURN_IN, EXPONENTS = 16, 1200, 200, 24  # pieces of text, and one long one, to measure gradients on
-DEAD, TOLERANCE = 1e-3, 0.1  # below what part of its largest a gradient teaches nothing; what truncation may lose
-LAST = 50  # steps, of which the final loss is the mean
+EXAMPLES, LONG, BURN_IN, EXPONENTS = 16, 1200, 200, 24  # short texts; length, burn-in and exponents for one long text
+DEAD, TOLERANCE = 1e-3, 0.1  # a gradient below this fraction of its maximum has vanished; tolerated truncation error
+LAST = 50  # the final loss is the mean over this number of steps
 
 
 class Recurrence(NamedTuple):
-    """One cell in its four forms. jaxseq's own have reverse mode only; forward mode is for the twin."""
+    """Functions of one cell. Those of jaxseq support reverse mode only; `reference` also supports forward mode."""
 
     init: Callable[..., Any]
     sequence: Callable[..., Any]
     step: Callable[..., Any]
-    twin: Callable[..., Any]
+    reference: Callable[..., Any]
 
 
 CELLS = {
@@ -80,25 +80,25 @@ class Model(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """How gradients flow in one model."""
+    """Measurements of the gradients of one model."""
 
     norms: Float[Array, " T+1"]  # |P_l| by l
     lyapunov: diagnostics.Lyapunov
     bias: diagnostics.TruncationBias
 
 
-# --- The model and its training ---
+# --- Model and training ---
 
 
 def characters() -> tuple[Text, int]:
-    """The language reference that every CPython carries, and how many different characters it has."""
+    """Return the language reference included in every CPython, encoded, and the size of its alphabet."""
     text = "\n\n".join(topics[k] for k in sorted(topics))
     index = {character: i for i, character in enumerate(sorted(set(text)))}
     return jnp.array([index[c] for c in text], jnp.int32), len(index)
 
 
 def init(name: str, key: PRNGKeyArray, vocabulary: int, gain: float = 1.0) -> Model:
-    """`gain` multiplies the recurrent map, which is orthogonal: 1 keeps the norm of what it carries."""
+    """Initialize a model. `gain` scales the orthogonal recurrent weights; 1 preserves norms."""
     key_E, key_cell, key_W = jax.random.split(key, 3)
     cell = CELLS[name].init(key_cell, D, H)
     return Model(
@@ -122,7 +122,7 @@ def nats(model: Model, hs: Float[Array, "T *batch H"], following: Int[Array, "T 
 def train(
     name: str, model: Model, key: PRNGKeyArray, text: Text, *, optimizer: Any, steps: int
 ) -> tuple[Model, Float[Array, " steps"], Float[Array, " steps"]]:
-    """(what is learnt, the loss of each step, and the norm of its gradient before the optimizer has touched it)."""
+    """Return (trained model, loss of each step, norm of each gradient before clipping)."""
 
     def loss(model: Model, s: Int[Array, "T+1 batch"]) -> Float[Array, ""]:
         return nats(model, CELLS[name].sequence(model.cell, None, model.E[s[:-1]])[1], s[1:])
@@ -137,40 +137,40 @@ def train(
     return model, costs, norms
 
 
-# --- How gradients flow ---
+# --- Measurements ---
 
 
 def exponents(name: str, model: Model, text: Text) -> diagnostics.Lyapunov:
-    """Along one long piece of text. Its directions go forwards, so this takes the twin."""
+    """Return the Lyapunov exponents along one long text. They need forward mode, hence the reference implementation."""
     zero = jax.tree.map(jnp.zeros_like, CELLS[name].step(model.cell, None, model.E[0])[0])
     return diagnostics.lyapunov(
-        partial(CELLS[name].twin, model.cell), zero, model.E[text[:LONG]], k=EXPONENTS, burn_in=BURN_IN
+        partial(CELLS[name].reference, model.cell), zero, model.E[text[:LONG]], k=EXPONENTS, burn_in=BURN_IN
     )
 
 
 @partial(jax.jit, static_argnames="name")
 def measure(name: str, model: Model, text: Text) -> Measured:
-    """On pieces of 2 T characters, of which the first T are the past and the others cost something."""
+    """Measure on texts of 2 T characters. The truncation bias uses the loss on the last T of them."""
     step = CELLS[name].step
     s = pieces(text, jax.random.key(0), EXAMPLES, 2 * T + 1)
     xs = model.E[s[:-1]]
     zero = jax.tree.map(jnp.zeros_like, step(model.cell, None, xs[0])[0])
 
-    def stretched(state: Any, xs: Any) -> Float[Array, " T+1"]:
+    def norms_of(state: Any, xs: Any) -> Float[Array, " T+1"]:
         return diagnostics.jacobian_products(partial(step, model.cell), state, xs, lags=range(T + 1)).norms
 
-    norms = jax.vmap(stretched, (0, 1))(zero, xs)  # one by one: a batch would be one large state
+    norms = jax.vmap(norms_of, (0, 1))(zero, xs)  # vmap: a batch axis would count as part of the state
     bias = diagnostics.truncation_bias(step, model.cell, zero, xs, lambda _, hs: nats(model, hs[T:], s[T + 1 :]))
     return Measured(jnp.exp(jnp.log(norms).mean(0)), exponents(name, model, text), bias)
 
 
 def lasts(norms: Any) -> int | None:
-    """The last lag at which |P_l| is above DEAD of its largest; None, if that is the last measured."""
-    alive = np.flatnonzero(np.asarray(norms) > DEAD * np.max(norms))
-    return int(alive[-1]) if alive.size and alive[-1] + 1 < len(norms) else None
+    """Return the largest lag with |P_l| above DEAD times its maximum, or None if it is the last measured lag."""
+    above = np.flatnonzero(np.asarray(norms) > DEAD * np.max(norms))
+    return int(above[-1]) if above.size and above[-1] + 1 < len(norms) else None
 
 
-# --- The picture and the job ---
+# --- Plot and main program ---
 
 
 def draw(
@@ -181,20 +181,20 @@ def draw(
     for ax, when, title in zip(axes[0], (0, 1), ("before", "after"), strict=False):
         diagnostics.plot_norms({name: pair[when].norms for name, pair in found.items()}, ax=ax, dead=DEAD)
         what = r"$\|\,\partial h_T / \partial h_{T-l}\,\|$"
-        ax.set(title=f"{title} training: {what}, gone (×) below {DEAD:g} of its largest", ylim=(1e-9, 1e2))
-    spectra = {name: after.lyapunov for name, (_, after) in found.items()} | {"RNN that explodes": exploding}
+        ax.set(title=f"{title} training: {what}; × marks the drop below {DEAD:g} of the maximum", ylim=(1e-9, 1e2))
+    spectra = {name: after.lyapunov for name, (_, after) in found.items()} | {"RNN, exploding": exploding}
     diagnostics.plot_spectrum(spectra, ax=axes[0, 2])
-    axes[0, 2].set_title("Lyapunov exponents: above 0 it explodes, below 0 it vanishes")
+    axes[0, 2].set_title("Lyapunov exponents: above 0 exploding, below 0 vanishing")
     biases = {name: after.bias for name, (_, after) in found.items()}
     diagnostics.plot_bias(biases, ax=axes[1, 0], tolerance=TOLERANCE)
-    axes[1, 0].set_title(f"what truncation loses: dots, the shortest window within {TOLERANCE:g}")
+    axes[1, 0].set_title(f"truncation bias; dots: shortest window within {TOLERANCE:g}")
     for ax, which, title in zip(axes[1, 1:], (2, 1), ("norm of the gradient", "nats per character"), strict=True):
         for (name, curves), colour in zip(clipping.items(), ("tab:red", "tab:purple"), strict=True):
             ax.plot(curves[which], label=name, color=colour, lw=1)
-        ax.set(xlabel="step of training", title=f"the RNN that explodes: {title}")
+        ax.set(xlabel="training step", title=f"exploding RNN: {title}")
         ax.grid(color="0.85", lw=0.5)
     axes[1, 1].set(yscale="log")
-    axes[1, 1].axhline(CLIP, color="0.25", lw=0.8, ls="--", label="where it is clipped")
+    axes[1, 1].axhline(CLIP, color="0.25", lw=0.8, ls="--", label="clipping threshold")
     for ax in axes[1, 1:]:
         ax.legend(frameon=False)
     figure.savefig(path, dpi=90, format="png")
@@ -208,10 +208,9 @@ def run(seed: int, steps: int, gain: float, out: Path) -> None:
     clip = optax.clip_by_global_norm(CLIP)
     adam, sgd = optax.chain(clip, optax.adam(ADAM_RATE)), optax.sgd(SGD_RATE)
 
-    print(f"before -> after {steps} steps of training; gradients are measured on text not trained on\n")
+    print(f"before -> after {steps} training steps; gradients are measured on held-out text\n")
     print(
-        "cell   nats per character   gradient lasts     Lyapunov exponent   window that loses at most "
-        + f"{TOLERANCE:.0%}"
+        "cell   nats per character   gradient length    Lyapunov exponent   window for a bias of " + f"{TOLERANCE:.0%}"
     )
     found: dict[str, tuple[Measured, Measured]] = {}
     for name in CELLS:
@@ -240,7 +239,7 @@ def run(seed: int, steps: int, gain: float, out: Path) -> None:
         _, costs, norms = clipping[name]
         print(f"{name:12} first gradient {norms[0]:.1e}, nats {costs[0]:.2f} -> {costs[-LAST:].mean():.2f}")
     draw(found, clipping, exploding, out)
-    print(f"{time.perf_counter() - started:.0f} s with compilation; pictures: {out}")
+    print(f"{time.perf_counter() - started:.0f} s including compilation; pictures: {out}")
 
 
 def finite(name: str, costs: Any) -> None:
@@ -249,17 +248,17 @@ def finite(name: str, costs: Any) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("vanishing.py", description="How gradients flow. Defaults stand in brackets.")
-    parser.add_argument("--steps", type=int, default=1000, help="windows to train on [%(default)s]")
-    parser.add_argument("--gain", type=float, default=3.0, help="of the RNN that explodes [%(default)s]")
-    parser.add_argument("--seed", type=int, default=0, help="of weights and windows [%(default)s]")
+    parser = argparse.ArgumentParser("vanishing.py", description="Measure gradients. Defaults are in brackets.")
+    parser.add_argument("--steps", type=int, default=1000, help="training steps [%(default)s]")
+    parser.add_argument("--gain", type=float, default=3.0, help="gain of the exploding RNN [%(default)s]")
+    parser.add_argument("--seed", type=int, default=0, help="random seed [%(default)s]")
     parser.add_argument("--out", type=Path, default=Path("out/vanishing.png"), metavar="FILE", help="[%(default)s]")
     options = parser.parse_args(argv)
     if options.steps < 1 or not 0 <= options.seed < 2**31 or not 0 < options.gain < math.inf:
-        parser.error("expected --steps from 1 on, --seed from 0 to 2**31 - 1 and --gain above 0")
+        parser.error("expected --steps >= 1, --seed from 0 to 2**31 - 1 and --gain > 0")
     try:
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.open("ab").close()  # to learn now, not after training, that it can't be written
+        options.out.open("ab").close()  # detect an unwritable path before training
         run(options.seed, options.steps, options.gain, options.out)
     except OSError as error:
         print(f"vanishing.py: error: cannot write to {options.out}: {error.strerror}", file=sys.stderr)

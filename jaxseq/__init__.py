@@ -1,6 +1,6 @@
-"""jaxseq: convolution and recurrence for JAX, with hand-derived gradients proven against `jax.grad`.
+"""jaxseq: convolution and recurrence for JAX, with hand-derived gradients that are checked against `jax.grad`.
 
-A sequence layer is a pointwise cell between two linear maps, carried through time.
+A recurrence consists of an input map and a recurrent map, both linear, and a pointwise cell that updates the state.
 """
 
 from jaxseq import _serialization as _serialization

@@ -1,4 +1,4 @@
-"""Any cell through time: `recurrence`, and one step of it."""
+"""`recurrence` and `recurrence_cell`: the recurrence of any `jaxseq.Cell`."""
 
 from typing import Any, Unpack
 
@@ -19,30 +19,31 @@ def recurrence(
     xs: Float[AnyArray, "*time_batch_and_space D"],
     **time: Unpack[TimeOptions],
 ) -> tuple[Any, Float[Array, "*time_batch_and_outputs H"]]:
-    r"""Any cell over a sequence: the user's own, or one of `jaxseq.cells`.
+    r"""Apply a cell to a sequence: a user-defined cell, or one of `jaxseq.cells`.
 
     $$u_t = L_x(x_t) + b_x, \qquad r_t = L_h(h_{t-1}) + b_h, \qquad
     s_t = \varphi(u_t, r_t, s_{t-1}), \qquad y_t = h_t$$
 
-    with the linear maps $L$ and the step $\varphi$ of the cell, and $h$ the first leaf of its state $s$. The gradient
-    of the maps is derived by hand, that of the step by hand or by JAX, as the cell has it: weights are contracted
-    outside of the loop in either case, and every option of time is on the fast path.
+    where $L$ are the linear maps and $\varphi$ the step of the cell, and $h$ is the first leaf of its state $s$. The
+    gradient of the maps is hand-derived. JAX differentiates the step, unless the cell has a hand-derived pullback. In
+    both cases the gradients of the weights are computed outside the loop, and all time options are supported.
 
     Args:
-        cell: the equations of one step and the maps around it, a `jaxseq.Cell`. Static under jit: make it once.
-        params: the cell's parameters, a `cell.params`.
-        carry: the first state, a `cell.state` or the array h alone, each leaf `(*batch, H)`, or None for zeros.
-        xs: the sequence `(T, *batch, D)`; behind a convolution `(T, *batch, *space, C)`.
+        cell: the equations of one step and the maps around it, a `jaxseq.Cell`. It is static under jit: create it once.
+        params: the parameters of the cell, a `cell.params`.
+        carry: the initial state, a `cell.state` or the array h, each leaf `(*batch, H)`, or None for zeros.
+        xs: the sequence `(T, *batch, D)`, or `(T, *batch, *space, C)` if the input map is a convolution.
         **time: time options, `jaxseq.TimeOptions`.
 
     Returns:
-        `(carry, ys)`: the last state in the dtypes of `carry` (None: float32 at least), and h of every step in the
+        `(carry, ys)`: the final state in the dtypes of `carry` (at least float32 for None), and h of all steps in the
             dtype of `xs`.
 
     Raises:
-        TypeError: no cell, parameters of another one, an array that is not of floats, an option of the wrong kind.
-        ValueError: a rank or size that does not fit; a step or a pullback that returns another structure, shape or
-            dtype than it should: the message names the cell and the part.
+        TypeError: if `cell` is not a Cell, `params` belongs to another cell, an array is not a float array, or an
+            option has the wrong type.
+        ValueError: if a rank or size does not match, an option is out of range, or the step or pullback returns an
+            unexpected structure, shape or dtype. The message names the cell and the function.
 
     Example:
         >>> from typing import NamedTuple
@@ -51,7 +52,7 @@ def recurrence(
         ...     w_x: jax.Array
         ...     w_h: jax.Array
         ...     b: jax.Array
-        ...     rate: jax.Array  # of each unit
+        ...     rate: jax.Array  # one per unit
         >>> def step(a, h, p):
         ...     return (1 - p.rate) * h + p.rate * jnp.tanh(a[0])
         >>> leaky = jaxseq.Cell("leaky", gates="h", step=step, params=LeakyParams)
@@ -70,22 +71,22 @@ def recurrence(
 def recurrence_cell(
     cell: Cell, params: Any, carry: Any | None, x: Float[AnyArray, "*batch_and_space D"], *, precision: Any = None
 ) -> tuple[Any, Float[Array, "*batch_and_outputs H"]]:
-    """One step of `recurrence`: `partial(recurrence_cell, cell, params)` is a body for `jax.lax.scan`.
+    """Apply one step of `recurrence`. `partial(recurrence_cell, cell, params)` is a body for `jax.lax.scan`.
 
     Args:
         cell: the equations of one step and the maps around it, a `jaxseq.Cell`.
-        params: the cell's parameters, a `cell.params`.
-        carry: the previous state, a `cell.state` or the array h alone, each leaf `(*batch, H)`, or None for zeros.
-            The new state has its dtype: one in bfloat16 is rounded at every step. From None it is in float32 at least.
+        params: the parameters of the cell, a `cell.params`.
+        carry: the previous state, a `cell.state` or the array h, each leaf `(*batch, H)`, or None for zeros.
+            The new state has the dtype of `carry` (at least float32 for None). In bfloat16 it is rounded at every step.
         x: one input `(*batch, D)`.
-        precision: of the matrix products, as in `jax.lax.dot_general`.
+        precision: the precision of matrix products, as in `jax.lax.dot_general`.
 
     Returns:
         `(carry, y)`: the new state, and its h.
 
     Raises:
-        TypeError: no cell, parameters of another one, an array that is not of floats.
-        ValueError: a rank or size that does not fit; a step or a pullback that returns another structure.
+        TypeError: if `cell` is not a Cell, `params` belongs to another cell, or an array is not a float array.
+        ValueError: if a rank or size does not match, or the step or pullback returns an unexpected structure.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxseq
@@ -101,12 +102,12 @@ def recurrence_cell(
 
 
 def _cell(cell: Any) -> Cell:
-    """A cell that hangs together; what its functions return is looked at when they are traced."""
+    """Return `cell` if its fields are consistent. The results of its functions are checked when they are traced."""
     if not isinstance(cell, Cell):
         _checks.bad_type("cell", "a jaxseq.Cell", _checks.describe(cell))
     gates, split_gates, input_only_gates = cell.gates, cell.split_gates, cell.input_only_gates
     if not isinstance(gates, str) or not gates or len(set(gates)) < len(gates):
-        _checks.bad_value(f"{cell.name}.gates", "a letter for each gate, each another", repr(gates))
+        _checks.bad_value(f"{cell.name}.gates", "a distinct letter for each gate", repr(gates))
     if not set(split_gates) <= set(gates) - set(input_only_gates):
         _checks.bad_value(
             f"{cell.name}.split_gates", f"some of the gates {gates!r} that are not input-only", repr(split_gates)
@@ -117,11 +118,15 @@ def _cell(cell: Any) -> Cell:
         )
     fields = getattr(cell.params, "_fields", ())
     if not {"w_x", "w_h"} <= set(fields) or ("b" in fields and {"b_x", "b_h"} & set(fields)):
-        expected = "a NamedTuple with the fields w_x and w_h, and b or else b_x and b_h"
+        expected = "a NamedTuple with the fields w_x and w_h, and either b or b_x and b_h"
         _checks.bad_value(f"{cell.name}.params", expected, f"{cell.params.__name__}({', '.join(fields)})")
     if cell.state is not None and not getattr(cell.state, "_fields", ()):
-        _checks.bad_type(f"{cell.name}.state", "a NamedTuple, h first, or None", _checks.describe(cell.state))
+        _checks.bad_type(
+            f"{cell.name}.state", "a NamedTuple whose first field is h, or None", _checks.describe(cell.state)
+        )
     for name in ("input", "recurrent"):
         if not isinstance(getattr(cell, name), linear_maps.LinearMap):
-            _checks.bad_type(f"{cell.name}.{name}", "one of jaxseq.linear_maps", _checks.describe(getattr(cell, name)))
+            _checks.bad_type(
+                f"{cell.name}.{name}", "a linear map from jaxseq.linear_maps", _checks.describe(getattr(cell, name))
+            )
     return cell

@@ -1,8 +1,7 @@
-"""Every public op once: its twin, and variants with random arguments.
+"""Every public op with its reference implementation, and variants with random arguments.
 
-What must hold for all ops runs over `CASES`, so that a new op gets every property test by one entry here. The
-arguments are hard on purpose: non-zero biases and states, and sizes that are all different, since zero biases and
-square weights hide wrong rules.
+Tests that apply to all ops iterate over `CASES`: one entry here gives a new op every property test. Biases and states
+are non-zero and all sizes differ, because zero biases and square weights hide wrong rules.
 """
 
 from collections.abc import Callable, Mapping
@@ -33,49 +32,49 @@ class Variant(NamedTuple):
     """One way to call an op.
 
     Attributes:
-        example: `(key, *, dtype, batch, length) -> args`: random arguments with the given batch axes, and `length`
-            time steps or positions along the first spatial axis where the op has any.
+        example: `(key, *, dtype, batch, length) -> args`: random arguments with the given batch axes. `length` is the
+            number of time steps, or the size of the first spatial axis.
         options: the keyword-only options.
-        first: what stands before the arguments and is no array.
-        first_of_twin: the same for the twin, where it is not the same.
-        arrays: the names of those keyword-only options that are arrays, and last among the arguments.
-        call: makes of the op a function of the arguments, where it is none: where it takes a function of them.
+        arrays: the names of the keyword-only options that are arrays. `example` returns them as the last arguments.
+        first: the leading arguments that are not arrays.
+        first_of_reference: the same for the reference implementation, if different.
+        call: turns an op that takes a function into a function of arrays.
     """
 
     example: Callable[..., tuple[Any, ...]]
     options: Mapping[str, Any]
     arrays: tuple[str, ...] = ()
     first: tuple[Any, ...] = ()
-    first_of_twin: tuple[Any, ...] | None = None
+    first_of_reference: tuple[Any, ...] | None = None
     call: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None
 
     def arguments(self, key: Any, *, dtype: Any = jnp.float32, batch: tuple[int, ...] = (2,), length: int = 7) -> tuple:
-        """Random arguments for the op and its twin."""
+        """Return random arguments for the op and its reference implementation."""
         return self.example(key, dtype=dtype, batch=batch, length=length)
 
     def widened(self, width: int) -> "Variant":
-        """The same variant with `width` times as many channels, features or hidden units, and as many more groups."""
+        """Return the variant with `width` times as many channels, features, hidden units and groups."""
         groups = {"groups": self.options["groups"] * width} if "groups" in self.options else {}
         return self._replace(example=partial(self.example, width=width), options={**self.options, **groups})
 
     def bound(self, f: Callable[..., Any]) -> Callable[..., Any]:
-        """The op or its twin under these options, a function of the arguments alone."""
-        of_twin = self.first_of_twin is not None and f.__module__.startswith(reference.__name__)
-        first = self.first_of_twin if of_twin else self.first
+        """Return the op or its reference implementation with these options, as a function of the arguments only."""
+        of_reference = self.first_of_reference is not None and f.__module__.startswith(reference.__name__)
+        first = self.first_of_reference if of_reference else self.first
         f = self.call(f) if self.call else f
         return partial(_by_position(f, self.arrays) if self.arrays else f, *(first or ()), **self.options)
 
 
 def _by_position(f: Callable[..., Any], names: tuple[str, ...]) -> Callable[..., Any]:
-    """f, the last of whose arguments go to it by name."""
+    """Return `f` with the last arguments passed by the given names."""
 
     @wraps(f)
     def call(*args: Any, **options: Any) -> Any:
         first = len(args) - len(names)
         arrays = dict(zip(names, args[first:], strict=True))
-        if "lengths" in arrays:  # who tries other sizes leaves integers as they are
+        if "lengths" in arrays:  # a caller that shortens xs does not change the integers
             arrays["lengths"] = jnp.minimum(arrays["lengths"], args[first - 1].shape[options.get("time_axis", 0)])
-        if "recurrent_dropout_mask" in arrays:  # booleans, that no gradient is looked for
+        if "recurrent_dropout_mask" in arrays:  # boolean among the arguments, so that no gradient is checked
             arrays["recurrent_dropout_mask"] = jnp.where(arrays["recurrent_dropout_mask"], 0, 1.25).astype(
                 args[first - 1].dtype
             )
@@ -85,33 +84,33 @@ def _by_position(f: Callable[..., Any], names: tuple[str, ...]) -> Callable[...,
 
 
 class Case(NamedTuple):
-    """A public op, the twin that defines it, and the variants under which the two are compared.
+    """A public op, its reference implementation, and the variants on which the two are compared.
 
     Attributes:
         op: the op.
-        twin: its reference implementation.
-        variants: the variants, by label.
-        quick: the labels of the variants that `python -m jaxseq verify` checks by default. An op has at least one. All
-            ops together reach every rule of `_correlation`, for each of the three contractions, and every line of the
-            rules, of the recurrence engine, of `scan` and of the cells that all variants reach; tests/test_verify.py
-            traces them and compares. Among variants that reach the same, the cheapest to compile is here.
+        reference: its reference implementation.
+        variants: the variants by label.
+        quick: the labels of the variants that `python -m jaxseq verify` checks by default, at least one per op. They
+            cover every rule of `_correlation` for each of the three contractions, and every line of the rules, the
+            recurrence engine, `scan` and the cells that all variants together cover. tests/test_verify.py checks this
+            by tracing. Among variants with the same coverage, the cheapest to compile is listed.
     """
 
     op: Callable[..., Any]
-    twin: Callable[..., Any]
+    reference: Callable[..., Any]
     variants: Mapping[str, Variant]
     quick: tuple[str, ...]
 
 
 def _generator(key: Any) -> np.random.Generator:
-    """A generator of NumPy: `jax.random` compiles a program for each shape, which costs more than most checks."""
+    """Return a NumPy generator: `jax.random` compiles a program per shape, which takes longer than most checks."""
     return np.random.default_rng(np.asarray(jax.random.key_data(key)))
 
 
 def _normals(generator: np.random.Generator, dtype: Any) -> Callable[..., jax.Array]:
     """Return `draw(*shape, scale=1)`, which draws normal arrays of standard deviation 0.5 times the scale.
 
-    `jnp.asarray` would compile a program for each shape; `jax.device_put` compiles nothing.
+    `jnp.asarray` compiles a program for each shape; `jax.device_put` does not.
     """
 
     def draw(*shape: int, scale: float = 1.0) -> jax.Array:
@@ -126,11 +125,11 @@ def _marks(generator: np.random.Generator, shares: float, shape: tuple[int, ...]
 
 
 def _wide_kernel(kernel: tuple[int, ...], groups: int, width: int) -> tuple[tuple[int, ...], int]:
-    """A kernel and its groups for `width` times as many channels: more groups where there are groups."""
-    *window, per_group, c_out = kernel
+    """Return the kernel shape and groups for `width` times as many channels: `width` times the groups if grouped."""
+    *kernel_size, per_group, c_out = kernel
     if groups > 1:
-        return (*window, per_group, c_out * width), groups * width
-    return (*window, per_group * width, c_out * width), 1
+        return (*kernel_size, per_group, c_out * width), groups * width
+    return (*kernel_size, per_group * width, c_out * width), 1
 
 
 def _conv_example(
@@ -197,7 +196,7 @@ def _causal_example(
     if not resets:
         return args
     marks = _marks(generator, 0.3, x.shape[:-1])
-    marks[..., :1] = False  # else no gradient might reach the carry, and nothing could be said of it
+    marks[..., :1] = False  # otherwise no gradient may reach the carry, and its check has no power
     return (*args, jax.device_put(marks))
 
 
@@ -222,11 +221,12 @@ def _recurrence_example(
     more_blocks: tuple[str, ...] = (),
     positive: tuple[str, ...] = (),
 ) -> tuple[Any, ...]:
-    """Of D = 3 and H = 5, unless `shapes` says so of parameters, `features` of x and `states` of the carry.
+    """Return random `(params, carry, x, *masks)` for a recurrence of input size 3 and hidden size 5.
 
-    `width` multiplies channels, features and hidden units, for the fields `more_blocks` the first axis, their number of
-    blocks; weights shrink with its root, so that sums keep their size. The fields `positive` of a state are positive in
-    every state that the cell makes.
+    `shapes`, `features` and `states` override the shapes of parameters, x and carry. `width` multiplies channels,
+    features and hidden units, or for the fields `more_blocks` the number of blocks, their first axis. Weights are
+    divided by its square root, so that sums keep their scale. The state fields `positive` are drawn positive, as the
+    cell keeps them.
     """
     D, H = 3, 5
     generator, columns = _generator(key), gates * H
@@ -251,8 +251,7 @@ def _recurrence_example(
         first = first._replace(**{field: jnp.abs(getattr(first, field))})
     sizes = (*batch, length) if batch_first else (length, *batch)
     x = draw(*(sizes if time else batch), *features)
-    # Sequences of many lengths, none among them; resets anywhere but at the first step, where they would close the only
-    # way into a carry or out of one.
+    # Lengths vary and include 0. There is no reset at the first step, where it would block every gradient to the carry.
     resets = _marks(generator, 0.2, sizes)
     if time:
         resets[(slice(None),) * (len(batch) if batch_first else 0) + (slice(0, 1),)] = False
@@ -260,14 +259,14 @@ def _recurrence_example(
     drawn = {
         "lengths": lengths.reshape(batch),
         "recurrent_dropout_mask": _marks(generator, 0.2, leaves[0].shape),
-        "zoneout": _held(generator, sizes, first),
+        "zoneout": _zoneout_mask(generator, sizes, first),
         "resets": resets,
     }
     return weights, first if carry else None, x, *(jax.tree.map(jax.device_put, drawn[name]) for name in masks)
 
 
-def _held(generator: np.random.Generator, sizes: tuple[int, ...], state: Any) -> Any:
-    """Booleans for each leaf of a state (*batch, *features), `sizes` that of the batch with time."""
+def _zoneout_mask(generator: np.random.Generator, sizes: tuple[int, ...], state: Any) -> Any:
+    """Draw a boolean mask for each leaf (*batch, *features) of a state. `sizes` are the time and batch axes."""
     leaves, structure = jax.tree.flatten(state)
     shapes = [(*sizes, *leaf.shape[len(sizes) - 1 :]) for leaf in leaves]
     return structure.unflatten([_marks(generator, 0.3, shape) for shape in shapes])
@@ -351,7 +350,7 @@ def _causal_variants() -> dict[str, Variant]:
 
 
 def _time_variants(example: Callable[..., tuple], **options: Any) -> dict[str, Variant]:
-    """The time options, for a sequence op."""
+    """Return variants of a recurrence that cover the time options."""
 
     def variant(*masks: str, **more: Any) -> Variant:
         batch_first = more.get("time_axis", 0) == 1
@@ -376,7 +375,7 @@ def _time_variants(example: Callable[..., tuple], **options: Any) -> dict[str, V
 
 
 def _step_variants(example: Callable[..., tuple], **options: Any) -> dict[str, Variant]:
-    """For the cell of a sequence op. From a zero carry no gradient reaches w_h, and nothing could be said of it."""
+    """Return variants of a single step, all with a carry: from a zero carry, w_h gets no gradient to check."""
     step = partial(example, time=False)
     return {"plain": Variant(step, options), "no bias": Variant(partial(step, bias=False), options)}
 
@@ -391,7 +390,10 @@ def _layers_example(
     masks: tuple[str, ...] = (),
     width: int = 1,
 ) -> tuple[Any, ...]:
-    """Several layers of D = 3 at the bottom, `layers` the examples of them, nested as they are put together."""
+    """Return random arguments for several layers, the first with input size 3.
+
+    `layers` are the examples of the single layers, nested as the layers are.
+    """
     sizes = {"dtype": dtype, "batch": batch, "length": length, "width": width}
 
     def of(layers: Any, key: Any) -> tuple[Any, Any]:
@@ -413,7 +415,7 @@ _LSTM = partial(_recurrence_example, params=LSTMParams, gates=4, state=LSTMState
 
 
 def _kernels(gates: int, *window: int) -> dict[str, tuple[int, ...]]:
-    """The shapes of a convolutional recurrence of 2 channels, then 3, its windows not the same."""
+    """Return parameter shapes of a convolutional recurrence from 2 to 3 channels, with kernels of different sizes."""
     return {
         "w_x": (*window, 2, 3 * gates),
         "w_h": (*(k + 1 for k in window), 3, 3 * gates),
@@ -422,7 +424,7 @@ def _kernels(gates: int, *window: int) -> dict[str, tuple[int, ...]]:
 
 
 def _conv_recurrence_variants(params: type, gates: int, state: type | None, *, time: bool) -> dict[str, Variant]:
-    """Over 1 to 3 axes, and under options of time."""
+    """Return variants over 1 to 3 spatial axes, and for a sequence also with time options."""
 
     def variant(
         window: tuple[int, ...],
@@ -462,7 +464,7 @@ def _conv_recurrence_variants(params: type, gates: int, state: type | None, *, t
 
 
 class _LeakyParams(NamedTuple):
-    """A cell of the user's own: `_leaky`."""
+    """Parameters of the user-defined cell `_LEAKY`."""
 
     w_x: Any
     w_h: Any
@@ -477,7 +479,7 @@ def _leaky_step(a: Any, h: Any, p: _LeakyParams) -> Any:
 
 
 class _TwiceParams(NamedTuple):
-    """A cell of the user's own with an inner product and a second leaf: `_twice`."""
+    """Parameters of the user-defined cell `_TWICE`, which has a product inside the step and two leaves of state."""
 
     w_x: Any
     w_h: Any
@@ -505,8 +507,9 @@ _TWICE = Cell(
 
 
 def _cell_variants(*, time: bool) -> dict[str, Variant]:
-    """Every cell of `jaxseq.cells` that has no function of its own, and two of the user's own, one option of time each
-    and all of them in turn.
+    """Return variants for two user-defined cells and every cell of `jaxseq.cells` without a dedicated op.
+
+    Each cell has one combination of time options, in turn.
     """
     lstm, H = {"gates": 4, "state": LSTMState}, (5,)
     norm = dict.fromkeys(("gain_x", "gain_h", "shift", "shift_x", "shift_h"))
@@ -558,7 +561,7 @@ def _cell_variants(*, time: bool) -> dict[str, Variant]:
 
 
 class _Leaky(NamedTuple):
-    """What a step of the user's own carries, in `_scan_step`."""
+    """State of `_scan_step`."""
 
     h: Any
     slow: Any
@@ -571,7 +574,7 @@ def _scan_step(params: RNNParams, s: _Leaky, x: Any) -> tuple[_Leaky, Any]:
 
 
 def _scan_variants() -> dict[str, Variant]:
-    """A step that closes over what it is differentiated by."""
+    """Return variants of a step that closes over the parameters it is differentiated with respect to."""
 
     def example(key: Any, *, dtype: Any, batch: tuple[int, ...], length: int, width: int = 1) -> tuple[Any, ...]:
         draw, D, H = _normals(_generator(key), dtype), 3 * width, 5 * width

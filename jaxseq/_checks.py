@@ -1,7 +1,7 @@
-"""All validation of arguments, in one wording.
+"""Validation of arguments, and the format of all error messages.
 
-Every message names the argument in backticks, says what was expected and what came, and ends
-with the shapes involved. Checks look at shapes and dtypes only, so they cost nothing under jit.
+A message names the argument in backticks, then what was expected, what was passed, and the shapes involved. Checks read
+shapes, dtypes and static values. They read the content of an array only where it is concrete.
 """
 
 import operator
@@ -16,12 +16,12 @@ from jax.core import Tracer
 
 from jaxseq._lengths_check import checked_lengths
 
-# What counts as an array. Tracers are instances of jax.Array.
+# The accepted array types. Tracers are instances of jax.Array.
 ARRAYS = jax.Array | np.ndarray | np.generic
 
 
 def describe(value: Any) -> str:
-    """A short word for what came: dtype and shape of an array, the repr of anything small."""
+    """Return the dtype and shape of an array, or else the type of a value and, if short, its repr."""
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"{value.dtype}{list(value.shape)}"
     text = repr(value)
@@ -42,8 +42,8 @@ def bad_type(name: str, expected: str, got: str, **arrays: Any) -> NoReturn:
 
 
 def converted(value: Any) -> Any:
-    """Return the array that `value` stands for: the result of `__jax_array__` (a parameter of Flax NNX, for example),
-    and a NumPy array in the byte order of the machine. Return anything else unchanged.
+    """Return the result of `__jax_array__` (of a Flax NNX parameter, for example) if `value` has one, and a NumPy array
+    in native byte order. Return anything else unchanged.
     """
     if isinstance(value, jax.Array):
         return value
@@ -55,7 +55,7 @@ def converted(value: Any) -> Any:
 
 
 def not_an_array(name: str, expected: str, value: Any) -> NoReturn:
-    """Raise a TypeError that names the type of what was passed in place of an array, or the dtype of the array."""
+    """Raise a TypeError that names the type of `value`, or its dtype if it is an array."""
     got = describe(value)
     if isinstance(value, jax.ShapeDtypeStruct):
         got = f"jax.ShapeDtypeStruct {got}, which holds no values: pass an array, or call through `jax.eval_shape`"
@@ -65,7 +65,7 @@ def not_an_array(name: str, expected: str, value: Any) -> NoReturn:
 
 
 def array(name: str, value: Any, *, complex_ok: bool = False) -> jax.Array:
-    """A JAX array of floats (or complex numbers, where they make sense) from a JAX or NumPy array."""
+    """Return `value` as a JAX array. Raise a TypeError unless it is a float array, or complex where `complex_ok`."""
     kind = "a float or complex array" if complex_ok else "a float array"
     found = converted(value)
     if not isinstance(found, ARRAYS) or not jnp.issubdtype(found.dtype, jnp.inexact if complex_ok else jnp.floating):
@@ -74,12 +74,12 @@ def array(name: str, value: Any, *, complex_ok: bool = False) -> jax.Array:
 
 
 def arrays(name: str, tree: Any) -> Any:
-    """`array` of every leaf of a pytree; an object with `__jax_array__` is a leaf."""
+    """Apply `array` to every leaf of a pytree. An object with `__jax_array__` is a leaf."""
     return jax.tree.map(lambda a: array(name, a), tree, is_leaf=lambda a: hasattr(type(a), "__jax_array__"))
 
 
 def mask(name: str, value: Any) -> jax.Array:
-    """A JAX array of booleans, traced or not, from a JAX or NumPy array."""
+    """Return `value` as a JAX array. Raise a TypeError unless it is a boolean array."""
     found = converted(value)
     if not isinstance(found, ARRAYS) or found.dtype != bool:
         not_an_array(name, "a boolean array", value)
@@ -92,9 +92,9 @@ def shape(name: str, value: jax.Array, expected: tuple[int, ...], meaning: str, 
 
 
 def container(name: str, value: Any, kind: type) -> Any:
-    """Return a NamedTuple of exactly this class: parameters of another cell never slip through by their length.
+    """Return `value` as an instance of the NamedTuple `kind`. Another NamedTuple is an error, even of the same length.
 
-    A mapping from exactly its fields is converted: Orbax restores a NamedTuple as a dict where it is given no target.
+    A mapping with exactly the fields of `kind` is converted: without a target, Orbax restores a NamedTuple as a dict.
     """
     if isinstance(value, kind):
         return value
@@ -102,19 +102,19 @@ def container(name: str, value: Any, kind: type) -> Any:
     expected = f"{kind.__name__}({', '.join(fields)})"
     if not isinstance(value, Mapping):
         other = type(value)
-        whose = f"that of {other.__module__.partition('.')[0]}, " if other.__name__ == kind.__name__ else ""
-        bad_type(name, expected, whose + describe(value))
+        package = f"{other.__module__.partition('.')[0]}." if other.__name__ == kind.__name__ else ""
+        bad_type(name, expected, package + describe(value))
     missing = [field for field in fields if field not in value]
     unknown = [key for key in value if key not in fields]
     if missing or unknown:
         found = [f"without {', '.join(missing)}"] if missing else []
-        found += [f"with {', '.join(map(repr, unknown))}, which is no field"] if unknown else []
-        bad_type(name, f"{expected}, or a mapping from exactly these fields", "a mapping " + " and ".join(found))
+        found += [f"with unknown fields {', '.join(map(repr, unknown))}"] if unknown else []
+        bad_type(name, f"{expected}, or a mapping with exactly these fields", "a mapping " + " and ".join(found))
     return kind(**value)
 
 
 def integer(name: str, value: Any, *, at_least: int | None = None) -> int:
-    """A static Python (or NumPy) integer; a bool or a traced value is none."""
+    """Return `value` as a static Python integer. A bool or a JAX array is an error."""
     expected = "an integer" if at_least is None else f"an integer >= {at_least}"
     if isinstance(value, bool | np.bool_ | jax.Array):
         bad_type(name, expected + ", known when the function is traced", describe(value))
@@ -128,17 +128,19 @@ def integer(name: str, value: Any, *, at_least: int | None = None) -> int:
 
 
 def axis(name: str, value: Any, axes: int, features: int, **arrays: Any) -> int:
-    """One of the first `axes` axes of an array that has `features` more, counted from either end of it."""
+    """Return the non-negative index of one of the first `axes` axes of an array that has `features` more axes."""
     number = integer(name, value)
-    place = number + axes + features if number < 0 else number
-    if not 0 <= place < axes:
-        last = "the last, the features" if features == 1 else f"the last {features}, space and channels"
-        bad_value(name, f"an axis before {last}, from {-axes - features} to {axes - 1}", str(number), **arrays)
-    return place
+    position = number + axes + features if number < 0 else number
+    if not 0 <= position < axes:
+        expected = f"an axis from 0 to {axes - 1} or from {-axes - features} to {-features - 1}"
+        if features:
+            expected += ", before the feature axis" if features == 1 else ", before the spatial and channel axes"
+        bad_value(name, expected, str(number), **arrays)
+    return position
 
 
 def truncation(value: Any) -> tuple[int, int] | None:
-    """(k1, k2) of `truncation=k` or `truncation=(k1, k2)`."""
+    """Return the pair (k1, k2) for `truncation=k` or `truncation=(k1, k2)`."""
     if value is None:
         return None
     if not isinstance(value, tuple | list):
@@ -153,30 +155,30 @@ def truncation(value: Any) -> tuple[int, int] | None:
 
 
 def checkpoint(value: Any) -> int | str | None:
-    """None, "auto", or after how many steps."""
+    """Return `value` if it is None, "auto" or a static integer >= 1. Raise an error otherwise."""
     if isinstance(value, str):
         return choice("checkpoint", value, ("auto",))
     return None if value is None else integer("checkpoint", value, at_least=1)
 
 
 def lengths(name: str, value: Any, batch: tuple[int, ...], steps: int) -> jax.Array:
-    """An array of integers (*batch,) from 0 to `steps`, in int32.
+    """Return `value` as an int32 array `(*batch,)` of lengths from 0 to `steps`.
 
-    Lengths that are known are checked. Traced ones are clamped to that range: what runs on a device cannot raise. Under
-    `checkify.checkify` with `user_checks` they are checked as well.
+    Concrete lengths out of range raise a ValueError. Traced lengths are clamped, because compiled code cannot raise.
+    `checkify.checkify` with `user_checks` reports them.
     """
     found = converted(value)
     if not isinstance(found, ARRAYS) or not jnp.issubdtype(found.dtype, jnp.integer):
         not_an_array(name, "an array of integers", value)
     shape(name, jnp.asarray(found), batch, "*batch")
-    expected = f"lengths from 0 to {steps}, the steps of `xs`"
+    expected = f"lengths from 0 to {steps}, the number of steps"
     if not isinstance(found, Tracer) and not export.is_symbolic_dim(steps):
         if found.size:
             low, high = int(np.asarray(found).min()), int(np.asarray(found).max())
             if low < 0 or high > steps:
                 bad_value(name, expected, f"{low} to {high}")
         return jnp.asarray(found, jnp.int32)
-    # Compared before the cast to int32, in which large numbers would wrap around.
+    # Compare before the cast to int32, which wraps large numbers around.
     n = jnp.asarray(found, jnp.int32) if found.dtype.itemsize < 4 else jnp.asarray(found)
     limit = jnp.asarray(steps, n.dtype)
     n = checked_lengths(n, steps=steps, message=f"`{name}`: expected {expected}, got {{lengths}}")
@@ -184,11 +186,11 @@ def lengths(name: str, value: Any, batch: tuple[int, ...], steps: int) -> jax.Ar
 
 
 def rate(name: str, value: Any) -> float:
-    """A probability below one, known when the function is traced."""
+    """Return `value` as a static float. Raise an error unless it is a number >= 0 and < 1."""
     if isinstance(value, bool | np.bool_ | jax.Array) or not isinstance(value, int | float | np.number):
-        bad_type(name, "a number from 0 to 1, known when the function is traced", describe(value))
+        bad_type(name, "a number >= 0 and < 1, known when the function is traced", describe(value))
     if not 0 <= value < 1:
-        bad_value(name, "at least 0 and less than 1", str(value))
+        bad_value(name, "a number >= 0 and < 1", str(value))
     return float(value)
 
 
@@ -205,7 +207,7 @@ def choice(name: str, value: Any, options: tuple[str, ...]) -> str:
 
 
 def dtype(name: str, value: Any) -> np.dtype:
-    """A floating dtype, as jax would store it: float64 becomes float32 unless x64 is on."""
+    """Return a floating dtype in canonical form: float64 becomes float32 unless x64 is enabled."""
     try:
         result = jax.dtypes.canonicalize_dtype(value)
     except TypeError:
@@ -216,7 +218,7 @@ def dtype(name: str, value: Any) -> np.dtype:
 
 
 def precision(value: Any) -> Any:
-    """What `jax.lax` takes as `precision`, or an error in our words."""
+    """Return `value` if `jax.lax` accepts it as `precision`. Raise a ValueError otherwise."""
     presets = (type(None), lax.Precision, lax.DotAlgorithm, lax.DotAlgorithmPreset)
     for part in value if isinstance(value, tuple) and len(value) == 2 else (value,):
         if isinstance(part, presets):
@@ -224,5 +226,5 @@ def precision(value: Any) -> Any:
         try:
             lax.Precision(part)
         except ValueError:
-            bad_value("precision", "what jax.lax takes, such as None, 'high' or 'highest'", describe(value))
+            bad_value("precision", "a precision of jax.lax, such as None, 'high' or 'highest'", describe(value))
     return value

@@ -1,8 +1,8 @@
-"""Convolution, with C the correlation of `_correlation/`.
+"""Convolution, as the first contraction of the trilinear form of `_correlation/`.
 
     y = to_output(x, w) + b
 
-What pulls it back are the other two contractions of the form:
+The backward pass consists of the other two contractions:
 
     x̄ = to_input(w, ȳ)        w̄ = to_kernel(x, ȳ)        b̄[o] = sum_{b, n} ȳ[b, n, o]
 """
@@ -25,13 +25,13 @@ from jaxseq._types import AnyArray
 
 
 class ConvParams(NamedTuple):
-    """Parameters of a convolution, in the order in which `conv` takes them: `conv(x, *params)`."""
+    """Parameters of a convolution, in the order of the arguments of `conv`: `conv(x, *params)`."""
 
     kernel: Inexact[Array, "*window c_in_per_group c_out"]
     bias: Inexact[Array, " c_out"] | None
 
 
-# --- The rule ---
+# --- Custom rule ---
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -40,7 +40,7 @@ def _conv(geometry: Geometry, precision: Any, x: jax.Array, kernel: jax.Array, b
 
 
 def apply(geometry: Geometry, precision: Any, x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
-    """y, in the dtype of x."""
+    """Return y, in the dtype of x."""
     outputs = _geometry.output_sizes(geometry, x.shape[1:-1], kernel.shape[:-2])
     y = _correlation.to_output(geometry, precision, x, kernel, outputs)
     return _dense.add_bias(y, bias).astype(x.dtype)
@@ -82,40 +82,41 @@ def conv(
 
     $$y[b, n, o] = \sum_{k, i} x[b,\; s n + d k - lo,\; i]\; w[k, i, o] + \beta[o]$$
 
-    for every output position $n$, tap $k$ and channel $i$ of the group of $o$; $x$ is zero outside its bounds.
-    This is cross-correlation, as deep learning has it; `flip=True` turns the kernel round in space, which
-    gives the mathematician's convolution ($w[K - 1 - k]$ in place of $w[k]$). Along each axis the output has
+    for every output position $n$, tap $k$ and channel $i$ of the group of $o$. $x$ is zero outside its bounds.
+    As usual in deep learning, this is a cross-correlation. `flip=True` reverses the kernel in space, which gives a
+    convolution in the mathematical sense ($w[K - 1 - k]$ instead of $w[k]$). Along each axis the output has
     $\lfloor (I + lo + hi - d (K - 1) - 1) / s \rfloor + 1$ positions.
 
-    How it is computed depends on the sizes. Long windows (depthwise ones beyond 64 taps, dense ones of hundreds) go
-    through spectra, whose rounding is relative to the largest outputs and where a NaN or an infinity reaches all
-    positions of its channel; on CPU narrow groups are computed several together, and it reaches those. With
-    `method="direct"` neither happens.
+    The algorithm depends on the sizes. Large kernels (depthwise with more than 64 taps, dense with hundreds) use
+    Fourier transforms. Their rounding errors are relative to the largest outputs, and a NaN or an infinity reaches all
+    positions of its channel. On CPU, several narrow groups are computed together, and a NaN or an infinity reaches all
+    of them. `method="direct"` avoids both.
 
     Args:
-        x: input `(*batch, *space, c_in)`: any number of batch axes, also none. The last axis is the channels,
-            and the `kernel.ndim - 2` axes before it are space.
+        x: input `(*batch, *space, c_in)` with any number of batch axes, including none. The last axis is the channel
+            axis, and the `kernel.ndim - 2` axes before it are the spatial axes.
         kernel: `(*window, c_in // groups, c_out)`.
         bias: `(c_out,)`, or None.
         stride: step between outputs, one integer or one for each spatial axis.
-        padding: `"VALID"` (none), `"SAME"` (ceil(I / s) outputs, the odd zero at the end), `"CAUSAL"` (1-D: output n
-            reads inputs up to s n only), one integer for all sides, or a pair (lo, hi) for each spatial axis.
-            Negative amounts crop.
+        padding: `"VALID"` (none), `"SAME"` (ceil(I / s) outputs, an odd zero at the end), `"CAUSAL"` (1-D only: output
+            n reads inputs up to s n), one integer for all sides, or a pair (lo, hi) for each spatial axis. Negative
+            numbers crop.
         dilation: distance between taps, one integer or one for each spatial axis.
-        groups: channel groups; group γ of the outputs reads group γ of the inputs only. `groups=c_in` is depthwise.
-        flip: whether to turn the kernel round.
+        groups: number of channel groups. Group γ of the outputs reads only group γ of the inputs. `groups=c_in` is
+            depthwise.
+        flip: if True, reverse the kernel along every spatial axis.
         precision: as in `jax.lax.conv_general_dilated`.
-        method: `"auto"`, by spectra where windows are long, or `"direct"`, never by spectra, the gradients included:
-            each output is a sum over its own window and group, so that rounding is relative to that sum, and a NaN
-            reaches the outputs whose window holds it. Slower for long windows.
+        method: `"auto"` uses Fourier transforms for large kernels. `"direct"` never does, also not in gradients: each
+            output is a sum over its receptive field and group, so rounding errors are relative to that sum, and a NaN
+            reaches only the outputs that read it. It is slower for large kernels.
 
     Returns:
-        `(*batch, *outputs, c_out)` in the dtype of `x`; products accumulate in float32 at least.
+        `(*batch, *outputs, c_out)` in the dtype of `x`. Products accumulate in float32 at least.
 
     Raises:
-        TypeError: `x`, `kernel` or `bias` is no float (or complex) array, or an option is of the wrong kind.
-        ValueError: a rank, channel number, padding word or other option that does not fit; an input that is
-            smaller than the window.
+        TypeError: if `x`, `kernel` or `bias` is not a float or complex array, or an option has the wrong type.
+        ValueError: if a rank, a number of channels or an option is invalid, or the padded input is smaller than the
+            dilated kernel.
 
     Example:
         >>> import jax.numpy as jnp, jaxseq
@@ -136,8 +137,8 @@ def conv(
     precision = _checks.precision(precision)
 
     def rule(geometry: Geometry, x: jax.Array) -> Any:
-        here, parts = _halo.of_conv(geometry, kernel.shape[:axes], x)
-        return parts, partial(_conv, here, precision)
+        local_geometry, parts = _halo.of_conv(geometry, kernel.shape[:axes], x)
+        return parts, partial(_conv, local_geometry, precision)
 
     return hint_at_transpose("conv", over_batch(rule, geometry, x, kernel, bias))
 
@@ -151,25 +152,25 @@ def conv_init(
     groups: int = 1,
     dtype: Any = jnp.float32,
 ) -> ConvParams:
-    """A random kernel and a zero bias for `conv`.
+    """Initialize the parameters of `conv`: a random kernel and a zero bias.
 
-    The kernel is normal with variance 1 / fan_in, fan_in = (taps of the window) * c_in // groups, so that
-    white input of variance one gives output of variance one.
+    The kernel is normal with variance 1 / fan_in, where fan_in = (number of taps) * c_in // groups. White input of
+    variance one then gives output of variance one.
 
     Args:
         key: a JAX random key.
-        window: taps along each spatial axis, an integer for 1-D or one for each of 1 to 3 axes.
-        c_in: channels of the input.
-        c_out: channels of the output.
-        groups: channel groups, as in `conv`.
+        window: kernel size, an integer for 1-D or one for each of 1 to 3 spatial axes.
+        c_in: number of input channels.
+        c_out: number of output channels.
+        groups: number of channel groups, as in `conv`.
         dtype: floating dtype of the parameters.
 
     Returns:
-        `ConvParams(kernel, bias)`, in the order in which `conv` takes them.
+        `ConvParams(kernel, bias)`, in the order of the arguments of `conv`.
 
     Raises:
-        TypeError: a size that is no integer or a dtype that is no floating dtype.
-        ValueError: a size below one, more than three axes, or groups that do not divide the channels.
+        TypeError: if a size is not an integer or `dtype` is not a floating dtype.
+        ValueError: if a size is less than 1, there are more than three axes, or `groups` does not divide the channels.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxseq
@@ -187,11 +188,11 @@ def conv_init(
     return ConvParams(_init.kernel(key, taps, c_in // groups, c_out, dtype), jnp.zeros((c_out,), dtype))
 
 
-# --- What `conv_transpose` and `causal_conv` ask too ---
+# --- Shared with `conv_transpose` and `causal_conv` ---
 
 
 def operands(x: Any, kernel: Any, bias: Any) -> tuple[jax.Array, jax.Array, jax.Array | None, int]:
-    """(x, kernel, bias, spatial axes), all of them arrays that can meet."""
+    """Return (x, kernel, bias) as checked arrays, and the number of spatial axes."""
     x = _checks.array("x", x, complex_ok=True)
     kernel = _checks.array("kernel", kernel, complex_ok=True)
     axes = kernel.ndim - 2
@@ -206,19 +207,24 @@ def operands(x: Any, kernel: Any, bias: Any) -> tuple[jax.Array, jax.Array, jax.
         bias = _checks.array("bias", bias, complex_ok=True)
     for name, value in (("kernel", kernel), ("bias", bias)):
         if value is not None and jnp.iscomplexobj(value) != jnp.iscomplexobj(x):
-            _checks.bad_type(name, f"real or complex as `x` is, {x.dtype}", str(value.dtype))
+            _checks.bad_type(name, matching_kind(x), str(value.dtype))
     return x, kernel, bias, axes
 
 
+def matching_kind(x: jax.Array) -> str:
+    """Describe the dtypes, real or complex, that can be combined with `x`."""
+    return f"a {'complex' if jnp.iscomplexobj(x) else 'real'} dtype to match `x` of dtype {x.dtype}"
+
+
 def check_groups(groups: int, c_in: int, c_out: int, **arrays: jax.Array) -> None:
-    """Both numbers of channels have to fall into that many groups."""
+    """Check that `groups` divides both numbers of channels."""
     if c_in % groups or c_out % groups:
         got = f"{groups} for {c_in} and {c_out}"
         _checks.bad_value("groups", "a divisor of both c_in and c_out", got, **arrays)
 
 
 def check_channels(groups: int, x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> None:
-    """Those of x are what a kernel (*window, c_in // groups, c_out) takes, and those of the bias what it gives."""
+    """Check the channels of `x` and `bias` against a kernel `(*window, c_in // groups, c_out)`."""
     c_in, (per_in, c_out) = x.shape[-1], kernel.shape[-2:]
     check_groups(groups, c_in, c_out, x=x, kernel=kernel)
     if c_in != per_in * groups:
@@ -236,24 +242,25 @@ def over_batch(
     bias: jax.Array | None,
     c_out: int = -1,
 ) -> jax.Array:
-    """A rule that has one batch axis, for any number of them, and for any arrays over devices: each device of an
-    explicit mesh computes its own part of the result. Axis `c_out` of the kernel holds the channels of the result.
+    """Apply a rule with one batch axis to any number of batch axes and to sharded arrays.
 
-    `rule(geometry, x)` gives the rows that x borrows from other devices, and the function of one device.
+    On an explicit mesh each device computes its own shard of the result. `rule(geometry, x)` returns the rows that each
+    shard of `x` needs from other devices, and the function that a device runs. Axis `c_out` of the kernel has the
+    channels of the result.
     """
     x, kernel, bias = _sharding.align_varying((x, kernel, bias))
     axes = kernel.ndim - 2
     kernel, bias = _sharding.unshard((kernel, bias), _sharding.sharded_axes(x, slice(-1)))
-    home = _sharding.product_sharding(x, kernel, c_out)
+    y_sharding = _sharding.product_sharding(x, kernel, c_out)
     groups, x, kernel, bias, like = _sharding.shard_by_features(geometry.groups, x, kernel, bias, c_out)
     partitioning = _sharding.partitioning((x, kernel, bias))
-    parts, here = rule(geometry._replace(groups=groups, partitioning=partitioning), x)
+    parts, local_rule = rule(geometry._replace(groups=groups, partitioning=partitioning), x)
 
     def run(*operands: Any) -> jax.Array:
         x, *weights = _sharding.align_varying(operands)
         x = _halo.extend_with_halo(parts, x)
         batch = x.shape[: -axes - 1]
-        y = here(x if len(batch) == 1 else x.reshape(prod(batch), *x.shape[-axes - 1 :]), *weights)
+        y = local_rule(x if len(batch) == 1 else x.reshape(prod(batch), *x.shape[-axes - 1 :]), *weights)
         return y.reshape(*batch, *y.shape[1:])
 
-    return _sharding.reshard(_sharding.map_shards(run, (x, kernel, bias), like), home)
+    return _sharding.reshard(_sharding.map_shards(run, (x, kernel, bias), like), y_sharding)

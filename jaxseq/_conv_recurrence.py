@@ -1,10 +1,10 @@
-"""Convolutional recurrence: the cells of `_lstm.py` and `_gru.py` between two convolutions.
+"""Convolutional recurrence: the cells of `_lstm.py` and `_gru.py` with convolutions as input and recurrent map.
 
-    u_t = C(x_t, w_x) + b      C of the options given, (*B, *S, C) -> (*B, *S', G F)
-    r_t = C(h_{t-1}, w_h)      stride 1, padding SAME, (*B, *S', F) -> (*B, *S', G F)
+    u_t = C(x_t, w_x) + b      with the given options, (*B, *S, C) -> (*B, *S', G F)
+    r_t = C(h_{t-1}, w_h)      with stride 1 and padding SAME, (*B, *S', F) -> (*B, *S', G F)
 
 Source: X. Shi et al., Convolutional LSTM network: a machine learning approach for precipitation nowcasting (2015),
-section 3.1, without peepholes, as everybody has it since.
+section 3.1, without peepholes, as is common today.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ Padding = str | int | Sequence[tuple[int, int]]
 
 
 def _conv_cell(cell: Cell, stride: Any, padding: Any, dilation: Any) -> Cell:
-    """The cell between convolutions, the first of these options."""
+    """Return `cell` with convolutions as its maps. The options are those of the input convolution."""
 
     def static(value: Any) -> Any:
         return tuple(map(static, value)) if isinstance(value, tuple | list) else value
@@ -46,7 +46,7 @@ def conv_lstm(
     dilation: int | Sequence[int] = 1,
     **time: Unpack[TimeOptions],
 ) -> tuple[LSTMState, Float[Array, "*time_batch_and_outputs F"]]:
-    r"""Convolutional LSTM over a sequence of signals, images or volumes, with a hand-derived gradient.
+    r"""Apply a convolutional LSTM to a sequence of signals, images or volumes, with a hand-derived gradient.
 
     $$\begin{aligned}
     (i_t, f_t, g_t, o_t) &= (\sigma, \sigma, \tanh, \sigma)(w_x \ast x_t + w_h \ast h_{t-1} + b) \\
@@ -54,21 +54,21 @@ def conv_lstm(
     \end{aligned}$$
 
     Args:
-        params: `LSTMParams(w_x (*window, C, 4F), w_h (*window, F, 4F), b (4F,) or None)`: kernels with 1 to 3 axes of
-            window, gates in the order i, f, g, o. The two windows may differ.
-        carry: the first state `LSTMState(h, c)`, each `(*batch, *outputs, F)`, or None, which starts at zero.
+        params: `LSTMParams(w_x (*window, C, 4F), w_h (*window, F, 4F), b (4F,) or None)`: kernels with 1 to 3
+            spatial axes, gates in the order i, f, g, o. The two kernel sizes may differ.
+        carry: the initial state `LSTMState(h, c)`, each `(*batch, *outputs, F)`, or None for zeros.
         xs: the sequence `(T, *batch, *space, C)`.
-        stride: of the convolution of the input, as in `jaxseq.conv`; that of the state has none.
-        padding: of the input, as in `jaxseq.conv`; the state is padded so that it keeps its size.
-        dilation: of the window over the input.
+        stride: of the input convolution, as in `jaxseq.conv`. The recurrent convolution has stride 1.
+        padding: of the input convolution, as in `jaxseq.conv`. The recurrent convolution has padding "SAME".
+        dilation: of the input convolution, as in `jaxseq.conv`. The recurrent convolution has dilation 1.
         **time: time options, `jaxseq.TimeOptions`.
 
     Returns:
-        `(carry, ys)`: the last state, and h of every step `(T, *batch, *outputs, F)` in the dtype of `xs`.
+        `(carry, ys)`: the final state, and h of all steps `(T, *batch, *outputs, F)` in the dtype of `xs`.
 
     Raises:
-        TypeError: parameters of another cell, an array that is not of floats, an option of the wrong kind.
-        ValueError: a rank or size that does not fit, an option out of its range.
+        TypeError: if `params` belongs to another cell, an array is not a float array, or an option has the wrong type.
+        ValueError: if a rank or size does not match, or an option is out of range.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxseq
@@ -94,24 +94,24 @@ def conv_lstm_cell(
     dilation: int | Sequence[int] = 1,
     precision: Any = None,
 ) -> tuple[LSTMState, Float[Array, "*batch_and_outputs F"]]:
-    """One step of `conv_lstm`: `partial(conv_lstm_cell, params)` is a body for `jax.lax.scan`.
+    """Apply one step of `conv_lstm`. `partial(conv_lstm_cell, params)` is a body for `jax.lax.scan`.
 
     Args:
         params: `LSTMParams(w_x (*window, C, 4F), w_h (*window, F, 4F), b (4F,) or None)`.
-        carry: the previous state `LSTMState(h, c)`, each `(*batch, *outputs, F)`, or None for zero.
-            The new state has its dtype: one in bfloat16 is rounded at every step. From None it is in float32 at least.
+        carry: the previous state `LSTMState(h, c)`, each `(*batch, *outputs, F)`, or None for zeros.
+            The new state has the dtype of `carry` (at least float32 for None). In bfloat16 it is rounded at every step.
         x: one input `(*batch, *space, C)`.
-        stride: of the convolution of the input.
-        padding: of the input.
-        dilation: of the window over the input.
-        precision: of the products, as in `jax.lax.conv_general_dilated`.
+        stride: of the input convolution, as in `jaxseq.conv`.
+        padding: of the input convolution, as in `jaxseq.conv`.
+        dilation: of the input convolution, as in `jaxseq.conv`.
+        precision: the precision of the convolutions, as in `jax.lax.conv_general_dilated`.
 
     Returns:
         `(carry, y)`: the new state, and its h.
 
     Raises:
-        TypeError: parameters of another cell, an array that is not of floats, an option of the wrong kind.
-        ValueError: a rank or size that does not fit.
+        TypeError: if `params` belongs to another cell, an array is not a float array, or an option has the wrong type.
+        ValueError: if a rank or size does not match.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxseq
@@ -139,7 +139,7 @@ def conv_gru(
     dilation: int | Sequence[int] = 1,
     **time: Unpack[TimeOptions],
 ) -> tuple[Float[Array, "*batch_and_outputs F"], Float[Array, "*time_batch_and_outputs F"]]:
-    r"""Convolutional GRU over a sequence of signals, images or volumes, with a hand-derived gradient.
+    r"""Apply a convolutional GRU to a sequence of signals, images or volumes, with a hand-derived gradient.
 
     $$\begin{aligned}
     (r_t, z_t) &= \sigma(w_x \ast x_t + b_x + w_h \ast h_{t-1} + b_h) \quad \text{(their channels)} \\
@@ -147,24 +147,24 @@ def conv_gru(
     h_t &= (1 - z_t) \odot n_t + z_t \odot h_{t-1}, \qquad y_t = h_t
     \end{aligned}$$
 
-    The reset acts after the recurrent convolution, as in `jaxseq.gru`.
+    The reset gate multiplies the result of the recurrent convolution, as in `jaxseq.gru`.
 
     Args:
-        params: `GRUParams(w_x (*window, C, 3F), w_h (*window, F, 3F), b_x, b_h)`: kernels with 1 to 3 axes of window,
-            gates in the order r, z, n; each bias `(3F,)` or None. The two windows may differ.
-        carry: the first state `(*batch, *outputs, F)`, or None, which starts at zero.
+        params: `GRUParams(w_x (*window, C, 3F), w_h (*window, F, 3F), b_x, b_h)`: kernels with 1 to 3 spatial axes,
+            gates in the order r, z, n. Each bias is `(3F,)` or None. The two kernel sizes may differ.
+        carry: the initial state `(*batch, *outputs, F)`, or None for zeros.
         xs: the sequence `(T, *batch, *space, C)`.
-        stride: of the convolution of the input, as in `jaxseq.conv`; that of the state has none.
-        padding: of the input, as in `jaxseq.conv`; the state is padded so that it keeps its size.
-        dilation: of the window over the input.
+        stride: of the input convolution, as in `jaxseq.conv`. The recurrent convolution has stride 1.
+        padding: of the input convolution, as in `jaxseq.conv`. The recurrent convolution has padding "SAME".
+        dilation: of the input convolution, as in `jaxseq.conv`. The recurrent convolution has dilation 1.
         **time: time options, `jaxseq.TimeOptions`.
 
     Returns:
-        `(carry, ys)`: the last state, and every state `(T, *batch, *outputs, F)` in the dtype of `xs`.
+        `(carry, ys)`: the final state, and the states of all steps `(T, *batch, *outputs, F)` in the dtype of `xs`.
 
     Raises:
-        TypeError: parameters of another cell, an array that is not of floats, an option of the wrong kind.
-        ValueError: a rank or size that does not fit, an option out of its range.
+        TypeError: if `params` belongs to another cell, an array is not a float array, or an option has the wrong type.
+        ValueError: if a rank or size does not match, or an option is out of range.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxseq
@@ -191,24 +191,24 @@ def conv_gru_cell(
     dilation: int | Sequence[int] = 1,
     precision: Any = None,
 ) -> tuple[Float[Array, "*batch_and_outputs F"], Float[Array, "*batch_and_outputs F"]]:
-    """One step of `conv_gru`: `partial(conv_gru_cell, params)` is a body for `jax.lax.scan`.
+    """Apply one step of `conv_gru`. `partial(conv_gru_cell, params)` is a body for `jax.lax.scan`.
 
     Args:
-        params: `GRUParams(w_x (*window, C, 3F), w_h (*window, F, 3F), b_x, b_h)`; each bias `(3F,)` or None.
-        carry: the previous state `(*batch, *outputs, F)`, or None for zero.
-            The new state has its dtype: one in bfloat16 is rounded at every step. From None it is in float32 at least.
+        params: `GRUParams(w_x (*window, C, 3F), w_h (*window, F, 3F), b_x, b_h)`. Each bias is `(3F,)` or None.
+        carry: the previous state `(*batch, *outputs, F)`, or None for zeros.
+            The new state has the dtype of `carry` (at least float32 for None). In bfloat16 it is rounded at every step.
         x: one input `(*batch, *space, C)`.
-        stride: of the convolution of the input.
-        padding: of the input.
-        dilation: of the window over the input.
-        precision: of the products, as in `jax.lax.conv_general_dilated`.
+        stride: of the input convolution, as in `jaxseq.conv`.
+        padding: of the input convolution, as in `jaxseq.conv`.
+        dilation: of the input convolution, as in `jaxseq.conv`.
+        precision: the precision of the convolutions, as in `jax.lax.conv_general_dilated`.
 
     Returns:
         `(carry, y)`, both the new state.
 
     Raises:
-        TypeError: parameters of another cell, an array that is not of floats, an option of the wrong kind.
-        ValueError: a rank or size that does not fit.
+        TypeError: if `params` belongs to another cell, an array is not a float array, or an option has the wrong type.
+        ValueError: if a rank or size does not match.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxseq
@@ -227,21 +227,21 @@ def conv_gru_cell(
 def conv_lstm_init(
     key: PRNGKeyArray, window: int | Sequence[int], c_in: int, c_out: int, *, dtype: Any = jnp.float32
 ) -> LSTMParams:
-    """Random weights for `conv_lstm`: both kernels normal with variance 1 / fan_in, a forget bias of one.
+    """Initialize `conv_lstm`: kernels that are normal with variance 1 / fan_in, and a forget bias of one.
 
     Args:
         key: a JAX random key.
-        window: taps along each axis of space, an integer for 1-D or one for each of 1 to 3 axes.
-        c_in: C, channels of the input.
-        c_out: F, channels of the state.
+        window: kernel size of both kernels, an integer for 1-D or one for each of 1 to 3 spatial axes.
+        c_in: C, the number of input channels.
+        c_out: F, the number of state channels.
         dtype: floating dtype of the parameters.
 
     Returns:
         `LSTMParams(w_x, w_h, b)`.
 
     Raises:
-        TypeError: a size that is no integer or a dtype that is no floating dtype.
-        ValueError: a size below one, more than three axes.
+        TypeError: if a size is not an integer or `dtype` is not a floating dtype.
+        ValueError: if a size is less than 1, or there are more than three axes.
 
     Example:
         >>> import jax, jaxseq
@@ -249,7 +249,7 @@ def conv_lstm_init(
         (3, 3, 8, 32)
 
     Reference:
-        Y. LeCun, L. Bottou, G. B. Orr and K.-R. Müller, Efficient BackProp (1998), section 4.6; the forget bias from
+        Y. LeCun, L. Bottou, G. B. Orr and K.-R. Müller, Efficient BackProp (1998), section 4.6; for the forget bias,
         R. Jozefowicz, W. Zaremba and I. Sutskever, An empirical exploration of recurrent network architectures (2015).
     """
     w_x, w_h, b = _init.kernels(key, window, c_in, c_out, 4, dtype)
@@ -259,21 +259,21 @@ def conv_lstm_init(
 def conv_gru_init(
     key: PRNGKeyArray, window: int | Sequence[int], c_in: int, c_out: int, *, dtype: Any = jnp.float32
 ) -> GRUParams:
-    """Random weights for `conv_gru`: both kernels normal with variance 1 / fan_in, zero biases.
+    """Initialize `conv_gru`: kernels that are normal with variance 1 / fan_in, and zero biases.
 
     Args:
         key: a JAX random key.
-        window: taps along each axis of space, an integer for 1-D or one for each of 1 to 3 axes.
-        c_in: C, channels of the input.
-        c_out: F, channels of the state.
+        window: kernel size of both kernels, an integer for 1-D or one for each of 1 to 3 spatial axes.
+        c_in: C, the number of input channels.
+        c_out: F, the number of state channels.
         dtype: floating dtype of the parameters.
 
     Returns:
         `GRUParams(w_x, w_h, b_x, b_h)`.
 
     Raises:
-        TypeError: a size that is no integer or a dtype that is no floating dtype.
-        ValueError: a size below one, more than three axes.
+        TypeError: if a size is not an integer or `dtype` is not a floating dtype.
+        ValueError: if a size is less than 1, or there are more than three axes.
 
     Example:
         >>> import jax, jaxseq

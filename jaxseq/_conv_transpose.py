@@ -1,10 +1,10 @@
-"""Transposed convolution: the pullback of a convolution to its input, as a function of its own.
+"""Transposed convolution: the pullback of a convolution to its input, as a separate function.
 
-Of the trilinear form of `_correlation/` it is the second contraction, x in the place of ȳ and y in that of x̄,
+It is the second contraction of the trilinear form of `_correlation/`, with x in place of ȳ and y in place of x̄:
 
     y = to_input(w, x) + b
 
-and what pulls it back are the other two:
+The backward pass consists of the other two contractions:
 
     x̄ = to_output(ȳ, w)        w̄ = to_kernel(ȳ, x)        b̄[i] = sum_{b, m} ȳ[b, m, i]
 """
@@ -26,7 +26,7 @@ from jaxseq._op import op
 from jaxseq._transpose_hint import hint_at_transpose
 from jaxseq._types import AnyArray
 
-# --- The rule: x (N, *O, C_in), kernel (*K, C_out/g, C_in), y (N, *I, C_out) with I = space ---
+# --- Custom rule: x (N, *O, C_in), kernel (*K, C_out/g, C_in), y (N, *I, C_out) with I = space ---
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
@@ -49,7 +49,7 @@ def apply(
     kernel: jax.Array,
     bias: jax.Array | None,
 ) -> jax.Array:
-    """y, in the dtype of x."""
+    """Return y, in the dtype of x."""
     y = _correlation.to_input(geometry, precision, kernel, x, space)
     return _dense.add_bias(y, bias).astype(x.dtype)
 
@@ -90,33 +90,33 @@ def conv_transpose(
 
     $$y[b, m, i] = \sum_{n, k, o\,:\, s n + d k - lo = m} x[b, n, o]\; w[k, i, o] + \beta[i]$$
 
-    It is the transpose of `conv` with the **same kernel array** and the same options: with $C =$ `conv(·, kernel)`
+    This is the transpose of `conv` with the **same kernel array** and the same options: with $C =$ `conv(·, kernel)`
     from size $I$ to $O$ and $C^T$ this function, $\langle x, C(u) \rangle = \langle C^T(x), u \rangle$ for all $u$.
-    Along each axis $O$ positions become $I = (O - 1) s + d (K - 1) + 1 - lo - hi$ and `output_padding`.
+    Along each axis, $O$ positions become $I = (O - 1) s + d (K - 1) + 1 - lo - hi$ plus `output_padding`.
 
     Args:
-        x: input `(*batch, *space, c_in)`: any number of batch axes, also none.
-        kernel: `(*window, c_out // groups, c_in)`: that of a convolution of c_out channels to c_in.
+        x: input `(*batch, *space, c_in)` with any number of batch axes, including none.
+        kernel: `(*window, c_out // groups, c_in)`, the kernel of a convolution from c_out to c_in channels.
         bias: `(c_out,)`, or None.
-        stride: step between the places of neighbouring inputs, one integer or one for each spatial axis.
-        padding: that of the convolution, so it crops: `"VALID"` (nothing), `"SAME"` (s O outputs), one integer for all
-            sides, or a pair (lo, hi) for each spatial axis. Negative amounts add zeros. `"CAUSAL"` is refused: the
-            transpose of a causal convolution is anti-causal. For causal upsampling to s O outputs, of which none
-            depends on a later input, write `padding=[(0, d * (K - 1) + 1 - s)]`.
+        stride: distance in the output between neighbouring inputs, one integer or one for each spatial axis.
+        padding: the padding of the convolution, which crops the output: `"VALID"` (none), `"SAME"` (s O outputs), one
+            integer for all sides, or a pair (lo, hi) for each spatial axis. Negative numbers add zeros. `"CAUSAL"` is
+            rejected, because the transpose of a causal convolution is anti-causal. For causal upsampling to s O
+            outputs, none of which depends on a later input, use `padding=[(0, d * (K - 1) + 1 - s)]`.
         dilation: distance between taps, one integer or one for each spatial axis.
-        groups: channel groups, as in `conv`.
-        output_padding: more outputs at the end, less than `stride` or `dilation`: with a stride, which of the $s$ sizes
-            that `conv` takes to $O$. The same as `padding=[(lo, hi - output_padding)]`.
+        groups: number of channel groups, as in `conv`.
+        output_padding: number of additional outputs at the end, less than `stride` or `dilation`. With a stride, it
+            selects one of the $s$ input sizes that `conv` maps to $O$. The same as
+            `padding=[(lo, hi - output_padding)]`.
         precision: as in `jax.lax.conv_general_dilated`.
         method: `"auto"` or `"direct"`, as in `conv`.
 
     Returns:
-        `(*batch, *outputs, c_out)` in the dtype of `x`; products accumulate in float32 at least.
+        `(*batch, *outputs, c_out)` in the dtype of `x`. Products accumulate in float32 at least.
 
     Raises:
-        TypeError: `x`, `kernel` or `bias` is no float (or complex) array, or an option is of the wrong kind.
-        ValueError: a rank, channel number, padding word or other option that does not fit; padding that leaves no
-            output.
+        TypeError: if `x`, `kernel` or `bias` is not a float or complex array, or an option has the wrong type.
+        ValueError: if a rank, a number of channels or an option is invalid, or the padding crops the whole output.
 
     Example:
         >>> import jax.numpy as jnp, jaxseq
@@ -142,8 +142,8 @@ def conv_transpose(
     precision = _checks.precision(precision)
 
     def rule(geometry: Geometry, x: jax.Array) -> Any:
-        here, space_here, parts = _halo.of_transpose(geometry, window, space, x)
-        return parts, partial(_conv_transpose, here, space_here, precision)
+        local_geometry, local_space, parts = _halo.of_transpose(geometry, window, space, x)
+        return parts, partial(_conv_transpose, local_geometry, local_space, precision)
 
     return hint_at_transpose("conv_transpose", _conv.over_batch(rule, geometry, x, kernel, bias, c_out=-2))
 
@@ -158,28 +158,29 @@ def conv_transpose_init(
     groups: int = 1,
     dtype: Any = jnp.float32,
 ) -> ConvParams:
-    r"""A random kernel and a zero bias for `conv_transpose`.
+    r"""Initialize the parameters of `conv_transpose`: a random kernel and a zero bias.
 
     $$w \sim N\Bigl(0,\; \frac{s}{K\, c_{in} / g}\Bigr)$$
 
-    with K the taps of the window and s the product of the strides: an output is a sum over K / s taps in the mean, so
-    that white input of variance one gives output of variance one.
+    where $K$ is the number of taps and $s$ the product of the strides. An output is a sum over $K / s$ taps on average,
+    so white input of variance one gives output of variance one.
 
     Args:
         key: a JAX random key.
-        window: taps along each spatial axis, an integer for 1-D or one for each of 1 to 3 axes.
-        c_in: channels of the input.
-        c_out: channels of the output.
-        stride: that of `conv_transpose`, one integer or one for each spatial axis.
-        groups: channel groups, as in `conv_transpose`.
+        window: kernel size, an integer for 1-D or one for each of 1 to 3 spatial axes.
+        c_in: number of input channels.
+        c_out: number of output channels.
+        stride: as in `conv_transpose`, one integer or one for each spatial axis.
+        groups: number of channel groups, as in `conv_transpose`.
         dtype: floating dtype of the parameters.
 
     Returns:
-        `ConvParams(kernel (*window, c_out // groups, c_in), bias (c_out,))`, as `conv_transpose` takes them.
+        `ConvParams(kernel (*window, c_out // groups, c_in), bias (c_out,))`, in the order of the arguments of
+        `conv_transpose`.
 
     Raises:
-        TypeError: a size that is no integer or a dtype that is no floating dtype.
-        ValueError: a size below one, more than three axes, or groups that do not divide the channels.
+        TypeError: if a size is not an integer or `dtype` is not a floating dtype.
+        ValueError: if a size is less than 1, there are more than three axes, or `groups` does not divide the channels.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxseq

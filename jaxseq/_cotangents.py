@@ -1,4 +1,4 @@
-"""The cotangents of a hand-derived rule."""
+"""Conversion of the cotangents that a hand-derived rule receives."""
 
 import functools
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 def as_jax_arrays(backward: Callable[..., Any]) -> Callable[..., Any]:
     """Convert the last argument of a backward pass, the cotangents, to JAX arrays.
 
-    The pullback that `jax.vjp` returns passes NumPy arrays on as they are.
+    The pullback that `jax.vjp` returns passes NumPy arrays through unconverted.
     """
 
     @functools.wraps(backward)

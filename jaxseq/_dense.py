@@ -1,4 +1,4 @@
-"""The dense linear map: y = x w + b, and its pullbacks.
+"""The dense linear map y = x w + b and its pullbacks.
 
 With any leading axes N,
 
@@ -8,10 +8,10 @@ With any leading axes N,
     w̄[d, g] = sum_N  x[N, d] ȳ[N, g]          pullback to the weight,  w̄ = xᵀ ȳ
     b̄[g]    = sum_N  ȳ[N, g]                  pullback to the bias
 
-The leading axes of w̄ are contracted where they stand, several at once and without a reshape, so each of
-them may be sharded. Where none can be, they are made one first, which XLA's CPU backend contracts without a
-transposed copy: 107 ms in place of 135 for a whole LSTM's backward sweep at (B, T, D, H) = (64, 128, 256, 256).
-Products leave in the accumulator's dtype; who stores them casts.
+The sum for w̄ contracts all leading axes at once, without a reshape, so each of them may be sharded. If none can be
+sharded, they are merged into one axis first, which XLA's CPU backend contracts without a transposed copy: 107 ms
+instead of 135 ms for the backward pass of an LSTM at (B, T, D, H) = (64, 128, 256, 256). Products are returned in the
+accumulator's dtype.
 """
 
 from math import prod
@@ -25,22 +25,22 @@ from jaxseq import _precision
 
 
 def apply(precision: Any, w: jax.Array, b: jax.Array | None, x: jax.Array) -> jax.Array:
-    """y = x w + b."""
+    """Return y = x w + b."""
     return add_bias(_contract(precision, x, w, (x.ndim - 1,), (0,)), b)
 
 
 def add_bias(y: jax.Array, b: jax.Array | None) -> jax.Array:
-    """y + b, b along the last axis; of any linear map, as is its pullback `pull_bias`."""
+    """Return y + b, with b along the last axis. This and `pull_bias` serve every linear map."""
     return y if b is None else y + jnp.expand_dims(b.astype(y.dtype), range(y.ndim - 1))
 
 
 def pull_input(precision: Any, w: jax.Array, y_bar: jax.Array) -> jax.Array:
-    """x̄ = ȳ wᵀ."""
+    """Return x̄ = ȳ wᵀ."""
     return _contract(precision, y_bar, w, (y_bar.ndim - 1,), (1,))
 
 
 def pull_weight(precision: Any, x: jax.Array, y_bar: jax.Array, *, partitioned: bool) -> jax.Array:
-    """w̄ = xᵀ ȳ, summed over all leading axes; `partitioned`: these may lie on several devices."""
+    """Return w̄ = xᵀ ȳ, summed over all leading axes. If `partitioned`, these may be sharded over devices."""
     if not partitioned:
         x, y_bar = (a.reshape(prod(a.shape[:-1]), a.shape[-1]) for a in (x, y_bar))
     leading = tuple(range(x.ndim - 1))
@@ -48,7 +48,7 @@ def pull_weight(precision: Any, x: jax.Array, y_bar: jax.Array, *, partitioned: 
 
 
 def pull_bias(y_bar: jax.Array) -> jax.Array:
-    """b̄, the sum of ȳ over all leading axes."""
+    """Return b̄, the sum of ȳ over all leading axes."""
     return jnp.sum(y_bar, axis=range(y_bar.ndim - 1), dtype=_precision.accumulator(y_bar.dtype))
 
 

@@ -1,10 +1,10 @@
 """Values of one computation with the derivatives of another, in a form that no transformation drops.
 
 A `jax.custom_jvp` rule does this until a transformation discards it: JAX's partial evaluation inlines the function and
-forgets the rule, for example where `lax.scan` hoists loop-invariant work (jax 0.10). From then on the function is
-differentiated as it stands. Where its own derivative is not that of the rule, as under truncation, the derivative has
-to belong to the values themselves. A primitive keeps its rule under every transformation. This one is the identity on
-the values; its derivative is traced only when it is asked for.
+drops the rule, for example where `lax.scan` hoists loop-invariant work (jax 0.10). From then on the function body is
+differentiated. Where the derivative of the body is not that of the rule, as under truncation, the derivative has to
+belong to the values themselves. A primitive keeps its rule under every transformation. This primitive is the identity
+on the values, and its derivative is traced only when it is needed.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,9 +18,9 @@ from jax.interpreters import ad, batching, mlir, partial_eval
 
 
 def with_derivative_of(like: Callable[..., Any], values: Any, *args: Any) -> Any:
-    """Return `values`, differentiated as `like(*args)`, a tree of the same structure, shapes and dtypes.
+    """Return `values`, with the derivative of `like(*args)`, a tree of the same structure, shapes and dtypes.
 
-    Integers and booleans among the values have no derivative. `like` must not close over what is differentiated.
+    Integers and booleans among the values have no derivative. `like` must not close over differentiated arrays.
     """
     leaves, structure = jax.tree.flatten(lax.stop_gradient(values))
     arrays, args_structure = jax.tree.flatten(args)
@@ -51,9 +51,9 @@ mlir.register_lowering(_values_p, lambda ctx, *operands, like, count: operands[:
 
 def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, like: Any, count: int) -> tuple[Any, Any]:
     out = _values_p.bind(*primals, like=like, count=count)
-    args, moves = list(primals[count:]), tangents[count:]
+    args, directions = list(primals[count:]), tangents[count:]
     is_float = lambda a: jnp.issubdtype(a.dtype, jnp.inexact)  # noqa: E731
-    moving = [n for n, move in enumerate(moves) if not isinstance(move, ad.Zero) and is_float(args[n])]
+    moving = [n for n, t in enumerate(directions) if not isinstance(t, ad.Zero) and is_float(args[n])]
     if not moving:
         return out, [jnp.zeros_like(a) for a in out]
 
@@ -63,7 +63,7 @@ def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, like: Any, count: i
             known[n] = arg
         return like(*known)
 
-    return out, jax.jvp(of_moving, [args[n] for n in moving], [moves[n] for n in moving])[1]
+    return out, jax.jvp(of_moving, [args[n] for n in moving], [directions[n] for n in moving])[1]
 
 
 def _batch(axis: Any, operands: Sequence[Any], dims: Sequence[Any], *, like: Any, count: int) -> tuple[Any, Any]:
@@ -79,21 +79,21 @@ def _batch(axis: Any, operands: Sequence[Any], dims: Sequence[Any], *, like: Any
 
 
 def _drop_unused(used: Sequence[bool], *rest: Any) -> tuple[list[bool], Any]:
-    """Called with (used, eqn), or since jax 0.12 with one argument more between them."""
+    """Drop unused values. JAX calls this with (used, eqn), since jax 0.12 with one more argument in between."""
     eqn = rest[-1]
     if not any(used):
         return [False] * len(eqn.invars), None
-    like, count, kept = eqn.params["like"], eqn.params["count"], [n for n, is_used in enumerate(used) if is_used]
-    if len(kept) == count:
+    like, count, live = eqn.params["like"], eqn.params["count"], [n for n, is_used in enumerate(used) if is_used]
+    if len(live) == count:
         return [True] * len(eqn.invars), eqn
 
-    def of_kept(*args: Any) -> list[Any]:
+    def of_live(*args: Any) -> list[Any]:
         found = like(*args)
-        return [found[n] for n in kept]
+        return [found[n] for n in live]
 
-    invars = [eqn.invars[n] for n in kept] + eqn.invars[count:]
-    params = {"like": of_kept, "count": len(kept)}
-    new = eqn.replace(invars=invars, outvars=[eqn.outvars[n] for n in kept], params=params)
+    invars = [eqn.invars[n] for n in live] + eqn.invars[count:]
+    params = {"like": of_live, "count": len(live)}
+    new = eqn.replace(invars=invars, outvars=[eqn.outvars[n] for n in live], params=params)
     return [*used, *(True for _ in eqn.invars[count:])], new
 
 

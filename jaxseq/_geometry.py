@@ -1,19 +1,19 @@
-"""The geometry of a convolution: where each tap of the window falls, and how large the result is.
+"""The geometry of a convolution: the input position that each tap reads, and the output size.
 
-With input size I, window K, stride s, dilation d and padding (lo, hi), output n reads, through tap k,
-the input position
+With input size I, kernel size K, stride s, dilation d and padding (lo, hi), output n reads through tap k the input
+position
 
     m = s n + d k - lo,        0 <= n < O,   0 <= k < K,
 
-which is zero outside 0 <= m < I. The window spans d (K - 1) + 1 positions, its *extent*, hence
+where the input is zero outside 0 <= m < I. The kernel spans d (K - 1) + 1 positions, its *extent*, so
 
     O = floor((I + lo + hi - extent) / s) + 1.
 
-Read backwards, O outputs come from an input of any of s sizes,
+Conversely, s different input sizes give O outputs,
 
     I = (O - 1) s + extent - lo - hi + extra,        0 <= extra < s,
 
-and a transposed convolution, which makes I positions out of O, has to be told which.
+so a transposed convolution, which maps O positions to I, needs `extra` as an option.
 """
 
 from collections.abc import Sequence
@@ -27,46 +27,44 @@ METHODS = ("auto", "direct")
 
 
 class Geometry(NamedTuple):
-    """Stride, padding and dilation of each spatial axis, the number of channel groups, the method, and what the
-    compiler may do with the arrays. Hashable.
-    """
+    """Stride, padding and dilation of each spatial axis, and static options of the computation. Hashable."""
 
     stride: tuple[int, ...]
     padding: tuple[tuple[int, int], ...]
     dilation: tuple[int, ...]
     groups: int
-    method: str = "auto"  # or "direct": not by spectra
+    method: str = "auto"  # or "direct": without Fourier transforms
     partitioning: Partitioning = Partitioning()
 
     def by(self, method: Any) -> "Geometry":
-        """The same geometry with a user's `method`."""
+        """Return the same geometry with the option `method` of the user, checked."""
         return self._replace(method=_checks.choice("method", method, METHODS))
 
 
 def extent(window: int, dilation: int) -> int:
-    """How many input positions a dilated window spans."""
+    """Return the number of input positions that a dilated kernel of size `window` spans."""
     return dilation * (window - 1) + 1
 
 
 def output_size(size: int, window: int, stride: int, padding: tuple[int, int], dilation: int) -> int:
-    """O of the formula above; an empty input has an empty output."""
+    """Return the output size O, at least zero: an empty input has an empty output."""
     return _sizes.at_least((size + sum(padding) - extent(window, dilation)) // stride + 1, 0)
 
 
 def spread(size: int, stride: int) -> int:
-    """How many positions so many values take up with stride - 1 zeros between them."""
+    """Return the size of an axis of `size` elements after `stride` - 1 zeros are inserted between them."""
     return _sizes.at_least((size - 1) * stride + 1, 0)
 
 
 def output_sizes(geometry: Geometry, space: tuple[int, ...], window: tuple[int, ...]) -> tuple[int, ...]:
-    """O for each spatial axis."""
+    """Return the output size of each spatial axis."""
     return tuple(map(output_size, space, window, geometry.stride, geometry.padding, geometry.dilation))
 
 
 def resolve(
     space: tuple[int, ...], window: tuple[int, ...], stride: Any, padding: Any, dilation: Any, groups: Any
 ) -> Geometry:
-    """The geometry that a user's options mean for an input of size `space` and a kernel of size `window`."""
+    """Return the geometry for the options of the user, an input of size `space` and a kernel of size `window`."""
     axes = len(window)
     stride = per_axis("stride", stride, axes)
     dilation = per_axis("dilation", dilation, axes)
@@ -76,7 +74,7 @@ def resolve(
         if _sizes.known(size) and size > 0 and size + lo + hi < extent(taps, d):
             _checks.bad_value(
                 "x",
-                f"a padded size of at least the window's extent, {extent(taps, d)}",
+                f"a padded size of at least the kernel's extent, {extent(taps, d)}",
                 f"{size} + {lo} + {hi} = {size + lo + hi}",
                 space=space,
                 window=window,
@@ -93,10 +91,10 @@ def resolve_transposed(
     groups: Any,
     output_padding: Any,
 ) -> tuple[Geometry, tuple[int, ...]]:
-    """The geometry of the convolution that is transposed, and the size of its input, for `outputs` of it.
+    """Return the geometry of the convolution to transpose, and its input size, given its output size `outputs`.
 
-    Under "SAME" that is s O, which is what makes O of ceil(I / s). Otherwise an `output_padding` of e is e less padding
-    at the end, I = (O - 1) s + extent - lo - (hi - e), and the convolution reads all of its input.
+    With padding "SAME" the input size is s O, because O = ceil(I / s). Otherwise an `output_padding` of e reduces the
+    padding at the end by e, I = (O - 1) s + extent - lo - (hi - e), and the convolution reads all of its input.
     """
     axes = len(window)
     stride = per_axis("stride", stride, axes)
@@ -109,22 +107,23 @@ def resolve_transposed(
         _checks.bad_value(
             "padding",
             f"padding=[(0, {hi})] for causal upsampling (no output depends on a later input)",
-            f"{padding!r}, which `conv_transpose` would transpose to its reverse",
+            f"{padding!r}, whose transpose is anti-causal",
         )
     pads = _padding(padding, whole, window, stride, dilation, WORDS[:2])
     if any(e >= max(s, d) for e, s, d in zip(extra, stride, dilation, strict=True)):
-        expected = f"less than the stride, {stride}, or the dilation, {dilation}"
-        _checks.bad_value("output_padding", expected, f"{extra}; padding=[(lo, hi - output_padding)] takes any amount")
+        expected = f"less than the stride {stride} or the dilation {dilation}"
+        hint = "for a larger amount, pass padding=[(lo, hi - output_padding)]"
+        _checks.bad_value("output_padding", expected, f"{extra}; {hint}")
     if isinstance(padding, str) and padding.upper() == "SAME":
         if any(extra):
-            _checks.bad_value("output_padding", "0 beside padding='SAME', which settles the size", str(extra))
+            _checks.bad_value("output_padding", "0 with padding='SAME', which determines the size", str(extra))
         return Geometry(*_bounded(whole, window, stride, pads, dilation), groups), whole
     pads = tuple((lo, hi - e) for (lo, hi), e in zip(pads, extra, strict=True))
     space = []
     for O, K, s, d, (lo, hi) in zip(outputs, window, stride, dilation, pads, strict=True):
         size = (O - 1) * s + extent(K, d) - lo - hi if O else 0
         if _sizes.known(O) and O and size < 1:
-            _checks.bad_value("padding", "less than the whole output", f"{(lo, hi)} of {size + lo + hi}", x=outputs)
+            _checks.bad_value("padding", f"lo + hi < {size + lo + hi}, the size of the uncropped output", str((lo, hi)))
         space.append(size)
     return Geometry(*_bounded(space, window, stride, pads, dilation), groups), tuple(space)
 
@@ -136,9 +135,9 @@ def _bounded(
     pads: tuple[tuple[int, int], ...],
     dilation: tuple[int, ...],
 ) -> tuple[Any, Any, Any]:
-    """(stride, padding, dilation) that mean the same and fit into 32 bits, as XLA asks.
+    """Return an equivalent (stride, padding, dilation) that fits into 32 bits, as XLA requires.
 
-    A stride beyond the padded input has one output, whatever it is, and a dilation of one tap has no effect.
+    Every stride larger than the padded input gives one output, and the dilation of one tap has no effect.
     """
     stride = tuple(
         s if s < 2**31 else min(s, max(1, size + lo + hi))
@@ -148,7 +147,7 @@ def _bounded(
 
 
 def per_axis(name: str, value: Any, axes: int, at_least: int = 1) -> tuple[int, ...]:
-    """One integer for all spatial axes, or one for each."""
+    """Return one integer per spatial axis, from one integer for all of them or one for each."""
     values = tuple(value) if isinstance(value, tuple | list) else (value,) * axes
     if len(values) != axes:
         _checks.bad_value(name, f"an integer or one for each of the {axes} spatial axes", str(values))
@@ -173,7 +172,7 @@ def _padding(
         if word in words and word == "CAUSAL":
             if axes == 1:
                 return ((extent(window[0], dilation[0]) - 1, 0),)
-            _checks.bad_value("padding", "another padding than 'CAUSAL', which is 1-D only", f"{axes} spatial axes")
+            _checks.bad_value("padding", "one spatial axis with padding='CAUSAL'", f"{axes} spatial axes")
         _checks.bad_value(
             "padding", "one of " + ", ".join(map(repr, words)) + ", an integer or (lo, hi) pairs", repr(padding)
         )
@@ -187,6 +186,6 @@ def _padding(
 
 
 def _same(size: int, window: int, stride: int, dilation: int) -> tuple[int, int]:
-    """Padding for which O = ceil(I / s), the odd one at the end."""
+    """Return the padding with O = ceil(I / s). An odd element is at the end."""
     total = _sizes.at_least((-(-size // stride) - 1) * stride + extent(window, dilation) - size, 0)
     return total // 2, total - total // 2

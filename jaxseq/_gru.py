@@ -1,14 +1,14 @@
-"""The gated recurrent unit, the reset applied after the recurrent product.
+"""The gated recurrent unit, with the reset gate applied after the recurrent product.
 
     r  = σ(u_r + r_r)                  reset
     z  = σ(u_z + r_z)                  update
-    n  = tanh(u_n + r m),  m = r_n     candidate; u_n and m stay apart, for r scales m alone
+    n  = tanh(u_n + r m),  m = r_n     candidate; u_n and m are separate because r scales only m
     h' = (1 - z) n + z h
 
-where u = x W_x + b_x and (r_r, r_z, r_n) = h W_h + b_h. This is the variant of cuDNN, PyTorch and Flax, in which the
-bias of m, a part of b_h, stands inside the reset.
+where u = x W_x + b_x and (r_r, r_z, r_n) = h W_h + b_h. This is the variant of cuDNN, PyTorch and Flax: r also scales
+the bias of m, which is part of b_h.
 
-Pullback, with σ' = σ (1 - σ), tanh' = 1 - tanh², and (r, z, n, m) kept:
+Pullback, with σ' = σ (1 - σ), tanh' = 1 - tanh² and the residuals (r, z, n, m):
 
     n̄ = h̄' (1 - z)         z̄ = h̄' (h - n)         s̄_prev = h̄' z
     δn = n̄ (1 - n²)        the cotangent of u_n
@@ -67,7 +67,7 @@ def gru(
     xs: Float[AnyArray, "*time_and_batch D"],
     **time: Unpack[TimeOptions],
 ) -> tuple[Float[Array, "*batch H"], Float[Array, "*time_and_batch H"]]:
-    r"""Gated recurrent unit over a sequence, with a hand-derived gradient.
+    r"""Apply a gated recurrent unit (GRU) to a sequence, with a hand-derived gradient.
 
     $$\begin{aligned}
     r_t &= \sigma(x_t W_{xr} + b_{xr} + h_{t-1} W_{hr} + b_{hr}) \\
@@ -76,21 +76,21 @@ def gru(
     h_t &= (1 - z_t) \odot n_t + z_t \odot h_{t-1}, \qquad y_t = h_t
     \end{aligned}$$
 
-    The reset acts after the recurrent product, as in cuDNN, PyTorch and Flax.
+    The reset gate acts after the recurrent product, as in cuDNN, PyTorch and Flax.
 
     Args:
         params: `GRUParams(w_x (D, 3H), w_h (H, 3H), b_x, b_h)`, gates in the order r, z, n; each bias `(3H,)` or None.
-        carry: the first state `(*batch, H)`, or None, which starts at zero.
-        xs: the sequence `(T, *batch, D)`: time first, then any number of batch axes, also none.
+        carry: the initial state `(*batch, H)`, or None for zeros.
+        xs: the sequence `(T, *batch, D)`: time, then any number of batch axes, then features.
         **time: time options, `jaxseq.TimeOptions`.
 
     Returns:
-        `(carry, ys)`: the last state `(*batch, H)` in the dtype of `carry` (None: float32 at least), and every state
-        `(T, *batch, H)` in the dtype of `xs`.
+        `(carry, ys)`: the final state `(*batch, H)` in the dtype of `carry` (at least float32 for None), and the states
+        of all steps `(T, *batch, H)` in the dtype of `xs`.
 
     Raises:
-        TypeError: parameters of another cell, an array that is not of floats, an option of the wrong kind.
-        ValueError: a rank or size that does not fit, an option out of its range.
+        TypeError: if `params` belongs to another cell, an array is not a float array, or an option has the wrong type.
+        ValueError: if a rank or size does not match, or an option is out of range.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxseq
@@ -102,13 +102,7 @@ def gru(
     Reference:
         K. Cho et al., Learning phrase representations using RNN encoder-decoder (2014), section 2.3.
     """
-    return _recurrence.sequence(
-        CELL,
-        params,
-        carry,
-        xs,
-        **time,
-    )
+    return _recurrence.sequence(CELL, params, carry, xs, **time)
 
 
 @op
@@ -119,21 +113,21 @@ def gru_cell(
     *,
     precision: Any = None,
 ) -> tuple[Float[Array, "*batch H"], Float[Array, "*batch H"]]:
-    """One step of `gru`: `partial(gru_cell, params)` is a body for `jax.lax.scan`.
+    """Apply one step of `gru`. `partial(gru_cell, params)` is a body for `jax.lax.scan`.
 
     Args:
         params: `GRUParams(w_x (D, 3H), w_h (H, 3H), b_x, b_h)`, gates in the order r, z, n; each bias `(3H,)` or None.
-        carry: the previous state `(*batch, H)`, or None for zero.
-            The new state has its dtype: one in bfloat16 is rounded at every step. From None it is in float32 at least.
+        carry: the previous state `(*batch, H)`, or None for zeros.
+            The new state has the dtype of `carry` (at least float32 for None). In bfloat16 it is rounded at every step.
         x: one input `(*batch, D)`.
-        precision: of the matrix products, as in `jax.lax.dot_general`.
+        precision: the precision of matrix products, as in `jax.lax.dot_general`.
 
     Returns:
         `(carry, y)`, both the new state `(*batch, H)`.
 
     Raises:
-        TypeError: parameters of another cell, an array that is not of floats, an option of the wrong kind.
-        ValueError: a rank or size that does not fit.
+        TypeError: if `params` belongs to another cell, an array is not a float array, or an option has the wrong type.
+        ValueError: if a rank or size does not match.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxseq
@@ -149,7 +143,7 @@ def gru_cell(
 
 
 def gru_init(key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: Any = jnp.float32) -> GRUParams:
-    """Random weights for `gru`: normal input map of variance 1 / D, orthogonal recurrent blocks, zero biases.
+    """Initialize `gru`: normal `w_x` of variance 1 / D, an orthogonal block of `w_h` for each gate, zero biases.
 
     Args:
         key: a JAX random key.
@@ -157,15 +151,15 @@ def gru_init(key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: Any
         hidden_size: H.
         dtype: floating dtype of the parameters.
 
-    Inputs are taken to have unit variance in each feature. One-hot inputs have far less: embed them, or multiply
-    `w_x` by sqrt(D).
+    The variance of `w_x` assumes inputs of unit variance in each feature. One-hot inputs have far less: embed them or
+    multiply `w_x` by sqrt(D).
 
     Returns:
         `GRUParams(w_x, w_h, b_x, b_h)`.
 
     Raises:
-        TypeError: a size that is no integer, a dtype that is no floating dtype.
-        ValueError: a size below one.
+        TypeError: if a size is not an integer or `dtype` is not a floating dtype.
+        ValueError: if a size is less than 1.
 
     Example:
         >>> import jax, jaxseq

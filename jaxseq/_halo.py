@@ -1,23 +1,23 @@
-"""Space divided over devices: each has a part of an axis, and asks its neighbours for the rows its window reaches into.
+"""A spatial axis sharded over devices: each device receives from its neighbours the rows that the kernel reaches.
 
-Along one axis let D devices hold I rows of x and O = I / s of y in equal parts. The outputs of a part read (the formula
-of `_correlation/`, m = s n + d k - lo)
+Along one axis, let D devices hold I rows of x and O = I / s rows of y, in equal shards. The outputs of a shard depend
+on the inputs (the formula of `_correlation/`, m = s n + d k - lo)
 
-    from row -lo of their own part of x to row s (O / D - 1) + d (K - 1) - lo
+    from row -lo of their own shard of x to row s (O / D - 1) + d (K - 1) - lo
 
-so that lo rows from before the part and d (K - 1) - (s - 1) - lo from behind it are asked for, together a window less
-one stride; a negative number is one of rows that are left out. With these in place, y is a convolution without padding,
-of each device by itself. For the transpose the parts change roles: y has I rows, x has O, and output m reads those n
-with
+so a device needs lo rows from before its shard and d (K - 1) - (s - 1) - lo from behind it, together the extent of the
+dilated kernel minus one stride. A negative number is a number of rows to crop. With these rows in place, y is a
+convolution without padding on each device separately. For the transpose, the shards change roles: y has I rows, x has
+O, and output m depends on the inputs n with
 
     s n = m + lo - d k,    from  n = -floor((d (K - 1) - lo) / s)  to  floor((I / D - 1 + lo) / s).
 
-Before the first part and behind the last one lie zeros, as the padding would have it: `ppermute` gives them to a device
-that nobody sends to. Its transpose sends cotangents of borrowed rows home. All else is the rule of one device, and JAX
-sums the kernel's cotangent over devices, once.
+Before the first shard and behind the last one the rows are zero, as the padding requires: `ppermute` returns zeros on a
+device to which no device sends. Its transpose sends the cotangents of received rows back. The rest is the rule of a
+single device, and JAX sums the kernel's cotangent over devices, once.
 
-Only an explicit mesh says in its types what is divided. Over automatic axes the compiler does the same
-for the convolutions that it has itself; see `docs/devices.md`.
+Only an explicit mesh states in the types what is sharded. Over automatic axes, the compiler does the same for its own
+convolutions; see `docs/devices.md`.
 """
 
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ from jaxseq._geometry import Geometry
 
 
 class Part(NamedTuple):
-    """Of an axis of x: the mesh axes that divide it, and the rows borrowed from before and behind."""
+    """A sharded axis of x: its mesh axes, and the numbers of rows to receive from before and behind each shard."""
 
     axis: int
     names: tuple[str, ...]
@@ -41,12 +41,12 @@ class Part(NamedTuple):
 
 
 def of_conv(geometry: Geometry, window: tuple[int, ...], x: jax.Array) -> tuple[Geometry, list[Part]]:
-    """The geometry within a part, and the parts, of the convolution of x (*batch, *space, C)."""
+    """Return the geometry within a shard, and the sharded axes, of the convolution of x (*batch, *space, C)."""
     parts, padding = [], list(geometry.padding)
     for i, axis, names, devices, I, s, K, d, (lo, hi) in _sharded_space_axes(geometry, window, x):
         O = (I + lo + hi - d * (K - 1) - 1) // s + 1
         if s * O != I or O % devices:
-            _refuse(f"{I} inputs and {O} outputs at stride {s} over {devices}", names, x)
+            _raise_uneven(f"{I} inputs and {O} outputs at stride {s} over {devices}", names, x)
         parts.append(Part(axis, names, lo, d * (K - 1) - (s - 1) - lo))
         padding[i] = 0, 0
     return geometry._replace(padding=tuple(padding)), parts
@@ -55,14 +55,14 @@ def of_conv(geometry: Geometry, window: tuple[int, ...], x: jax.Array) -> tuple[
 def of_transpose(
     geometry: Geometry, window: tuple[int, ...], space: tuple[int, ...], x: jax.Array
 ) -> tuple[Geometry, tuple[int, ...], list[Part]]:
-    """The geometry within a part, the space of its outputs, and the parts, of the transpose at x
+    """Return the geometry within a shard, the spatial shape of its outputs, and the sharded axes, of the transpose at x
     (*batch, *outputs, C).
     """
     parts, padding, here = [], list(geometry.padding), list(space)
     for i, axis, names, devices, O, s, K, d, (lo, _) in _sharded_space_axes(geometry, window, x):
         I, rows = space[i] // devices, O // devices
         if s * O != space[i]:
-            _refuse(f"{O} inputs and {space[i]} outputs at stride {s} over {devices}", names, x)
+            _raise_uneven(f"{O} inputs and {space[i]} outputs at stride {s} over {devices}", names, x)
         before, behind = (d * (K - 1) - lo) // s, (I - 1 + lo) // s - rows + 1
         parts.append(Part(axis, names, before, behind))
         crop = s * before + lo
@@ -72,7 +72,10 @@ def of_transpose(
 
 
 def extend_with_halo(parts: list[Part], x: jax.Array) -> jax.Array:
-    """x with the rows that its parts borrow; of several axes one after the other, so that corners come along."""
+    """Return `x` with the rows received from other shards.
+
+    Axes are extended one after another, so that corners are included.
+    """
     for part in parts:
         axis, size = part.axis, x.shape[part.axis]
         own = lax.slice_in_dim(x, max(0, -part.before), size - max(0, -part.behind), axis=axis)
@@ -82,20 +85,23 @@ def extend_with_halo(parts: list[Part], x: jax.Array) -> jax.Array:
     return x
 
 
-def _receive_rows(x: jax.Array, part: Part, rows: int, towards: int) -> list[jax.Array]:
-    """The nearest rows of the parts before (towards = 1) or behind (-1), the nearest part first, which may not do."""
+def _receive_rows(x: jax.Array, part: Part, rows: int, offset: int) -> list[jax.Array]:
+    """Return the nearest rows of the shards before (`offset` 1) or behind (-1), in pieces, nearest shard first.
+
+    There are several pieces if the kernel reaches beyond the nearest shard.
+    """
     size, found = x.shape[part.axis], []
     for hop in range(1, -(-max(0, rows) // max(1, size)) + 1):
         count = min(size, rows - (hop - 1) * size)
-        first = size - count if towards == 1 else 0
+        first = size - count if offset == 1 else 0
         piece = lax.slice_in_dim(x, first, first + count, axis=part.axis)
-        found.append(_sharding.shift_between_shards(piece, part.names, towards * hop))
+        found.append(_sharding.shift_between_shards(piece, part.names, offset * hop))
     return found
 
 
 def _sharded_space_axes(geometry: Geometry, window: tuple[int, ...], x: jax.Array) -> Iterator[Any]:
-    """(i, axis of x, names, devices, rows of x, s, K, d, (lo, hi)) of each axis i of space that lies over an explicit
-    mesh.
+    """Yield (i, axis of x, names, devices, rows of x, s, K, d, (lo, hi)) for each spatial axis i that is sharded over
+    an explicit mesh.
     """
     options = geometry.stride, window, geometry.dilation, geometry.padding
     for i, of_axis in enumerate(zip(*options, strict=True)):
@@ -105,7 +111,7 @@ def _sharded_space_axes(geometry: Geometry, window: tuple[int, ...], x: jax.Arra
             yield i, axis, names, _sharding.shard_count(x, axis), x.shape[axis], *of_axis
 
 
-def _refuse(got: str, names: tuple[str, ...], x: jax.Array) -> None:
-    of = 'outputs that can be divided alike, stride times fewer than inputs (padding "SAME" or "CAUSAL")'
-    expected = f"along an axis of space that is divided over {names}, {of}"
+def _raise_uneven(got: str, names: tuple[str, ...], x: jax.Array) -> None:
+    outputs = 'outputs that shard like the inputs, stride times fewer (padding "SAME" or "CAUSAL")'
+    expected = f"along a spatial axis sharded over {names}, {outputs}"
     _checks.bad_value("x", expected, got, x=x)

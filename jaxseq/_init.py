@@ -1,7 +1,7 @@
-"""First weights.
+"""Initializers.
 
-The input map is normal with variance 1 / D; the recurrent map is, for each gate, a random orthogonal matrix, which
-keeps the norm of what it carries through time; biases are zero unless a cell's file says otherwise.
+The input map is normal with variance 1 / D. The recurrent map is a random orthogonal matrix for each gate, which
+preserves the norm of the state. Biases are zero unless the module of a cell states otherwise.
 
 Source: A. M. Saxe, J. L. McClelland and S. Ganguli, Exact solutions to the nonlinear dynamics of learning in deep
 linear neural networks (2014), section 3.
@@ -17,12 +17,12 @@ from jaxseq import _checks, _geometry, _precision
 
 
 def normal(key: Any, shape: tuple[int, ...], dtype: Any = float) -> jax.Array:
-    """The numbers of `jax.random.normal`, drawn in one row: XLA takes seconds to compile a draw of four axes."""
+    """Return `jax.random.normal`, drawn as one vector: XLA takes seconds to compile a draw with four axes."""
     return jax.random.normal(key, (prod(shape),), dtype).reshape(shape)
 
 
 def sizes(input_size: Any, hidden_size: Any, dtype: Any) -> tuple[int, int, Any]:
-    """(D, H, dtype), checked."""
+    """Return (D, H, dtype), checked."""
     return (
         _checks.integer("input_size", input_size, at_least=1),
         _checks.integer("hidden_size", hidden_size, at_least=1),
@@ -31,19 +31,22 @@ def sizes(input_size: Any, hidden_size: Any, dtype: Any) -> tuple[int, int, Any]
 
 
 def matrix(key: Any, rows: int, columns: int, dtype: Any) -> jax.Array:
-    """(rows, columns), normal with variance 1 / rows; drawn in float32 at least."""
+    """Return a normal matrix (rows, columns) of variance 1 / rows, drawn in float32 at least."""
     return (jax.random.normal(key, (rows, columns), _precision.accumulator(dtype)) * rows**-0.5).astype(dtype)
 
 
 def orthogonal(key: Any, size: int, gates: int, dtype: Any) -> jax.Array:
-    """(H, gates H), a random orthogonal matrix for each gate; made in float32 at least: there is no QR in bfloat16."""
+    """Return (H, gates H), a random orthogonal matrix for each gate.
+
+    It is drawn in float32 at least, because there is no QR decomposition in bfloat16.
+    """
     draw = jax.nn.initializers.orthogonal()
     blocks = [draw(k, (size, size), _precision.accumulator(dtype)) for k in jax.random.split(key, gates)]
     return jnp.concatenate(blocks, -1).astype(dtype)
 
 
 def maps(key: Any, input_size: Any, hidden_size: Any, gates: int, dtype: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """w_x (D, gates H), w_h (H, gates H) and a zero bias (gates H,)."""
+    """Return w_x (D, gates H), w_h (H, gates H) and a zero bias (gates H,)."""
     rows, hidden, dtype = sizes(input_size, hidden_size, dtype)
     key_x, key_h = jax.random.split(key)
     w_x, w_h = matrix(key_x, rows, gates * hidden, dtype), orthogonal(key_h, hidden, gates, dtype)
@@ -53,7 +56,7 @@ def maps(key: Any, input_size: Any, hidden_size: Any, gates: int, dtype: Any) ->
 def kernels(
     key: Any, window: Any, c_in: Any, c_out: Any, gates: int, dtype: Any
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """w_x (*window, C, gates F), w_h (*window, F, gates F), normal with variance 1 / fan_in, and a zero bias."""
+    """Return normal w_x (*window, C, gates F), w_h (*window, F, gates F) of variance 1 / fan_in, and a zero bias."""
     taps, in_channels, out_channels = window_sizes(window, c_in, c_out)
     dtype = _checks.dtype("dtype", dtype)
     w_x, w_h = (
@@ -64,7 +67,7 @@ def kernels(
 
 
 def window_sizes(window: Any, c_in: Any, c_out: Any) -> tuple[tuple[int, ...], int, int]:
-    """(taps along each axis, C_in, C_out), checked."""
+    """Return (kernel size of each axis, C_in, C_out), checked."""
     axes = len(window) if isinstance(window, tuple | list) else 1
     if not 1 <= axes <= 3:
         _checks.bad_value("window", "1 to 3 spatial axes", f"{axes}")
@@ -73,5 +76,5 @@ def window_sizes(window: Any, c_in: Any, c_out: Any) -> tuple[tuple[int, ...], i
 
 
 def kernel(key: Any, taps: tuple[int, ...], in_channels: int, out_channels: int, dtype: Any) -> jax.Array:
-    """(*taps, near, far), normal with variance 1 / fan_in."""
+    """Return a normal kernel (*taps, in_channels, out_channels) of variance 1 / fan_in."""
     return normal(key, (*taps, in_channels, out_channels), dtype) * (prod(taps) * in_channels) ** -0.5

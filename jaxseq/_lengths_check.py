@@ -1,20 +1,20 @@
-"""A check of traced lengths that only `jax.experimental.checkify` sees.
+"""A check of traced lengths that only `jax.experimental.checkify` performs.
 
-`checkify.debug_check` gives every program an effect, with which `jax.export` cannot serialize it. This primitive is the
-identity, has no effect, and compiled programs do not contain it; checkify has a rule for it.
+`checkify.debug_check` adds an effect to every program, and `jax.export` cannot serialize a program with an effect. This
+primitive is an identity without effects, compiled programs do not contain it, and checkify has a rule for it.
 """
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax._src import checkify  # the table of rules has no public name
+from jax._src import checkify  # the rule table has no public name
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
 
 def checked_lengths(n: jax.Array, *, steps: Any, message: str) -> jax.Array:
-    """Return `n`; under checkify report `message` unless 0 <= n <= steps, a size."""
+    """Return `n`. Under checkify, report `message` unless 0 <= n <= steps."""
     return _checked_p.bind(n, steps=steps, message=message)
 
 
@@ -29,7 +29,7 @@ def _batch(operands: Any, dims: Any, **params: Any) -> tuple[jax.Array, Any]:
 
 
 def _checkify(*args: Any, steps: Any, message: str) -> tuple[Any, jax.Array]:
-    """Called with (error, enabled, n), or since jax 0.12 with a context before these."""
+    """Check the lengths. Checkify calls this with (error, enabled, n), since jax 0.12 with a context before these."""
     *context, error, enabled, n = args
     if checkify.FailedCheckError in enabled:
         wrong = jnp.any((n < 0) | (n > jnp.asarray(steps, n.dtype)))

@@ -4,16 +4,16 @@
     c' = f c + i g
     h' = o tanh(c')
 
-Pullback, with σ' = σ (1 - σ), tanh' = 1 - tanh², and (i, f, g, o) kept; c' is made again from c:
+Pullback, with σ' = σ (1 - σ), tanh' = 1 - tanh² and the residuals (i, f, g, o); c' is recomputed from c:
 
-    ō = h̄' tanh(c')            c̄ := c̄' + h̄' o (1 - tanh²(c'))      all that reaches c'
+    ō = h̄' tanh(c')            c̄ := c̄' + h̄' o (1 - tanh²(c'))      the total cotangent of c'
     δi = c̄ g i (1 - i)
     δf = c̄ c f (1 - f)
     δg = c̄ i (1 - g²)
     δo = ō o (1 - o)
-    c̄_prev = c̄ f               h̄_prev = 0: h goes on through the recurrent map alone
+    c̄_prev = c̄ f               h̄_prev = 0: h reaches the next step only through the recurrent map
 
-Source: S. Hochreiter and J. Schmidhuber, Long short-term memory (1997); the forget gate from F. A. Gers,
+Source: S. Hochreiter and J. Schmidhuber, Long short-term memory (1997); for the forget gate, F. A. Gers,
 J. Schmidhuber and F. Cummins, Learning to forget (2000).
 """
 
@@ -38,7 +38,7 @@ class LSTMParams(NamedTuple):
 
 
 class LSTMState(NamedTuple):
-    """What an LSTM carries: the output h and the memory c."""
+    """State of an LSTM: the output h and the memory c."""
 
     h: Float[Array, "*batch H"]
     c: Float[Array, "*batch H"]
@@ -81,7 +81,7 @@ def lstm(
     xs: Float[AnyArray, "*time_and_batch D"],
     **time: Unpack[TimeOptions],
 ) -> tuple[LSTMState, Float[Array, "*time_and_batch H"]]:
-    r"""Long short-term memory over a sequence, with a hand-derived gradient.
+    r"""Apply a long short-term memory (LSTM) to a sequence, with a hand-derived gradient.
 
     $$\begin{aligned}
     (i_t, f_t, g_t, o_t) &= (\sigma, \sigma, \tanh, \sigma)(x_t W_x + h_{t-1} W_h + b) \\
@@ -89,21 +89,21 @@ def lstm(
     h_t &= o_t \odot \tanh(c_t), \qquad y_t = h_t
     \end{aligned}$$
 
-    There is no hidden forget bias: what is in `b` is what acts (`lstm_init` puts ones there).
+    The cell adds no constant to the forget gate. `lstm_init` sets the forget bias in `b` to one.
 
     Args:
         params: `LSTMParams(w_x (D, 4H), w_h (H, 4H), b (4H,) or None)`, gates in the order i, f, g, o.
-        carry: the first state `LSTMState(h, c)`, each `(*batch, H)`, or None, which starts at zero.
-        xs: the sequence `(T, *batch, D)`: time first, then any number of batch axes, also none.
+        carry: the initial state `LSTMState(h, c)`, each `(*batch, H)`, or None for zeros.
+        xs: the sequence `(T, *batch, D)`: time, then any number of batch axes, then features.
         **time: time options, `jaxseq.TimeOptions`.
 
     Returns:
-        `(carry, ys)`: the last state in the dtypes of `carry` (None: float32 at least), and h of every step
+        `(carry, ys)`: the final state in the dtypes of `carry` (at least float32 for None), and h of all steps
         `(T, *batch, H)` in the dtype of `xs`.
 
     Raises:
-        TypeError: parameters of another cell, an array that is not of floats, an option of the wrong kind.
-        ValueError: a rank or size that does not fit, an option out of its range.
+        TypeError: if `params` belongs to another cell, an array is not a float array, or an option has the wrong type.
+        ValueError: if a rank or size does not match, or an option is out of range.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxseq
@@ -116,34 +116,28 @@ def lstm(
         S. Hochreiter and J. Schmidhuber, Long short-term memory (1997); F. A. Gers, J. Schmidhuber and F. Cummins,
         Learning to forget (2000).
     """
-    return _recurrence.sequence(
-        CELL,
-        params,
-        carry,
-        xs,
-        **time,
-    )
+    return _recurrence.sequence(CELL, params, carry, xs, **time)
 
 
 @op
 def lstm_cell(
     params: LSTMParams, carry: LSTMState | None, x: Float[AnyArray, "*batch D"], *, precision: Any = None
 ) -> tuple[LSTMState, Float[Array, "*batch H"]]:
-    """One step of `lstm`: `partial(lstm_cell, params)` is a body for `jax.lax.scan`.
+    """Apply one step of `lstm`. `partial(lstm_cell, params)` is a body for `jax.lax.scan`.
 
     Args:
         params: `LSTMParams(w_x (D, 4H), w_h (H, 4H), b (4H,) or None)`, gates in the order i, f, g, o.
-        carry: the previous state `LSTMState(h, c)`, each `(*batch, H)`, or None for zero.
-            The new state has its dtype: one in bfloat16 is rounded at every step. From None it is in float32 at least.
+        carry: the previous state `LSTMState(h, c)`, each `(*batch, H)`, or None for zeros.
+            The new state has the dtype of `carry` (at least float32 for None). In bfloat16 it is rounded at every step.
         x: one input `(*batch, D)`.
-        precision: of the matrix products, as in `jax.lax.dot_general`.
+        precision: the precision of matrix products, as in `jax.lax.dot_general`.
 
     Returns:
         `(carry, y)`: the new state, and its h.
 
     Raises:
-        TypeError: parameters of another cell, an array that is not of floats, an option of the wrong kind.
-        ValueError: a rank or size that does not fit.
+        TypeError: if `params` belongs to another cell, an array is not a float array, or an option has the wrong type.
+        ValueError: if a rank or size does not match.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxseq
@@ -160,8 +154,8 @@ def lstm_cell(
 
 
 def lstm_init(key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: Any = jnp.float32) -> LSTMParams:
-    """Random weights for `lstm`: normal input map of variance 1 / D, orthogonal recurrent blocks, and a bias that is
-    one on the forget gate, so that memory lasts at first, and zero elsewhere.
+    """Initialize `lstm`: normal `w_x` of variance 1 / D, an orthogonal block of `w_h` for each gate, and a bias that is
+    one for the forget gate, so that the memory decays slowly at first, and zero elsewhere.
 
     Args:
         key: a JAX random key.
@@ -169,15 +163,15 @@ def lstm_init(key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: An
         hidden_size: H.
         dtype: floating dtype of the parameters.
 
-    Inputs are taken to have unit variance in each feature. One-hot inputs have far less: embed them, or multiply
-    `w_x` by sqrt(D).
+    The variance of `w_x` assumes inputs of unit variance in each feature. One-hot inputs have far less: embed them or
+    multiply `w_x` by sqrt(D).
 
     Returns:
         `LSTMParams(w_x, w_h, b)`.
 
     Raises:
-        TypeError: a size that is no integer, a dtype that is no floating dtype.
-        ValueError: a size below one.
+        TypeError: if a size is not an integer or `dtype` is not a floating dtype.
+        ValueError: if a size is less than 1.
 
     Example:
         >>> import jax, jaxseq
@@ -186,7 +180,7 @@ def lstm_init(key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: An
 
     Reference:
         A. M. Saxe, J. L. McClelland and S. Ganguli, Exact solutions to the nonlinear dynamics of learning in deep
-        linear neural networks (2014), section 3; the forget bias from R. Jozefowicz, W. Zaremba and I. Sutskever, An
+        linear neural networks (2014), section 3; for the forget bias, R. Jozefowicz, W. Zaremba and I. Sutskever, An
         empirical exploration of recurrent network architectures (2015), section 3.
     """
     w_x, w_h, b = _init.maps(key, input_size, hidden_size, 4, dtype)

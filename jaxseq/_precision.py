@@ -1,8 +1,8 @@
-"""The dtype policy, said once.
+"""The dtype policy.
 
-Products accumulate in float32 at least, pointwise mathematics runs in the accumulator's dtype, states are
-held in float32 at least between steps, results leave in the dtype of the input, and every cotangent leaves
-in the dtype of its primal. For float32 and float64 all the casts below are no-ops.
+Products accumulate in float32 at least. Elementwise operations use the accumulator's dtype. States are stored in
+float32 at least between steps. Results are returned in the dtype of the input, and every cotangent in the dtype of its
+primal. For float32 and float64 all casts below are no-ops.
 """
 
 from typing import Any
@@ -13,32 +13,32 @@ import numpy as np
 
 
 def promote(*arrays: jax.Array) -> np.dtype:
-    """The common dtype in which arrays of different dtypes meet, under strict promotion too."""
+    """Return the common dtype of arrays by standard promotion, also under `jax_numpy_dtype_promotion="strict"`."""
     with jax.numpy_dtype_promotion("standard"):
         return jnp.result_type(*(array.dtype for array in arrays))
 
 
 def accumulator(dtype: np.dtype) -> np.dtype:
-    """The dtype in which products of `dtype` accumulate: float32 for bfloat16 and float16."""
+    """Return the dtype in which products of `dtype` accumulate: float32 for bfloat16 and float16."""
     return common(dtype, np.dtype(np.float32))
 
 
 def common(dtype: np.dtype, other: np.dtype) -> np.dtype:
-    """The dtype in which two dtypes meet, under strict promotion too."""
+    """Return the common dtype of two dtypes by standard promotion, also under strict promotion."""
     with jax.numpy_dtype_promotion("standard"):
         return jnp.promote_types(dtype, other)
 
 
 def wider(dtype: np.dtype, other: np.dtype) -> bool:
-    """Whether `dtype` holds more than `other`."""
+    """Return True if `dtype` is wider than `other`: different, and the common dtype of both."""
     return dtype != other and common(dtype, other) == dtype
 
 
 def cast(tree: Any, dtype: np.dtype) -> Any:
-    """Every leaf in `dtype`."""
+    """Cast every leaf to `dtype`."""
     return jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
 
 
 def cast_like(tree: Any, primal: Any) -> Any:
-    """Every leaf in the dtype of the corresponding leaf of `primal`."""
+    """Cast every leaf to the dtype of the corresponding leaf of `primal`."""
     return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), tree, primal)

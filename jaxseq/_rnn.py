@@ -3,10 +3,10 @@
     a  = u + r                  pre-activation
     h' = tanh(a)  or  relu(a)
 
-Pullback, with tanh' = 1 - tanh² and relu'(a) = [a > 0] = [h' > 0], so that h' is all that is kept:
+Pullback. Since tanh' = 1 - tanh² and relu'(a) = [a > 0] = [h' > 0], the only residual is h':
 
     δ = h̄' (1 - h'²)   or   h̄' [h' > 0]
-    s̄_prev = 0: h reaches the next step through the recurrent map alone, which the engine knows.
+    s̄_prev = 0: h reaches the next step only through the recurrent map, whose pullback the engine computes.
 
 Source: J. L. Elman, Finding structure in time (1990).
 """
@@ -32,7 +32,7 @@ class RNNParams(NamedTuple):
 
 
 def _relu(a: jax.Array) -> jax.Array:
-    # Not jnp.maximum, whose derivative at 0 is 1/2; and a NaN stays one.
+    # Not jnp.maximum: its derivative at 0 is 1/2. The comparison a <= 0 propagates NaN.
     return jnp.where(a <= 0, 0, a)
 
 
@@ -66,24 +66,24 @@ def rnn(
     activation: str = "tanh",
     **time: Unpack[TimeOptions],
 ) -> tuple[Float[Array, "*batch H"], Float[Array, "*time_and_batch H"]]:
-    r"""Elman recurrence over a sequence, with a hand-derived gradient.
+    r"""Apply an Elman network to a sequence, with a hand-derived gradient.
 
     $$h_t = \mathrm{act}(x_t W_x + h_{t-1} W_h + b), \qquad y_t = h_t$$
 
     Args:
         params: `RNNParams(w_x (D, H), w_h (H, H), b (H,) or None)`.
-        carry: the first state `(*batch, H)`, or None, which starts at zero.
-        xs: the sequence `(T, *batch, D)`: time first, then any number of batch axes, also none.
-        activation: `"tanh"` or `"relu"`, whose derivative at 0 is 0, as in `jax.nn.relu`.
+        carry: the initial state `(*batch, H)`, or None for zeros.
+        xs: the sequence `(T, *batch, D)`: time, then any number of batch axes, then features.
+        activation: `"tanh"` or `"relu"`. The derivative of relu at 0 is 0, as in `jax.nn.relu`.
         **time: time options, `jaxseq.TimeOptions`.
 
     Returns:
-        `(carry, ys)`: the last state `(*batch, H)` in the dtype of `carry` (None: float32 at least), and every state
-        `(T, *batch, H)` in the dtype of `xs`.
+        `(carry, ys)`: the final state `(*batch, H)` in the dtype of `carry` (at least float32 for None), and the states
+        of all steps `(T, *batch, H)` in the dtype of `xs`.
 
     Raises:
-        TypeError: parameters of another cell, an array that is not of floats, an option of the wrong kind.
-        ValueError: a rank or size that does not fit, an option out of its range.
+        TypeError: if `params` belongs to another cell, an array is not a float array, or an option has the wrong type.
+        ValueError: if a rank or size does not match, or an option is out of range.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxseq
@@ -95,13 +95,7 @@ def rnn(
     Reference:
         J. L. Elman, Finding structure in time (1990).
     """
-    return _recurrence.sequence(
-        _named(activation),
-        params,
-        carry,
-        xs,
-        **time,
-    )
+    return _recurrence.sequence(_named(activation), params, carry, xs, **time)
 
 
 @op
@@ -113,22 +107,22 @@ def rnn_cell(
     activation: str = "tanh",
     precision: Any = None,
 ) -> tuple[Float[Array, "*batch H"], Float[Array, "*batch H"]]:
-    """One step of `rnn`: `partial(rnn_cell, params)` is a body for `jax.lax.scan`.
+    """Apply one step of `rnn`. `partial(rnn_cell, params)` is a body for `jax.lax.scan`.
 
     Args:
         params: `RNNParams(w_x (D, H), w_h (H, H), b (H,) or None)`.
-        carry: the previous state `(*batch, H)`, or None for zero.
-            The new state has its dtype: one in bfloat16 is rounded at every step. From None it is in float32 at least.
+        carry: the previous state `(*batch, H)`, or None for zeros.
+            The new state has the dtype of `carry` (at least float32 for None). In bfloat16 it is rounded at every step.
         x: one input `(*batch, D)`.
         activation: `"tanh"` or `"relu"`.
-        precision: of the matrix products, as in `jax.lax.dot_general`.
+        precision: the precision of matrix products, as in `jax.lax.dot_general`.
 
     Returns:
         `(carry, y)`, both the new state `(*batch, H)`.
 
     Raises:
-        TypeError: parameters of another cell, an array that is not of floats, an option of the wrong kind.
-        ValueError: a rank or size that does not fit.
+        TypeError: if `params` belongs to another cell, an array is not a float array, or an option has the wrong type.
+        ValueError: if a rank or size does not match.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxseq
@@ -144,7 +138,7 @@ def rnn_cell(
 
 
 def rnn_init(key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: Any = jnp.float32) -> RNNParams:
-    """Random weights for `rnn`: normal input map of variance 1 / D, orthogonal recurrent map, zero bias.
+    """Initialize `rnn`: normal `w_x` of variance 1 / D, orthogonal `w_h`, zero bias.
 
     Args:
         key: a JAX random key.
@@ -152,15 +146,15 @@ def rnn_init(key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: Any
         hidden_size: H.
         dtype: floating dtype of the parameters.
 
-    Inputs are taken to have unit variance in each feature. One-hot inputs have far less: embed them, or multiply
-    `w_x` by sqrt(D).
+    The variance of `w_x` assumes inputs of unit variance in each feature. One-hot inputs have far less: embed them or
+    multiply `w_x` by sqrt(D).
 
     Returns:
         `RNNParams(w_x, w_h, b)`.
 
     Raises:
-        TypeError: a size that is no integer, a dtype that is no floating dtype.
-        ValueError: a size below one.
+        TypeError: if a size is not an integer or `dtype` is not a floating dtype.
+        ValueError: if a size is less than 1.
 
     Example:
         >>> import jax, jaxseq

@@ -1,10 +1,10 @@
-"""Depthwise and separable convolution: by name what `conv` does with one group for each channel.
+"""Depthwise and separable convolution: `conv` with one group per channel.
 
     depthwise    u[b, n, (c, r)] = sum_k  x[b, s n + d k - lo, c]  w[k, (c, r)]
     separable    y[b, n, o] = sum_{c, r}  u[b, n, (c, r)]  v[(c, r), o]  +  β[o]
 
-r counts the outputs of a channel. Both are made of `conv`, whose rules pull them back: shifted products for u, a
-matrix product for y.
+r numbers the outputs of a channel. Both are compositions of `conv`, whose rules compute the gradients: shifted products
+for u, a matrix product for y.
 """
 
 from collections.abc import Sequence
@@ -32,11 +32,11 @@ def depthwise_conv(
     precision: Any = None,
     method: str = "auto",
 ) -> Inexact[Array, "*batch_and_outputs c_out"]:
-    r"""Convolution of each channel with windows of its own: `conv` with `groups=c_in`.
+    r"""Convolution of each channel with its own kernels: `conv` with `groups=c_in`.
 
     $$y[b, n, (c, r)] = \sum_k x[b,\; s n + d k - lo,\; c]\; w[k, (c, r)] + \beta[(c, r)]$$
 
-    with $r$ below c_out / c_in, the *multiplier*: output channel $(c, r)$ is number c * multiplier + r.
+    with $0 \le r <$ c_out / c_in, the *multiplier*. Output channel $(c, r)$ has index c * multiplier + r.
 
     Args:
         x: input `(*batch, *space, c_in)`.
@@ -53,7 +53,8 @@ def depthwise_conv(
         `(*batch, *outputs, c_out)` in the dtype of `x`.
 
     Raises:
-        TypeError, ValueError: as in `conv`; a kernel that is not one of (*window, 1, a multiple of c_in).
+        TypeError: as in `conv`.
+        ValueError: as in `conv`, or if the shape of `kernel` is not (*window, 1, a multiple of c_in).
 
     Example:
         >>> import jax.numpy as jnp, jaxseq
@@ -85,31 +86,32 @@ def separable_conv(
     precision: Any = None,
     method: str = "auto",
 ) -> Inexact[Array, "*batch_and_outputs c_out"]:
-    r"""A depthwise convolution, then a dense map of the channels at each position.
+    r"""Depthwise convolution, followed by a dense map of the channels at each position.
 
     $$y[b, n, o] = \sum_{c, r} \Big( \sum_k x[b,\; s n + d k - lo,\; c]\; w[k, (c, r)] \Big)\; v[(c, r), o] + \beta[o]$$
 
-    It is the convolution whose kernel is $\sum_r w[k, (c, r)]\, v[(c, r), o]$, with K c_middle + c_middle c_out weights
-    and products for each output position in place of K c_in c_out.
+    This is the convolution with the kernel $\sum_r w[k, (c, r)]\, v[(c, r), o]$. It has K c_middle + c_middle c_out
+    weights, and as many products per output position, instead of K c_in c_out.
 
     Args:
         x: input `(*batch, *space, c_in)`.
         depthwise: w, `(*window, 1, c_middle)`, c_middle a multiple of c_in.
-        pointwise: v, `(*ones, c_middle, c_out)` with a window of one tap along each axis.
+        pointwise: v, `(*ones, c_middle, c_out)` with size one along each spatial axis.
         bias: `(c_out,)`, or None.
-        stride: as in `conv`, of the depthwise part, as is what follows.
-        padding: as in `conv`.
-        dilation: as in `conv`.
-        flip: as in `conv`.
-        precision: as in `conv`, of both parts.
-        method: as in `conv`, of both parts.
+        stride: of the depthwise part, as in `conv`.
+        padding: of the depthwise part, as in `conv`.
+        dilation: of the depthwise part, as in `conv`.
+        flip: for the depthwise part, as in `conv`.
+        precision: of both parts, as in `conv`.
+        method: of both parts, as in `conv`.
 
     Returns:
         `(*batch, *outputs, c_out)` in the dtype of `x`.
 
     Raises:
-        TypeError, ValueError: as in `depthwise_conv`; a window of `pointwise` that has more than one tap, or channels
-            that are not those of `depthwise`.
+        TypeError: as in `depthwise_conv`.
+        ValueError: as in `depthwise_conv`, or if `pointwise` has more than one tap or its input channels do not match
+            `depthwise`.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxseq
@@ -124,7 +126,7 @@ def separable_conv(
     x, depthwise = _by_channel(x, depthwise, "depthwise")
     pointwise = _checks.array("pointwise", pointwise, complex_ok=True)
     if pointwise.ndim < 3 or any(K != 1 for K in pointwise.shape[:-2]):
-        expected = "a window of one tap along each axis, (*ones, c_middle, c_out)"
+        expected = "size one along each spatial axis, (*ones, c_middle, c_out)"
         _checks.bad_value("pointwise", expected, str(pointwise.shape))
     if pointwise.shape[-2] != depthwise.shape[-1]:
         expected = f"c_middle = {depthwise.shape[-1]} input channels"
@@ -135,7 +137,7 @@ def separable_conv(
 
 
 def _by_channel(x: Any, kernel: Any, name: str) -> tuple[jax.Array, jax.Array]:
-    """x and a kernel that has windows of its own for each of its channels."""
+    """Return `x` and a depthwise kernel as checked arrays."""
     x, kernel = _checks.array("x", x, complex_ok=True), _checks.array(name, kernel, complex_ok=True)
     if not x.ndim or not x.shape[-1]:
         _checks.bad_value("x", "at least one channel, on its last axis", str(x.shape))

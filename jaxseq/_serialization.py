@@ -1,5 +1,6 @@
-"""Registers the public NamedTuples, so that what `jax.export` makes of a function that takes or returns them can be
-serialized. The serialized names are part of the format: a name never changes what it stands for.
+"""Registration of the public NamedTuples with `jax.export`, which serializes functions that take or return them.
+
+The serialized names are part of the format: a name always refers to the same class.
 """
 
 from contextlib import suppress
@@ -34,5 +35,5 @@ REGISTERED: dict[str, type] = {
 }
 
 for name, kind in REGISTERED.items():
-    with suppress(ValueError):  # registered before this module was reloaded
+    with suppress(ValueError):  # already registered: this module was reloaded
         export.register_namedtuple_serialization(kind, serialized_name=name)

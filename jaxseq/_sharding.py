@@ -6,10 +6,10 @@ rule vary alike, so that JAX itself sums the cotangents of the inputs that did n
 On an explicit mesh, JAX requires the sharding of the result of every operation. The rules of this library do not know
 about devices. The code around them treats each mesh axis by what it shards:
 
-    features        `shard_by_features` gives each device some output channels of a convolution, and the inputs that they
-                    need. For a recurrence, `with_auto_axes` makes these mesh axes automatic inside the rule, and states
-                    the sharding of its results only: weights and states are sharded differently (four gates over two
-                    devices), and inside the loop over time the compiler chooses better what to move.
+    features        `shard_by_features` gives each device some output channels of a convolution, and the inputs that
+                    they need. For a recurrence, `with_auto_axes` makes these mesh axes automatic inside the rule, and
+                    states the sharding of its results only: weights and states are sharded differently (four gates over
+                    two devices), and inside the loop over time the compiler chooses better what to move.
     batch           `map_shards` runs the rule on each device with its own part of the batch. Devices communicate once,
                     to sum the cotangents of the weights.
     space and time  like the batch, after neighbours have exchanged the rows that a kernel reaches (`_halo.py`) or the
@@ -30,8 +30,10 @@ Tree = TypeVar("Tree")
 
 
 def align_varying(tree: Tree) -> Tree:
-    """The same arrays, all on the explicit mesh where any of them is on one, and all varying over the union of the mesh
-    axes that any of them varies over.
+    """Return the same arrays, made consistent for a custom rule.
+
+    If one of them is on an explicit mesh, all are placed on it. All vary over the union of the mesh axes over which any
+    of them varies.
     """
     leaves = jax.tree.leaves(tree)
     union = frozenset().union(*(_varying(leaf) for leaf in leaves))
@@ -51,13 +53,13 @@ def _varying(x: jax.Array) -> frozenset[str]:
 
 
 def explicit_sharding(x: jax.Array) -> NamedSharding | None:
-    """The sharding of x where a mesh is explicit; None leaves it to the compiler."""
+    """Return the explicit sharding of `x`, or None if its mesh axes are Auto."""
     sharding: Any = jax.typeof(x).sharding
     return sharding if AxisType.Explicit in sharding.mesh.axis_types else None
 
 
 def sharded_axes(x: jax.Array, axes: slice | int = slice(None)) -> frozenset[str]:
-    """The explicit mesh axes over which those axes of x are divided."""
+    """Return the explicit mesh axes over which these axes of `x` are sharded."""
     sharding = explicit_sharding(x)
     if sharding is None:
         return frozenset()
@@ -66,19 +68,20 @@ def sharded_axes(x: jax.Array, axes: slice | int = slice(None)) -> frozenset[str
 
 
 def _as_names(part: Any) -> tuple[str, ...]:
-    """The mesh axes of one entry of a PartitionSpec."""
+    """Return the mesh axes of one entry of a PartitionSpec."""
     return part if isinstance(part, tuple) else (part,)
 
 
 def with_auto_axes(rule: Callable[..., Any], names: Iterable[str], results: Any) -> Callable[..., Any]:
-    """`rule`, to which the mesh axes of those names are automatic; its results are laid out as `results` says."""
+    """Return `rule` with the mesh axes `names` automatic inside it; `results` is the sharding of its results."""
     names = tuple(sorted(names))
     return jax.sharding.auto_axes(rule, axes=names, out_sharding=results) if names else rule
 
 
 def map_shards(run: Callable[..., Any], args: tuple[Any, ...], like: Any) -> Any:
-    """`run(*args)`, each device of an explicit mesh for itself, with its parts of those arguments that are divided and
-    all of the others; the results are divided as `like` says, by arrays or shardings.
+    """Return `run(*args)`, run on each device of an explicit mesh with its own shards of the arguments.
+
+    Arguments that are not sharded are passed whole. The results are sharded like `like`, a tree of arrays or shardings.
     """
     names = frozenset().union(*map(sharded_axes, jax.tree.leaves(args)))
     if not names:
@@ -90,22 +93,23 @@ def map_shards(run: Callable[..., Any], args: tuple[Any, ...], like: Any) -> Any
 
 
 def mesh_axes_of(x: jax.Array, axis: int) -> tuple[str, ...]:
-    """The explicit mesh axes that divide one axis of x, in their order."""
+    """Return the explicit mesh axes that shard one axis of `x`, in order."""
     sharding = explicit_sharding(x)
     part = None if sharding is None else sharding.spec[axis]
     return () if part is None else _as_names(part)
 
 
 def shard_count(x: jax.Array, axis: int) -> int:
-    """Over how many devices an explicit mesh divides one axis of x."""
+    """Return the number of devices over which an explicit mesh shards one axis of `x`."""
     return prod(jax.typeof(x).sharding.mesh.shape[name] for name in mesh_axes_of(x, axis))
 
 
 def shift_between_shards(x: jax.Array, names: tuple[str, ...], by: int) -> jax.Array:
-    """In `shard_map`: the x of the device so many places before this one, behind it if negative; zeros if none is.
+    """Return the `x` of the device `by` positions before this one, inside `shard_map`.
 
-    Shardings and `axis_index` number devices in the order of `names`, the last name fastest; `ppermute` numbers them in
-    the order of the mesh (jax 0.10) or takes names in no other (jax 0.12).
+    A negative `by` is a device behind this one. The result is zeros if there is no such device. Shardings and
+    `axis_index` number devices in the order of `names`, the last name fastest. `ppermute` numbers them in the order of
+    the mesh (jax 0.10), or accepts no other order of names (jax 0.12).
     """
     mesh = jax.sharding.get_abstract_mesh()
     in_mesh = tuple(name for name in mesh.axis_names if name in names)
@@ -116,7 +120,10 @@ def shift_between_shards(x: jax.Array, names: tuple[str, ...], by: int) -> jax.A
 
 
 def zeros(shape: tuple[int, ...], x: jax.Array, axis: int | None = None, features: int = 2) -> jax.Array:
-    """Zeros (*batch, *features) whose batch axes lie where those of x do, which may have one more, at `axis`."""
+    """Return zeros (*batch, *features) with the batch axes sharded like those of `x`.
+
+    If `axis` is passed, `x` has one more batch axis there.
+    """
     sharding = explicit_sharding(x)
     if sharding is not None:
         batch = [part for i, part in enumerate(sharding.spec[:-features]) if i != axis]
@@ -125,15 +132,15 @@ def zeros(shape: tuple[int, ...], x: jax.Array, axis: int | None = None, feature
 
 
 def zeros_like(tree: Tree) -> Tree:
-    """Zeros that lie and vary as the arrays do: for the carry of a loop."""
+    """Return zeros with the sharding and varying axes of the arrays, to initialize the carry of a loop."""
     return align_varying((jax.tree.map(jnp.zeros_like, tree), tree))[0]
 
 
 class Partitioning(NamedTuple):
-    """What the compiler may do with arrays that their types do not say.
+    """What the compiler may do with arrays that their types do not state.
 
-    An op decides it once, with `partitioning`, before its custom rule is entered. The rule receives it as static data,
-    so that its forward and its backward pass cannot disagree.
+    Each op decides it once, with `partitioning`, before it enters its custom rule. The rule receives it as static data,
+    so its forward pass and its backward pass cannot disagree.
     """
 
     implicit: bool = False  # partition arrays over devices
@@ -141,11 +148,12 @@ class Partitioning(NamedTuple):
 
 
 def partitioning(tree: Any) -> Partitioning:
-    """Return what the compiler may do, where this is called, with the arrays of a tree.
+    """Return what the compiler may do, at this point of the program, with the arrays of a tree.
 
-    The mesh is that of the context, or else that of the arrays' types. If all of its axes are explicit or manual, types
-    say everything. Without a mesh nothing is known of a traced array, so that more than one device is enough to expect
-    a partition. A mesh that appears only in `in_shardings` of a `jit`, for arrays that are not placed yet, is not seen.
+    The mesh is that of the context, else that of the arrays' types. If all of its axes are explicit or manual, the
+    types state everything. Without a mesh, nothing is known about a traced array, so with more than one device a
+    partition is assumed. A mesh that appears only in `in_shardings` of a `jit`, for arrays that are not placed yet, is
+    not visible.
     """
     meshes = [jax.sharding.get_abstract_mesh(), *_meshes(tree)]
     mesh = next((mesh for mesh in meshes if not mesh.empty), None)
@@ -157,7 +165,7 @@ def partitioning(tree: Any) -> Partitioning:
 def may_have_idle_axis(known: Partitioning, *operands: jax.Array) -> bool:
     """True if the compiler may partition the operands of a product over one mesh axis and leave another idle.
 
-    A cotangent may lie on a mesh that the arguments of its op do not show, so the operands' own types count as well.
+    A cotangent may be on a mesh that the arguments of its op do not show, so the operands' own types count as well.
     """
     return known.idle_axes or any(map(_has_idle_axes, _meshes(operands)))
 
@@ -173,7 +181,7 @@ def _has_idle_axes(mesh: Any) -> bool:
 
 
 def product_sharding(x: jax.Array, w: jax.Array, axis: int = -1) -> NamedSharding | None:
-    """The sharding of a linear map's result: that of x, with the last axis as the last of w, or another of w."""
+    """Return the sharding of the result of a linear map: that of `x`, with the last axis sharded like `axis` of `w`."""
     sharding = explicit_sharding(x)
     if sharding is None:
         return None
@@ -181,25 +189,25 @@ def product_sharding(x: jax.Array, w: jax.Array, axis: int = -1) -> NamedShardin
 
 
 def with_feature_sharding(sharding: NamedSharding, a: jax.Array, features: int) -> NamedSharding:
-    """That sharding, so many of its last axes divided as those of a."""
+    """Return `sharding` with its last `features` axes sharded like those of `a`."""
     first = tuple(sharding.spec)[: len(sharding.spec) - features]
     return _combine(sharding, first, tuple(jax.typeof(a).sharding.spec)[a.ndim - features :])
 
 
 def _combine(sharding: NamedSharding, first: tuple[Any, ...], last: tuple[Any, ...]) -> NamedSharding:
-    """First axes divided so, and the last ones so, but for mesh axes that divide the first already."""
+    """Concatenate the entries `first` and `last`, without mesh axes in `last` that already shard `first`."""
     taken = {name for part in first if part is not None for name in _as_names(part)}
     free = (None if part is None or taken & {*_as_names(part)} else part for part in last)
     return NamedSharding(sharding.mesh, PartitionSpec(*first, *free))
 
 
 def unshard_axis(sharding: NamedSharding, axis: int) -> NamedSharding:
-    """That sharding, that axis in one place."""
+    """Return `sharding` with one axis not sharded."""
     return NamedSharding(sharding.mesh, PartitionSpec(*(None if i == axis else p for i, p in enumerate(sharding.spec))))
 
 
 def gather_axis(x: jax.Array, axis: int) -> jax.Array:
-    """x, that axis in one place."""
+    """Return `x` with one axis not sharded."""
     sharding = explicit_sharding(x)
     return x if sharding is None else reshard(x, unshard_axis(sharding, axis))
 
@@ -207,11 +215,12 @@ def gather_axis(x: jax.Array, axis: int) -> jax.Array:
 def shard_by_features(
     groups: int, x: jax.Array, kernel: jax.Array, bias: jax.Array | None, c_out: int
 ) -> tuple[int, jax.Array, jax.Array, jax.Array | None, NamedSharding | None]:
-    """(groups of a device, x, kernel, bias, the sharding of the result): the operands of a convolution so that each
-    device computes channels of the result by itself. Axis `c_out` of the kernel holds these channels.
+    """Reshard the operands of a convolution so that each device computes some output channels without communication.
 
-    Without groups, x has all its channels everywhere, and the kernel is divided by those of the result. With groups,
-    each device has some of them, in x, kernel and result. What cannot be divided so is gathered.
+    Without groups, every device has all channels of x, and the kernel is sharded by output channels. With groups, each
+    device has some of the groups, in x, kernel and result. Operands that cannot be sharded this way are gathered. Axis
+    `c_out` of the kernel has the output channels. Returns (groups of a device, x, kernel, bias, sharding of the
+    result).
     """
     sharding = explicit_sharding(x)
     if sharding is None:
@@ -226,43 +235,45 @@ def shard_by_features(
     count = prod(mesh.shape[name] for name in names)
     part = names if names and (kernel.shape[c_out] if groups == 1 else groups) % count == 0 else None
     here = groups // count if groups > 1 and part else groups
-    divided = kernel.ndim + c_out if groups == 1 else kernel.ndim - 1
-    lay = lambda a, *spec: reshard(a, NamedSharding(mesh, PartitionSpec(*spec)))  # noqa: E731
-    x = lay(x, *first, part if groups > 1 else None)
-    kernel = lay(kernel, *(part if axis == divided else None for axis in range(kernel.ndim)))
-    bias = None if bias is None else lay(bias, part)
+    sharded_axis = kernel.ndim + c_out if groups == 1 else kernel.ndim - 1
+    place = lambda a, *spec: reshard(a, NamedSharding(mesh, PartitionSpec(*spec)))  # noqa: E731
+    x = place(x, *first, part if groups > 1 else None)
+    kernel = place(kernel, *(part if axis == sharded_axis else None for axis in range(kernel.ndim)))
+    bias = None if bias is None else place(bias, part)
     return here, x, kernel, bias, NamedSharding(mesh, PartitionSpec(*first, part))
 
 
 def unshard(tree: Tree, names: Iterable[str]) -> Tree:
-    """The same arrays, not divided over those mesh axes: weights that lie over the axis of the batch too are gathered
-    before a rule, and what is summed of their cotangents is scattered after it.
+    """Return the same arrays, not sharded over these mesh axes.
+
+    Weights that are also sharded over the mesh axis of the batch are gathered before a rule, and the sum of their
+    cotangents is scattered after it.
     """
     names = {*names}
 
-    def free(part: Any) -> Any:
+    def without_names(part: Any) -> Any:
         left = () if part is None else tuple(name for name in _as_names(part) if name not in names)
         return left or None
 
-    def lay(a: jax.Array) -> jax.Array:
+    def place(a: jax.Array) -> jax.Array:
         sharding = explicit_sharding(a)
         if sharding is None or not names & sharded_axes(a):
             return a
-        return reshard(a, NamedSharding(sharding.mesh, PartitionSpec(*map(free, sharding.spec))))
+        return reshard(a, NamedSharding(sharding.mesh, PartitionSpec(*map(without_names, sharding.spec))))
 
-    return jax.tree.map(lay, tree)
+    return jax.tree.map(place, tree)
 
 
 def drop_axis(sharding: NamedSharding, axis: int) -> NamedSharding:
-    """That sharding, of an array without that axis."""
+    """Return `sharding` for an array without one axis."""
     return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:axis], *sharding.spec[axis + 1 :]))
 
 
 def leading_axes(sharding: NamedSharding, axes: int) -> NamedSharding:
-    """That of the first axes alone."""
+    """Return the sharding of the first `axes` axes."""
     return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:axes]))
 
 
 def reshard(x: jax.Array, sharding: NamedSharding | None) -> jax.Array:
-    """x with that sharding, where a mesh is explicit."""
+    """Return `x` with this sharding; None leaves `x` unchanged."""
     return x if sharding is None else jax.sharding.reshard(x, sharding)

@@ -1,9 +1,9 @@
-"""Sizes that are not known when a function is traced.
+"""Symbolic sizes, which are unknown when a function is traced.
 
-Under `jax.export` an axis may have a symbolic size, such as `t` or `2 * b`. It can be added and multiplied, but a
-comparison raises where its result depends on the value, and so do `max`, `min` and `range`. Whatever decides by a size
-asks `known` first, and takes the general way where a size is symbolic: the rule that serves every size, or one chunk
-for all of time. Programs for known sizes stay as they are.
+Under `jax.export` an axis may have a symbolic size, such as `t` or `2 * b`. Symbolic sizes can be added and multiplied.
+A comparison raises an error if its result depends on the value, and so do `max`, `min` and `range`. Code that branches
+on a size therefore calls `known` first. For symbolic sizes it takes the general branch: a rule that works for every
+size, or one chunk for all of time. The programs for known sizes do not change.
 """
 
 from typing import Any
@@ -13,10 +13,10 @@ from jax.core import max_dim
 
 
 def known(*sizes: Any) -> bool:
-    """True if every size is a number when the function is traced."""
+    """Return True if no size is symbolic."""
     return not any(map(export.is_symbolic_dim, sizes))
 
 
 def at_least(size: Any, least: int) -> Any:
-    """max(size, least), symbolic where the size is."""
+    """Return max(size, least), symbolic if `size` is."""
     return max_dim(size, least)

@@ -1,25 +1,26 @@
-"""How time is read: its direction, what stands still, what is reset, where gradients stop, and what is kept.
+"""Processing order, masks, windows and chunks of time.
 
-Steps are counted in two ways. In storage order t = 0 .. T - 1 they lie in arrays; in reading order they are taken, the
-same, or with `reverse` the opposite one. Two masks say what happens on the way into a step, and both are false in
-padding, so that nothing in it counts:
+Storage order is t = 0 .. T - 1, as in the arrays. Processing order is the same, or with `reverse` the opposite. Two
+masks control each step:
 
-    live_t   t < length: else the state stands still and y_t = 0
-    stop_t   the boundary that is crossed into step t is a reset: the state is zero, and no gradient crosses
+    valid_t   t < length: else the state does not change, and y_t = 0
+    reset_t   the boundary that is crossed into step t is a reset: the state is set to zero, and no gradient crosses
 
-`resets[t]` is the boundary between t - 1 and t. Read forwards it is crossed into step t; read backwards into step
-t - 1, and the one at 0 is crossed last, by the carry that is returned.
+Both are False in padding. `resets[t]` is the boundary between t - 1 and t. In forward order it is crossed into step t.
+In reverse order it is crossed into step t - 1, and the one at 0 is crossed last, by the returned carry.
 
-Truncation (k1, k2): windows of k1 steps in reading order. What the losses of a window say of the state reaches back
-k2 - k1 steps before it; truncation = k is (k, k).
+Truncation (k1, k2): windows of k1 steps in processing order. The loss in each window is backpropagated through k2
+steps, that is to k2 - k1 steps before the window. truncation = k is (k, k).
 
-Backward goes through time in pieces:
+The backward pass splits time into:
 
-    blocks    W = T // k windows of k = k1 steps side by side, and the T mod k steps that are left; all of T is one
-    groups    of windows that are swept side by side: all of them, or with `checkpoint` as many as it allows
-    chunks    of c steps in every window of a group: their states known at once, one contraction to the weights
+    blocks    W = T // k windows of k = k1 steps in parallel, and the remaining T mod k steps; without truncation, one
+              block of T steps
+    groups    of windows that run in parallel: all of them, or with `checkpoint` as many as it allows
+    chunks    of c steps in every window of a group: their states are computed together, with one contraction per
+              weight
 
-Only the state at the beginning of each chunk is sure to be kept.
+Only the state at the start of each chunk is always stored.
 """
 
 from math import isqrt
@@ -32,26 +33,27 @@ from jax import lax
 from jaxseq import _checks, _sizes
 from jaxseq._sharding import Partitioning
 
-# A chunk holds about twelve arrays (c, B, H) of its own, so that it takes an eighth of a window at most, and no more
-# rows, steps x batch, than make its contraction as fast as a longer one; but neither fewer than below which that is
-# slow, nor so few steps, of few rows each, that its own overhead counts.
+# The working memory of a chunk is about 12 arrays (c, B, H). A chunk is therefore at most 1 / PARTS of a window, and
+# at most ROWS rows (steps x batch): more do not make its contraction faster. It has at least FEWEST_ROWS rows, because
+# the contraction of fewer is slow, and at least FEWEST_STEPS steps if rows are few, to amortize its overhead.
+# Measurements: docs/measured-recurrence.md.
 PARTS, ROWS, FEWEST_ROWS, FEWEST_STEPS = 8, 1024, 128, 16
 
 
 class Options(NamedTuple):
-    """`TimeOptions`, checked, without its arrays, and what the compiler may do with these. Static and hashable."""
+    """`TimeOptions` after validation, without arrays, and what the compiler may do with these. Static and hashable."""
 
     reverse: bool = False
     truncation: tuple[int, int] | None = None
     checkpoint: int | str | None = None
-    axis: int = 0  # where time is in xs, ys and the masks
+    axis: int = 0  # the axis of time in xs, ys and the masks
     unroll: int = 1
     precision: Any = None
     partitioning: Partitioning = Partitioning()
 
 
 class Block(NamedTuple):
-    """W windows of k steps from step `first` in storage order on, swept `group` at a time in chunks of c steps."""
+    """W windows of k steps from step `first` in storage order, `group` windows at a time, in chunks of c steps."""
 
     first: int
     windows: int
@@ -61,17 +63,17 @@ class Block(NamedTuple):
 
     @property
     def chunks(self) -> int:
-        """Of each window; the last in reading order may be shorter."""
+        """The number of chunks in each window; the last in processing order may be shorter."""
         return -(-self.steps // self.chunk)
 
 
 def blocks(options: Options, steps: int, rows: int) -> list[Block]:
-    """Return the blocks of T steps, in reading order.
+    """Return the blocks of T steps, in processing order.
 
     A batch that the compiler may partition gets a single chunk, unless `checkpoint` asks for more: the contraction of
     each chunk would be a sum over devices.
     """
-    if not _sizes.known(steps):  # one chunk: one of a fixed length may be longer than all of T
+    if not _sizes.known(steps):  # one chunk, since a chunk of fixed length may be longer than T
         if options.checkpoint is not None:
             _checks.bad_value("checkpoint", "None, since the number of steps is symbolic", repr(options.checkpoint))
         return [Block(0, 1, steps, 1, steps)]
@@ -101,7 +103,7 @@ def _block(options: Options, first: int, windows: int, k: int, steps: int, rows:
 
 
 def window_lengths(options: Options, steps: int) -> tuple[int, int]:
-    """(k, k2): the steps of a window, at most T, and how far back from its end gradients reach."""
+    """Return (k1, k2): the steps of a window, at most T, and how many steps back from its end gradients reach."""
     if not _sizes.known(steps):
         return options.truncation or (steps, steps)
     if options.truncation is None or options.truncation[0] >= steps:
@@ -110,9 +112,10 @@ def window_lengths(options: Options, steps: int) -> tuple[int, int]:
 
 
 def last_window_of_sequence(options: Options, k: int, valid: jax.Array | None) -> jax.Array | None:
-    """(*B,) the number, in reading order, of the window in which each sequence ends; None for the last one.
+    """Return (*B,) the number, in processing order, of the window in which each sequence ends; None is the last window.
 
-    There what the loss says to the carry that is returned has its place, however much padding follows.
+    The cotangent of the returned carry enters the backward pass at the end of that window, however much padding
+    follows.
     """
     if valid is None:
         return None
@@ -120,7 +123,7 @@ def last_window_of_sequence(options: Options, k: int, valid: jax.Array | None) -
 
 
 def chunk_of_step(options: Options, parts: list[Block], steps: int) -> jax.Array:
-    """(T,) in storage order: the number, in reading order, of the chunk that each step lies in."""
+    """Return (T,) in storage order: the number, in processing order, of the chunk of each step."""
     t = jnp.arange(steps)
     if options.reverse:
         t = steps - 1 - t
@@ -135,7 +138,7 @@ def chunk_of_step(options: Options, parts: list[Block], steps: int) -> jax.Array
 def masks(
     options: Options, steps: int, lengths: jax.Array | None, resets: jax.Array | None
 ) -> tuple[jax.Array | None, jax.Array | None, jax.Array | None]:
-    """(live, stop, last): the two masks laid out as xs, and (*B,) whether the carry that is returned is reset."""
+    """Return (valid, reset, last): both masks with the axes of xs, and (*B,) True where the returned carry is reset."""
     valid, last = None, None
     axis = options.axis
     if lengths is not None:
@@ -152,43 +155,46 @@ def masks(
 
 
 def reverse_within_length(a: jax.Array, lengths: jax.Array, axis: int) -> jax.Array:
-    """Each sequence read backwards within its own length, the padding within itself: its own inverse."""
+    """Reverse each sequence within its length, and the padding within itself. This is its own inverse."""
     steps = a.shape[axis]
-    place = (jnp.expand_dims(lengths, axis) - 1 - _step_index(steps, lengths, axis)) % steps
-    return jnp.take_along_axis(a, place.reshape(place.shape + (1,) * (a.ndim - place.ndim)), axis)
+    index = (jnp.expand_dims(lengths, axis) - 1 - _step_index(steps, lengths, axis)) % steps
+    return jnp.take_along_axis(a, index.reshape(index.shape + (1,) * (a.ndim - index.ndim)), axis)
 
 
 def _step_index(steps: int, lengths: jax.Array, axis: int) -> jax.Array:
-    """t, along that axis of an array of one axis more than `lengths`."""
+    """Return t along `axis` of an array with one axis more than `lengths`."""
     return jnp.arange(steps, dtype=lengths.dtype).reshape((1,) * axis + (-1,) + (1,) * (lengths.ndim - axis))
 
 
 def select(mask: jax.Array | None, yes: Any, no: Any) -> Any:
-    """Leaf by leaf `yes` where the mask (*B,) holds, else `no`; no mask holds everywhere."""
+    """Select, leaf by leaf, `yes` where the mask (*B,) is True, else `no`. None is True everywhere."""
     if mask is None:
         return yes
     return jax.tree.map(lambda a, b: jnp.where(expand_mask(mask, a), a, b), yes, no)
 
 
 def reads_input(valid: jax.Array | None, zoned_out: jax.Array | None) -> jax.Array | None:
-    """True where the cell's step counts: not in padding, and not where all of the state is held. None is everywhere."""
+    """Return the mask of steps that read their input: not padding, and not all of the state kept by zoneout.
+
+    None is True everywhere.
+    """
     if zoned_out is None:
         return valid
     return ~zoned_out if valid is None else valid & ~zoned_out
 
 
 def zero_where(mask: jax.Array | None, tree: Any) -> Any:
-    """Leaf by leaf zero where the mask (*B,) holds; no mask holds nowhere."""
+    """Set every leaf to zero where the mask (*B,) is True. None is False everywhere."""
     return tree if mask is None else select(mask, jax.tree.map(jnp.zeros_like, tree), tree)
 
 
 def zero_padding(valid: jax.Array | None, tree: Any) -> Any:
-    """Leaf by leaf zero where not live."""
+    """Set every leaf to zero in the padding."""
     return tree if valid is None else select(valid, tree, jax.tree.map(jnp.zeros_like, tree))
 
 
 def expand_mask(mask: jax.Array, a: jax.Array) -> jax.Array:
-    """The mask with axes of one for those of a that it lacks."""
+    """Append axes of size one to the mask until it has as many as `a`."""
     return jnp.expand_dims(mask, range(mask.ndim, a.ndim))
 
 
@@ -196,7 +202,7 @@ def expand_mask(mask: jax.Array, a: jax.Array) -> jax.Array:
 
 
 def split_time(a: jax.Array, axis: int, windows: int) -> jax.Array:
-    """Time W k as (W, k). One window stays as it is: over axes of one XLA may copy whole arrays."""
+    """Split time W k into (W, k). One window is left as it is: XLA may copy arrays to add axes of size one."""
     if windows == 1:
         return a
     return a.reshape(*a.shape[:axis], windows, a.shape[axis] // windows, *a.shape[axis + 1 :])
@@ -208,7 +214,10 @@ def merge_time(a: jax.Array, axis: int, windows: int) -> jax.Array:
 
 
 def take_chunk(a: jax.Array, axis: int, block: Block, w: Any, t: Any, length: int) -> jax.Array:
-    """(..., W, k, ...) to (length, group, ...): those steps of the group of windows from w on, time first."""
+    """Slice (..., W, k, ...) to (length, group, ...), time first.
+
+    The slice has the steps from t to t + length, of the group of windows from w.
+    """
     if block.windows == 1:
         return jnp.moveaxis(lax.dynamic_slice_in_dim(a, t, length, axis), axis, 0)[:, None]
     starts, sizes = [0] * a.ndim, list(a.shape)
@@ -217,7 +226,7 @@ def take_chunk(a: jax.Array, axis: int, block: Block, w: Any, t: Any, length: in
 
 
 def put_chunk(a: jax.Array, piece: jax.Array, axis: int, block: Block, w: Any, t: Any) -> jax.Array:
-    """The inverse of `take_chunk`: a with those steps of those windows."""
+    """Return `a` with the result of `take_chunk` replaced by `piece`."""
     if block.windows == 1:
         return lax.dynamic_update_slice_in_dim(a, jnp.moveaxis(piece[:, 0], 0, axis), t, axis)
     starts = [0] * a.ndim
@@ -226,13 +235,16 @@ def put_chunk(a: jax.Array, piece: jax.Array, axis: int, block: Block, w: Any, t
 
 
 def previous_steps(options: Options, first: jax.Array, a: jax.Array) -> jax.Array:
-    """Of each step what `a` holds for the one read before it, and of the one read first, `first`."""
+    """Shift `a` by one step in processing order: each step gets the value of the step before, the first one `first`."""
     parts = [a[1:], first[None]] if options.reverse else [first[None], a[:-1]]
     return jnp.concatenate(parts)
 
 
 def shift_to_previous_window(options: Options, s_bar: Any, last: Any) -> Any:
-    """(W, *B, H): to the end of each window what was at the beginning of the one read after it; to the last, `last`."""
+    """Shift (W, *B, H) by one window: the value at the start of each window moves to the end of the window before.
+
+    The last window in processing order gets `last`.
+    """
 
     def push(a: jax.Array, b: jax.Array) -> jax.Array:
         return jnp.concatenate([b[None], a[:-1]] if options.reverse else [a[1:], b[None]])
@@ -241,5 +253,5 @@ def shift_to_previous_window(options: Options, s_bar: Any, last: Any) -> Any:
 
 
 def first_window(options: Options, s_bar: Any) -> Any:
-    """That of the window which is read first."""
+    """Return the entry of the first window in processing order."""
     return jax.tree.map(lambda a: a[-1 if options.reverse else 0], s_bar)

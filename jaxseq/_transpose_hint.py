@@ -1,7 +1,7 @@
-"""An identity whose transpose is an error with a hint.
+"""An identity primitive whose transpose raises an error with a hint.
 
-A convolution is linear in its input, but `jax.linear_transpose` does not go through a `jax.custom_vjp`, and JAX's error
-does not say so. The identity stands after the result of an op. Every other transformation goes through it, and compiled
+A convolution is linear in its input, but `jax.linear_transpose` does not support `jax.custom_vjp`, and JAX's error does
+not say so. The identity is applied to the result of an op. Every other transformation passes through it, and compiled
 programs do not contain it.
 """
 
@@ -14,7 +14,7 @@ from jax.interpreters import ad, batching, mlir
 
 
 def hint_at_transpose(name: str, y: jax.Array) -> jax.Array:
-    """Return `y`; `jax.linear_transpose` of it raises an error that names `jaxseq.reference.<name>`."""
+    """Return `y`. Its `jax.linear_transpose` raises an error that names `jaxseq.reference.<name>`."""
     return _hint_p.bind(y, name=name) if isinstance(y, Tracer) else y
 
 

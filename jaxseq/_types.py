@@ -1,16 +1,16 @@
-"""Types that annotations share."""
+"""Types shared by annotations."""
 
 from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
 
-# What public functions take as an array, as in `Float[AnyArray, "*batch D"]`: not a Python number, which
-# `jax.typing.ArrayLike` includes. Objects with `__jax_array__`, and mappings in place of parameters, are converted too,
-# but no annotation says so.
+# The arrays that public functions accept, as in `Float[AnyArray, "*batch D"]`. Unlike `jax.typing.ArrayLike` this
+# excludes Python numbers. Not shown in annotations: public functions also convert objects with `__jax_array__`, and
+# mappings passed as parameters.
 AnyArray = jax.Array | np.ndarray
 
-# What NumPy computes: of arrays without axes its functions return scalars, which its type stubs call arrays.
+# The results of NumPy functions. For zero-dimensional arrays these are scalars, which the type stubs declare as arrays.
 if TYPE_CHECKING:
     ArrayOrScalar = np.ndarray
 else:

@@ -1,4 +1,4 @@
-"""`python -m jaxseq verify`: every public op through `jaxseq.testing`, on this machine, device and version of JAX."""
+"""`python -m jaxseq verify`: check every public op with `jaxseq.testing` on this machine, device and version of JAX."""
 
 import json
 import sys
@@ -15,28 +15,31 @@ from jaxseq.testing import CHECKS, Report, Verdict, _check, _truncation
 from jaxseq.testing._report import LEGEND, SYMBOLS
 
 Variant = tuple[str, str]  # the name of an op, and the label of one of its variants
-WORKERS = 2  # variants at a time: nearly all of the time XLA compiles, which releases the interpreter's lock
+WORKERS = 2  # variants checked in parallel; XLA compilation takes most of the time and releases the GIL
 
 
 def session(name: str, label: str) -> Callable[..., Report]:
-    """`(seed, level, only) -> Report` for one variant of an op, against its twin. All seeds share what is compiled."""
+    """Return `(seed, level, only) -> Report`, which checks one variant of an op against its reference implementation.
+
+    All seeds share the compiled functions.
+    """
     case, variant = CASES[name], CASES[name].variants[label]
     options = dict(variant.options)
     k = options.pop("truncation", None)
     reverse = options.pop("reverse", False) if k else False
-    op, twin = map(variant._replace(options=options).bound, (case.op, case.twin))
+    op, reference = map(variant._replace(options=options).bound, (case.op, case.reference))
     arguments = variant.arguments
-    if k and variant.arrays:  # marks along time, which belong to the sequence
-        op, twin = map(_of_sequence, (op, twin))
+    if k and variant.arrays:  # arrays along the time axis are part of the sequence
+        op, reference = map(_of_sequence, (op, reference))
         arguments = lambda key: _as_sequence(*variant.arguments(key))  # noqa: E731
     args = arguments(jax.random.key(0))
     if k:
-        judged = _truncation.session(op, args, truncation=k, reverse=reverse, reference=twin)
+        checker = _truncation.session(op, args, truncation=k, reverse=reverse, reference=reference)
     else:
-        judged = _check.Session(op, args, reference=twin)
+        checker = _check.Session(op, args, reference=reference)
 
     def report(seed: int = 0, level: str = "full", only: Collection[str] | None = None) -> Report:
-        return judged.report(arguments(jax.random.key(seed)), seed=seed, level=level, only=only)
+        return checker.report(arguments(jax.random.key(seed)), seed=seed, level=level, only=only)
 
     return report
 
@@ -50,7 +53,7 @@ def _as_sequence(params: Any, carry: Any, *sequence: Any) -> tuple[Any, Any, tup
 
 
 def main(op: str | None, level: str, file: Path | None) -> int:
-    """Judges one op or all, prints the matrix op x check, and returns the exit status."""
+    """Check one op or all, print a table of ops by checks, and return the exit status."""
     variants = [
         (name, label)
         for name, case in CASES.items()
@@ -78,7 +81,7 @@ def main(op: str | None, level: str, file: Path | None) -> int:
 
 
 def _matrix(reports: Mapping[Variant, Report]) -> Iterator[str]:
-    """Ops down, checks across; of its variants each op shows the worst."""
+    """Yield the lines of a table with a row per op and a column per check. A cell shows the worst variant of the op."""
     checks = [c for c in CHECKS if any(r.check == c for report in reports.values() for r in report.results)]
     width = max(map(len, CASES)) + 2
     yield " " * width + "  ".join(checks)
@@ -90,7 +93,7 @@ def _matrix(reports: Mapping[Variant, Report]) -> Iterator[str]:
 
 
 def _progress(variants: Iterable[Variant]) -> Iterable[Variant]:
-    """With a bar where tqdm is installed; jaxseq itself does not need it."""
+    """Iterate over `variants` and show progress: a tqdm bar if tqdm is installed, or else lines on stderr."""
     variants = list(variants)
     try:
         from tqdm import tqdm  # noqa: PLC0415

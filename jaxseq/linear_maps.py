@@ -1,22 +1,25 @@
-"""The linear maps that a recurrence goes through, y = L(w, x), each with its two pullbacks.
+"""Linear maps y = L(w, x) of a recurrence, each with its two pullbacks.
 
     to the input     x̄ = Lᵀ(w, ȳ)
     to the weight    w̄ = ȳ ⊗ x
 
-x has any leading axes N, then its features: channels last, and before them space where a map has any. y has H channels
-for each of G gates, gate after gate, and a bias (G H,) is added to them.
+They are the fields `input` and `recurrent` of `jaxseq.Cell`. x has any leading axes N, then the spatial axes of the map
+if there are any, then D channels. y has H channels for each of G gates, gate after gate, to which a bias (G H,) is
+added.
 
-    Dense       y[N, (g i)]    = sum_d    x[N, d] w[d, (g i)]                    w (D, G H)
-    Diagonal    y[N, (g i)]    =          x[N, i] w[g, i]                        w (G, H),  D = H
-    Blocks      y[N, (g n i)]  = sum_d    x[N, (n d)] w[n, d, g, i]              w (n, D / n, G, H / n)
-    Conv        y[N, p, (g i)] = sum_k,d  x[N, s p + δ k - lo, d] w[k, d, (g i)]  w (*window, D, G H)
+    Dense          y[N, (g i)]    = sum_d    x[N, d] w[d, (g i)]                     w (D, G H)
+    Diagonal       y[N, (g i)]    =          x[N, i] w[g, i]                         w (G, H),  D = H
+    BlockDiagonal  y[N, (g n i)]  = sum_d    x[N, (n d)] w[n, d, g, i]               w (n, D / n, G, H / n)
+    Conv           y[N, p, (g i)] = sum_k,d  x[N, s p + δ k - lo, d] w[k, d, (g i)]  w (*window, D, G H)
 
-Of the two without a file of their own,
+The pullbacks of the maps that are implemented here are
 
-    Diagonal    x̄[N, i]     = sum_g    ȳ[N, (g i)] w[g, i]         w̄[g, i]       = sum_N  x[N, i] ȳ[N, (g i)]
-    Blocks      x̄[N, (n d)] = sum_g,i  ȳ[N, (g n i)] w[n, d, g, i]  w̄[n, d, g, i] = sum_N  x[N, (n d)] ȳ[N, (g n i)]
+    Diagonal       x̄[N, i]       = sum_g    ȳ[N, (g i)] w[g, i]
+                   w̄[g, i]       = sum_N    x[N, i] ȳ[N, (g i)]
+    BlockDiagonal  x̄[N, (n d)]   = sum_g,i  ȳ[N, (g n i)] w[n, d, g, i]
+                   w̄[n, d, g, i] = sum_N    x[N, (n d)] ȳ[N, (g n i)]
 
-Products leave in the accumulator's dtype. They are `jaxseq.Cell`'s `input` and `recurrent`.
+Products are returned in the accumulator's dtype.
 """
 
 from abc import ABC, abstractmethod
@@ -38,59 +41,59 @@ Space = tuple[int, ...]
 
 
 class LinearMap(ABC):
-    """What every map can do. Static and hashable: weights are handed in."""
+    """Base class of linear maps. Static and hashable: the weights are arguments of its methods."""
 
     @abstractmethod
     def product(self, precision: Any, w: jax.Array, x: jax.Array) -> jax.Array:
-        """L(w, x)."""
+        """Return L(w, x)."""
 
     @abstractmethod
     def pull_input(self, precision: Any, w: jax.Array, y_bar: jax.Array, space: Space) -> jax.Array:
-        """Lᵀ(w, ȳ), for an x of that space."""
+        """Return x̄ = Lᵀ(w, ȳ), for an x of the spatial shape `space`."""
 
     @abstractmethod
     def pull_weight(self, precision: Any, x: jax.Array, y_bar: jax.Array, w: jax.Array) -> jax.Array:
-        """ȳ ⊗ x, summed over all leading axes; of w its shape alone matters."""
+        """Return w̄ = ȳ ⊗ x, summed over all leading axes. Only the shape of `w` is used."""
 
     @abstractmethod
     def shape(self, inputs: Any, gates: int, outputs: Any) -> str:
-        """Of a weight from so many channels to so many for each gate, in words."""
+        """Return the shape of a weight from `inputs` channels to `outputs` channels per gate, as text for messages."""
 
     @abstractmethod
     def channels(self, w: jax.Array, gates: int) -> tuple[int, int] | None:
-        """(D, H); None where w is no weight of this map for so many gates."""
+        """Return (D, H), or None if `w` is not a weight of this map for that number of gates."""
 
     def apply(self, precision: Any, w: jax.Array, b: jax.Array | None, x: jax.Array) -> jax.Array:
-        """L(w, x) + b."""
+        """Return L(w, x) + b."""
         return _dense.add_bias(self.product(precision, w, x), b)
 
     def pull_in_a_loop(self, precision: Any, w: jax.Array, space: Space) -> Callable[[jax.Array], jax.Array]:
-        """`pull_input` as a function of ȳ: what it asks of w alone is done before the loop."""
+        """Return `pull_input` as a function of ȳ. Work that depends on w only is done once, before the loop."""
         return lambda y_bar: self.pull_input(precision, w, y_bar, space)
 
     def with_partitioning(self, partitioning: Partitioning) -> "LinearMap":
-        """Return the map for arrays that the compiler may partition so; `self`, unless its computation depends on it.
+        """Return the map for arrays that the compiler may partition as described, or `self` if that does not matter.
 
-        A recurrence calls it once, for its forward and its backward pass.
+        A recurrence calls this once, for both its forward and its backward pass.
         """
         return self
 
     def dimensions(self, w: jax.Array) -> int:
-        """How many axes of space x and y have."""
+        """Return the number of spatial axes of x and y."""
         return 0
 
     def space(self, w: jax.Array, space: Space) -> Space:
-        """That of y, for one of x."""
+        """Return the spatial shape of y, given that of x."""
         return space
 
     def space_of(self, w: jax.Array, x: jax.Array) -> Space:
-        """That of x."""
+        """Return the spatial shape of x."""
         return x.shape[x.ndim - 1 - self.dimensions(w) : -1]
 
 
 @dataclass(frozen=True)
 class Dense(LinearMap):
-    """A matrix w (D, G H)."""
+    """A dense matrix w (D, G H)."""
 
     partitioning: Partitioning | None = field(default=None, kw_only=True, repr=False)
 
@@ -101,11 +104,11 @@ class Dense(LinearMap):
         return _dense.pull_input(precision, w, y_bar)
 
     def pull_weight(self, precision: Any, x: jax.Array, y_bar: jax.Array, w: jax.Array) -> jax.Array:
-        known = _known(self, x, y_bar)
+        known = _partitioning_of(self, x, y_bar)
         return _dense.pull_weight(precision, x, y_bar, partitioned=known.implicit)
 
     def pull_in_a_loop(self, precision: Any, w: jax.Array, space: Space) -> Callable[[jax.Array], jax.Array]:
-        # Transposed once, and kept so: XLA's CPU backend takes 1.2 times as long over a transposed operand every step.
+        # A transposed operand makes each step 1.2 times as slow in XLA's CPU backend: transpose once, before the loop.
         wT = lax.optimization_barrier(w.T)
         return lambda y_bar: _dense.apply(precision, wT, None, y_bar)
 
@@ -121,15 +124,15 @@ class Dense(LinearMap):
 
 @dataclass(frozen=True)
 class Diagonal(LinearMap):
-    """Each channel for itself: w (G, H)."""
+    """One weight for each channel and gate, w (G, H)."""
 
     def product(self, precision: Any, w: jax.Array, x: jax.Array) -> jax.Array:
-        y = _wide(x, w)[..., None, :] * _over(_wide(w, x), x.ndim - 1)
+        y = _wide(x, w)[..., None, :] * _prepend_axes(_wide(w, x), x.ndim - 1)
         return y.reshape(*x.shape[:-1], w.size)
 
     def pull_input(self, precision: Any, w: jax.Array, y_bar: jax.Array, space: Space) -> jax.Array:
         y_bar = y_bar.reshape(*y_bar.shape[:-1], *w.shape)
-        return jnp.sum(_wide(y_bar, w) * _over(_wide(w, y_bar), y_bar.ndim - 2), -2)
+        return jnp.sum(_wide(y_bar, w) * _prepend_axes(_wide(w, y_bar), y_bar.ndim - 2), -2)
 
     def pull_weight(self, precision: Any, x: jax.Array, y_bar: jax.Array, w: jax.Array) -> jax.Array:
         y_bar = y_bar.reshape(*y_bar.shape[:-1], *w.shape)
@@ -144,7 +147,7 @@ class Diagonal(LinearMap):
 
 @dataclass(frozen=True)
 class BlockDiagonal(LinearMap):
-    """n matrices along the diagonal, heads that do not see each other: w (n, D / n, G, H / n)."""
+    """A block-diagonal matrix of n independent heads, w (n, D / n, G, H / n)."""
 
     def product(self, precision: Any, w: jax.Array, x: jax.Array) -> jax.Array:
         x = x.reshape(*x.shape[:-1], *w.shape[:2])
@@ -159,7 +162,7 @@ class BlockDiagonal(LinearMap):
     def pull_weight(self, precision: Any, x: jax.Array, y_bar: jax.Array, w: jax.Array) -> jax.Array:
         n, d, g, i = w.shape
         x, y_bar = x.reshape(*x.shape[:-1], n, d), y_bar.reshape(*y_bar.shape[:-1], g, n, i)
-        leading = "stuvwxyz"[: x.ndim - 2]  # where they stand: each of them may be divided over devices
+        leading = "stuvwxyz"[: x.ndim - 2]  # contracted without a reshape: each of them may be sharded
         return _einsum(f"{leading}nd,{leading}gni->ndgi", x, y_bar, precision)
 
     def shape(self, inputs: Any, gates: int, outputs: Any) -> str:
@@ -171,7 +174,7 @@ class BlockDiagonal(LinearMap):
 
 @dataclass(frozen=True)
 class Conv(LinearMap):
-    """A convolution over 1, 2 or 3 axes of space: w (*window, D, G H). Its options are those of `jaxseq.conv`."""
+    """A convolution over 1, 2 or 3 spatial axes, w (*window, D, G H), with the options of `jaxseq.conv`."""
 
     stride: int | tuple[int, ...] = 1
     padding: str | int | tuple[tuple[int, int], ...] = "SAME"
@@ -181,18 +184,20 @@ class Conv(LinearMap):
     def product(self, precision: Any, w: jax.Array, x: jax.Array) -> jax.Array:
         axes = w.ndim - 2
         geometry, outputs = self._geometry(w, x.shape[-axes - 1 : -1], w, x)
-        y = _correlation.to_output(geometry, precision, _rows(geometry, x), w, outputs)
-        return _unrolled(geometry, y, x.shape[: -axes - 1])
+        y = _correlation.to_output(geometry, precision, _merge_leading(geometry, x), w, outputs)
+        return _split_leading(geometry, y, x.shape[: -axes - 1])
 
     def pull_input(self, precision: Any, w: jax.Array, y_bar: jax.Array, space: Space) -> jax.Array:
         geometry, _ = self._geometry(w, space, w, y_bar)
-        x_bar = _correlation.to_input(geometry, precision, w, _rows(geometry, y_bar), space)
-        return _unrolled(geometry, x_bar, y_bar.shape[: 1 - w.ndim])
+        x_bar = _correlation.to_input(geometry, precision, w, _merge_leading(geometry, y_bar), space)
+        return _split_leading(geometry, x_bar, y_bar.shape[: 1 - w.ndim])
 
     def pull_weight(self, precision: Any, x: jax.Array, y_bar: jax.Array, w: jax.Array) -> jax.Array:
         axes = w.ndim - 2
         geometry, _ = self._geometry(w, x.shape[-axes - 1 : -1], x, y_bar)
-        return _correlation.to_kernel(geometry, precision, _rows(geometry, x), _rows(geometry, y_bar), w.shape[:axes])
+        return _correlation.to_kernel(
+            geometry, precision, _merge_leading(geometry, x), _merge_leading(geometry, y_bar), w.shape[:axes]
+        )
 
     def shape(self, inputs: Any, gates: int, outputs: Any) -> str:
         return f"(*window, {inputs}, {_times(gates, outputs)})"
@@ -214,18 +219,20 @@ class Conv(LinearMap):
     def _geometry(self, w: jax.Array, space: Space, *operands: jax.Array) -> tuple[_geometry.Geometry, Space]:
         window = w.shape[:-2]
         geometry = _geometry.resolve(space, window, self.stride, self.padding, self.dilation, 1)
-        geometry = geometry._replace(partitioning=_known(self, *operands))
+        geometry = geometry._replace(partitioning=_partitioning_of(self, *operands))
         return geometry, _geometry.output_sizes(geometry, space, window)
 
 
-def _known(kind: Dense | Conv, *operands: jax.Array) -> Partitioning:
-    """Return what the recurrence has decided, or, outside of one, what holds for these operands."""
-    return _sharding.partitioning(operands) if kind.partitioning is None else kind.partitioning
+def _partitioning_of(linear_map: Dense | Conv, *operands: jax.Array) -> Partitioning:
+    """Return the partitioning that the recurrence has set or, outside of a recurrence, that of the operands."""
+    return _sharding.partitioning(operands) if linear_map.partitioning is None else linear_map.partitioning
 
 
-def _rows(geometry: _geometry.Geometry, x: jax.Array) -> jax.Array:
-    """Merge all leading axes. Time comes before the batch, but behind it where the compiler may partition the batch:
-    axes are merged in place only if those behind the first are whole.
+def _merge_leading(geometry: _geometry.Geometry, x: jax.Array) -> jax.Array:
+    """Merge all leading axes into one.
+
+    Time precedes the batch, unless the compiler may partition the batch: axes are merged without communication only if
+    all but the first are not sharded.
     """
     leading = x.ndim - len(geometry.stride) - 1
     if leading > 1 and geometry.partitioning.implicit:
@@ -233,8 +240,8 @@ def _rows(geometry: _geometry.Geometry, x: jax.Array) -> jax.Array:
     return x.reshape(prod(x.shape[:leading]), *x.shape[leading:])
 
 
-def _unrolled(geometry: _geometry.Geometry, y: jax.Array, leading: tuple[int, ...]) -> jax.Array:
-    """Split the first axis into the leading ones, as they were before `_rows`."""
+def _split_leading(geometry: _geometry.Geometry, y: jax.Array, leading: tuple[int, ...]) -> jax.Array:
+    """Invert `_merge_leading`: split the first axis into the leading axes."""
     if len(leading) > 1 and geometry.partitioning.implicit:
         y = y.reshape(*leading[::-1], *y.shape[1:])
         return y.transpose(*reversed(range(len(leading))), *range(len(leading), y.ndim))
@@ -253,16 +260,17 @@ def _einsum(equation: str, a: jax.Array, b: jax.Array, precision: Any) -> jax.Ar
 
 
 def _wide(a: jax.Array, b: jax.Array) -> jax.Array:
-    """a in the dtype in which its product with b accumulates."""
+    """Cast `a` to the dtype in which its product with `b` accumulates."""
     return a.astype(_precision.accumulator(_precision.promote(a, b)))
 
 
-def _over(a: jax.Array, axes: int) -> jax.Array:
-    """a, with so many axes of one before its own."""
+def _prepend_axes(a: jax.Array, axes: int) -> jax.Array:
+    """Return `a` with `axes` additional leading axes of size one."""
     return jnp.expand_dims(a, range(axes))
 
 
 def _times(gates: int, channels: Any) -> str:
+    """Return the product as text: `channels` is a number or a symbol."""
     if isinstance(channels, int):
         return str(gates * channels)
     return channels if gates == 1 else f"{gates} {channels}"

@@ -1,10 +1,10 @@
-"""Strict settings: float64 where it is asked for, no silent promotion of dtypes or ranks; and one device.
+"""Test configuration: 64-bit types enabled, no implicit promotion of dtypes or ranks, and one device.
 
-Most users have one device. On several devices the compiler may partition arrays that no mesh describes, so the library
-makes other programs of them, and tests of programs would see these. JAX cannot change the number of CPU devices once
-its backend has started, and one process runs the tests of many files. Therefore each process of pytest that has to run
-a test marked `eight_devices` starts a second process, with eight devices, which runs such tests. To run them in the
-first process, for example under a debugger, set JAX_NUM_CPU_DEVICES=8 in the environment.
+Most users have one device. On several devices the compiler may partition arrays that are not on any mesh, so the
+library builds other programs, which would change what tests of compiled programs see. JAX cannot change the number of
+CPU devices once its backend has started, and one process runs the tests of many files. Therefore each pytest process
+that runs a test marked `eight_devices` starts a second process with eight devices, which runs all such tests. To run
+them in the first process, for example under a debugger, set JAX_NUM_CPU_DEVICES=8 in the environment.
 """
 
 import os
@@ -12,9 +12,9 @@ import sys
 
 from tests.support import flags
 
-# The suite compiles some thousand programs and runs each once: optimisation would not pay. Examples and benchmarks, in
-# tests/repository, run theirs again and again and have it, as users do; so do the programs of tests/contract.py. (Other
-# processes inherit what the first one has set.)
+# The suite compiles some thousand programs and runs each once, so optimisation would not pay off. Examples and
+# benchmarks, in tests/repository, run their programs many times and are optimised, as for users; so are the programs of
+# tests/contract.py. Child processes inherit XLA_FLAGS from the first process.
 if not (
     any(argument.startswith("tests/repository") for argument in sys.argv)
     or "PYTEST_XDIST_WORKER" in os.environ
@@ -42,6 +42,6 @@ def key():
 
 @pytest.fixture(scope="module")
 def as_users_have_jax():
-    """Undoes the strict settings."""
+    """Restore JAX's default settings."""
     with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield

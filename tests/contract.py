@@ -1,19 +1,19 @@
-"""The contract of every op: one function that compiles a variant once and checks every property that follows.
+"""The contract of every op: compile a variant once for each dtype, and check the properties below.
 
-`verify_contract(op, variant)` compiles the reference implementation in float64, and the op in float32 with the
-optimisation of XLA that users have; in float64 and bfloat16 too, unless told otherwise. All arguments have the same
-shapes, at least 15 channels and 40 steps or positions, so that the vectorised kernels of XLA are reached. Every
-property below is a statement about one of these programs under other numbers; nothing else is compiled, and between
-programs arrays are NumPy's.
+`verify_contract(op, variant)` compiles the reference implementation in float64, and the op in each of `dtypes`, which
+are float64, float32 and bfloat16 by default. Below float64, XLA optimises as it does for users. All arguments have the
+same shapes, with at least 15 channels and 40 steps or positions, so that the vectorised kernels of XLA are reached.
+Each property is checked by running one of these programs on other numbers. Nothing else is compiled, and programs
+exchange NumPy arrays.
 
-    values, gradients   float64 equals the reference to 1e-10; float32 and bfloat16 are near it
+    values, gradients   float64 equals the reference to 1e-10; float32 and bfloat16 are close to it
     dtypes              outputs and cotangents have the dtypes of the inputs
     no carry            `carry=None` equals the reference from a zero carry
-    batch               a NaN in one batch entry reaches no other, and neither does a cotangent
-    causality           a step reads no later step (in the direction of the op), and its cotangent reaches none
+    batch               no NaN and no cotangent passes from one batch entry to another
+    causality           an output does not depend on later steps (in the direction of the op)
     padding             steps past `lengths` may be NaN, in inputs and cotangents; outputs and cotangents there are zero
-    resets              neither a value nor a cotangent crosses a reset
-    truncation          a cotangent reaches exactly as far back as the window says
+    resets              no value and no cotangent crosses a reset
+    truncation          cotangents reach back exactly as far as the option `truncation` allows
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -34,17 +34,17 @@ WIDTH, LENGTH, BATCH = 5, 40, 3
 # Largest error of a leaf, relative to its largest element in float64. Where a step is unstable, the bound is four times
 # the error of autodiff of the reference implementation in the same dtype.
 BOUNDS = {jnp.float32: 2e-5, jnp.bfloat16: 4e-2}
-# This cell, which JAX differentiates, multiplies two pre-activations that are kept in bfloat16.
+# JAX differentiates this cell, which multiplies two pre-activations stored in bfloat16.
 LOOSE = {"twice": 3}
 
-# Ops of one output, whose first argument is the input.
+# Ops with one output, whose first argument is the input.
 CONVOLUTIONS = ("conv", "conv_transpose", "depthwise_conv", "separable_conv")
 
 Program = Callable[[tuple[Any, ...], Any], tuple[Any, tuple[Any, ...]]]  # (args, cotangents) -> (outputs, cotangents)
 
 
 class Contract(NamedTuple):
-    """One variant of an op: its program in float64, arguments, and results."""
+    """One variant of an op in one dtype: its program, arguments and results."""
 
     name: str
     label: str
@@ -57,7 +57,7 @@ class Contract(NamedTuple):
 
     @property
     def place(self) -> int:
-        """Where xs stands among the arguments; a carry stands before it, where there is one."""
+        """The position of xs among the arguments. A carry, if any, precedes it."""
         if self.name in CONVOLUTIONS:
             return 0
         return 1 if self.name == "causal_conv" else 2
@@ -91,11 +91,11 @@ class Contract(NamedTuple):
         return self.ys(self.cotangents)
 
     def ys(self, outputs: Any) -> np.ndarray:
-        """The first output that is not the carry."""
+        """Return the first output that is not the carry."""
         return jax.tree.leaves(outputs if self.name in CONVOLUTIONS else outputs[1])[0]
 
     def of_ys(self, ys_bar: np.ndarray) -> Any:
-        """Cotangents of all outputs: `ys_bar`, and zero for all others."""
+        """Return cotangents of all outputs: `ys_bar`, and zero for the other outputs."""
         leaves, structure = jax.tree.flatten(self.cotangents)
         return structure.unflatten([ys_bar if leaf is self.ys_bar else np.zeros_like(leaf) for leaf in leaves])
 
@@ -103,48 +103,48 @@ class Contract(NamedTuple):
         return not any(leaf.any() for leaf in jax.tree.leaves(gradients[self.place - 1]))
 
     def replaced(self, place: int, a: np.ndarray) -> tuple[Any, ...]:
-        """The arguments, one of them another."""
+        """Return the arguments with `a` at position `place`."""
         return (*self.args[:place], a, *self.args[place + 1 :])
 
     def place_of(self, mask: str) -> int:
-        """Where an array that the op takes by name stands among the arguments."""
+        """Return the position among the arguments of an array that the op takes by name."""
         return len(self.args) - len(self.variant.arrays) + self.variant.arrays.index(mask)
 
     def along_time(self, steps: np.ndarray, a: np.ndarray) -> np.ndarray:
-        """A row over the steps, as a mask over a."""
+        """Reshape a vector over the steps so that it broadcasts against `a`."""
         return steps.reshape([-1 if axis == self.time else 1 for axis in range(a.ndim)])
 
     def order(self) -> np.ndarray:
-        """For each step, how many are processed before it."""
+        """Return, for each step, the number of steps that are processed before it."""
         return np.arange(LENGTH)[::-1] if self.reverse else np.arange(LENGTH)
 
 
 def verify_contract(name: str, label: str, key: Any, dtypes: Sequence[Any] = (jnp.float64, *BOUNDS)) -> None:
-    """Compile one variant of an op in each dtype, and its reference implementation, and check everything listed above.
+    """Compile one variant of an op in each dtype, and its reference implementation, and check all properties above.
 
-    What follows from one program follows from that of the first dtype.
+    Properties that need one program only are checked in the first dtype.
     """
     case, variant = CASES[name], CASES[name].variants[label].widened(WIDTH)
-    f, twin = variant.bound(case.op), variant.bound(case.twin)
+    f, reference_op = variant.bound(case.op), variant.bound(case.reference)
     args = jax.tree.map(np.asarray, variant.arguments(key, length=LENGTH, batch=(BATCH,), dtype=jnp.float32))
     args = _with_lengths(variant, args)
     wide = as_dtype((args, _cotangents(f, args, key)), jnp.float64)
-    reference = _reference(twin, *wide, jax.eval_shape(f, *wide[0]))
+    reference = _reference(reference_op, *wide, jax.eval_shape(f, *wide[0]))
     contracts = []
     for dtype in dtypes:
         given = as_dtype(args, dtype)
         cotangents = _cotangents(f, given, key)
         program = _compile(pullback(f), (given, cotangents), UNOPTIMISED if dtype == jnp.float64 else OPTIMISED)
         contracts.append(Contract(name, label, variant, program, given, cotangents, *program(given, cotangents)))
-        check_reference(contracts[-1], reference, twin)
+        check_reference(contracts[-1], reference, reference_op)
     for check in (check_batch, check_causality, check_padding, check_resets, check_truncation):
         check(contracts[0])
 
 
 def _reference(f: Callable[..., Any], args: tuple[Any, ...], cotangents: Any, outputs: Any) -> Program:
-    """The reference implementation in float64, compiled; in place of no carry it starts from a zero carry.
+    """Compile the reference implementation in float64. Where the carry is None, pass a zero carry instead.
 
-    The first of the outputs is the carry.
+    The first output is the carry.
     """
     if len(args) < 2 or args[1] is not None:
         return _compile(pullback(f), (args, cotangents), UNOPTIMISED)
@@ -158,11 +158,11 @@ def _reference(f: Callable[..., Any], args: tuple[Any, ...], cotangents: Any, ou
     return run
 
 
-def check_reference(c: Contract, reference: Program, twin: Callable[..., Any]) -> None:
-    """Values and gradients near those of the reference for the same numbers in float64, in the dtype of the input."""
+def check_reference(c: Contract, reference: Program, reference_op: Callable[..., Any]) -> None:
+    """Values and gradients have the dtype of the input and are close to those of the reference in float64."""
     dtype = c.xs.dtype
-    kept = c.outputs[1] if len(c.args) > 1 and c.args[1] is None else c.outputs  # no carry gives float32 at least
-    assert {leaf.dtype for leaf in jax.tree.leaves(kept)} == {dtype}
+    no_carry = len(c.args) > 1 and c.args[1] is None  # the returned carry is then at least float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(c.outputs[1] if no_carry else c.outputs)} == {dtype}
     chex.assert_trees_all_equal_shapes_and_dtypes(c.gradients, jax.tree.map(_cotangent_type, c.args))
     expected = reference(*as_dtype((c.args, c.cotangents), jnp.float64))
     if dtype == jnp.float64:
@@ -171,7 +171,7 @@ def check_reference(c: Contract, reference: Program, twin: Callable[..., Any]) -
     found = dict(relative_errors((c.outputs, c.gradients), expected))
     if all(error < limit for error in found.values()):  # false where an error is NaN
         return None
-    program = _compile(pullback(twin), (c.args, c.cotangents), OPTIMISED)  # whose steps are as unstable
+    program = _compile(pullback(reference_op), (c.args, c.cotangents), OPTIMISED)  # equally unstable
     autodiff = dict(relative_errors(program(c.args, c.cotangents), expected))
     for path, error in found.items():
         bound = max(limit, 4 * autodiff[path])
@@ -183,7 +183,7 @@ def check_reference(c: Contract, reference: Program, twin: Callable[..., Any]) -
 
 
 def check_batch(c: Contract) -> None:
-    """A NaN in the first batch entry of xs leaves the others as they are, and its cotangent stays with it."""
+    """A NaN in the first batch entry of xs does not change the other entries, nor does its cotangent reach them."""
     one, rest = ((slice(None),) * c.batch + (entry,) for entry in (0, slice(1, None)))
     outputs, _ = c.program(c.replaced(c.place, _with(c.xs, one, np.nan)), c.cotangents)
     assert_close(c.ys(outputs)[rest], c.ys(c.outputs)[rest], relative=rounding(c.xs.dtype))
@@ -193,7 +193,7 @@ def check_batch(c: Contract) -> None:
 
 
 def check_causality(c: Contract) -> None:
-    """Other numbers in the second half of the steps change no output of the first, and no cotangent goes there."""
+    """Outputs of the first half of the steps do not depend on the second half, in value or gradient."""
     if c.time is None or c.both_directions or (c.reverse and "lengths" in c.variant.arrays):
         return  # in reverse, the order of the steps depends on the lengths
     late = partial(c.along_time, c.order() >= LENGTH // 2)
@@ -206,7 +206,7 @@ def check_causality(c: Contract) -> None:
 
 
 def check_padding(c: Contract) -> None:
-    """Steps past the length of a sequence may hold NaN; outputs and cotangents there are zero."""
+    """Steps past the length of a sequence may be NaN; outputs and cotangents there are zero."""
     if "lengths" not in c.variant.arrays:
         return
     padded = np.arange(LENGTH)[:, None] >= c.args[c.place_of("lengths")]
@@ -220,7 +220,7 @@ def check_padding(c: Contract) -> None:
 
 
 def check_resets(c: Contract) -> None:
-    """A reset at t splits the sequence in [0, t) and [t, T): no value and no cotangent crosses."""
+    """A reset at t splits the sequence into [0, t) and [t, T): no value and no cotangent crosses."""
     if "resets" not in c.variant.arrays:
         return
     place, t = c.place_of("resets"), LENGTH // 2
@@ -237,7 +237,7 @@ def check_resets(c: Contract) -> None:
 
 
 def check_truncation(c: Contract) -> None:
-    """The cotangents of one window of k1 steps reach back k2 steps from its end, and no further."""
+    """The loss in one window of k1 steps is backpropagated through k2 steps, and no further."""
     truncation = c.variant.options.get("truncation")
     if truncation is None or c.time is None:
         return
@@ -249,25 +249,25 @@ def check_truncation(c: Contract) -> None:
     xs_bar = gradients[c.place]
     assert not np.where(c.along_time(order < first, xs_bar), xs_bar, 0).any()
     assert c.carry_bar_is_zero(gradients)
-    if not c.variant.arrays:  # no reset ends it earlier
+    if not c.variant.arrays:  # a reset would stop the gradient earlier
         assert np.where(c.along_time(order == first, xs_bar), xs_bar, 0).any()
 
 
 def _with(a: np.ndarray, at: Any, value: Any) -> np.ndarray:
-    """A copy of a with that value there."""
+    """Return a copy of `a` with `value` at the index `at`."""
     a = a.copy()
     a[at] = value
     return a
 
 
 def _assert_negligible(part: np.ndarray, whole: np.ndarray) -> None:
-    """Zero, or rounding that a Fourier transform spreads."""
+    """Assert that `part` is zero, except for rounding errors that a Fourier transform spreads."""
     assert whole.any()
     assert np.abs(part).max() <= rounding(whole.dtype) * np.abs(whole).max()
 
 
 def rounding(dtype: Any) -> float:
-    """What sums of some hundred terms in another order differ by."""
+    """Return a relative bound on the effect of summing some hundred terms in another order."""
     return 1e4 * float(np.finfo(dtype).eps) if dtype == np.float64 else 1e2 * float(np.finfo(dtype).eps)
 
 
@@ -275,12 +275,12 @@ def rounding(dtype: Any) -> float:
 
 
 def as_dtype(tree: Any, dtype: Any) -> Any:
-    """The floats of a tree in `dtype`; all other leaves as they are."""
+    """Convert the floats of a tree to `dtype`; leave other leaves as they are."""
     return jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.inexact) else a, tree)
 
 
 def relative_errors(actual: Any, expected: Any) -> Iterator[tuple[str, float]]:
-    """The error of each leaf, relative to its largest element; cotangents of integers hold no number."""
+    """Yield the error of each leaf, relative to its largest element. Skip float0 cotangents, which have no value."""
     for (path, got), want in zip(jax.tree.leaves_with_path(actual), jax.tree.leaves(expected), strict=True):
         if want.dtype == jax.dtypes.float0:
             continue
@@ -289,7 +289,7 @@ def relative_errors(actual: Any, expected: Any) -> Iterator[tuple[str, float]]:
 
 
 def _with_lengths(variant: Variant, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The arguments with lengths that cover all, nothing and a part of the sequence, where the op takes lengths."""
+    """If the op takes lengths, replace them by lengths that cover all, none and a part of the sequence."""
     if "lengths" not in variant.arrays:
         return args
     place = len(args) - len(variant.arrays) + variant.arrays.index("lengths")
@@ -298,7 +298,7 @@ def _with_lengths(variant: Variant, args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _cotangents(f: Any, args: tuple[Any, ...], key: Any) -> Any:
-    """Random cotangents of f's outputs, in their dtypes: a carry may be wider than the input."""
+    """Return random cotangents of the outputs of `f`, in their dtypes: a carry may be wider than the input."""
     return jax.tree.map(np.asarray, normals(key, jax.eval_shape(f, *args), stream=1))
 
 
@@ -307,6 +307,6 @@ def _cotangent_type(a: np.ndarray) -> jax.ShapeDtypeStruct:
 
 
 def _compile(f: Any, args: tuple[Any, ...], options: Any) -> Program:
-    """A program from and to NumPy, so that no operation on its numbers is compiled as well."""
+    """Compile a program that returns NumPy arrays, so that operations on its results are not compiled."""
     program = jax.jit(f, compiler_options=options).lower(*args).compile()
     return lambda *args: jax.tree.map(np.asarray, program(*args))

@@ -1,4 +1,4 @@
-"""What the tests share: the grid of cases, random cotangents, and comparison leaf by leaf."""
+"""Helpers shared by the tests: the grid of cases, random cotangents, and comparison leaf by leaf."""
 
 import importlib.util
 from functools import cache
@@ -15,13 +15,14 @@ from jaxseq._cases import CASES
 
 OPS = [pytest.param(name, next(iter(case.variants)), id=name) for name, case in CASES.items()]
 GRID = [pytest.param(name, label, id=f"{name}-{label}") for name, case in CASES.items() for label in case.variants]
-# What differs from another op by its map, its number of steps or its number of layers: the first stage sees the other.
+# Ops that differ from another op only in their map, number of steps or number of layers. The default suite tests the
+# other op.
 DERIVED = ("conv_gru", "bidirectional", "separable_conv", *(name for name in CASES if name.endswith("_cell")))
 SEQUENCES = [pytest.param(name, id=name) for name in ("rnn", "gru", "lstm")]
 
 
 def long_where(grid, later):
-    """The grid, `later(op, label)` of it marked as long."""
+    """Mark as long the entries of the grid for which `later(op, label)` is true."""
     mark = lambda p: [pytest.mark.long] if later(*p.values[:2]) else []  # noqa: E731
     return [pytest.param(*p.values, id=p.id, marks=mark(p)) for p in grid]
 
@@ -30,10 +31,10 @@ def derived(name, label):
     return name in DERIVED
 
 
-def bound(name, label, *, twin=False):
-    """The op (or its twin) with the options of a variant, a function of arrays alone."""
+def bound(name, label, *, reference=False):
+    """Return the op (or its reference implementation) with the options of a variant bound, as a function of arrays."""
     case = CASES[name]
-    return case.variants[label].bound(case.twin if twin else case.op)
+    return case.variants[label].bound(case.reference if reference else case.op)
 
 
 def arguments(name, label, key, *, dtype=jnp.float64, **sizes):
@@ -41,16 +42,17 @@ def arguments(name, label, key, *, dtype=jnp.float64, **sizes):
 
 
 def normals(key, tree, stream=0):
-    """Random normal leaves of the shapes and dtypes of `tree`: cotangents, directions. NumPy's compile nothing.
+    """Return random normal leaves with the shapes and dtypes of `tree`, for cotangents and directions.
 
-    Other streams of the same key hold other numbers. (`jax.random.fold_in` compiles a program.)
+    Different streams of the same key give different numbers. The generator is NumPy's, since `jax.random` would compile
+    a program for each shape.
     """
     generator = np.random.default_rng([*np.asarray(jax.random.key_data(key)), stream])
     return jax.tree.map(lambda leaf: jax.device_put(generator.standard_normal(leaf.shape).astype(leaf.dtype)), tree)
 
 
 def pullback(f):
-    """`(args, cotangents) -> (outputs, cotangents of args)`, not jitted."""
+    """Return the function `(args, cotangents) -> (outputs, cotangents of args)`, not jitted."""
 
     def both(args, cotangents):
         outputs, vjp = jax.vjp(f, *args)
@@ -60,9 +62,9 @@ def pullback(f):
 
 
 @cache
-def compiled(name, label, *, twin=False):
-    """The jitted pullback of a variant, compiled once for all tests of a process that share shapes."""
-    return jax.jit(pullback(bound(name, label, twin=twin)))
+def compiled(name, label, *, reference=False):
+    """Return the jitted pullback of a variant. The cache lets tests with equal shapes share a compiled program."""
+    return jax.jit(pullback(bound(name, label, reference=reference)))
 
 
 def cotangents_for(f, args, key):
@@ -70,11 +72,11 @@ def cotangents_for(f, args, key):
 
 
 def assert_close(actual, expected, relative=1e-10):
-    """Same structure, shapes and dtypes, and every element within `relative` of its leaf's largest."""
+    """Assert equal structure, shapes and dtypes, and errors of at most `relative` times the leaf's largest element."""
     chex.assert_trees_all_equal_structs(actual, expected)
     chex.assert_trees_all_equal_shapes_and_dtypes(actual, expected)
     for (path, got), wanted in zip(jax.tree.leaves_with_path(actual), jax.tree.leaves(expected), strict=True):
-        if wanted.dtype == jax.dtypes.float0:  # the cotangent of integers holds no number
+        if wanted.dtype == jax.dtypes.float0:  # the cotangent of an integer has no value
             continue
         kind = np.complex128 if jnp.iscomplexobj(wanted) else np.float64
         a, e = np.asarray(got).astype(kind), np.asarray(wanted).astype(kind)
@@ -85,12 +87,12 @@ def assert_close(actual, expected, relative=1e-10):
 
 
 def inner(a, b):
-    """<a, b>, summed over the leaves of two trees."""
+    """Return the inner product <a, b>, summed over the leaves of two trees."""
     return sum(jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
 def subjaxprs(jaxpr):
-    """Every equation of a jaxpr and of all it contains."""
+    """Yield every equation of a jaxpr and of the jaxprs nested in it."""
     for eqn in jaxpr.eqns:
         yield eqn
         for param in jax.tree.leaves(eqn.params, is_leaf=lambda p: hasattr(p, "eqns") or hasattr(p, "jaxpr")):
@@ -100,7 +102,7 @@ def subjaxprs(jaxpr):
 
 
 def scans(f, *args):
-    """The scan equations in the jaxpr of f(*args), outermost first."""
+    """Return the scan equations in the jaxpr of f(*args), outermost first."""
     return [eqn for eqn in subjaxprs(jax.make_jaxpr(f)(*args).jaxpr) if eqn.primitive.name == "scan"]
 
 
@@ -108,21 +110,21 @@ def scans(f, *args):
 
 
 def mesh_of(sizes, names, kind):
-    """A mesh of the first devices, all axes of one kind: "explicit", or automatic."""
+    """Return a mesh of the first devices, all axes of one type: explicit if `kind` is "explicit", else automatic."""
     axis = AxisType.Explicit if kind == "explicit" else AxisType.Auto
     return jax.make_mesh(sizes, names, axis_types=(axis,) * len(sizes), devices=jax.devices()[: prod(sizes)])
 
 
 def place(mesh, tree, specs):
-    """The arrays of a tree laid out by a tree of PartitionSpecs."""
+    """Place the arrays of a tree on a mesh as a tree of PartitionSpecs specifies."""
     return jax.device_put(tree, jax.tree.map(lambda s: NamedSharding(mesh, s), specs))
 
 
 def script(path):
-    """An example as a module."""
+    """Import an example script as a module."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(path.parent)  # as Python does for a script, which may import its neighbours
+        patch.syspath_prepend(path.parent)  # as Python does for a script, which may import modules beside it
         spec.loader.exec_module(module)
     return module

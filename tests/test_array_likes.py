@@ -1,4 +1,4 @@
-"""What counts as an array or as parameters: any byte order, objects with `__jax_array__`, mappings from fields."""
+"""Accepted array-likes and parameters: any byte order, objects with `__jax_array__`, mappings from field names."""
 
 from functools import partial
 
@@ -24,7 +24,7 @@ PEEPHOLE = cells.PeepholeLSTMParams(*LSTM, *(draw(5) for _ in range(3)))
 XS, LENGTHS, RESETS = draw(7, 2, 3), np.array([7, 4], np.int32), rng.random((7, 2)) < 0.2
 X, KERNEL, PAST = draw(2, 9, 4), draw(3, 4, 6), draw(2, 2, 4)
 
-# Each a function of one pytree of float arrays, and that pytree.
+# A function of one pytree of float arrays, and that pytree.
 OPS = {
     "conv": (lambda a: jaxseq.conv(*a), (X, KERNEL, draw(6))),
     "depthwise_conv": (lambda a: jaxseq.depthwise_conv(*a), (X, draw(3, 1, 8))),
@@ -32,7 +32,7 @@ OPS = {
     "causal_conv": (lambda a: jaxseq.causal_conv(*a), (PAST, X, KERNEL)),
     "lstm": (lambda a: jaxseq.lstm(*a, lengths=LENGTHS, resets=RESETS), (LSTM, STATE, XS)),
     "lstm_cell": (lambda a: jaxseq.lstm_cell(*a), (LSTM, STATE, XS[0])),
-    "parameters of the cell's own": (
+    "cell parameters": (
         lambda a: jaxseq.recurrence(cells.peephole_lstm, *a),
         (PEEPHOLE, STATE, XS),
     ),
@@ -52,7 +52,7 @@ def assert_same(got, expected):
 
 
 def assert_traced_alike(f, args, expected):
-    """Without compiling: what is no array raises while f is traced."""
+    """Compare shapes and dtypes without compiling. Tracing fails if `args` has a leaf that is not an array."""
     assert jax.eval_shape(lambda: f(args)) == jax.eval_shape(lambda: f(expected))
 
 
@@ -104,7 +104,7 @@ def test_masks_and_integers_of_the_other_byte_order():
 
 
 class Variable:
-    """An array of another library, as JAX' documentation has it."""
+    """An array type of another library, as in the documentation of JAX."""
 
     def __init__(self, value):
         self.value = value
@@ -142,7 +142,7 @@ def test_every_op_takes_parameters_of_flax_nnx_and_gives_them_gradients(f, args)
 
 
 class Named:
-    """Shape and dtype, and no way to its numbers."""
+    """An object with shape and dtype, but without values."""
 
     shape, dtype = (2, 9, 4), np.dtype(np.float32)
 
@@ -185,13 +185,13 @@ def test_shapes_alone_go_through_eval_shape():
 
 
 def as_restored(tree):
-    """Every NamedTuple as a dict in another order, every tuple as a list."""
+    """Replace every NamedTuple by a dict in another order, and every tuple by a list."""
     if hasattr(tree, "_asdict"):
         return {field: as_restored(part) for field, part in sorted(tree._asdict().items())}
     return [as_restored(part) for part in tree] if isinstance(tree, list | tuple) else tree
 
 
-RESTORED = {name: OPS[name] for name in ("lstm", "lstm_cell", "parameters of the cell's own", "stack", "bidirectional")}
+RESTORED = {name: OPS[name] for name in ("lstm", "lstm_cell", "cell parameters", "stack", "bidirectional")}
 
 
 @pytest.mark.other_types
@@ -243,13 +243,13 @@ def test_what_orbax_restores_without_a_target(tmp_path):
     ("params", "words"),
     [
         ({"w_x": 0, "w_h": 0}, r"a mapping without b$"),
-        (LSTM._asdict() | {"w_q": 0}, r"a mapping with 'w_q', which is no field$"),
-        ({"kernel": 0}, r"a mapping without w_x, w_h, b and with 'kernel', which is no field$"),
+        (LSTM._asdict() | {"w_q": 0}, r"a mapping with unknown fields 'w_q'$"),
+        ({"kernel": 0}, r"a mapping without w_x, w_h, b and with unknown fields 'kernel'$"),
     ],
     ids=["missing", "unknown", "both"],
 )
 def test_a_mapping_from_other_fields_is_refused_by_their_names(params, words):
-    expected = r"`params`: expected LSTMParams\(w_x, w_h, b\), or a mapping from exactly these fields, got "
+    expected = r"`params`: expected LSTMParams\(w_x, w_h, b\), or a mapping with exactly these fields, got "
     with pytest.raises(TypeError, match=expected + words):
         jaxseq.lstm(params, None, XS)
 

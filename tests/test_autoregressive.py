@@ -1,4 +1,4 @@
-"""Sequences as probability: against loops, NumPy's least squares, SciPy's densities, and sums over all sequences."""
+"""Autoregressive models, against loops, NumPy's least squares, SciPy's densities, and sums over all sequences."""
 
 from functools import cache, partial
 from itertools import islice, product
@@ -60,7 +60,7 @@ def test_windows_as_long_as_can_be_and_of_other_kinds():
 
 
 def past(xs, orders, longest):
-    """`histories` as its docstring says, in a loop."""
+    """Compute `histories` in a loop, as its docstring defines it."""
     windows, lengths = np.zeros((len(xs), longest, *xs.shape[1:])), []
     for t, order in enumerate(orders):
         n = min(order, longest, t)
@@ -76,7 +76,7 @@ def past(xs, orders, longest):
         (2, 4),
         (np.array([5, 0, 1, 4, 2, 3, 0, 6]), None),
         (jnp.array([5, 0, 1, 4, 2, 3, 0, 6], jnp.int32), 3),
-        (np.arange(8), None),  # all that there has been
+        (np.arange(8), None),  # the whole past
         (np.arange(8, dtype=np.uint8), None),
         (np.zeros(8, int), None),
     ],
@@ -100,7 +100,7 @@ def test_histories_of_orders_that_are_traced():
 
 
 def test_a_recurrence_reads_each_history_alone():
-    """As a batch with `lengths`: the state of row t is that of a loop over x_{t-τ} .. x_{t-1}."""
+    """With histories as a batch with `lengths`, the state of row t is that of a loop over x_{t-τ} .. x_{t-1}."""
     params, xs, orders = gru_params(2, 3), random(6, 2), np.array([0, 3, 1, 3, 2, 4])
     windows, lengths = ar.histories(xs, orders)
     states, _ = jax.jit(partial(jaxseq.gru, time_axis=1))(params, None, windows, lengths=lengths)
@@ -141,7 +141,7 @@ def test_fit_equals_least_squares(order, dtype, relative):
 
 
 def test_fit_of_as_few_steps_as_there_may_be():
-    """Five equations in three unknowns, then as many as there are unknowns: no residual."""
+    """Five equations in three unknowns, then three equations, which leave no residual."""
     x = random(7)
     fit = jax.jit(partial(ar.fit, order=2))
     for got, expected in zip(fit(x), least_squares(x, 2), strict=True):
@@ -202,8 +202,8 @@ def test_forecasts_equal_a_loop():
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_what_is_foreseen_has_the_dtype_of_the_series(dtype):
-    """A model that was fitted in float64 serves a series in less."""
+def test_what_is_predicted_has_the_dtype_of_the_series(dtype):
+    """A model that was fitted in float64 can be applied to a series of lower precision."""
     x = jnp.asarray(random(6), dtype)
     tolerance = 10 * float(jnp.finfo(dtype).eps)
     for f in (ar.predict, partial(ar.forecast, steps=2)):
@@ -259,7 +259,7 @@ def test_tokens_out_of_range_are_nan(given):
 
 
 def test_bytes():
-    """All 256 values of a dtype that holds no 256."""
+    """All 256 values of uint8, which cannot represent 256, the number of values."""
     xs = np.arange(256, dtype=np.uint8)
     logits = random(256, 256)
     got = ar.log_probability(xs, logits=logits)
@@ -304,7 +304,7 @@ def test_probabilities_keep_the_dtype(dtype):
 
 @pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32, jnp.bfloat16, jnp.float16])
 def test_sums_over_time_keep_the_dtype_but_not_its_rounding(dtype):
-    """4000 steps of -1.5: in bfloat16, one after the other, they would come to a halt at -512."""
+    """The sum over 4000 steps of -1.5. Accumulated in bfloat16, it would stop changing at -512."""
     got = ar.log_likelihood(jnp.full((4000, 2), -1.5, dtype))
     assert got.dtype == dtype
     np.testing.assert_allclose(np.asarray(got, float), -6000.0, rtol=4e-3)
@@ -333,7 +333,7 @@ def test_what_stands_in_padding_counts_nothing():
 
 
 def test_a_model_s_gradient_is_finite_behind_the_lengths():
-    """Through log_probability too: tokens of padding are none of the V values."""
+    """Also through log_probability, where the tokens of the padding are outside the V values."""
     xs, lengths = np.where(np.arange(4)[:, None] < [2, 4, 1], TOKENS, -1), np.array([2, 4, 1])
     logits = random(4, 3, V)
     f = lambda a: ar.log_likelihood(ar.log_probability(xs, logits=a), lengths=lengths).sum()  # noqa: E731
@@ -375,7 +375,7 @@ def test_shifted_with_resets(axis):
 
 
 def step_by_step(params, xs, first, start, h, resets=None):
-    """y_t of a model that has read x_{-1}, ..., x_{t-1}, one step after the other."""
+    """Return (h_T, ys) of a loop over the cell, where y_t depends on x_{-1}, ..., x_{t-1}."""
     step, ys, x = jax.jit(reference.gru_cell), [], first
     for t in range(len(xs)):
         if resets is not None:
@@ -424,7 +424,7 @@ def test_chunks_equal_the_whole():
 
 @pytest.mark.parametrize("reset", [3, 5], ids=["at the beginning of a chunk", "within a chunk"])
 def test_chunks_with_resets_equal_the_whole(reset):
-    """What is read where a sequence begins is the same in every chunk, not the last step of the one before."""
+    """At a reset, the input is `start` in every chunk, not the last step of the previous chunk."""
     params, xs = gru_params(2, 3), random(7, 4, 2)
     resets = np.zeros((7, 4), bool)
     resets[reset, [1, 2]] = True
@@ -436,7 +436,7 @@ def test_chunks_with_resets_equal_the_whole(reset):
 
 
 def tiny(read):
-    """log P(x_t | h_t) for all t, of a GRU over embedded tokens and an output layer."""
+    """Return a function that computes log P(x_t | h_t) for all t: embedding, GRU, output layer."""
     table, w = jnp.asarray(random(3, 2)), jnp.asarray(2 * random(3, 3))
 
     def log_probabilities(xs):
@@ -447,12 +447,12 @@ def tiny(read):
 
 
 def test_the_probabilities_of_all_sequences_sum_to_one():
-    """3⁴ sequences: only a model of the past, all of whose factors are probabilities, comes to one."""
+    """The sum over all 3⁴ sequences is one only if every factor is a probability conditioned on the past."""
     every = np.array(list(product(range(3), repeat=4))).T
     f = tiny(True)
     p = np.exp(jax.jit(lambda xs: ar.log_likelihood(f(xs)))(jnp.asarray(every)))
     assert p.shape == (81,)
-    assert np.ptp(p) > 1e-3, "some are likelier"
+    assert np.ptp(p) > 1e-3, "expected sequences of different probabilities"
     np.testing.assert_allclose(p.sum(), 1.0, rtol=1e-12)
 
 
@@ -493,11 +493,11 @@ def counted(logits, **how):
         ({"temperature": 0.5}, P**2),
         ({"top_k": 2}, [0, 2, 0, 1]),
         pytest.param({"top_k": 4}, P, marks=pytest.mark.long),
-        ({"top_p": 0.7}, [0, 2, 0, 1]),  # 0.5, and 0.75 with the next
+        ({"top_p": 0.7}, [0, 2, 0, 1]),  # cumulative sums 0.5, 0.75
         ({"top_p": 0.8}, [0, 0.5, 0.15, 0.25]),  # 0.75 is not enough
         ({"top_p": 0.05}, [0, 1, 0, 0]),
         pytest.param({"top_p": 1.0}, P, marks=pytest.mark.long),
-        ({"top_k": 3, "top_p": 0.8}, [0, 2, 0, 1]),  # of three, two make 0.75 / 0.9
+        ({"top_k": 3, "top_p": 0.8}, [0, 2, 0, 1]),  # the first two of three sum to 0.75 / 0.9
         ({"temperature": 2.0, "top_p": 0.6}, [0, 2**0.5, 0, 1]),  # (.316, .707, .387, .5) / 1.91
         ({"temperature": 0}, [0, 1, 0, 0]),
     ],
@@ -518,7 +518,7 @@ def test_draws_have_the_frequencies_of_what_is_kept(how, expected):
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, pytest.param(jnp.float16, marks=pytest.mark.long)])
 def test_draws_from_logits_in_few_bits(dtype):
-    """Rare values come as often as they should, and of equal ones none before the others."""
+    """Rare values have the right frequency, and equal logits give equal frequencies."""
     p = np.array([0.9, 0.09, 0.0085, 0.0015])
     logits = jnp.asarray(np.log(p), dtype)
     p = scipy_special.softmax(np.asarray(logits, float))
@@ -564,7 +564,7 @@ TABLE = np.log(np.array([[0.1, 0.7, 0.2], [0.25, 0.25, 0.5], [0.6, 0.3, 0.1]]))
 
 
 def chain(count, x):
-    """A chain over three values, whose carry counts its steps."""
+    """A Markov chain over three values, whose carry counts its steps."""
     return count + 1, jnp.asarray(TABLE)[x]
 
 
@@ -600,7 +600,7 @@ def test_at_temperature_zero_a_sample_takes_the_likeliest():
 
 
 def test_samples_have_the_probabilities_of_the_model():
-    """Of two steps, all nine pairs: as often as log_likelihood says."""
+    """The nine pairs of two steps have the frequencies that log_likelihood predicts."""
     _, xs = SAMPLE(jax.random.key(3), carry=jnp.array(0), first=jnp.zeros(DRAWS, int), length=2)
     pairs = np.array(list(product(range(3), repeat=2))).T
     logits = TABLE[ar.shifted(pairs)]
@@ -625,7 +625,7 @@ def test_no_steps_and_first_of_another_width():
 
 
 def test_draws_from_a_density():
-    """x_t ~ N(0.5 x_{t-1} + c, σ), a tree of values in place of a token."""
+    """x_t ~ N(0.5 x_{t-1} + c, σ), with a tree of values instead of a token."""
 
     def step(carry, x):
         return carry + 1.0, {"mean": 0.5 * x["v"] + carry, "scale": jnp.array(0.1)}
@@ -646,7 +646,7 @@ def test_draws_from_a_density():
 
 @pytest.mark.long
 def test_a_sample_of_a_network_goes_on_from_a_prompt():
-    """Read a prompt in one, then a value at a time: at temperature zero, the likeliest of the whole read again."""
+    """Process a prompt in one call, then sample at temperature zero: the argmax of one call on the whole sequence."""
     params, table, w = gru_params(2, 3), jnp.asarray(random(3, 2)), jnp.asarray(2 * random(3, 3))
 
     def step(h, x):
@@ -701,16 +701,16 @@ MISTAKES = {
     "window as long as the series": (
         lambda: ar.lagged(X, 6),
         ValueError,
-        r"`order`: expected a window shorter than the series, 6 steps, got 6 \(xs \(6,\)\)",
+        r"`order`: expected less than 6, the number of steps, got 6 \(xs \(6,\)\)",
     ),
     "no window": (lambda: ar.lagged(X, 0), ValueError, r"`order`: expected an integer >= 1, got 0"),
     "float window": (lambda: ar.lagged(X, 2.0), TypeError, r"`order`: expected an integer >= 1, got float 2\.0"),
     "every": (lambda: ar.lagged(X, 2, every=0), ValueError, r"`every`: expected an integer >= 1, got 0"),
-    "history longer than the series": (lambda: ar.histories(X, 6), ValueError, r"`order`: expected a window shorter"),
+    "history longer than the series": (lambda: ar.histories(X, 6), ValueError, r"`order`: expected less than 6"),
     "histories longer than the series": (
         lambda: ar.histories(X, np.arange(6), longest=6),
         ValueError,
-        r"`longest`: expected a window shorter than the series, 6 steps, got 6",
+        r"`longest`: expected less than 6, the number of steps, got 6",
     ),
     "orders of another shape": (
         lambda: ar.histories(X, np.ones(5, int)),
@@ -720,7 +720,7 @@ MISTAKES = {
     "orders below zero": (
         lambda: ar.histories(X, np.array([0, 1, -2, 1, 1, 1])),
         ValueError,
-        r"`order`: expected integers of at least 0, got -2",
+        r"`order`: expected integers >= 0, got -2",
     ),
     "float orders": (lambda: ar.histories(X, np.ones(6)), TypeError, r"`order`: expected an integer, or an array of"),
     "float order in a longer row": (
@@ -743,15 +743,15 @@ MISTAKES = {
     "fit: more than one series": (
         lambda: ar.fit(jnp.ones((9, 2)), 1),
         ValueError,
-        r"`xs`: expected shape \(T,\), one series; jax\.vmap over more, got \(9, 2\)",
+        r"`xs`: expected shape \(T,\); use jax\.vmap for several series, got \(9, 2\)",
     ),
     "fit: integers": (lambda: ar.fit(jnp.arange(9), 1), TypeError, r"`xs`: expected a float array, got int64\[9\]"),
     "fit: too few steps": (
         lambda: ar.fit(X, 3),
         ValueError,
-        r"`order`: expected at most 2, as many unknowns as equations, got 3",
+        r"`order`: expected at most 2, so that there are no more unknowns than equations, got 3",
     ),
-    "fit: longer than the series": (lambda: ar.fit(X, 7), ValueError, r"`order`: expected a window shorter"),
+    "fit: longer than the series": (lambda: ar.fit(X, 7), ValueError, r"`order`: expected less than 6"),
     "predict: model": (
         lambda: ar.predict((1, 2, 3), X),
         TypeError,
@@ -849,14 +849,14 @@ MISTAKES = {
     "likelihood: lengths beyond T": (
         lambda: ar.log_likelihood(XS[..., 0], lengths=np.array([1, 2, 6, 0])),
         ValueError,
-        r"`lengths`: expected lengths from 0 to 5, the steps of `xs`, got 0 to 6",
+        r"`lengths`: expected lengths from 0 to 5, the number of steps, got 0 to 6",
     ),
     "likelihood: axis": (lambda: ar.log_likelihood(X, time_axis=1), ValueError, r"`time_axis`: expected an axis"),
     # --- latent ---
     "latent: reverse": (
         lambda: latent(reverse=True),
         ValueError,
-        r"`reverse`: expected False, for what comes later is to be foreseen, got bool True",
+        r"`reverse`: expected False, because an autoregressive model predicts later values .*, got bool True",
     ),
     "latent: layer": (lambda: ar.latent("gru", PARAMS, None, XS), TypeError, r"`layer`: expected a function \(params"),
     "latent: first": (
@@ -867,7 +867,7 @@ MISTAKES = {
     "latent: resets": (
         lambda: latent(resets=np.zeros((4, 5), bool)),
         ValueError,
-        r"`resets`: expected shape \(T, \*batch\), laid out as `xs`, got \(4, 5\)",
+        r"`resets`: expected shape \(T, \*batch\), equal to the leading axes of `xs`, got \(4, 5\)",
     ),
     "latent: integer resets": (
         lambda: latent(resets=np.zeros((5, 4), int)),
@@ -884,34 +884,34 @@ MISTAKES = {
     "temperature": (
         lambda: sample(temperature=-0.1),
         ValueError,
-        r"`temperature`: expected a number of at least 0, got -0\.1",
+        r"`temperature`: expected a number >= 0, got -0\.1",
     ),
-    "temperature that is none": (lambda: sample(temperature=float("nan")), ValueError, r"`temperature`: .* got nan"),
-    "temperature without end": (lambda: stream(temperature=float("inf")), ValueError, r"`temperature`: .* got inf"),
-    "temperature, a word": (
+    "NaN temperature": (lambda: sample(temperature=float("nan")), ValueError, r"`temperature`: .* got nan"),
+    "infinite temperature": (lambda: stream(temperature=float("inf")), ValueError, r"`temperature`: .* got inf"),
+    "temperature as a string": (
         lambda: stream(temperature="hot"),
         TypeError,
         r"`temperature`: expected a number .* str 'hot'",
     ),
-    "top_k of none": (lambda: sample(top_k=0), ValueError, r"`top_k`: expected an integer >= 1, got 0"),
-    "top_k of all and more": (
+    "zero top_k": (lambda: sample(top_k=0), ValueError, r"`top_k`: expected an integer >= 1, got 0"),
+    "top_k above the number of values": (
         lambda: sample(top_k=4),
         ValueError,
-        r"`top_k`: expected at most 3, the values there are, got 4",
+        r"`top_k`: expected at most 3, the number of values, got 4",
     ),
-    "top_k of a half": (lambda: stream(top_k=0.5), TypeError, r"`top_k`: expected an integer >= 1"),
-    "top_p of nothing": (
+    "fractional top_k": (lambda: stream(top_k=0.5), TypeError, r"`top_k`: expected an integer >= 1"),
+    "zero top_p": (
         lambda: ar.draw(KEY, X, top_p=0.0),
         ValueError,
-        r"`top_p`: expected a number above 0, at most 1, got 0\.0",
+        r"`top_p`: expected a number > 0 and <= 1, got 0\.0",
     ),
-    "top_p beyond one": (
+    "top_p above one": (
         lambda: sample(top_p=1.5),
         ValueError,
-        r"`top_p`: expected a number above 0, at most 1, got 1\.5",
+        r"`top_p`: expected a number > 0 and <= 1, got 1\.5",
     ),
-    "top_p below zero": (lambda: stream(top_p=-0.5), ValueError, r"`top_p`: expected a number above 0, at most 1"),
-    "top_p, true": (lambda: sample(top_p=True), TypeError, r"`top_p`: expected a number above 0"),
+    "top_p below zero": (lambda: stream(top_p=-0.5), ValueError, r"`top_p`: expected a number > 0 and <= 1"),
+    "boolean top_p": (lambda: sample(top_p=True), TypeError, r"`top_p`: expected a number > 0"),
     "draw: integers": (lambda: ar.draw(KEY, FIRST), TypeError, r"`logits`: expected a float array, got int64\[5\]"),
     "draw: no values": (
         lambda: ar.draw(KEY, X[:0]),
@@ -925,28 +925,28 @@ MISTAKES = {
     "first of another shape": (
         lambda: sample(jnp.zeros((5, 1), int), step=lambda s, x: (s, jnp.zeros((5, 3)))),
         TypeError,
-        r"`first`: expected \(5,\), the shape of what is drawn, got \(5, 1\)",
+        r"`first`: expected \(5,\), the shape of a drawn value, got \(5, 1\)",
     ),
     "first of another shape, in a stream": (
         lambda: stream(jnp.zeros(4, int), step=lambda s, x: (s, jnp.zeros((5, 3)))),
         TypeError,
-        r"`first`: expected \(5,\), the shape of what is drawn, got \(4,\)",
+        r"`first`: expected \(5,\), the shape of a drawn value, got \(4,\)",
     ),
     "first of floats": (
         lambda: sample(jnp.zeros(5), step=lambda s, x: (s, jnp.zeros((5, 3)))),
         TypeError,
-        r"`first`: expected int64, the dtype of what is drawn, got float64\[5\]",
+        r"`first`: expected int64, the dtype of a drawn value, got float64\[5\]",
     ),
     "first of booleans": (
         lambda: sample(jnp.zeros(5, bool), step=lambda s, x: (s, jnp.zeros((5, 3)))),
         TypeError,
-        r"`first`: expected int64, the dtype of what is drawn, got bool\[5\]",
+        r"`first`: expected int64, the dtype of a drawn value, got bool\[5\]",
     ),
-    "draw that is none": (lambda: sample(draw="normal"), TypeError, r"`draw`: expected a function \(key, a\) -> x"),
-    "draw beside its options": (
+    "draw not a function": (lambda: sample(draw="normal"), TypeError, r"`draw`: expected a function \(key, a\) -> x"),
+    "draw with options": (
         lambda: sample(draw=lambda key, a: FIRST, top_k=2),
         TypeError,
-        r"`draw`: expected None beside temperature, top_k or top_p",
+        r"`draw`: expected None if temperature, top_k or top_p is passed",
     ),
 }
 
@@ -959,7 +959,7 @@ def test_mistakes(call, kind, message):
 
 
 def test_numbers_that_are_traced_are_not_looked_at():
-    """What would be an error is NaN, or what comes of it."""
+    """Traced values cannot raise an error; invalid ones give NaN or its consequences."""
     x = np.append(random(8), np.nan)
     assert np.isnan(jax.jit(partial(ar.fit, order=1))(x).coefficients).all()
     windows, _ = jax.jit(partial(ar.lagged, order=2))(x)

@@ -1,4 +1,4 @@
-"""The list of cases is complete, and its twins are what they claim to be."""
+"""The list of cases is complete, and its reference implementations match the signatures and use no custom rule."""
 
 import inspect
 
@@ -15,33 +15,35 @@ def test_every_public_op_has_a_case():
     functions = {name for name in jaxseq.__all__ if inspect.isfunction(getattr(jaxseq, name))}
     no_op = {name for name in functions if name.endswith("_init")} | {
         "carry_across_shards"
-    }  # it computes nothing of its own
+    }  # it only moves carries between shards
     assert functions - no_op == set(CASES)
 
 
-def test_every_twin_belongs_to_an_op():
+def test_every_reference_belongs_to_an_op():
     assert set(jaxseq.reference.__all__) == set(CASES)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_twin_has_the_signature_of_its_op(name):
+def test_reference_has_the_signature_of_its_op(name):
     case = CASES[name]
     assert case.op is getattr(jaxseq, name)
-    assert case.twin is getattr(jaxseq.reference, name)
-    op, twin = (signature_with_time_options(f).parameters.values() for f in (inspect.unwrap(case.op), case.twin))
-    assert [(p.name, p.kind, p.default) for p in op] == [(p.name, p.kind, p.default) for p in twin]
+    assert case.reference is getattr(jaxseq.reference, name)
+    op, reference = (
+        signature_with_time_options(f).parameters.values() for f in (inspect.unwrap(case.op), case.reference)
+    )
+    assert [(p.name, p.kind, p.default) for p in op] == [(p.name, p.kind, p.default) for p in reference]
 
 
 @pytest.mark.parametrize(("name", "label"), long_where(GRID, derived))
-def test_no_custom_rule_below_a_twin_and_one_below_an_op(name, label, key):
+def test_no_custom_rule_below_a_reference_and_one_below_an_op(name, label, key):
     args = arguments(name, label, key)
 
     def rules(f):
         return [e for e in subjaxprs(jax.make_jaxpr(f)(*args).jaxpr) if e.primitive.name.startswith("custom_")]
 
-    assert not rules(bound(name, label, twin=True))
+    assert not rules(bound(name, label, reference=True))
     found = {e.primitive.name for e in rules(bound(name, label))}
-    if name == "scan":  # JAX differentiates, forwards or backwards, but windows in place of the whole
+    if name == "scan":  # JAX differentiates it in either mode, window by window
         assert found == ({"custom_jvp_call"} if "truncation" in CASES[name].variants[label].options else set())
     else:
         assert found == {"custom_vjp_call"}

@@ -1,4 +1,4 @@
-"""causal_conv: chunks against the whole, episodes each by itself, loops over indices, numbers worked by hand."""
+"""causal_conv against the whole sequence, separate episodes, loops over indices, and manually computed values."""
 
 from functools import partial
 from itertools import pairwise, product
@@ -28,7 +28,7 @@ KINDS = {
 
 
 def operands(key, kind, *, batch=(2,), T=9, dtype=jnp.float64):
-    """(carry, x, kernel, bias) and the options."""
+    """Return (carry, x, kernel, bias) and the options."""
     (K, per_in, c_out), options = KINDS[kind]
     c_in, P = per_in * options.get("groups", 1), (K - 1) * options.get("dilation", 1)
     shapes = (*batch, P, c_in), (*batch, T, c_in), (K, per_in, c_out), (c_out,)
@@ -36,16 +36,16 @@ def operands(key, kind, *, batch=(2,), T=9, dtype=jnp.float64):
 
 
 def pulled(f, args, cotangents):
-    """(outputs, cotangents of args)."""
+    """Return (outputs, cotangents of args)."""
     return jax.jit(pullback(f))(args, cotangents)
 
 
 def marks(*at, T=9):
-    """Boundaries at those steps."""
+    """Return resets at the given steps."""
     return jnp.zeros(T, bool).at[jnp.array(at, int)].set(True)
 
 
-# --- What it is without resets ---
+# --- Without resets ---
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_from_no_carry_it_is_the_causal_convolution(kind, batch, key):
 
 
 def test_equals_the_filter_of_scipy(key):
-    """A finite filter whose state comes from the inputs just past."""
+    """A finite impulse response filter whose initial state comes from the preceding inputs."""
     carry, x, w = (jax.random.normal(jax.random.fold_in(key, n), (s, 1)) for n, s in enumerate((3, 8, 4)))
     taps = np.asarray(w)[::-1, 0]
     state = scipy.signal.lfiltic(taps, [1.0], y=[], x=np.asarray(carry)[::-1, 0])
@@ -69,7 +69,7 @@ def test_equals_the_filter_of_scipy(key):
 
 
 def test_by_hand():
-    """Ones, tens and hundreds: the present, one step back, two steps back."""
+    """The decimal digits of an output are the inputs at the current step, one step back and two steps back."""
     x, w = jnp.arange(3.0, 7.0)[:, None], jnp.array([100.0, 10.0, 1.0])[:, None, None]
     past = jnp.array([1.0, 2.0])[:, None]
     carry, y = jaxseq.causal_conv(past, x, w, jnp.array([0.5]))
@@ -104,7 +104,7 @@ def in_chunks(f, carry, x, w, b, resets, lengths):
     resets=st.one_of(st.none(), st.integers(0, 99)),
 )
 def test_chunks_of_any_lengths_are_the_whole(lengths, kind, resets):
-    """Values and gradients to the last digits, chunks shorter than the window, of one step and of none among them."""
+    """Values and gradients, also with empty chunks, chunks of one step, and chunks shorter than the kernel."""
     key, T = jax.random.key(len(lengths)), sum(lengths)
     args, options = operands(key, kind, T=T)
     f = partial(jaxseq.causal_conv, **options)
@@ -166,7 +166,7 @@ def test_each_episode_is_run_by_itself(kind, at, key):
     args, options = operands(key, kind, batch=())
     ours = partial(jaxseq.causal_conv, resets=marks(*at), **options)
 
-    def apart(carry, x, w, b):
+    def separately(carry, x, w, b):
         ys = []
         for start, stop in pairwise(sorted({0, *at, 9})):
             carry, y = jaxseq.causal_conv(None if start in at else carry, x[start:stop], w, b, **options)
@@ -174,12 +174,12 @@ def test_each_episode_is_run_by_itself(kind, at, key):
         return carry, jnp.concatenate(ys)
 
     cotangents = cotangents_for(ours, args, key)
-    actual, expected = (pulled(f, args, cotangents) for f in (ours, apart))
+    actual, expected = (pulled(f, args, cotangents) for f in (ours, separately))
     assert_close(actual, expected, relative=1e-13)
 
 
 def loops(z, w, resets, d, groups):
-    """(y, z̄, w̄) index by index, with ȳ = y: a tap counts if no boundary lies between."""
+    """Return (y, z̄, w̄) by loops over indices, for ȳ = y. Taps across a boundary are skipped."""
     (rows, _), (K, per_in, c_out), T = z.shape, w.shape, len(resets)
     P = rows - T
     y, z_bar, w_bar = np.zeros((T, c_out)), np.zeros_like(z), np.zeros_like(w)
@@ -213,7 +213,7 @@ def test_equals_loops_over_indices(kind, key):
 
 @pytest.mark.parametrize("kind", ["dense", "grouped", "depthwise"])
 def test_no_gradient_crosses_a_boundary(kind, key):
-    """None at all, and not a small one."""
+    """The gradient is exactly zero, also with infinite weights."""
     (carry, x, w, b), options = operands(key, kind)
     after = lambda f: lambda c, x: jax.tree.map(lambda a: a[..., -4:, :], f(c, x))  # noqa: E731 - carry', y from 5 on
     f = after(lambda c, x: jaxseq.causal_conv(c, x, w, b, resets=jnp.broadcast_to(marks(5), (2, 9)), **options))
@@ -221,7 +221,7 @@ def test_no_gradient_crosses_a_boundary(kind, key):
     assert not c_bar.any()
     assert not x_bar[:, :5].any()
     assert x_bar[:, 5:].all()
-    # Weights without bound make NaN of a zero that is multiplied, not of one that is chosen.
+    # Infinite weights turn a zero into NaN if it is multiplied, but not if it is selected.
     f = lambda c, w: jaxseq.causal_conv(c, x, w, resets=jnp.broadcast_to(marks(0), (2, 9)), **options)  # noqa: E731
     _, (c_bar, _) = pulled(f, (carry, jnp.full_like(w, jnp.inf)), jax.tree.map(jnp.ones_like, f(carry, w)))
     assert not c_bar.any()
@@ -229,14 +229,14 @@ def test_no_gradient_crosses_a_boundary(kind, key):
 
 @pytest.mark.parametrize("kind", ["dense", "grouped", "depthwise"])
 def test_what_is_not_seen_may_be_nan(kind, key):
-    """In the carry, before a boundary at its end: no value and no gradient changes, that of the kernel included."""
+    """NaN in the carry, before a boundary at its end, changes no value and no gradient, not even the kernel's."""
     (carry, *rest), options = operands(key, kind)
     resets = jnp.broadcast_to(marks(0, 5), (2, 9))
     f = jax.jit(pullback(partial(jaxseq.causal_conv, resets=resets, **options)))
     cotangents = normals(key, jax.eval_shape(partial(jaxseq.causal_conv, **options), carry, *rest))
     expected = f((jnp.zeros_like(carry), *rest), cotangents)
     assert_close(f((jnp.full_like(carry, jnp.nan), *rest), cotangents), expected, relative=0)
-    # In x, before the second boundary: nothing behind it changes.
+    # NaN in x, before the second boundary, changes nothing after it.
     x = rest[0].at[:, 3].set(jnp.nan)
     (last, y), (_, x_bar, *_) = f((carry, x, *rest[1:]), cotangents)
     assert not jnp.isfinite(y[:, 3:5]).all()
@@ -245,7 +245,7 @@ def test_what_is_not_seen_may_be_nan(kind, key):
 
 @pytest.mark.parametrize("kind", ["dense", "depthwise"])
 def test_resets_of_each_example(kind, key):
-    """Traced, an axis of vmap, a batch axis, or two: the same numbers."""
+    """Results are the same for traced resets, mapped by vmap, and with one or two batch axes."""
     args, options = operands(key, kind, batch=(6,))
     resets = jax.random.bernoulli(key, 0.3, (6, 9))
     native = lambda r, c, x, w, b: jaxseq.causal_conv(c, x, w, b, resets=r, **options)  # noqa: E731
@@ -263,14 +263,16 @@ def test_resets_of_each_example(kind, key):
 
 @pytest.mark.parametrize("with_resets", [False, True])
 def test_many_kernels_for_one_signal(with_resets, key):
-    """The carry is then the same for all, and its cotangent is not to count once for each kernel."""
+    """vmap over the kernels only: the carry is shared, and its cotangent must not count once for each kernel."""
     (carry, x, w, b), options = operands(key, "dense")
     ws = jnp.stack([w, 2 * w, -w])
     resets = jax.random.bernoulli(key, 0.3, (2, 9)) if with_resets else None
     mapped = lambda f: jax.vmap(partial(f, resets=resets, **options), in_axes=(None, None, 0, None))  # noqa: E731
     cotangents = cotangents_for(mapped(jaxseq.causal_conv), (carry, x, ws, b), key)
-    ours, twin = (pulled(mapped(f), (carry, x, ws, b), cotangents) for f in (jaxseq.causal_conv, reference.causal_conv))
-    assert_close(ours, twin, relative=1e-13)
+    ours, reference_op = (
+        pulled(mapped(f), (carry, x, ws, b), cotangents) for f in (jaxseq.causal_conv, reference.causal_conv)
+    )
+    assert_close(ours, reference_op, relative=1e-13)
 
 
 @pytest.mark.eight_devices
@@ -285,7 +287,7 @@ def test_many_kernels_for_one_signal(with_resets, key):
     ],
 )
 def test_no_axis_is_reshaped_that_lies_on_several_devices(kind, split, key):
-    """The second of two batch axes, or the channels, over an explicit mesh. The rest is for test_sharding.py."""
+    """Shard the second of two batch axes, or the channels, over an explicit mesh. See also test_sharding.py."""
     (carry, x, w, b), options = operands(key, kind, batch=(3, 2))
     resets = jax.random.bernoulli(key, 0.3, (3, 2, 9))
     batch, channels = PartitionSpec(None, "d"), PartitionSpec(None, None, None, "d")
@@ -307,11 +309,11 @@ def test_no_axis_is_reshaped_that_lies_on_several_devices(kind, split, key):
         assert_close(gradient(*placed), expected, relative=1e-13)
 
 
-# --- What it costs ---
+# --- Cost ---
 
 
 def gradient_with_resets(K, groups, of=lambda f: f):
-    """The gradient (or what is made `of` it) for K taps, and its arguments."""
+    """Return the gradient for K taps, transformed by `of`, and its arguments."""
     args = jnp.ones((2, 256, 8)), jnp.ones((K, 8 // groups, 8)), jnp.zeros((2, 256), bool)
 
     def loss(x, w, resets):
@@ -332,7 +334,7 @@ def test_the_program_does_not_grow_with_the_window(groups):
 
 @pytest.mark.parametrize("groups", [1, 8])
 def test_memory_does_not_grow_with_the_window(groups):
-    """Nor that of the second derivative."""
+    """Neither that of the gradient nor that of the second derivative."""
 
     def twice(gradient):
         return jax.grad(lambda x, w, r: sum(jnp.sum(a**2) for a in gradient(x, w, r)), (0, 1))
@@ -363,11 +365,11 @@ def test_each_keeps_its_dtype(with_resets, of_carry, of_x, of_w, key):
     args = carry.astype(of_carry), x.astype(of_x), w.astype(of_w), b.astype(of_w)
     if with_resets:
         options = {**options, "resets": jax.random.bernoulli(key, 0.3, (2, 9))}
-    f, twin = (partial(module.causal_conv, **options) for module in (jaxseq, reference))
+    f, reference_op = (partial(module.causal_conv, **options) for module in (jaxseq, reference))
     carry, y = f(*args)
     assert (carry.dtype, y.dtype) == (of_carry, of_x)
     cotangents = cotangents_for(f, args, key)
-    assert_close(pulled(f, args, cotangents), pulled(twin, args, cotangents), relative=2e-2)
+    assert_close(pulled(f, args, cotangents), pulled(reference_op, args, cotangents), relative=2e-2)
 
 
 @pytest.mark.parametrize("kind", ["dense", "grouped", "depthwise"])
@@ -378,7 +380,7 @@ def test_complex_numbers(kind, with_resets, key):
     args = jax.tree.map(jax.lax.complex, real, imaginary)
     if with_resets:
         options = {**options, "resets": jax.random.bernoulli(key, 0.3, (2, 9))}
-    f, twin = (partial(module.causal_conv, **options) for module in (jaxseq, reference))
+    f, reference_op = (partial(module.causal_conv, **options) for module in (jaxseq, reference))
     parts = (normals(k, jax.eval_shape(f, *real)) for k in jax.random.split(key))
     cotangents = jax.tree.map(jax.lax.complex, *parts)
-    assert_close(pulled(f, args, cotangents), pulled(twin, args, cotangents), relative=1e-13)
+    assert_close(pulled(f, args, cotangents), pulled(reference_op, args, cotangents), relative=1e-13)

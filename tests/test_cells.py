@@ -1,5 +1,6 @@
-"""Any cell between any maps: the equations against other libraries or the paper's own, the pullbacks against JAX's, and
-what is said of bad cells. (That op and twin agree, under every transformation, the other files say of all ops.)
+"""Cells and linear maps: equations against other libraries or papers, pullbacks against autodiff, error messages.
+
+Agreement with the reference implementation, and transformations, are tested for all ops in other files.
 """
 
 from functools import partial
@@ -22,13 +23,13 @@ HAND = [label for label in LABELS if VARIANTS[label].first[0].pullback is not No
 
 
 def without_pullback(cell):
-    """The same cell, its pullback JAX's."""
+    """Return the same cell, differentiated by JAX."""
     return cell._replace(pullback=None, replay=None, step=lambda *args: cell.step(*args)[0])
 
 
 @pytest.mark.long  # the contract compares with the reference, which has no pullback
 @pytest.mark.parametrize("label", HAND)
-def test_pullback_by_hand_is_that_of_jax(label, key):
+def test_the_pullback_is_that_of_jax(label, key):
     cell, args = VARIANTS[label].first[0], arguments("recurrence", label, key)
     f, g = (partial(jaxseq.recurrence, c, truncation=3) for c in (cell, without_pullback(cell)))
     cotangents = cotangents_for(f, args, jax.random.fold_in(key, 1))
@@ -46,7 +47,7 @@ def test_cell_in_a_scan_equals_the_sequence(label, key):
 
 
 def test_indrnn_by_hand():
-    """One unit: h = relu(2 x + 0.5 h - 1)."""
+    """One unit, h = relu(2 x + 0.5 h - 1)."""
     params = cells.IndRNNParams(jnp.array([[2.0]]), jnp.array([[0.5]]), jnp.array([-1.0]))
     _, ys = jaxseq.recurrence(cells.indrnn, params, jnp.array([4.0]), jnp.array([[1.0], [-2.0], [1.0], [0.25]]))
     np.testing.assert_allclose(ys[:, 0], [3.0, 0.0, 1.0, 0.0])
@@ -54,14 +55,14 @@ def test_indrnn_by_hand():
 
 @pytest.mark.parametrize(("steps", "bound"), [(None, 1.0), (4, 2**0.25)])
 def test_initial_recurrent_weights_of_indrnn_fill_their_interval(steps, bound, key):
-    """Up to 1, or for T steps up to the T-th root of 2: over a sequence no unit grows by more than a factor of 2."""
+    """The bound is 1, or 2^(1/T) for T steps, so that no unit grows by more than a factor of 2 over a sequence."""
     w_h = cells.indrnn_init(key, 1, 512, steps=steps).w_h
     assert w_h.min() >= 0
     assert 0.95 * bound < w_h.max() <= bound
 
 
 def with_jax_relu(params, x, recurrent):
-    """The network written down with `jax.nn.relu`."""
+    """Compute the network with `jax.nn.relu`."""
     h = jnp.zeros((x.shape[1], params.w_x.shape[1]), x.dtype)
     for x_t in x:
         h = jax.nn.relu(x_t @ params.w_x + recurrent(h, params.w_h) + params.b[None])
@@ -71,7 +72,7 @@ def with_jax_relu(params, x, recurrent):
 @pytest.mark.parametrize("namespace", [jaxseq, jaxseq.reference], ids=["op", "reference"])
 @pytest.mark.parametrize("cell", ["relu_rnn", "indrnn"])
 def test_relu_at_zero_has_the_derivatives_of_jax_nn(cell, namespace, key):
-    """Pre-activations of zero in some units, of either sign in others: one subgradient, at first and second order."""
+    """Where a pre-activation is zero, the subgradient is that of `jax.nn.relu`, at first and second order."""
     init = jaxseq.rnn_init if cell == "relu_rnn" else cells.indrnn_init
     params = init(key, 3, 16)
     params = params._replace(w_x=params.w_x.at[:, :8].set(0))
@@ -96,7 +97,7 @@ def test_relu_keeps_nan():
 
 
 def test_slstm_where_its_exponents_are_equal_and_its_gate_is_at_zero():
-    """Where ℓ + m = a_i, m' = a_i as the pullback has it; and log σ has the second derivative -1/4 at 0."""
+    """Where ℓ + m = a_i, the gradient of m' is that of a_i, as in the pullback. (log σ)'' is -1/4 at 0."""
     state = cells.SLSTMState(*jnp.ones((4, 1)))
     one = lambda a_i, a_f: cells.slstm.step((a_i, a_f, jnp.zeros(1), jnp.zeros(1)), state)[0].m[0]  # noqa: E731
     zero = jnp.zeros(1)
@@ -107,7 +108,7 @@ def test_slstm_where_its_exponents_are_equal_and_its_gate_is_at_zero():
 
 
 def test_slstm_is_the_unstabilised_recurrence(key):
-    """h = o c / n with c' = f c + exp(a_i) z and n' = f n + exp(a_i), written down without m."""
+    """h = o c / n with c' = f c + exp(a_i) z and n' = f n + exp(a_i), without the stabilizer m."""
     params, _, xs = arguments("recurrence", "slstm", key)
     heads, d, _, _ = params.w_h.shape
     h = c = n = jnp.zeros((xs.shape[1], heads * d))
@@ -143,7 +144,7 @@ def test_peephole_lstm_by_its_equations(key):
 
 
 def normal(a):
-    """jax.nn's, over the last axis."""
+    """Normalize over the last axis with `jax.nn.standardize`."""
     return jax.nn.standardize(a, epsilon=1e-5)
 
 
@@ -176,11 +177,11 @@ def test_layer_norm_gru_by_its_equations(key):
     assert_close(jaxseq.recurrence(cells.layer_norm_gru, *args)[1], jnp.stack(ys))
 
 
-# --- What backward does ---
+# --- Backward pass ---
 
 
 def weight_contractions(f, args, shape):
-    """The products in a loop of the gradient whose result has the shape of a weight."""
+    """Return the products in loops of the gradient whose result has the shape of a weight."""
     cotangents = jax.tree.map(jnp.ones_like, f(*args))
     found = []
     for scan in scans(pullback(f), args, cotangents):
@@ -193,13 +194,13 @@ def weight_contractions(f, args, shape):
 def test_weights_are_contracted_outside_of_the_loop_of_a_users_cell(label, key):
     f, args = bound("recurrence", label), arguments("recurrence", label, key)
     assert not weight_contractions(f, args, args[0].w_h.shape)
-    twin = bound("recurrence", label, twin=True)
-    assert weight_contractions(twin, args, args[0].w_h.shape), "the test sees none where there is one"
+    reference = bound("recurrence", label, reference=True)
+    assert weight_contractions(reference, args, args[0].w_h.shape), "weight_contractions missed one"
 
 
 @pytest.mark.parametrize("label", ["leaky", "twice", "slstm"])
 def test_truncated_windows_go_back_side_by_side(label, key):
-    """T = 12 in windows of 3: no loop of the gradient has more than 3 steps but the forward sweep."""
+    """For T = 12 and windows of 3, no loop of the gradient has more than 3 steps, except the forward sweep."""
     cell = VARIANTS[label].first[0]
     params, carry, xs = arguments("recurrence", label, key, length=12)
     f = partial(jaxseq.recurrence, cell, truncation=3)
@@ -211,7 +212,7 @@ def test_truncated_windows_go_back_side_by_side(label, key):
 
 
 def test_gradient_of_the_cells_own_parameters_is_directional(key):
-    """Against a difference quotient, not against any rule of ours."""
+    """Compare with a difference quotient, which is independent of all rules of jaxseq."""
     args = arguments("recurrence", "leaky", key)
     f = bound("recurrence", "leaky")
     w_bar = cotangents_for(f, args, jax.random.fold_in(key, 1))
@@ -226,7 +227,7 @@ def test_gradient_of_the_cells_own_parameters_is_directional(key):
 
 
 class Scaled(linear_maps.LinearMap):
-    """A map of the user's own: w (G, 1), every channel by one number."""
+    """A user-defined map with w (G, 1), which scales all channels by one number for each gate."""
 
     def product(self, precision, w, x):
         return jnp.concatenate([x * g for g in w[:, 0]], -1)
@@ -248,9 +249,9 @@ def test_a_map_of_the_users_own(key):
     cell = cells.gru._replace(name="scaled", recurrent=Scaled())
     params, carry, xs = arguments("gru", "plain", key)
     params = params._replace(w_h=normals(key, jnp.zeros((3, 1))))
-    f, twin = (partial(g, cell) for g in (jaxseq.recurrence, jaxseq.reference.recurrence))
+    f, reference = (partial(g, cell) for g in (jaxseq.recurrence, jaxseq.reference.recurrence))
     cotangents = cotangents_for(f, (params, carry, xs), key)
-    assert_close(*(pullback(g)((params, carry, xs), cotangents) for g in (f, twin)))
+    assert_close(*(pullback(g)((params, carry, xs), cotangents) for g in (f, reference)))
 
 
 @pytest.mark.parametrize("batch", [(), (2,), (2, 3)])
@@ -265,7 +266,7 @@ def test_a_map_of_the_users_own(key):
     ids=lambda value: type(value).__name__ if isinstance(value, linear_maps.LinearMap) else "",
 )
 def test_pullbacks_of_a_map(kind, w, x, batch, key):
-    """Against JAX's derivative of the product."""
+    """Compare with autodiff of the product."""
     keys = jax.random.split(key, 3)
     w, x = normals(keys[0], jnp.zeros(w)), normals(keys[1], jnp.zeros((*batch, *x)))
     y, pull = jax.vjp(partial(kind.product, None), w, x)
@@ -277,7 +278,7 @@ def test_pullbacks_of_a_map(kind, w, x, batch, key):
 
 
 def test_a_convolutional_map_takes_its_stride():
-    """Sums of two neighbours, every other one."""
+    """Sums of two neighbours at stride 2."""
     y = linear_maps.Conv(stride=2, padding="VALID").product(None, jnp.ones((2, 1, 1)), jnp.arange(5.0)[:, None])
     assert y.ravel().tolist() == [1, 5]
 
@@ -312,19 +313,19 @@ BAD = {
     "another shape": (
         run(lambda a, h, p: h[..., :2]),
         ValueError,
-        r"`odd\.step`: expected a state like the one before it, float64\[5\], got float64\[2\]",
+        r"`odd\.step`: expected a state like `s_prev`, float64\[5\], got float64\[2\]",
     ),
     "another dtype": (
         run(lambda a, h, p: h.astype(jnp.float32)),
         ValueError,
-        r"`odd\.step`: expected a state like the one before it, float64\[5\], got float32\[5\]",
+        r"`odd\.step`: expected a state like `s_prev`, float64\[5\], got float32\[5\]",
     ),
     "another structure": (
         run(lambda a, h, p: (h, h)),
         ValueError,
-        r"`odd\.step`: expected a state like the one before it, float64\[5\], got \(float64\[5\], float64\[5\]\)",
+        r"`odd\.step`: expected a state like `s_prev`, float64\[5\], got \(float64\[5\], float64\[5\]\)",
     ),
-    "no pair beside a pullback": (
+    "no pair with a pullback": (
         run(lambda a, h, p: h, lambda *args: None),
         TypeError,
         r"`odd\.step`: expected a pair \(state, saved\), since there is a pullback, got float64\[5\]",
@@ -342,30 +343,38 @@ BAD = {
     "p̄ of another shape": (
         run(fine, lambda a, h, h_bar, p: ((h_bar, h_bar), h_bar, p._replace(gain=h_bar[:1]))),
         ValueError,
-        r"`odd\.pullback`: expected p̄ of one example like the cell's own parameters, .*\[5\].*got .*\[1\]",
+        r"`odd\.pullback`: expected p̄ of one example like the cell parameters, .*\[5\].*got .*\[1\]",
     ),
-    "twice the same gate": (odd(gates="aa"), ValueError, r"`odd\.gates`: expected a letter for each gate, .*'aa'"),
-    "split gates that are none": (
+    "twice the same gate": (
+        odd(gates="aa"),
+        ValueError,
+        r"`odd\.gates`: expected a distinct letter for each gate, .*'aa'",
+    ),
+    "unknown split gates": (
         odd(split_gates="x"),
         ValueError,
         r"`odd\.split_gates`: expected some of the gates 'ab' .*'x'",
     ),
-    "alone in front": (
+    "input-only gate in front": (
         odd(input_only_gates="a"),
         ValueError,
         r"`odd\.input_only_gates`: expected the last of the gates 'ab', .*'a'",
     ),
-    "all alone": (
+    "all gates input-only": (
         odd(input_only_gates="ab"),
         ValueError,
         r"`odd\.input_only_gates`: expected the last of the gates 'ab', .*'ab'",
     ),
     "parameters without maps": (odd(params=jaxseq.LSTMState), ValueError, r"`odd\.params`: .*got LSTMState\(h, c\)"),
-    "a state that is no container": (odd(state=list), TypeError, r"`odd\.state`: expected a NamedTuple, h first"),
+    "a state that is not a container": (
+        odd(state=list),
+        TypeError,
+        r"`odd\.state`: expected a NamedTuple whose first field is h",
+    ),
     "a class for a map": (
         odd(recurrent=linear_maps.Dense),
         TypeError,
-        r"`odd\.recurrent`: expected one of jaxseq\.linear_maps",
+        r"`odd\.recurrent`: expected a linear map from jaxseq\.linear_maps",
     ),
     "width of the pre-activations": (
         lambda: jaxseq.recurrence(
@@ -382,14 +391,14 @@ BAD = {
             jnp.ones((7, 2, 9, 2)),
         ),
         ValueError,
-        r"`rnn\.recurrent`: expected a map that keeps the space \(9,\), got Conv\(stride=1, padding='VALID'",
+        r"`rnn\.recurrent`: expected a map that preserves the spatial shape \(9,\), got Conv\(.*padding='VALID'",
     ),
     "kernels of different axes": (
         lambda: jaxseq.conv_lstm(
             jaxseq.LSTMParams(jnp.ones((3, 2, 16)), jnp.ones((3, 3, 4, 16)), None), None, jnp.ones((7, 2, 9, 2))
         ),
         ValueError,
-        r"`params\.w_h`: expected a kernel with 1 axes of space, as `params\.w_x` has, got \(3, 3, 4, 16\)",
+        r"`params\.w_h`: expected a kernel with 1 spatial axes, as in `params\.w_x`, got \(3, 3, 4, 16\)",
     ),
     "too few axes": (
         lambda: jaxseq.conv_lstm(KERNELS, None, jnp.ones((7, 2))),
@@ -404,7 +413,7 @@ BAD = {
             time_axis=2,
         ),
         ValueError,
-        r"`time_axis`: expected an axis before the last 2, space and channels, from -4 to 1, got 2",
+        r"`time_axis`: expected an axis from 0 to 1 or from -4 to -3, before the spatial and channel axes, got 2",
     ),
     "integer gain": (
         lambda: jaxseq.recurrence(
@@ -431,7 +440,7 @@ def test_a_function_is_no_cell():
 
 
 @pytest.mark.parametrize(("call", "kind", "message"), BAD.values(), ids=BAD)
-def test_a_bad_cell_is_told_by_name_and_part(call, kind, message):
+def test_a_bad_cell_is_reported_by_name_and_part(call, kind, message):
     with pytest.raises(kind, match=message):
         call()
 
@@ -466,7 +475,7 @@ def test_calls_of_the_inner_product(step, calls):
         (cells.layer_norm_gru_init, (3, 4)),
     ],
 )
-def test_first_weights_share_no_buffer(init, sizes, key):
-    """Else they could not be donated."""
+def test_initial_parameters_share_no_buffer(init, sizes, key):
+    """Parameters that share a buffer could not be donated."""
     params = init(key, *sizes)
     jax.block_until_ready(jax.jit(lambda p: jax.tree.map(jnp.sin, p), donate_argnums=0)(params))

@@ -1,4 +1,4 @@
-"""The compilation cache of the suite: entries of all processes come together, and none is read half written."""
+"""The compilation cache of the suite: processes share entries, and no process reads a partly written entry."""
 
 import os
 
@@ -13,7 +13,7 @@ def entries(folder):
 
 @pytest.fixture
 def caches(tmp_path, monkeypatch):
-    """Two processes that start together."""
+    """Two processes that start at the same time."""
     monkeypatch.setattr(compilation, "FOLDER", tmp_path)
     monkeypatch.setattr(compilation.jax.config, "update", lambda *_: None)
     found = []

@@ -1,4 +1,4 @@
-"""Every op and variant keeps its contract; chunks and single steps equal the whole."""
+"""The contract of every op and variant; chunks and single steps equal the whole sequence."""
 
 from functools import partial
 
@@ -13,13 +13,16 @@ from jaxseq._cases import CASES
 
 
 def dtypes_of(name, label):
-    """All for the first variant of each op and for convolutions, whose rules depend on the dtype; else float32."""
+    """Return all dtypes for convolutions, whose rules depend on them, and for the first variant of each op.
+
+    For other variants, return float32.
+    """
     all_of_them = "conv" in name or (name, label) in [p.values for p in OPS]
     return (jnp.float64, jnp.float32, jnp.bfloat16) if all_of_them else (jnp.float32,)
 
 
-# What the default suite has of these: time options take the same branches for every cell with a pullback, and lstm has
-# all of them. Pairs of options are the matter of test_time.py.
+# Variants in the default suite. Time options take the same branches for every cell with a pullback, and lstm covers all
+# of them. test_time.py covers pairs of options.
 DEFAULT = {
     "rnn": ("plain", "no bias, zero carry", "relu"),
     "gru": ("plain",),
@@ -37,23 +40,23 @@ DEFAULT = {
     "causal_conv": ("plain", "depthwise", "dilated, beyond the chunk", "resets, depthwise, dilated"),
     "conv_transpose": ("1d", "gaps, dilated, causal", "depthwise", "output padding, grouped", "3d"),
 }
-# Cells with a branch of their own for options: without a pullback, with a product within the step, with two sizes.
+# Cells for which options take other branches: no pullback, a product within the step, two sizes.
 OPTIONS = ("leaky", "twice", "projected_lstm")
 
 
-# Of convolutions, second variants of a rule.
+# Convolutions whose rule is already covered by another variant.
 SECOND = ("2d grouped, dilated", "2d depthwise, long", "3d, windows that overlap", "depthwise, two outputs a channel")
 
 
 def later(name, label):
-    """What the default suite leaves out."""
+    """Return whether the variant belongs to the long suite only."""
     if (name == "conv" and label in SECOND) or label == "twice, lengths, checkpoint":
         return True
     return label not in DEFAULT.get(name, (label,)) or derived(name, label)
 
 
 def repeats(name, label):
-    """Whether lstm, conv_lstm or a cell of OPTIONS has a variant that takes the same branches."""
+    """Return whether lstm, conv_lstm or a cell of OPTIONS has a variant that takes the same branches."""
     if name in ("rnn", "gru"):
         return label not in ("plain", "no bias, zero carry", "relu")
     if name in ("conv_gru", "conv_gru_cell"):
@@ -69,14 +72,14 @@ def test_contract(name, label, key):
     verify_contract(name, label, key, dtypes_of(name, label))
 
 
-# Ops whose carry goes through code of its own.
+# Ops that handle the carry in separate code.
 CHUNKED = [("rnn", "plain"), ("gru", "plain"), ("lstm", "plain"), ("conv_lstm", "1d"), ("stack", "gru")]
 CHUNKED += [("causal_conv", "plain"), ("causal_conv", "resets, depthwise, dilated")]
 
 
 @pytest.mark.parametrize(("name", "label"), CHUNKED)
 def test_chunks_equal_the_whole(name, label, key):
-    """One step, no step, some and the rest, with the carry handed from one to the next."""
+    """Chunks of one step, no step, four steps and two steps, with the carry passed from each to the next."""
     args, f = arguments(name, label, key), bound(name, label)
     carry_at, axis = (0, 1) if name == "causal_conv" else (1, 0)
     cotangents = cotangents_for(f, args, jax.random.fold_in(key, 1))
@@ -106,7 +109,7 @@ def test_a_cell_in_a_scan_equals_the_sequence(name, key):
     assert_close(*(jax.jit(pullback(g))(args, cotangents) for g in (stepwise, f)))
 
 
-# Variants of recurrences and layers that the default suite has in float32 alone.
+# Variants of recurrences and layers that the default suite runs in float32 only.
 REST = [p for p in VARIANTS if len(dtypes_of(*p.values)) == 1 and not later(*p.values)]
 
 

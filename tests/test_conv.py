@@ -1,4 +1,4 @@
-"""Convolution against scipy, against loops over indices, and its geometry against the formula."""
+"""Convolution against SciPy and against loops over indices, and its geometry against the formula."""
 
 import itertools
 from functools import partial
@@ -15,14 +15,14 @@ import jaxseq
 from jaxseq import _correlation, _geometry
 from jaxseq._init import normal
 
-MODES = {"valid": "VALID", "same": 1, "full": 2}  # the window has 3 taps an axis
+MODES = {"valid": "VALID", "same": 1, "full": 2}  # the kernel size is 3 along each axis
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("axes", [1, 2, 3])
 @pytest.mark.parametrize("flip", [False, True])
 def test_equals_scipy(axes, mode, flip, key):
-    """scipy.signal.correlate and .convolve, one channel at a time."""
+    """Compare with scipy.signal.correlate and scipy.signal.convolve, one channel at a time."""
     x = normal(key, (2, *(7, 6, 5)[:axes], 2))
     w = normal(jax.random.fold_in(key, 1), (3,) * axes + (2, 3))
     theirs = scipy.signal.convolve if flip else scipy.signal.correlate
@@ -41,7 +41,7 @@ def test_equals_scipy(axes, mode, flip, key):
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_strided_and_dilated_equals_scipy(flip, key):
-    """A dilated window is one with zeros between its taps, a stride leaves outputs out."""
+    """A dilated kernel has zeros between its taps, and a stride selects outputs."""
     x, w = normal(key, (11, 1)), normal(jax.random.fold_in(key, 1), (3, 1, 1))
     spread = np.zeros(5)
     spread[::2] = np.asarray(w)[:, 0, 0]
@@ -52,7 +52,7 @@ def test_strided_and_dilated_equals_scipy(flip, key):
 
 
 def loops(x, w, stride, padding, dilation, groups):
-    """The equations, index by index, with the cotangents of sum(y * y) / 2, which are ȳ = y."""
+    """Return (y, x̄, w̄) by loops over indices, for the loss sum(y * y) / 2, so that ȳ = y."""
     (I, C), (K, per_in, c_out) = x.shape, w.shape
     lo, hi = padding
     O = (I + lo + hi - dilation * (K - 1) - 1) // stride + 1
@@ -72,7 +72,7 @@ def loops(x, w, stride, padding, dilation, groups):
     return y, x_bar, w_bar
 
 
-# (stride, padding, dilation, groups), each kind of padding with each kind of step
+# (stride, padding, dilation, groups): each kind of padding with each kind of stride
 GEOMETRIES = [
     (1, (0, 0), 1, 1),
     (2, (1, 3), 1, 2),
@@ -80,7 +80,7 @@ GEOMETRIES = [
     (2, (-2, 1), 3, 2),
     (1, (0, -4), 1, 1),
     (5, (9, 7), 2, 2),
-    # Cropped or padded beyond the far edge: some of XLA's backends read wrong elements here, unless guarded.
+    # Cropped or padded beyond the opposite edge, where some XLA backends read wrong elements without a workaround.
     (1, (-12, 16), 1, 1),
     (8, (14, -9), 1, 1),
     (4, (16, -11), 1, 2),
@@ -160,7 +160,7 @@ def test_groups_are_separate_convolutions(key):
 
 
 def test_pullbacks_are_transposes(key):
-    """<ȳ, C(x, w)> is one trilinear form: each pullback gives the same number."""
+    """<ȳ, C(x, w)> is a trilinear form, so each pullback gives the same number."""
     x, w = normal(key, (2, 9, 4)), normal(jax.random.fold_in(key, 1), (3, 2, 6))
     f = lambda x, w: jaxseq.conv(x, w, stride=2, padding=((3, 1),), dilation=2, groups=2)  # noqa: E731
     y, vjp = jax.vjp(f, x, w)
@@ -173,20 +173,22 @@ def test_pullbacks_are_transposes(key):
 @pytest.mark.parametrize("taps", [_correlation.TERMS, _correlation.TERMS + 1])
 @pytest.mark.parametrize("transposed", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_depthwise_on_both_sides_of_the_limit(taps, transposed, key):
-    """Up to it shifts, beyond it spectra; the numbers are those of the twin."""
+    """Up to the limit the rule is `_shifts`, beyond it `_spectrum`; both equal the reference implementation."""
     x, w, y_bar = (normal(jax.random.fold_in(key, n), s) for n, s in enumerate([(2, 40, 3), (taps, 1, 3), (2, 40, 3)]))
     name, options = "conv_transpose" if transposed else "conv", {"groups": 3, "padding": "SAME"}
-    ours, twin = (jax.jit(pullback(partial(getattr(module, name), **options))) for module in (jaxseq, jaxseq.reference))
+    ours, reference = (
+        jax.jit(pullback(partial(getattr(module, name), **options))) for module in (jaxseq, jaxseq.reference)
+    )
     primitives = {e.primitive.name for e in subjaxprs(jax.make_jaxpr(ours)((x, w), y_bar).jaxpr)}
     assert ("fft" in primitives) == (taps > _correlation.TERMS)
     assert "conv_general_dilated" not in primitives
-    assert_close(ours((x, w), y_bar), twin((x, w), y_bar), relative=1e-13)
+    assert_close(ours((x, w), y_bar), reference((x, w), y_bar), relative=1e-13)
 
 
 @pytest.mark.parametrize("groups", [1, 3])
 @pytest.mark.parametrize("huge", [2**31, 2**70])
 def test_steps_beyond_32_bits(groups, huge):
-    """One output at any stride beyond the input, and one tap at any dilation: each reads x once."""
+    """A stride beyond the input leaves one output, and the dilation of a kernel of one tap has no effect."""
     x = jnp.arange(18.0).reshape(6, 3)
     w, tap = jnp.ones((3, 3 // groups, 3)), jnp.ones((1, 3 // groups, 3))
     channels = lambda rows: rows if groups == 3 else jnp.broadcast_to(rows.sum(-1, keepdims=True), rows.shape)  # noqa: E731
@@ -204,7 +206,7 @@ def test_steps_beyond_32_bits(groups, huge):
 
 
 @pytest.mark.parametrize("window", [3, (3,), (2, 3), (2, 1, 3)])
-def test_first_weights(window, key):
+def test_initial_parameters(window, key):
     groups, c_in, c_out = 2, 64, 96
     kernel, bias = jaxseq.conv_init(key, window, c_in, c_out, groups=groups, dtype=jnp.float32)
     taps = (window,) if isinstance(window, int) else window
@@ -223,7 +225,7 @@ def test_first_weights(window, key):
     ids=["strided", "patches of a spectrogram"],
 )
 def test_taps_that_do_not_meet_beside_more_taps_than_outputs(x, kernel, options, key):
-    """XLA aborts the process over the gradient that lax.conv has here. Ours is the sum over inputs one at a time."""
+    """XLA aborts the process while it compiles the gradient of lax.conv here. Compare with responses to unit inputs."""
     x, kernel = normal(key, x, jnp.float64), normal(jax.random.fold_in(key, 1), kernel, jnp.float64)
     f = jax.jit(partial(jaxseq.conv, **options))
     y, pull = jax.vjp(lambda x: f(x, kernel), x)

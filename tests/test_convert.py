@@ -1,6 +1,7 @@
-"""Weights from and to other libraries: what they compute and its gradients, round trips, and what does not fit.
+"""Conversion of weights: results and gradients equal those of other libraries, round trips, and errors.
 
-The gradient by our rule goes through the conversion, so that it is one to *their* arrays, and is compared to theirs.
+The gradient of jaxseq is taken through the conversion, so it is with respect to the arrays of the other library and can
+be compared with the gradient of that library.
 """
 
 from functools import partial
@@ -19,19 +20,19 @@ from jaxseq._init import normal
 from jaxseq.cells import ClassicGRUParams, MGUParams, ProjectedLSTMParams
 
 T, B, D, H = 4, 2, 3, 5
-WINDOW = (3, 2, 4)  # of which a convolution over n axes has the first n
+WINDOW = (3, 2, 4)  # a convolution over n axes uses the first n
 SPACE = (7, 6, 9)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def in_double_as_users_have_it():
-    """float64, but without the strictness about dtypes and ranks that the other libraries do not keep."""
+    """Enable float64 with JAX's default promotion, since the other libraries promote dtypes and ranks implicitly."""
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 
 
 def drawn(key, tree):
-    """As `tree`, random normal, no zeros: not a bias either."""
+    """Replace the leaves of `tree`, biases included, by random normal ones."""
     leaves, structure = jax.tree.flatten(tree)
     keys = jax.random.split(key, len(leaves))
     new = [0.5 * normal(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)]
@@ -39,14 +40,14 @@ def drawn(key, tree):
 
 
 def recurrence(op):
-    """`(params, xs) -> ys` of ours."""
+    """Return the function `(params, xs) -> ys` of jaxseq."""
     if op in ("rnn", "gru", "lstm", "conv_lstm"):
         return lambda params, xs, **options: getattr(jaxseq, op)(params, None, xs, **options)[1]
     return lambda params, xs: jaxseq.recurrence(getattr(cells, op), params, None, xs)[1]
 
 
 def both(f, weights, xs, y_bar):
-    """y, and the cotangents of weights and xs."""
+    """Return y and the cotangents of weights and xs."""
 
     def run(weights, xs, y_bar):
         y, pull = jax.vjp(f, weights, xs)
@@ -56,14 +57,14 @@ def both(f, weights, xs, y_bar):
 
 
 def agree(theirs, ours, weights, xs, key, *, tolerance=1e-12):
-    """Both functions of (weights, xs) compute the same, and so do their pullbacks of a random cotangent."""
+    """Assert that two functions of (weights, xs) agree, in value and in the pullback of a random cotangent."""
     y = jax.eval_shape(theirs, weights, xs)
     y_bar = normal(key, y.shape, y.dtype)
 
     expected = both(theirs, weights, xs, y_bar)
     with jax.numpy_dtype_promotion("strict"):
         assert_close(both(ours, weights, xs, y_bar), expected, tolerance)
-    assert min(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected)) > 1e-3  # nothing was left out
+    assert min(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected)) > 1e-3  # every leaf has an effect
 
 
 def equal(a, b):
@@ -75,7 +76,7 @@ def equal(a, b):
 
 
 def xs_of(op, key, dtype=jnp.float64):
-    """Time first; a convolutional cell has two axes of space, as many steps."""
+    """Return random inputs with time first, and two spatial axes for a convolutional cell."""
     return normal(key, (T, B, *((6, 7) if op == "conv_lstm" else ()), D), dtype)
 
 
@@ -94,7 +95,7 @@ def test_linen(name, key):
     nn = pytest.importorskip("flax.linen", reason="Flax is not installed (extra `peers`)")
     op = "lstm" if name == "optimized" else name
     layer, xs = nn.RNN(LINEN[name](nn), time_major=True), xs_of(op, key)
-    if op == "conv_lstm":  # its RNN knows one axis of features only
+    if op == "conv_lstm":  # nn.RNN supports one feature axis only
         cell, zeros = LINEN[name](nn), jnp.zeros((B, 6, 7, H))
         variables = drawn(key, cell.init(key, (zeros, zeros), xs[0]))
 
@@ -111,7 +112,7 @@ def test_linen(name, key):
     cell = variables["params"].get("cell", variables["params"])
     if op == "conv_lstm":
         cell = {"ih": cell["ih"], "hh": cell["hh"] | {"bias": jnp.zeros_like(cell["hh"]["bias"])}}
-        assert_close(convert.to_flax(op, convert.from_flax(op, cell)), cell, 1e-15)  # one more on f, one less
+        assert_close(convert.to_flax(op, convert.from_flax(op, cell)), cell, 1e-15)  # rounding of b_f + 1 - 1
     else:
         equal(convert.to_flax(op, convert.from_flax(op, cell)), dict(cell))
 
@@ -174,13 +175,13 @@ def test_convolutions_of_flax(axes, transpose_kernel, key):
     kinds = {"conv": (nnx.Conv, conv), "conv_transpose": (nnx.ConvTranspose, transposed)}
     for op, (kind, options) in kinds.items():
         module = kind(4, 6, WINDOW[:axes], rngs=nnx.Rngs(0), **options)
-        params = convert.from_nnx(op, module)  # reads transpose_kernel itself
+        params = convert.from_nnx(op, module)  # reads transpose_kernel from the module
         assert_close(getattr(jaxseq, op)(x, *params, **ours[op]), module(x))
         state = nnx.to_pure_dict(nnx.state(module))
         equal(convert.to_nnx(op, params, **own), {name: state[name] for name in ("kernel", "bias")})
 
 
-# Window, stride and dilation of transposed convolutions: windows below and above the stride, even and odd.
+# (kernel size, stride, dilation) of transposed convolutions: kernels smaller and larger than the stride, even and odd.
 TRANSPOSED = [(2, 3, 1), (3, 2, 1), (4, 2, 2)]
 
 
@@ -192,7 +193,7 @@ def agree_in_float32(theirs, ours):
 
 @pytest.mark.parametrize(("window", "stride", "dilation"), TRANSPOSED)
 def test_padding_of_transposed_convolutions_of_flax(window, stride, dilation, key):
-    """SAME means the same; VALID puts out more where the stride is above the window; pairs count from the other end."""
+    """SAME is the same. VALID gives a longer output if the stride exceeds the kernel. Pairs pad the dilated input."""
     nn = pytest.importorskip("flax.linen", reason="Flax is not installed (extra `peers`)")
     x, K = normal(key, (B, 5, 4), jnp.float32), dilation * (window - 1) + 1
     layer = nn.ConvTranspose(6, (window,), strides=(stride,), kernel_dilation=(dilation,))
@@ -235,10 +236,10 @@ def test_haiku(op, key):
     agree(transformed.apply, ours, weights, xs, key)
     own = {path: leaves for path, leaves in weights.items() if path.startswith("core")}
     for path, leaves in own.items():
-        if path.endswith(("linear_1", "hidden_to_hidden")):  # of two biases the second is zero on the way back
+        if path.endswith(("linear_1", "hidden_to_hidden")):  # to_haiku puts the sum of both biases into the first
             leaves["b"] = jnp.zeros_like(leaves["b"])
     back = convert.to_haiku(op, convert.from_haiku(op, own), name="core")
-    assert_close(back, own, 1e-15) if "lstm" in op else equal(back, own)  # one more on f, one less
+    assert_close(back, own, 1e-15) if "lstm" in op else equal(back, own)  # rounding of b_f + 1 - 1
 
 
 def test_names_are_those_that_haiku_gives(key):
@@ -267,12 +268,12 @@ def test_convolutions_of_haiku(op, axes, key):
     weights = drawn(key, layer.init(key, x))
     f = lambda w, x: getattr(jaxseq, op)(x, *convert.from_haiku(op, w), stride=1 + axes % 2, **options)  # noqa: E731
     agree(layer.apply, f, weights, x, key)
-    equal(convert.to_haiku(op, convert.from_haiku(op, weights)), weights)  # by the name that Haiku gives it
+    equal(convert.to_haiku(op, convert.from_haiku(op, weights)), weights)  # under Haiku's default name
 
 
 @pytest.mark.parametrize("padding", ["SAME", ((2, 1),), 7, 8])
 def test_padding_of_transposed_convolutions_of_haiku(padding, key):
-    """Pairs as in Flax. A number stands for an `output_shape`, of which padding="SAME" cuts off what is too much."""
+    """Pairs mean the same as in Flax. A number is an `output_shape`, to which padding="SAME" crops the output."""
     hk = pytest.importorskip("haiku", reason="Haiku is not installed (extra `peers`)")
     x, window, stride = normal(key, (B, 4, 4), jnp.float32), 3, 2
     options = {"output_shape": padding, "padding": "SAME"} if isinstance(padding, int) else {"padding": padding}
@@ -332,7 +333,7 @@ def test_convolutions_of_equinox(op, axes, groups, key):
 
 @pytest.mark.parametrize(("window", "stride", "more"), [(3, 2, 0), (4, 2, 1), (1, 3, 1)])
 def test_padding_same_of_transposed_convolutions_of_equinox(window, stride, more, key):
-    """With output_padding, SAME takes that many off."""
+    """With output_padding, SAME crops the output by that many more."""
     eqx = pytest.importorskip("equinox", reason="Equinox is not installed (extra `peers`)")
     x = normal(key, (5, 4), jnp.float32)
     options = {"stride": stride, "padding": "SAME", "output_padding": more, "dtype": jnp.float32}
@@ -360,12 +361,12 @@ KERAS = {
 def keras(monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "jax")
     keras = pytest.importorskip("keras", reason="Keras is not installed (extra `peers`)")
-    with jax.enable_x64(False):  # its operations make float32 of float64
+    with jax.enable_x64(False):  # Keras converts float64 to float32
         yield keras
 
 
 def stateless(layer, shape):
-    """Its weights, and the function of them."""
+    """Return the weights of a layer, and its output as a function of weights and input."""
     layer.build(shape)
     others = [variable.value for variable in layer.non_trainable_variables]
     weights = [variable.value for variable in layer.trainable_variables]
@@ -403,7 +404,7 @@ def test_convolutions_of_keras(op, axes, key, keras):
 @pytest.mark.parametrize("output_padding", [None, 1])
 @pytest.mark.parametrize(("window", "stride", "dilation"), [(2, 3, 1), (3, 2, 1), (4, 3, 1)])
 def test_padding_of_transposed_convolutions_of_keras(window, stride, dilation, output_padding, key, keras):
-    """With output_padding, "same" has another length; "valid" puts out more where the stride is above the window."""
+    """With output_padding, "same" has another length. "valid" is longer if the stride exceeds the kernel size."""
     x, K = normal(key, (B, 5, 4), jnp.float32), dilation * (window - 1) + 1
     total = K - K % 2 - (output_padding or 0)
     lo = max(total // 2, 0)
@@ -422,7 +423,7 @@ def test_padding_of_transposed_convolutions_of_keras(window, stride, dilation, o
 
 
 def test_options_of_layers_of_keras(key, keras):
-    """What docs/convert.md says of `go_backwards`, of a ConvLSTM's padding, and of depthwise kernels."""
+    """`go_backwards`, the padding of a ConvLSTM, and depthwise kernels convert as documented in docs/convert.md."""
     xs = xs_of("rnn", key, jnp.float32).swapaxes(0, 1)
     layer = keras.layers.SimpleRNN(H, return_sequences=True, go_backwards=True)
     theirs = layer(xs)
@@ -446,7 +447,7 @@ def test_options_of_layers_of_keras(key, keras):
 
 
 def in_torch(torch, layer, xs, key):
-    """y, a cotangent, and the gradients to all weights by name, and to xs."""
+    """Return y, its cotangent, the weights and their gradients by name, and the gradient of xs."""
     with torch.no_grad():
         for i, parameter in enumerate(layer.parameters()):
             a = 0.5 * normal(jax.random.fold_in(key, i), tuple(parameter.shape), jnp.float64)
@@ -477,7 +478,7 @@ LAYERS = {
 }
 
 
-# Each kind once as it is and once with all that there is; the other ways are alike for all.
+# Each kind with one layer, and with several layers and both directions. The other layouts are tested for one kind each.
 KINDS = [(name, layers) for name in TORCH for layers in ("one", "two layers, two directions")]
 KINDS += [("lstm", "without bias"), ("gru", "three layers"), ("rnn", "two directions")]
 
@@ -502,7 +503,7 @@ def test_torch(name, layers, key):
     assert_close(both(ours, weights, xs, y_bar), (y, (gradients, xs_bar)), 1e-12)
     assert len(gradients) == len(weights)
 
-    params = convert.from_torch(op, layer)  # the module itself, its tensors
+    params = convert.from_torch(op, layer)  # a module instead of a state dict
     equal(params, convert.from_torch(op, weights))
     back = convert.to_torch(op, params)
     equal(convert.from_torch(op, back), params)
@@ -553,7 +554,7 @@ def test_convolutions_of_torch(op, axes, groups, key):
 
 
 def test_padding_same_of_torch(key):
-    """Of which an even window has one more at the end."""
+    """For a kernel of even size, torch pads one more at the end."""
     torch = pytest.importorskip("torch", reason="torch is not installed (extra `peers`)")
     x = normal(key, (B, 9, 4), jnp.float32)
     layer = torch.nn.Conv1d(4, 6, 4, padding="same", dilation=2)
@@ -562,7 +563,7 @@ def test_padding_same_of_torch(key):
 
 
 def test_weights_that_torch_computes(key):
-    """Parametrized ones, those of a subclass, and numbers that torch conjugates or negates at the last moment."""
+    """Parametrized weights, weights of a subclass, and tensors that torch conjugates or negates lazily."""
     torch = pytest.importorskip("torch", reason="torch is not installed (extra `peers`)")
     x = normal(key, (B, 9, 4), jnp.float32)
 
@@ -608,7 +609,7 @@ def test_one_layer_without_biases_has_zeros_beside_one_with_them():
     assert len(convert.from_torch("gru", state)) == 2
 
 
-# --- There and back, from our side: needs no other library ---
+# --- Round trips that start from jaxseq parameters; no other library is needed ---
 
 OURS = {
     "rnn": RNNParams(*(np.ones(s) for s in [(D, H), (H, H), (H,)])),
@@ -652,14 +653,14 @@ def zeros_where_none(a, b):
 def test_ours_come_back(library, op, bias, key):
     to, back, _ = WAYS[library]
     params = drawn(key, OURS[op])
-    if library in ("flax", "nnx") and op in ("gru", "mgu"):  # a second bias in the last gate alone; in nnx none
+    if library in ("flax", "nnx") and op in ("gru", "mgu"):  # Flax has b_h for the last gate only, nnx has none
         params = params._replace(b_h=None if library == "nnx" else params.b_h.at[:-H].set(0))
     if not bias:
         params = params._replace(**{f: None for f in params._fields if f in ("b", "b_x", "b_h", "bias")})
     there = to(op, params)
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(there))
     again = jax.jit(lambda there: back(op, there))(there)
-    if bias or jax.tree.structure(again) != jax.tree.structure(params):  # a bias that they always have is zeros
+    if bias or jax.tree.structure(again) != jax.tree.structure(params):  # a mandatory bias is zero
         full = type(again)(*map(zeros_where_none, params, again))
         one_more = library in ("haiku", "flax") and "lstm" in op and (library, op) != ("flax", "lstm")
         assert_close(again, full, 1e-15) if one_more else equal(again, full)
@@ -676,7 +677,7 @@ def test_every_op_of_a_library_is_tried():
 
 
 def test_a_second_bias_that_is_only_added_is_added(key):
-    """What Flax computes is what we compute, although it has one bias where we have two."""
+    """Flax has one bias where jaxseq has two, and computes the same."""
     params = drawn(key, OURS["gru"])
     folded = convert.from_flax("gru", convert.to_flax("gru", params))
     assert not jnp.any(folded.b_h[:-H])
@@ -684,7 +685,7 @@ def test_a_second_bias_that_is_only_added_is_added(key):
     assert_close(reference.gru(folded, None, xs), reference.gru(params, None, xs))
 
 
-# --- What does not fit ---
+# --- Errors ---
 
 
 def refuses(f, *parts, error=ValueError):
@@ -704,8 +705,8 @@ def test_variants_of_the_gru_are_told_apart():
     refuses(lambda: convert.to_haiku("gru", OURS["gru"]), "resets before")
     refuses(lambda: convert.from_keras("gru", [*three, np.ones(3 * H)]), "reset_after=False", "'classic_gru'")
     refuses(lambda: convert.from_keras("classic_gru", [*three, np.ones((2, 3 * H))]), "reset_after=True", "'gru'")
-    refuses(lambda: convert.to_nnx("gru", OURS["gru"]), "no bias beside h", "`params.b_h`")
-    refuses(lambda: jax.jit(partial(convert.to_nnx, "gru"))(OURS["gru"]), "no bias beside h")
+    refuses(lambda: convert.to_nnx("gru", OURS["gru"]), "no bias of h", "`params.b_h`")
+    refuses(lambda: jax.jit(partial(convert.to_nnx, "gru"))(OURS["gru"]), "no bias of h")
     refuses(
         lambda: convert.from_flax("mgu", {"if": _dense(2), "in": _dense(2), "hf": _w(2), "hn": _w(2)}), "reset_gate"
     )
@@ -744,7 +745,7 @@ def test_modules_of_flax_and_equinox_say_what_their_weights_do_not(key):
 
 
 def subclass(kind, method):
-    """One that computes something else in `method`."""
+    """Return a subclass that overrides `method`."""
     return type("Other", (kind,), {method: lambda self, *args: args[0]})
 
 
@@ -757,7 +758,7 @@ def model(torch):
     return torch.nn.Sequential(torch.nn.Conv1d(4, 5, 3))
 
 
-# Layers that compute something else: of which library, the op asked for, the layer, and what the error says.
+# Layers that compute something else: (library, requested op, layer, parts of the error message).
 OTHER_EQUATIONS = {
     **{
         f"torch, {mode}": (
@@ -995,7 +996,7 @@ def test_layers_with_other_equations(name, request):
 
 
 def flax_cell(op, *, of_x=(), of_h=()):
-    """The dict of a cell with biases at the gates named."""
+    """Return the dict of a Flax cell with biases at the named gates."""
     gates = {"lstm": "ifgo", "gru": "rzn", "rnn": [""]}[op]
     return {
         letter + gate: {"kernel": np.ones((size, H))} | ({"bias": np.ones(H)} if gate in biased else {})
@@ -1004,12 +1005,12 @@ def flax_cell(op, *, of_x=(), of_h=()):
     }
 
 
-CONV, TRANSPOSED_CONV = np.ones((3, D, H)), np.ones((3, H, D))  # kernels of ours, from D to H channels
+CONV, TRANSPOSED_CONV = np.ones((3, D, H)), np.ones((3, H, D))  # jaxseq kernels, from D to H channels
 HAIKU_CONV_LSTM = {"input_to_hidden": {"w": np.ones((3, D, 20))}, "hidden_to_hidden": {"w": np.ones((3, H, 20))}}
 STATE = {"weight_ih_l0": np.ones((4 * H, D)), "weight_hh_l0": np.ones((4 * H, H))}
 BIASES = {"bias_ih_l0": np.ones(4 * H), "bias_hh_l0": np.ones(4 * H)}
 DENSE = {"dense_i": {"kernel": np.ones((D, 20))}, "dense_h": {"kernel": np.ones((H, 20)), "bias": np.ones(20)}}
-# Biases of some gates, or one of two; arrays that nobody reads.
+# Biases of some gates only, or one of two biases; unexpected arrays.
 PARTIAL = {
     "torch, one of two": (
         lambda: convert.from_torch("lstm", STATE | {"bias_ih_l0": np.ones(4 * H)}),
@@ -1028,16 +1029,16 @@ PARTIAL = {
     "Flax, no bias of hi": (lambda: convert.from_flax("lstm", flax_cell("lstm", of_h="o")), ("without hi.bias",)),
     "Flax, a bias beside ii": (
         lambda: convert.from_flax("lstm", flax_cell("lstm", of_x="i", of_h="ifgo")),
-        ("'ii.bias' beside them",),
+        ("'ii.bias'",),
     ),
     "Flax, a bias beside hr": (
         lambda: convert.from_flax("gru", flax_cell("gru", of_x="rzn", of_h="rn")),
-        ("'hr.bias' beside them",),
+        ("'hr.bias'",),
     ),
     "Flax, no bias of ir": (lambda: convert.from_flax("gru", flax_cell("gru", of_x="zn", of_h="n")), ("ir.bias",)),
     "Flax, a bias beside h": (
         lambda: convert.from_flax("rnn", flax_cell("rnn", of_x=[""], of_h=[""])),
-        ("'h.bias' beside them",),
+        ("'h.bias'",),
     ),
     "Flax, one of two of a ConvLSTM": (
         lambda: convert.from_flax(
@@ -1067,15 +1068,15 @@ PARTIAL = {
     ),
     "Flax, another layer beside": (
         lambda: convert.from_flax("lstm", flax_cell("lstm", of_h="ifgo") | {"norm": {"scale": np.ones(H)}}),
-        ("'norm.scale' beside them",),
+        ("'norm.scale'",),
     ),
     "nnx, another layer beside": (
         lambda: convert.from_nnx("lstm", DENSE | {"norm": {"scale": np.ones(H)}}),
-        ("'norm.scale' beside them",),
+        ("'norm.scale'",),
     ),
     "nnx, a mask beside": (
         lambda: convert.from_nnx("conv", {"kernel": CONV, "mask": np.ones((3, D, H))}),
-        ("'mask' beside them",),
+        ("'mask'",),
     ),
     "Haiku, one of two of a ConvLSTM": (
         lambda: convert.from_haiku(
@@ -1093,11 +1094,11 @@ PARTIAL = {
     "Haiku, none of an LSTM": (lambda: convert.from_haiku("lstm", {"lstm": {"w": np.ones((8, 20))}}), ("'b' in it",)),
     "Haiku, another array beside": (
         lambda: convert.from_haiku("lstm", {"lstm": {"w": np.ones((8, 20)), "b": np.ones(20), "scale": np.ones(5)}}),
-        ("'scale' beside them",),
+        ("'scale'",),
     ),
     "Haiku, two modules of one name": (
         lambda: convert.from_haiku("conv_lstm", {f"{a}/{b}": c for a in "ab" for b, c in HAIKU_CONV_LSTM.items()}),
-        ("`name` says which", "a/input_to_hidden"),
+        ("select it by `name`", "a/input_to_hidden"),
     ),
     "Equinox, no bias_n": (
         lambda: convert.from_equinox(
@@ -1136,7 +1137,7 @@ FROM = {
 @pytest.mark.parametrize("op", ["conv", "conv_transpose"])
 @pytest.mark.parametrize("library", FROM)
 def test_sizes_of_biases_of_convolutions(library, op):
-    """There and back: one for each output channel, in one axis."""
+    """In either direction, a bias has one element for each output channel."""
     come, kernel = getattr(convert, f"from_{library}"), {"conv": CONV, "conv_transpose": TRANSPOSED_CONV}[op]
     stored = partial(FROM[library], CONV if library in ("flax", "nnx", "equinox") else kernel)
     assert come(op, stored(np.ones(H))).bias.shape == (H,)
@@ -1150,8 +1151,8 @@ def test_sizes_of_biases_of_convolutions(library, op):
 
 
 def test_groups_of_transposed_convolutions():
-    """torch and Equinox have them; the other libraries do not, and a bias shows that."""
-    grouped = ConvParams(np.ones((3, 2, 4)), np.ones(4))  # 4 channels to 4 in 2 groups
+    """torch and Equinox support them. For the other libraries, the size of the bias reveals that they do not fit."""
+    grouped = ConvParams(np.ones((3, 2, 4)), np.ones(4))  # 4 to 4 channels in 2 groups
     assert convert.from_torch("conv_transpose", convert.to_torch("conv_transpose", grouped)).bias.shape == (4,)
     refuses(lambda: convert.to_torch("conv_transpose", grouped._replace(bias=np.ones(6))), "groups divide 4")
     for to in convert.to_flax, convert.to_nnx, convert.to_haiku, convert.to_keras:
@@ -1185,10 +1186,10 @@ def test_a_projection_has_the_units_of_its_lstm():
 
 
 MISTAKES = {
-    "an op that nobody has": (lambda: convert.from_torch("transformer", STATE), ValueError, ("`op`", "'lstm'")),
+    "unknown op": (lambda: convert.from_torch("transformer", STATE), ValueError, ("`op`", "'lstm'")),
     "an LSTM taken for a GRU": (lambda: convert.from_torch("gru", STATE), ValueError, ("`weights`", "3 gates")),
     "an LSTM taken for an RNN": (lambda: convert.from_torch("rnn", STATE), ValueError, ("1 gates", "(5, 20)")),
-    "a projection unasked for": (
+    "an unexpected projection": (
         lambda: convert.from_torch("lstm", STATE | {"weight_hr_l0": np.ones((2, H))}),
         ValueError,
         ("weight_hr", "'projected_lstm'"),
@@ -1221,7 +1222,7 @@ MISTAKES = {
     "names of no convolution": (lambda: convert.from_torch("conv", STATE), ValueError, ("'weight' and 'bias'",)),
     "parameters of a GRU": (lambda: convert.to_torch("lstm", OURS["gru"]), TypeError, ("`params`", "LSTMParams")),
     "layers for a cell": (lambda: convert.to_torch("gru", [OURS["gru"]], cell=True), ValueError, ("`cell`",)),
-    "what is no layer": (lambda: convert.to_torch("gru", [1, 2]), TypeError, ("`params`", "GRUParams", "int 1")),
+    "not a layer": (lambda: convert.to_torch("gru", [1, 2]), TypeError, ("`params`", "GRUParams", "int 1")),
     "three directions": (
         lambda: convert.to_torch("gru", [[OURS["gru"]] * 3]),
         ValueError,
@@ -1232,7 +1233,7 @@ MISTAKES = {
     "Flax without a gate": (lambda: convert.from_flax("lstm", {"ii": _w(2)}), ValueError, ("'if' in it", "ii")),
     "Flax, no dict": (lambda: convert.from_flax("lstm", np.ones(3)), TypeError, ("`weights`", "dict")),
     "nnx without its maps": (lambda: convert.from_nnx("gru", {"kernel": np.ones(3)}), ValueError, ("'dense_i' in it",)),
-    "a switch that is none": (
+    "an invalid transpose_kernel": (
         lambda: convert.from_flax("conv", _w(2), transpose_kernel=1),
         TypeError,
         ("`transpose_kernel`", "True or False"),
@@ -1240,7 +1241,7 @@ MISTAKES = {
     "Haiku, several modules": (
         lambda: convert.from_haiku("lstm", {"a": _w(2), "b": _w(2)}),
         ValueError,
-        ("`name` says which", "a, b"),
+        ("select it by `name`", "a, b"),
     ),
     "Haiku, another name": (lambda: convert.from_haiku("lstm", {"a": _w(2)}, name="b"), ValueError, ("'b' in it", "a")),
     "Haiku, arrays": (lambda: convert.from_haiku("lstm", {"w": np.ones(3)}), TypeError, ("`weights`", "dicts")),

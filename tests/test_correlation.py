@@ -1,4 +1,4 @@
-"""Each rule for the three contractions, against NumPy; which rule is taken; and what it compiles to."""
+"""Each rule for the three contractions against NumPy, the choice of the rule, and the compiled programs."""
 
 import re
 from functools import partial
@@ -16,7 +16,7 @@ from jaxseq._correlation import _blocks, _form, _loop, _patches, _planes, _shift
 
 RNG = np.random.default_rng(0)
 
-# rule: (space, window, I', O', options), all sizes different, and everything that a geometry may hold
+# rule: (space, window, I', O', options) with different sizes; together they cover every option of a geometry
 FORMS = {
     _shifts: [
         ((11,), (4,), 1, 1, {"groups": 3, "padding": ((3, -1),), "dilation": 2, "stride": 2}),
@@ -34,14 +34,14 @@ FORMS = {
     _patches: [
         ((7,), (1,), 3, 4, {}),
         ((8, 5), (1, 1), 3, 4, {"stride": (3, 2), "dilation": 4}),
-        ((13,), (3,), 3, 4, {"padding": ((-1, 2),), "stride": 4}),  # a remainder, and a stride beyond the window
+        ((13,), (3,), 3, 4, {"padding": ((-1, 2),), "stride": 4}),  # a remainder; a stride above the kernel size
         ((8,), (3,), 2, 3, {"padding": ((2, 5),), "dilation": 5}),  # the outputs of the taps do not overlap
-        ((1, 3), (3, 5), 2, 3, {"padding": "SAME"}),  # one output, most taps in the padding; an axis that is not cut
-        ((6, 5), (2, 4), 3, 2, {"padding": 1, "stride": 2}),  # XLA aborts over the gradient that lax has here
+        ((1, 3), (3, 5), 2, 3, {"padding": "SAME"}),  # one output, most taps in the padding; an uncropped axis
+        ((6, 5), (2, 4), 3, 2, {"padding": 1, "stride": 2}),  # XLA aborts while compiling the gradient of lax
         ((5, 7, 6), (2, 3, 2), 2, 3, {"padding": ((1, 0), (2, 1), (0, 3)), "stride": (2, 1, 3)}),
         ((9, 8), (2, 3), 2, 3, {"groups": 3, "stride": (2, 4), "padding": ((3, -2), (1, 0)), "method": "direct"}),
         ((13, 12), (6, 4), 1, 1, {"groups": 3, "stride": (7, 4), "padding": ((0, 3), (-1, 2))}),  # depthwise
-        ((3, 2), (4, 2), 1, 1, {"groups": 3, "padding": ((1, 0), (0, 0))}),  # that covers all
+        ((3, 2), (4, 2), 1, 1, {"groups": 3, "padding": ((1, 0), (0, 0))}),  # a kernel as large as the padded input
     ],
     _blocks: [
         ((9,), (4,), 5, 3, {"groups": 2, "padding": ((2, -1),), "stride": 2}),
@@ -67,7 +67,7 @@ FORMS = {
     ],
 }
 CONTRACTIONS = ("to_output", "to_input", "to_kernel")
-# For which contractions of its forms a rule is chosen, if not for all three.
+# The contractions for which a rule is chosen, if not all three.
 CHOSEN = {_patches: ("to_input", "to_kernel"), _loop: ("to_output", "to_input"), _shifts: ("to_output",)}
 GRID = [
     pytest.param(rule, *form, id=f"{rule.__name__.split('._')[-1]}-{n}")
@@ -75,12 +75,12 @@ GRID = [
     for n, form in enumerate(forms)
 ]
 
-# The first of each rule; the others are alike in what they do with a dtype.
+# The first form of each rule. The others treat dtypes alike.
 FIRST = [p if p.id.endswith("-0") else pytest.param(*p.values, id=p.id, marks=pytest.mark.long) for p in GRID]
 
 
 def trilinear(space, window, in_channels, out_channels, options, dtype=jnp.float64):
-    """(form, x, w, ȳ), random."""
+    """Return (form, x, w, ȳ) with random arrays."""
     options = {"stride": 1, "padding": "VALID", "dilation": 1, "groups": 1, "method": "auto", **options}
     geometry = _geometry.resolve(space, window, *(options[n] for n in ("stride", "padding", "dilation", "groups")))
     geometry = geometry.by(options["method"])
@@ -91,7 +91,7 @@ def trilinear(space, window, in_channels, out_channels, options, dtype=jnp.float
 
 
 def tap_by_tap(form, x, w, y_bar):
-    """(y, x̄, w̄) in NumPy: at each tap, the positions within bounds."""
+    """Return (y, x̄, w̄), computed in NumPy for each tap from the positions within bounds."""
     x, w, y_bar = (np.asarray(a).astype(complex if jnp.iscomplexobj(a) else float) for a in (x, w, y_bar))
     g = form.geometry.groups
     xg, yg_bar = x.reshape(*x.shape[:-1], g, -1), y_bar.reshape(*y_bar.shape[:-1], g, -1)
@@ -135,7 +135,7 @@ def test_each_rule_is_the_form(rule, space, window, in_channels, out_channels, o
     ],
 )
 def test_what_reads_padding_only_is_left_out(space, window, options, outputs_in_reach, taps_in_reach):
-    """Values and both gradients; and neither is any work for it."""
+    """Values and both gradients are right, and outputs and taps that read only padding cause no work."""
     options = {"groups": 3, **options}
     form, x, w, y_bar = trilinear(space, window, 1, 2, options)
     y, x_bar, w_bar = tap_by_tap(form, x, w, y_bar)
@@ -146,7 +146,7 @@ def test_what_reads_padding_only_is_left_out(space, window, options, outputs_in_
 
 
 def of_rule(rule, form, x, w, y_bar):
-    """(y, x_bar, w_bar) by this rule, whichever would be chosen."""
+    """Return (y, x_bar, w_bar) computed by `rule`, even if another one would be chosen."""
 
     def run(x, w, y_bar):
         contractions = [("to_output", x, w), ("to_input", w, y_bar), ("to_kernel", x, y_bar)]
@@ -156,14 +156,14 @@ def of_rule(rule, form, x, w, y_bar):
 
 
 def test_the_rule_of_idle_mesh_axes_is_the_form():
-    """On one device it is never chosen."""
+    """This rule is never chosen on one device."""
     options = {"groups": 2, "padding": ((4, -2),), "stride": 3, "dilation": 2}
     form, *arrays = trilinear((11,), (4,), 2, 3, options)
     assert_close(of_rule(_taps, form, *arrays), tap_by_tap(form, *arrays), relative=1e-13)
 
 
 def test_a_gradient_of_a_depthwise_kernel_in_blocks_of_rows(monkeypatch):
-    """Two rows of outputs at a time, five in all."""
+    """Five rows of outputs in blocks of two."""
     form, x, w, y_bar = trilinear((11,), (2,), 1, 1, {"groups": 3, "stride": 2})
     monkeypatch.setattr(_shifts, "CACHE", 2 * w.size * len(x) * 4)
     assert_close(of_rule(_shifts, form, x, w, y_bar), tap_by_tap(form, x, w, y_bar), relative=1e-13)
@@ -185,7 +185,7 @@ def test_half_precision_accumulates_in_full(rule, space, window, in_channels, ou
 
 @pytest.mark.parametrize(("rule", "space", "window", "in_channels", "out_channels", "options"), FIRST)
 def test_through_the_public_functions_with_complex_numbers(rule, space, window, in_channels, out_channels, options):
-    """Convolution, its transpose and all their pullbacks; nothing is conjugated."""
+    """Convolution, its transpose and all pullbacks, none of which conjugates."""
     form, x, w, y_bar = trilinear(space, window, in_channels, out_channels, options)
     x, w, y_bar = lax.complex(x, jnp.flip(x)), lax.complex(w, -jnp.flip(w) / 2), lax.complex(y_bar, jnp.flip(y_bar))
     y, x_bar, w_bar = tap_by_tap(form, x, w, y_bar)
@@ -197,7 +197,7 @@ def test_through_the_public_functions_with_complex_numbers(rule, space, window, 
 
 @pytest.mark.parametrize("n", [2, 4, 5, 7, 8])
 def test_second_order_of_patches(n):
-    """d/dw <x_bar(w, y_bar), v> is the contraction (3) of v and y_bar; in float32, also where XLA aborts."""
+    """d/dw <x_bar(w, y_bar), v> is the contraction (3) of v and y_bar. In float32, also where XLA would abort."""
     form, x, w, y_bar = trilinear(*FORMS[_patches][n], jnp.float32)
     conv, v = partial(jaxseq.conv, **FORMS[_patches][n][-1]), jnp.flip(x)
     gradient = jax.jit(jax.grad(lambda w: jnp.vdot(jax.vjp(lambda x: conv(x, w), x)[1](y_bar)[0], v)))
@@ -209,12 +209,12 @@ def test_second_order_of_patches(n):
     ("space", "window", "options"),
     [
         ((1, 6), (8, 9), {"padding": ((7, 7), (4, 4)), "dilation": (2, 1)}),  # taps at odd distances only
-        ((6, 7), (2, 3), {"padding": ((-6, 9), (1, 1))}),  # all of it cropped
+        ((6, 7), (2, 3), {"padding": ((-6, 9), (1, 1))}),  # the whole input is cropped
         ((3, 4), (2, 2), {"padding": ((2, -3), (0, 0))}),
     ],
 )
 def test_a_window_that_reaches_no_input_gives_exact_zeros(space, window, options):
-    """Spectra alone would leave their rounding there."""
+    """Fourier transforms would leave rounding errors."""
     form, x, w, y_bar = trilinear(space, window, 1, 1, {**options, "groups": 3})
     assert not form.reaches()
     y, (x_bar, w_bar) = jax.jit(pullback(partial(jaxseq.conv, groups=3, **options)))((x, w), y_bar)
@@ -237,7 +237,7 @@ CROSSOVERS = {
 
 @pytest.mark.parametrize("name", CROSSOVERS)
 def test_both_sides_of_a_crossover(name):
-    """Another rule, and on both the numbers of the form."""
+    """The rules on both sides differ, and both are right."""
     rules = []
     for n in (0, 1):
         space, window, in_channels, out_channels, options = CROSSOVERS[name](n)
@@ -250,7 +250,7 @@ def test_both_sides_of_a_crossover(name):
     assert rules[0] is not rules[1]
 
 
-# --- What it compiles to ---
+# --- Compiled programs ---
 
 
 def primitives(f, *args):
@@ -267,7 +267,7 @@ def test_where_xla_has_no_part(rule):
 @pytest.mark.parametrize(("rule", "parts"), [(_blocks, 6), (_planes, 3)])
 @pytest.mark.parametrize("platform", ["cpu", "cuda"])
 def test_what_only_cpus_need_is_left_to_xla_elsewhere(rule, parts, platform):
-    """One convolution for each contraction on a GPU, whose libraries know groups and three axes."""
+    """On a GPU, whose libraries support groups and three axes, each contraction is one convolution."""
     forms = {_blocks: FORMS[_blocks][4], _planes: FORMS[_planes][0]}
     _, x, w, y_bar = trilinear(*forms[rule], jnp.float32)
     f = jax.jit(pullback(partial(jaxseq.conv, **forms[rule][-1])))
@@ -276,7 +276,7 @@ def test_what_only_cpus_need_is_left_to_xla_elsewhere(rule, parts, platform):
 
 
 def test_spectra_are_shared_between_forward_and_backward():
-    """X, W and Y once each, and back three times."""
+    """One transform each for x, w and ȳ, and three inverse transforms."""
     _, x, w, y_bar = trilinear(*FORMS[_spectrum][0])
     compiled = jax.jit(pullback(partial(jaxseq.conv, **FORMS[_spectrum][0][-1]))).lower((x, w), y_bar).compile()
     assert compiled.as_text().count(" fft(") == 6
@@ -284,7 +284,7 @@ def test_spectra_are_shared_between_forward_and_backward():
 
 @pytest.mark.parametrize(("in_channels", "out_channels"), [(1, 1), (2, 3)])
 def test_spectra_of_numbers_of_any_scale(in_channels, out_channels):
-    """In float32: each batch entry and each group has a scale of its own, and sums of the transform would overflow."""
+    """In float32, each batch entry and group is scaled separately. Sums of unscaled transforms would overflow."""
     form, x, w, y_bar = trilinear(
         (90,), (70,), in_channels, out_channels, {"groups": 4, "padding": "SAME"}, jnp.float32
     )
@@ -298,13 +298,13 @@ def test_spectra_of_numbers_of_any_scale(in_channels, out_channels):
     contractions = [("to_output", x, w), ("to_input", w, y_bar), ("to_kernel", x, y_bar)]
     for (which, a, b), expected in zip(contractions, tap_by_tap(form, x, w, y_bar), strict=True):
         actual = np.asarray(jax.jit(partial(_correlation._apply, _spectrum, which, form))(a, b), np.float64)
-        rest = tuple(range(which != "to_kernel", actual.ndim - 1))  # to the largest of its channel and batch entry
+        rest = tuple(range(which != "to_kernel", actual.ndim - 1))  # errors relative to channel and batch entry
         error, largest = (abs(v).max(rest) for v in (actual - expected, expected))
         assert (error <= 1e-5 * largest + 1e-37).all(), which
 
 
 def test_derivatives_of_spectra_of_large_numbers():
-    """At second order too the scale is a constant."""
+    """The scale is treated as a constant at second order too."""
     form, x, w, y_bar = trilinear((90,), (70,), 1, 1, {"groups": 2, "padding": "SAME"}, jnp.float32)
     loss = lambda x, w: jnp.sum(jaxseq.conv(x, w, groups=2, padding="SAME") ** 2) / 2  # noqa: E731
     x, v = 1e17 * x, jnp.flip(w)
@@ -314,7 +314,7 @@ def test_derivatives_of_spectra_of_large_numbers():
 
 
 def test_second_derivatives_of_spectra_at_zero():
-    """Tangents are of size one where the kernel is zero: the scale of the kernel must not lose them."""
+    """Where the kernel is zero and its tangent is not, scaling by the kernel must not lose the tangent."""
     form, x, v, y_bar = trilinear((90,), (70,), 1, 1, {"groups": 2, "padding": "SAME"}, jnp.float32)
     w = jnp.zeros_like(v)
     loss = lambda w: jnp.sum(jaxseq.conv(x, w, groups=2, padding="SAME") ** 2) / 2  # noqa: E731
@@ -338,7 +338,7 @@ DIRECT = {
 
 @pytest.mark.parametrize("name", DIRECT)
 def test_direct_takes_no_spectra(name):
-    """Neither in the value nor in gradients."""
+    """Neither values nor gradients use Fourier transforms."""
     x, w = jnp.ones((1, 90, 3)), jnp.ones((70, 1, 3))
     for method, spectra in (("auto", True), ("direct", False)):
         f = pullback(partial(DIRECT[name], method=method))
@@ -348,7 +348,7 @@ def test_direct_takes_no_spectra(name):
 
 
 def test_direct_keeps_to_its_window(key):
-    """A NaN reaches the outputs whose windows hold it, and rounding is relative to each output."""
+    """A NaN reaches only the outputs that read it, and rounding errors are relative to each output."""
     x, w = jnp.asarray(RNG.uniform(1, 2, (1, 200, 3)), jnp.float32), jnp.ones((70, 1, 3), jnp.float32)
     conv = jax.jit(pullback(partial(jaxseq.depthwise_conv, method="direct")))
     y, _ = conv((x.at[0, 0].set(1e10), w), jnp.ones((1, 131, 3), jnp.float32))
@@ -365,7 +365,7 @@ def test_direct_keeps_to_its_window(key):
 
 @pytest.mark.parametrize("space", [(12, 12), (9, 12)], ids=["patches", "one axis"])
 def test_gradients_of_patches_take_no_more_work_than_those_of_lax(space):
-    """Where there are more taps than outputs: not one product for each position of the input."""
+    """With more taps than outputs, the gradient does not compute a product for each position of the input."""
     window, stride = (4, 6), (4, 6) if space[0] == 12 else (1, 6)
     x, w = jnp.ones((1, *space, 3)), jnp.ones((*window, 3, 5))
     theirs = lambda x, w: lax.conv_general_dilated(  # noqa: E731
@@ -382,7 +382,7 @@ def test_gradients_of_patches_take_no_more_work_than_those_of_lax(space):
 
 
 def test_depthwise_sums_its_kernel_in_little_memory(key):
-    """Not one array for each tap."""
+    """Memory does not hold one array for each tap."""
     x = jax.random.normal(key, (4, 512, 64), jnp.float32)
     form = trilinear((512,), (16,), 1, 1, {"groups": 64, "padding": ((15, 0),)})[0]
     f = jax.jit(partial(_correlation._apply, _shifts, "to_kernel", form))
@@ -398,7 +398,7 @@ def test_an_unmerged_group_keeps_to_itself(key):
 
 
 def test_gradient_of_a_kernel_in_a_loop_has_the_letters_that_are_fast():
-    """XLA's CPU backend mends other letters outside of loops only: there a convolution took 27 times as long."""
+    """XLA CPU replaces slow dimension labels outside loops only. Inside, they made a convolution 27 times slower."""
     x, y_bar, w = jnp.ones((3, 2, 9, 8, 4)), jnp.ones((3, 2, 9, 8, 5)), jnp.ones((3, 3, 4, 5))
     conv = linear_maps.Conv()
 

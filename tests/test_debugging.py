@@ -69,17 +69,17 @@ OPS = {
     "scan, checkpoint": (partial(scan, truncation=(2, 3), checkpoint=2), draw(3, 3), XS),
 }
 EACH = pytest.mark.parametrize("name", OPS)
-# In the first stage, traced; the others are of the same kinds.
+# Traced in the default suite. The others are similar.
 TRACED = ("conv, groups", "depthwise_conv", "causal_conv", "lstm, lengths", "gru", "scan")
 
 
 def later(*names):
-    """All ops, but for these marked as long."""
+    """Parametrize over all ops, those not named marked as long."""
     return pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.long] * (n not in names)) for n in OPS])
 
 
 def value_and_gradient(name):
-    """The op with both, a function of one tuple, and that tuple."""
+    """Return a function of one tuple that computes the value and pullback of the op, and that tuple."""
     f, *args = OPS[name]
 
     def both(args):
@@ -95,7 +95,7 @@ def assert_close(got, expected):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-# Step by step every operation is compiled by itself: one op in the first stage, the one that had a scan of no step.
+# Each operation is compiled separately, which is slow. The default suite runs one op, which once had an empty scan.
 @later("depthwise_conv")
 def test_disable_jit(name):
     f, args = value_and_gradient(name)
@@ -122,7 +122,7 @@ def test_debug_nans_debug_infs_and_log_compiles(name):
 
 # --- checkify ---
 
-# What JAX itself cannot check the indices of: the gradient of `jnp.take_along_axis`, and a slice in `jax.checkpoint`.
+# Ops that use the gradient of `jnp.take_along_axis` or a slice in `jax.checkpoint`, whose indices JAX cannot check.
 WITHOUT_INDICES = ("lstm, lengths", "causal_conv", "scan, checkpoint", "depthwise_conv, long")
 
 
@@ -145,7 +145,7 @@ def test_checkify_traces_every_op(name):
     ],
 )
 def test_jax_cannot_check_these_indices(of_jax, error, message):
-    """Where this no longer fails, `WITHOUT_INDICES` and the page on limits have to say less."""
+    """If this test fails, JAX was fixed: shorten `WITHOUT_INDICES` and the page on limits."""
     i, a = jnp.zeros((1, 3), int), draw(4, 3)
     f = {
         "take_along_axis": jax.grad(lambda a: jnp.take_along_axis(a, i, 0).sum()),
@@ -190,7 +190,7 @@ def test_lengths_out_of_range_are_clamped_under_jit(dtype):
 def test_lengths_out_of_range_are_an_error_under_checkify(f):
     run = jax.jit(checkify.checkify(f))
     error, _ = run(jnp.array([5, 2]), XS)
-    assert "`lengths`: expected lengths from 0 to 4, the steps of `xs`, got" in str(error.get())
+    assert "`lengths`: expected lengths from 0 to 4, the number of steps, got" in str(error.get())
     assert "[5 2]" in str(error.get())
     error, out = run(jnp.array([4, 2]), XS)
     assert error.get() is None

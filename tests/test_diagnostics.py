@@ -1,4 +1,4 @@
-"""How gradients flow: against explicit Jacobians, differences, and exponents that are known."""
+"""Gradient-flow diagnostics against explicit Jacobians, finite differences and known Lyapunov exponents."""
 
 import sys
 from functools import cache, partial
@@ -26,7 +26,7 @@ def random(*shape, seed=0):
 
 @cache
 def problem(kind, dtype=jnp.float64):
-    """(params, init, xs) of a cell, no number zero; (params, s, x) -> (s', y)."""
+    """Return nonzero (params, init, xs) of a cell (params, s, x) -> (s', y)."""
     make = partial(getattr(jaxseq, f"{kind}_init"), input_size=D, hidden_size=H, dtype=jnp.float64)
     params = jax.tree.map(lambda a: 0.6 * random(*a.shape), jax.eval_shape(make, jax.random.key(0)))
     init = jaxseq.LSTMState(random(H, seed=1), random(H, seed=2)) if kind == "lstm" else random(H, seed=1)
@@ -41,7 +41,7 @@ KINDS = pytest.mark.parametrize("kind", ["rnn", pytest.param("gru", marks=pytest
 
 
 def loss(s, ys):
-    """Of the carry, each leaf otherwise, and of ys, each step otherwise."""
+    """Return a loss that weights the elements of the carry and the steps of ys differently."""
     leaves = jax.tree.leaves(s)
     of_carry = sum(jnp.sum(jnp.sin(a) * jnp.arange(1, a.size + 1, dtype=a.dtype)) for a in leaves)
     weights = jnp.linspace(1.0, -0.5, ys.size, dtype=ys.dtype).reshape(ys.shape)
@@ -49,7 +49,7 @@ def loss(s, ys):
 
 
 def on_vectors(step, init):
-    """The step on one vector: v, x -> v', y."""
+    """Return the flattened state, the step as a function v, x -> v', y, and the inverse of flattening."""
     v, unravel = ravel_pytree(init)
 
     def f(v, x):
@@ -61,7 +61,7 @@ def on_vectors(step, init):
 
 @cache
 def jacobians(kind):
-    """(J_t, C_t, L's own cotangents): ∂s_t/∂s_{t-1} and ∂y_t/∂s_{t-1} by jax.jacrev, step by step."""
+    """Return J_t = ∂s_t/∂s_{t-1} and C_t = ∂y_t/∂s_{t-1} of each step, and the cotangents of s_T and ys."""
     params, init, xs = problem(kind)
     v, f, unravel = on_vectors(partial(cell(kind), params), init)
     both = jax.jit(lambda v, x: (f(v, x), jax.jacrev(f)(v, x)))
@@ -74,7 +74,7 @@ def jacobians(kind):
 
 
 def perturbed(kind):
-    """L of the state pushed by e_t after step t, a plain loop over steps."""
+    """Return the loss as a function of perturbations e_t of the state after step t, in a plain loop over steps."""
     params, init, xs = problem(kind)
     v, f, unravel = on_vectors(partial(cell(kind), params), init)
 
@@ -95,7 +95,7 @@ def as_vectors(tree):
 
 @cache
 def found(kind):
-    """What `state_cotangents` finds, (T + 1, N)."""
+    """Return the result of `state_cotangents`, (T + 1, N)."""
     params, init, xs = problem(kind)
     f = partial(cell(kind), params)
     return as_vectors(jax.jit(lambda init, xs: diagnostics.state_cotangents(f, init, xs, loss))(init, xs))
@@ -136,7 +136,7 @@ def test_the_first_is_the_gradient_of_init(kind):
 
 
 @pytest.mark.long
-def test_cells_with_rules_by_hand():
+def test_cells_with_hand_derived_rules():
     params, init, xs = problem("lstm")
     cotangents = diagnostics.state_cotangents(partial(jaxseq.lstm_cell, params), init, xs, loss)
     assert isinstance(cotangents, jaxseq.LSTMState)
@@ -145,7 +145,7 @@ def test_cells_with_rules_by_hand():
 
 
 def noisy(s, x):
-    """A step whose state holds a counter and a key besides its floats, which are two leaves."""
+    """A step whose state has two float leaves, a counter and a key."""
     (h, more), (count, key) = s["h"], s["rest"]
     key, use = jax.random.split(key)
     new = jnp.tanh(h * (1.0 + 0.1 * count.astype(h.dtype)) + jax.random.normal(use, h.shape) + jnp.sum(more))
@@ -158,7 +158,7 @@ def noisy_state():
 
 @cache
 def noisy_steps():
-    """The states s_0 .. s_3, and the Jacobians of the floats of each step, the rest being what it is there."""
+    """Return the states s_0 .. s_3, and the Jacobian of each step with respect to the floats of the state."""
     state, states, J = noisy_state(), [noisy_state()], []
 
     def moved(v, unravel, state):
@@ -184,7 +184,7 @@ def test_a_counter_and_a_key_are_carried_along():
 
 
 def test_numbers_of_python_and_no_xs():
-    """0.9 s each step, s + s² out of the last two: 1, then 0.9 (1 + 2 s_1), ... by hand."""
+    """s_t = 0.9 s_{t-1} and L = s_2 + s_1²; the cotangents are computed manually."""
     step = lambda s, _: (0.9 * s, {"y": s**2})  # noqa: E731
     got = diagnostics.state_cotangents(step, 2.0, None, lambda s, ys: s + ys["y"][1], length=2)
     np.testing.assert_allclose(got, [0.81 + 0.9 * 2 * 1.8, 0.9 + 2 * 1.8, 1.0], rtol=1e-14)
@@ -231,7 +231,7 @@ def test_norms_equal_numpy(batch):
 
 @pytest.mark.parametrize(("value", "dtype"), [(1e-30, jnp.float32), (1e30, jnp.float32), (300.0, jnp.float16)])
 def test_norms_of_what_has_vanished_or_exploded(value, dtype):
-    """Their squares are beyond the dtype's range; they are not."""
+    """The squares of the elements are out of the range of the dtype, the norms are not."""
     norms = diagnostics.norms(jnp.full((2, 4), value, dtype))
     assert norms.dtype == dtype
     np.testing.assert_allclose(np.asarray(norms, float), 2 * value, rtol=2e-3)
@@ -251,7 +251,7 @@ def test_the_gradient_of_norms():
 
 
 def products(J):
-    """The singular values of J_T ... J_{T-l+1} for l = 0 .. T, by explicit products."""
+    """Return the singular values of J_T ... J_{T-l+1} for l = 0 .. T, from explicit products."""
     P, values = np.eye(len(J[0])), []
     for j in [None, *J[::-1]]:
         P = P if j is None else P @ j
@@ -298,7 +298,7 @@ N = 37
 
 
 def wide(s, x):
-    """N numbers, each of which hears its two neighbours: its program holds no matrix."""
+    """A step in which each of N numbers depends on two neighbours, without an (N, N) array in its program."""
     s = jnp.tanh(jnp.linspace(0.3, 1.7, N) * s + 0.6 * jnp.roll(s, 1) - 0.4 * jnp.roll(s, -2) + x)
     return s, None
 
@@ -330,7 +330,7 @@ def test_some_singular_values_of_many_need_no_matrix():
 
 @pytest.mark.parametrize("k", [None, pytest.param(2, marks=pytest.mark.long)])
 def test_products_beside_a_counter_and_a_key(k):
-    """The rest goes its way from the state at each step: what J is depends on it."""
+    """The Jacobians depend on the counter and the key, which advance at each step."""
     got = jax.jit(lambda s: diagnostics.jacobian_products(noisy, s, None, length=3, lags=[1, 3], k=k))(noisy_state())
     np.testing.assert_allclose(got.singular_values, products(noisy_steps()[1])[[1, 3], :k], rtol=1e-7, atol=1e-12)
 
@@ -377,7 +377,7 @@ def test_the_logistic_map():
 
 @pytest.mark.parametrize(("burn_in", "every", "dt"), [(10, 1, 0.5), (4, 4, 2.0)])
 def test_of_one_number_it_is_the_mean_of_logarithms(burn_in, every, dt):
-    """λ = mean of log |f'(x_t)| / dt, which NumPy can say, from whichever step on and up to each."""
+    """λ = mean of log |f'(x_t)| / dt, computed with NumPy, for several options and for the whole history."""
     x, slopes = 0.3, []
     for _ in range(40):
         slopes.append(abs(4 - 8 * x))
@@ -403,7 +403,7 @@ def test_the_henon_map():
 
 
 def lorenz(dt):
-    """One step of Runge and Kutta's fourth order."""
+    """Return one step of the fourth-order Runge-Kutta method."""
 
     def flow_of(s):
         x, y, z = s
@@ -420,7 +420,7 @@ def lorenz(dt):
 
 
 def test_volumes_shrink_under_lorenz():
-    """The divergence is -(10 + 1 + 8/3) everywhere, and so is the sum of the exponents, however short the time."""
+    """The divergence is -(10 + 1 + 8/3) everywhere, so the sum of the exponents is too, even over short times."""
     run = partial(diagnostics.lyapunov, lorenz(0.005), length=3000, burn_in=200, every=4, dt=0.005)
     got = jax.jit(lambda s: run(s, None))(jnp.array([1.0, 2.0, 20.0]))
     assert abs(float(got.exponents.sum()) + 10 + 1 + 8 / 3) < 1e-3
@@ -472,7 +472,7 @@ def test_history_is_what_had_been_found_by_then():
 
 @pytest.mark.parametrize("kind", ["lstm", pytest.param("gru", marks=pytest.mark.long)])
 def test_the_sum_is_that_of_log_det(kind):
-    """All N exponents together: the mean of log |det J_t|, whatever the first directions."""
+    """The sum of all N exponents is the mean of log |det J_t|, independent of the initial directions."""
     params, init, xs = problem(kind)
     got = jax.jit(lambda s: diagnostics.lyapunov(partial(cell(kind), params), s, xs, key=jax.random.key(8)))(init)
     expected = np.mean([np.linalg.slogdet(j)[1] for j in jacobians(kind)[0]])
@@ -527,7 +527,7 @@ def test_exponents_in_other_dtypes(dtype):
 
 @cache
 def truncated(kind, k):
-    """The gradient to all parameters, one vector, of `jaxseq.scan(..., truncation=k)`; the plain one for k = None."""
+    """Return the flattened parameter gradient of `jaxseq.scan(..., truncation=k)`, or of `lax.scan` for k = None."""
     params, init, xs = problem(kind)
 
     def of(params):
@@ -564,14 +564,14 @@ def test_bias_equals_that_of_truncated_gradients(kind, windows):
     for k, error, cosine, (off, angle) in zip(*got, expected, strict=True):
         np.testing.assert_allclose(float(error), off, rtol=1e-9, atol=1e-14)
         np.testing.assert_allclose(float(cosine), angle, rtol=1e-12)
-        assert k == T or off > 1e-3, "this window loses something"
+        assert k == T or off > 1e-3, "expected a biased gradient for a window shorter than T"
     if T in windows:
         assert float(got.relative_error[-1]) == 0.0
         assert abs(float(got.cosine[-1]) - 1) < 1e-12
 
 
 def test_windows_are_doubled_where_none_are_named():
-    """L = s_T of s' = a s + x: g_k is the derivative of what follows the last multiple of k."""
+    """For L = s_T and s' = a s + x, g_k includes the uses of a in the steps from the last multiple of k on."""
     f = lambda a, s, x: (a * s + x, None)  # noqa: E731
     a, xs = 0.8, np.linspace(1.0, 2.0, 11)
     got = diagnostics.truncation_bias(f, a, 0.5, jnp.asarray(xs), lambda s, _: s)
@@ -579,7 +579,7 @@ def test_windows_are_doubled_where_none_are_named():
     states = [0.5]
     for x in xs:
         states.append(a * states[-1] + x)
-    terms = np.array([a ** (10 - t) * states[t] for t in range(11)])  # of the use of a in step t
+    terms = np.array([a ** (10 - t) * states[t] for t in range(11)])  # the derivative with respect to a in step t
     expected = [1 - terms[10 // k * k :].sum() / terms.sum() for k in (1, 2, 4, 8, 11)]
     np.testing.assert_allclose(got.relative_error, expected, rtol=1e-12, atol=1e-15)
     np.testing.assert_allclose(got.cosine, np.ones(5), rtol=1e-12)
@@ -588,21 +588,21 @@ def test_windows_are_doubled_where_none_are_named():
 def test_bias_without_xs_and_of_one_step():
     f = lambda p, s, _: (p["a"] * s, None)  # noqa: E731
     got = diagnostics.truncation_bias(f, {"a": jnp.array(0.5)}, 1.0, None, lambda s, _: s, length=4, windows=[2])
-    np.testing.assert_allclose(got.relative_error, [0.5], rtol=1e-14)  # each of four steps says as much
+    np.testing.assert_allclose(got.relative_error, [0.5], rtol=1e-14)  # each of four steps contributes equally
     one = diagnostics.truncation_bias(f, {"a": jnp.array(0.5)}, 1.0, None, lambda s, _: s, length=1)
     assert [a.tolist() for a in one] == [[1], [0.0], [1.0]]
 
 
 def test_windows_share_one_forward_sweep():
-    """The first scan carries a state without an axis of windows, the second, backwards, one that has it."""
+    """Only the backward scan has an axis of windows; the forward scan and its residuals do not."""
     params, init, xs = problem("rnn")
     run = lambda p: diagnostics.truncation_bias(cell("rnn"), p, init, xs, loss, windows=[1, 2, 3, 4, 5, 1])  # noqa: E731
     forward, backward = scans(run, params)
     floats = lambda vs: [v.aval.shape for v in vs if jnp.issubdtype(v.aval.dtype, jnp.floating)]  # noqa: E731
     a_step = lambda eqn: floats(eqn.params["jaxpr"].jaxpr.outvars)  # noqa: E731
     assert (H,) in a_step(forward)
-    assert all(7 not in shape for shape in floats(forward.outvars)), "nor does what it keeps have one"
-    assert (7, H) in a_step(backward)  # the six, and the one that is all of the series
+    assert all(7 not in shape for shape in floats(forward.outvars)), "expected residuals without an axis of windows"
+    assert (7, H) in a_step(backward)  # six windows, and one that covers the whole series
     assert forward.params["length"] == backward.params["length"] == T
     assert (forward.params["reverse"], backward.params["reverse"]) == (False, True)
 
@@ -682,9 +682,9 @@ def bias_of(windows, errors):
     ("windows", "errors", "tolerance", "k"),
     [
         ([1, 2, 4, 8], [0.5, 0.2, 0.05, 0.0], 0.1, 4),
-        ([1, 2, 4, 8], [0.5, 0.2, 0.05, 0.0], 0.5, 1),  # equal to the tolerance is within it
+        ([1, 2, 4, 8], [0.5, 0.2, 0.05, 0.0], 0.5, 1),  # an error equal to the tolerance is accepted
         ([1, 2, 4, 8], [0.5, 0.2, 0.05, 0.0], 0.01, 8),
-        ([1, 2, 4, 8, 16], [0.5, 0.05, 0.2, 0.08, 0.0], 0.1, 8),  # by luck 2 is good, 4 is not
+        ([1, 2, 4, 8, 16], [0.5, 0.05, 0.2, 0.08, 0.0], 0.1, 8),  # the error at 2 is small by chance
         ([1, 2, 4, 8, 16], [0.5, 0.05, 0.2, 0.08, 0.0], 0.3, 2),
         ([16, 2, 8, 4, 1], [0.0, 0.05, 0.08, 0.2, 0.5], 0.1, 8),
         ([1, 2, 4], [0.05, float("nan"), 0.01], 0.1, 4),
@@ -697,18 +697,18 @@ def test_the_window_that_is_suggested(windows, errors, tolerance, k):
 
 
 def test_a_suggestion_for_a_network():
-    """Where 0.1 is asked for as by default, the first window from which on errors are below it."""
+    """By default, the shortest window such that errors are at most 0.1 for it and all longer windows."""
     errors = [compared(truncated("rnn", k), truncated("rnn", None))[0] for k in range(1, T + 1)]
     k = diagnostics.suggest_truncation(bias("rnn", (1, 2, 3, 4, 5)))
     assert max(errors[k - 1 :]) <= 0.1
     assert k == 1 or errors[k - 2] > 0.1
 
 
-# --- Pictures ---
+# --- Plots ---
 
 
 def drawn(ax):
-    """Lines by label, and the texts of the legend; all of it was drawn without a warning."""
+    """Draw the axes, and return their lines and the texts of the legend."""
     ax.figure.savefig(BytesIO(), format="png", dpi=30)
     return ax.get_lines(), [text.get_text() for text in ax.get_legend().get_texts()]
 
@@ -718,7 +718,7 @@ def test_a_picture_of_norms():
     curves = {"short": [2.0, 1.0, 1e-3, 0.0], "long": jnp.array([1.0, 0.5, 0.25, 0.125])}
     ax = diagnostics.plot_norms(curves)
     (short, mark, long), texts = drawn(ax)
-    assert texts == ["short, gone after 1", "long"]
+    assert texts == ["short, vanished after 1", "long"]
     np.testing.assert_array_equal(short.get_xdata(), [0, 1, 2, 3])
     np.testing.assert_array_equal(short.get_ydata(), [2.0, 1.0, 1e-3, np.nan])
     np.testing.assert_array_equal(long.get_ydata(), [1.0, 0.5, 0.25, 0.125])
@@ -733,7 +733,7 @@ def test_a_picture_of_norms_at_some_lags_on_given_axes():
     assert diagnostics.plot_norms({"a": np.array([8.0, 4.0, 1.0])}, lags=[0, 10, 40], ax=ax, dead=0.2) is ax
     (line, mark), texts = drawn(ax)
     np.testing.assert_array_equal(line.get_xdata(), [0, 10, 40])
-    assert texts == ["a, gone after 10"]
+    assert texts == ["a, vanished after 10"]
     assert list(mark.get_xdata()) == [10]
 
 
@@ -755,7 +755,7 @@ def test_a_picture_of_bias():
     bias = bias_of([4, 1, 2, 8], [0.05, 0.5, 0.2, 0.0])
     ax = diagnostics.plot_bias({"a": bias, "worse": bias_of([1, 2], [0.9, 0.8])}, tolerance=0.1)
     (line, dot, worse, level), texts = drawn(ax)
-    assert texts == ["a: k = 4", "worse: none of these"]
+    assert texts == ["a: k = 4", "worse: no window"]
     np.testing.assert_array_equal(line.get_xdata(), [1, 2, 4, 8])
     np.testing.assert_array_equal(line.get_ydata(), [0.5, 0.2, 0.05, np.nan])
     assert (list(dot.get_xdata()), list(dot.get_ydata())) == ([4], [0.05])
@@ -771,7 +771,7 @@ def test_a_picture_of_one_bias(errors):
     ax = figure.add_subplot()
     assert diagnostics.plot_bias(bias_of([7], errors), ax=ax) is ax
     ax.figure.savefig(BytesIO(), format="png", dpi=30)
-    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["k = 7" if errors == [0.0] else "none of these"]
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["k = 7" if errors == [0.0] else "no window"]
 
 
 def test_a_picture_of_exponents():
@@ -848,12 +848,12 @@ BIAS = bias_of([1, 2, 4], [0.5, 0.3, 0.2])
         (
             lambda: diagnostics.jacobian_products(lambda s, x: (s + 1, s), jnp.array(1), None, length=3),
             TypeError,
-            r"`init`: expected a state that holds floats, got int64\[\]",
+            r"`init`: expected a state with float leaves, got int64\[\]",
         ),
         (
             lambda: diagnostics.lyapunov(lambda s, x: (s, s), (), None, length=3),
             TypeError,
-            r"`init`: expected a state that",
+            r"`init`: expected a state with",
         ),
         (lambda: diagnostics.jacobian_products(STEP, S, None), (TypeError, ValueError), "scan"),
         (lambda: diagnostics.jacobian_products(STEP, S, XS, length=4), ValueError, "scan"),
@@ -861,7 +861,7 @@ BIAS = bias_of([1, 2, 4], [0.5, 0.3, 0.2])
         (
             lambda: diagnostics.state_cotangents(STEP, S, XS, lambda s, ys: s),
             TypeError,
-            r"`loss`: expected a function whose result is one real number, got float64\[2\]",
+            r"`loss`: expected a function that returns a real scalar, got float64\[2\]",
         ),
         (lambda: diagnostics.state_cotangents(STEP, S, XS, lambda s, ys: 1), TypeError, r"`loss`: .* got int 1"),
         (
@@ -876,13 +876,13 @@ BIAS = bias_of([1, 2, 4], [0.5, 0.3, 0.2])
         (
             lambda: diagnostics.norms((XS, S), batch=1),
             ValueError,
-            r"`tree`: expected leaves of at least 2 axes.* got \(2,\)",
+            r"`tree`: expected leaves with at least 2 axes.* got \(2,\)",
         ),
         # --- jacobian_products ---
         (
             lambda: diagnostics.jacobian_products(STEP, S, XS, lags=[1, 4]),
             ValueError,
-            r"`lags`: expected lags from 0 to 3, the steps of `xs`, got 4",
+            r"`lags`: expected lags from 0 to 3, the number of steps, got 4",
         ),
         (
             lambda: diagnostics.jacobian_products(STEP, S, XS, lags=[-1]),
@@ -893,7 +893,7 @@ BIAS = bias_of([1, 2, 4], [0.5, 0.3, 0.2])
         (
             lambda: diagnostics.jacobian_products(STEP, S, XS, k=3),
             ValueError,
-            r"`k`: expected at most 2, the numbers in the state, got 3",
+            r"`k`: expected at most 2, the size of the state, got 3",
         ),
         (lambda: diagnostics.jacobian_products(STEP, S, XS, k=0), ValueError, r"`k`: expected an integer >= 1, got 0"),
         (lambda: diagnostics.jacobian_products(STEP, S, XS, k=1.5), TypeError, r"`k`: expected an integer >= 1"),
@@ -901,14 +901,14 @@ BIAS = bias_of([1, 2, 4], [0.5, 0.3, 0.2])
         (
             lambda: diagnostics.lyapunov(STEP, S, XS, k=3),
             ValueError,
-            r"`k`: expected at most 2, the numbers in the state, got 3",
+            r"`k`: expected at most 2, the size of the state, got 3",
         ),
         (lambda: diagnostics.lyapunov(STEP, S, XS, k="all"), TypeError, r"`k`: expected an integer >= 1"),
-        (lambda: diagnostics.lyapunov(STEP, S, XS, burn_in=3), ValueError, r"`xs`: expected steps beyond burn_in = 3"),
+        (lambda: diagnostics.lyapunov(STEP, S, XS, burn_in=3), ValueError, r"`xs`: expected burn_in = 3 plus"),
         (
             lambda: diagnostics.lyapunov(STEP, S, None, length=5, every=2),
             ValueError,
-            r"`length`: expected steps beyond burn_in = 0, in multiples of every = 2, got 5 steps",
+            r"`length`: expected burn_in = 0 plus a positive multiple of every = 2 steps, got 5 steps",
         ),
         (
             lambda: diagnostics.lyapunov(STEP, S, XS, burn_in=-1),
@@ -919,14 +919,14 @@ BIAS = bias_of([1, 2, 4], [0.5, 0.3, 0.2])
         (
             lambda: diagnostics.lyapunov(STEP, S, XS, dt=0.0),
             ValueError,
-            r"`dt`: expected a time above zero, got float 0\.0",
+            r"`dt`: expected a number > 0, got float 0\.0",
         ),
-        (lambda: diagnostics.lyapunov(STEP, S, XS, dt=float("nan")), ValueError, r"`dt`: expected a time above zero"),
+        (lambda: diagnostics.lyapunov(STEP, S, XS, dt=float("nan")), ValueError, r"`dt`: expected a number > 0"),
         # --- truncation_bias, suggest_truncation ---
         (
             lambda: diagnostics.truncation_bias(WITH, 0.5, S, XS, END, windows=[1, 4]),
             ValueError,
-            r"`windows`: expected windows no longer than the series, 3 steps, got 4",
+            r"`windows`: expected windows of at most 3, the number of steps, got 4",
         ),
         (
             lambda: diagnostics.truncation_bias(WITH, 0.5, S, XS, END, windows=[]),
@@ -951,15 +951,15 @@ BIAS = bias_of([1, 2, 4], [0.5, 0.3, 0.2])
         (
             lambda: diagnostics.suggest_truncation(BIAS),
             ValueError,
-            r"`tolerance`: expected above 0\.2, the error of the longest window measured, 4, got float 0\.1",
+            r"`tolerance`: expected more than 0\.2, the error of the longest window, 4, got float 0\.1",
         ),
-        (lambda: diagnostics.suggest_truncation(BIAS, 0.0), ValueError, r"`tolerance`: expected a number above 0"),
+        (lambda: diagnostics.suggest_truncation(BIAS, 0.0), ValueError, r"`tolerance`: expected a number > 0"),
         (
             lambda: diagnostics.suggest_truncation(BIAS, float("nan")),
             ValueError,
-            r"`tolerance`: expected a number above 0",
+            r"`tolerance`: expected a number > 0",
         ),
-        # --- pictures ---
+        # --- plots ---
         (lambda: diagnostics.plot_norms([1.0, 0.5]), TypeError, r"`curves`: expected a mapping from names to norms"),
         (lambda: diagnostics.plot_norms({}), ValueError, r"`curves`: expected at least one, got none"),
         (
@@ -985,7 +985,7 @@ def test_mistakes(call, kind, message):
 @pytest.mark.parametrize(
     "f", [diagnostics.lyapunov, partial(diagnostics.jacobian_products, k=2)], ids=["lyapunov", "k"]
 )
-def test_a_step_without_a_forward_mode_is_shown_the_twin(f):
+def test_a_step_without_a_forward_mode_is_shown_the_reference(f):
     params = jaxseq.gru_init(jax.random.key(0), 3, 4, dtype=jnp.float64)
     with pytest.raises(TypeError, match="forward-mode") as info:
         f(partial(jaxseq.gru_cell, params), jnp.zeros(4), jnp.ones((5, 3)))

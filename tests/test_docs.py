@@ -1,4 +1,4 @@
-"""Examples in docstrings run and print what they say; code in the README and in docs/ runs as it stands."""
+"""Docstring examples run and print the documented output; code in the README and in docs/ runs unchanged."""
 
 import doctest
 import inspect
@@ -14,7 +14,8 @@ from jaxseq.testing import _check
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
-# What the repro of a failure calls, and what draws or sums up what others have found.
+# Functions that the repro of a failure calls, and functions that plot or summarize results. Their docstrings need no
+# `Raises` and no `Reference`.
 HELPERS = (
     "jaxseq.testing.cotangents",
     "jaxseq.testing.lifted",
@@ -22,7 +23,7 @@ HELPERS = (
     "jaxseq.diagnostics.plot_bias",
 )
 HELPERS += ("jaxseq.diagnostics.plot_norms", "jaxseq.diagnostics.plot_spectrum")
-# `jaxseq.lstm`, `jaxseq.cells.mgu_init`, `jaxseq.testing.check_vjp` and the like
+# For example `jaxseq.lstm`, `jaxseq.cells.mgu_init`, `jaxseq.testing.check_vjp`.
 FUNCTIONS = {
     f"{module.__name__}.{name}": getattr(module, name)
     for module in (jaxseq, autoregressive, cells, convert, diagnostics, testing)
@@ -31,15 +32,15 @@ FUNCTIONS = {
 }
 
 
-# The default suite runs the code of these two pages only: that of the others takes minutes.
+# The default suite runs the code of these two pages only. The code of the others takes minutes.
 QUICK_PAGES = [ROOT / "README.md", ROOT / "docs" / "start.md"]
 
 
 def found(pattern, *, quick=PAGES):
-    """The pages on which a pattern occurs, with its matches; pages that are not quick are marked as long."""
+    """Return the pages on which a pattern occurs, with its matches. Pages that are not quick are marked as long."""
     assert set(quick) <= set(PAGES)
     matches = {page: re.findall(pattern, page.read_text(encoding="utf-8"), flags=re.DOTALL) for page in PAGES}
-    devices = {"devices.md": [pytest.mark.eight_devices]}  # the page about several
+    devices = {"devices.md": [pytest.mark.eight_devices]}
     mark = lambda page: devices.get(page.name, []) + ([] if page in quick else [pytest.mark.long])  # noqa: E731
     name = lambda page: str(page.relative_to(ROOT))  # noqa: E731
     return [pytest.param(page, matches[page], id=name(page), marks=mark(page)) for page in PAGES if matches[page]]
@@ -47,7 +48,7 @@ def found(pattern, *, quick=PAGES):
 
 @pytest.fixture
 def as_users_have_it():
-    """Without the strict settings of this suite."""
+    """Restore JAX's default settings."""
     strict = {"jax_enable_x64": True, "jax_numpy_dtype_promotion": "strict", "jax_numpy_rank_promotion": "raise"}
     usual = {"jax_enable_x64": False, "jax_numpy_dtype_promotion": "standard", "jax_numpy_rank_promotion": "allow"}
     for name, value in usual.items():
@@ -88,7 +89,7 @@ def test_the_options_of_time_are_said_once():
 @pytest.mark.parametrize(("page", "blocks"), found(r"```python\n(.*?)```", quick=QUICK_PAGES))
 @pytest.mark.usefixtures("as_users_have_it")
 def test_code_runs(page, blocks):
-    """The blocks of a page one after the other, as a reader would type them."""
+    """Run the code blocks of a page in order, in one namespace."""
     scope = {}
     for block in blocks:
         exec(compile(block, page.name, "exec"), scope)

@@ -1,6 +1,6 @@
-"""Results leave in the dtype of the input, second derivatives in that of their primal, products accumulate wide.
+"""Dtypes of second derivatives and of matrix products, and the precision of accumulation.
 
-The dtypes of values and gradients, and how near to float64 low precision stays, are for `contract.py` to say.
+`contract.py` checks the dtypes of values and gradients, and the accuracy of low precision.
 """
 
 from functools import partial
@@ -26,7 +26,7 @@ from jaxseq._cases import CASES
 
 @pytest.mark.parametrize(("name", "label"), long_where(OPS, derived))
 def test_second_derivatives_have_the_dtype_of_their_primal(name, label, key):
-    """Traced only: no number is needed. Of values and gradients `contract.py` says it."""
+    """Traced, not run. `contract.py` checks the dtypes of values and gradients."""
     args, f = arguments(name, label, key, dtype=jnp.bfloat16), bound(name, label)
 
     def second(args, cotangents):
@@ -41,8 +41,9 @@ def test_second_derivatives_have_the_dtype_of_their_primal(name, label, key):
     ("name", "label"), [p for p in OPS if "cell" not in p.id and p.id not in ("bidirectional", "stack", "scan")]
 )
 def test_a_wide_bias_does_not_widen_the_products(name, label, key):
-    """It is added to what has accumulated, so that fast units for narrow products stay in use; a state held in float32
-    does so for its own.
+    """The bias is added after accumulation, so that the products can use hardware for narrow dtypes.
+
+    A state in float32 would widen its own product, so this test sets `state_dtype`.
     """
     args, f = arguments(name, label, key, dtype=jnp.bfloat16), bound(name, label)
     if not hasattr(args[0], "_asdict"):
@@ -55,14 +56,14 @@ def test_a_wide_bias_does_not_widen_the_products(name, label, key):
         for e in subjaxprs(jax.make_jaxpr(pullback(f))(args, jax.eval_shape(f, *args)).jaxpr)
         if e.primitive.name in ("dot_general", "conv_general_dilated")
     ]
-    assert products or "depthwise" in label  # where there is nothing to sum over channels
+    assert products or "depthwise" in label  # a depthwise convolution does not sum over channels
     for product in products:
         assert [v.aval.dtype for v in (*product.invars, *product.outvars)] == [jnp.bfloat16, jnp.bfloat16, jnp.float32]
 
 
 @pytest.mark.parametrize("name", ["lstm"])
 def test_wide_inputs_widen_the_backward_sweep(name, key):
-    """Narrow weights between wide inputs are no more than numbers: their dtype rounds nothing but their gradient."""
+    """With wide inputs, the dtype of narrow weights affects only the rounding of their gradient."""
     params, carry, _ = arguments(name, "plain", key, dtype=jnp.bfloat16)
     xs = arguments(name, "plain", key, dtype=jnp.float32)[2]
     wide = jax.tree.map(lambda a: a.astype(jnp.float32), params)
@@ -75,7 +76,7 @@ def test_wide_inputs_widen_the_backward_sweep(name, key):
 
 
 def test_products_of_bfloat16_accumulate_in_float32():
-    """1 + 256 small terms: in bfloat16 each of them would be rounded away."""
+    """1 plus 256 small terms, each of which would be lost to rounding in bfloat16."""
     conv = CASES["conv"].op
     x = jnp.full((300, 1), 2.0**-9, jnp.bfloat16).at[0].set(1)
     y = conv(x, jnp.ones((257, 1, 1), jnp.bfloat16))

@@ -1,5 +1,5 @@
-# ruff: noqa: E501 - a message stands on one line
-"""Bad input: the argument, what was expected and what came. Never a silent number, never an assert."""
+# ruff: noqa: E501 - each message is on one line
+"""Error messages for bad input: the argument, what was expected and what was passed."""
 
 from collections import namedtuple
 
@@ -14,7 +14,7 @@ F = jnp.float32
 
 
 def ones(*shape, dtype=F):
-    """Ones, without a program to make them: most tests of this file compile none."""
+    """Return ones without compiling a program. Most tests of this file compile nothing."""
     return jax.device_put(np.ones(shape, dtype))
 
 
@@ -71,7 +71,7 @@ MISTAKES = {
     "complex kernel for real x": (
         conv(kernel=W.astype(jnp.complex64)),
         TypeError,
-        r"`kernel`: expected real or complex as `x` is, float32, got complex64",
+        r"`kernel`: expected a real dtype to match `x` of dtype float32, got complex64",
     ),
     "kernel of rank 2": (
         conv(kernel=W[0]),
@@ -103,7 +103,7 @@ MISTAKES = {
     "window larger than x": (
         conv(x=X[:, :2]),
         ValueError,
-        r"`x`: expected a padded size of at least the window's extent, 3, got 2 \+ 0 \+ 0 = 2",
+        r"`x`: expected a padded size of at least the kernel's extent, 3, got 2 \+ 0 \+ 0 = 2",
     ),
     # --- conv: options ---
     "unknown method": (
@@ -119,7 +119,7 @@ MISTAKES = {
     "2-D causal": (
         lambda: jaxseq.conv(X[..., None], W[..., None], padding="CAUSAL"),
         ValueError,
-        r"`padding`: expected another padding than 'CAUSAL', which is 1-D only, got 2",
+        r"`padding`: expected one spatial axis with padding='CAUSAL', got 2",
     ),
     "flat pair": (
         conv(padding=(1, 2)),
@@ -149,7 +149,11 @@ MISTAKES = {
     "boolean dilation": (conv(dilation=True), TypeError, r"`dilation`: expected an integer >= 1, .* got bool True"),
     "zero groups": (conv(groups=0), ValueError, r"`groups`: expected an integer >= 1, got 0"),
     "flip as a number": (conv(flip=1), TypeError, r"`flip`: expected True or False, .* got int 1"),
-    "precision": (conv(precision="exact"), ValueError, r"`precision`: expected what jax.lax takes, .* got str 'exact'"),
+    "precision": (
+        conv(precision="exact"),
+        ValueError,
+        r"`precision`: expected a precision of jax.lax, .* got str 'exact'",
+    ),
     # --- conv_transpose ---
     "transposed: channels": (
         conv_transpose(x=X[..., :2]),
@@ -165,7 +169,7 @@ MISTAKES = {
     "transposed: output padding of a stride": (
         conv_transpose(stride=2, output_padding=2),
         ValueError,
-        r"`output_padding`: expected less than the stride, \(2,\), or the dilation, \(1,\), got \(2,\); padding=\[\(lo, hi -",
+        r"`output_padding`: expected less than the stride \(2,\) or the dilation \(1,\), got \(2,\); for a larger amount, pass padding=",
     ),
     "transposed: causal": (
         conv_transpose(stride=2, dilation=3, padding="causal"),
@@ -182,15 +186,15 @@ MISTAKES = {
         ValueError,
         r"`output_padding`: expected an integer >= 0, got -1",
     ),
-    "transposed: output padding beside SAME": (
+    "transposed: output padding with SAME": (
         conv_transpose(stride=2, padding="SAME", output_padding=1),
         ValueError,
-        r"`output_padding`: expected 0 beside padding='SAME', which settles the size, got \(1,\)",
+        r"`output_padding`: expected 0 with padding='SAME', which determines the size, got \(1,\)",
     ),
     "transposed: all of it cropped": (
         conv_transpose(padding=6),
         ValueError,
-        r"`padding`: expected less than the whole output, got \(6, 6\) of 11",
+        r"`padding`: expected lo \+ hi < 11, the size of the uncropped output, got \(6, 6\)",
     ),
     "transposed: rank": (conv_transpose(kernel=W[0]), ValueError, r"`kernel`: expected 3, 4 or 5 axes .*, got 2"),
     # --- depthwise and separable ---
@@ -213,7 +217,7 @@ MISTAKES = {
     "separable: pointwise window": (
         lambda: jaxseq.separable_conv(X, WT[:, :1], WT),
         ValueError,
-        r"`pointwise`: expected a window of one tap along each axis, .*, got \(3, 2, 4\)",
+        r"`pointwise`: expected size one along each spatial axis, .*, got \(3, 2, 4\)",
     ),
     "separable: pointwise channels": (
         lambda: jaxseq.separable_conv(X, WT[:, :1], WT[:1]),
@@ -253,7 +257,7 @@ MISTAKES = {
         r"`dilation`: expected an integer >= 1, got tuple \(2,\)",
     ),
     "causal: zero dilation": (causal_conv(dilation=0), ValueError, r"`dilation`: expected an integer >= 1, got 0"),
-    "causal: precision": (causal_conv(precision=3), ValueError, r"`precision`: expected what jax.lax takes"),
+    "causal: precision": (causal_conv(precision=3), ValueError, r"`precision`: expected a precision of jax.lax"),
     "causal: length of carry": (
         causal_conv(carry=ones(2, 2, 4)),
         ValueError,
@@ -272,14 +276,14 @@ MISTAKES = {
     "causal: complex carry for real x": (
         causal_conv(carry=ones(2, 4, 4, dtype=jnp.complex64)),
         TypeError,
-        r"`carry`: expected real or complex as `x` is, float32, got complex64",
+        r"`carry`: expected a real dtype to match `x` of dtype float32, got complex64",
     ),
     "causal: real kernel for complex x": (
         causal_conv(x=X.astype(jnp.complex64)),
         TypeError,
-        r"`kernel`: expected real or complex as `x` is, complex64, got float32",
+        r"`kernel`: expected a complex dtype to match `x` of dtype complex64, got float32",
     ),
-    "causal: resets as a recurrence has them": (
+    "causal: resets with time first": (
         causal_conv(resets=jnp.zeros((9, 2), bool)),
         ValueError,
         r"`resets`: expected shape \(2, 9\) = \(\*batch, T\), got \(9, 2\) \(x \(2, 9, 4\)\)",
@@ -348,10 +352,10 @@ MISTAKES = {
     ),
     "array for a state": (lstm(carry=H), TypeError, r"`carry`: expected LSTMState\(h, c\), got float32\[2, 5\]"),
     "tuple for a state": (lstm(carry=(H, H)), TypeError, r"`carry`: expected LSTMState\(h, c\), got tuple"),
-    "a state of that name from elsewhere": (
+    "a state of that name from another library": (
         lstm(carry=namedtuple("LSTMState", "hidden cell", module="haiku._src.recurrent")(H, H)),
         TypeError,
-        r"`carry`: expected LSTMState\(h, c\), got that of haiku, LSTMState",
+        r"`carry`: expected LSTMState\(h, c\), got haiku\.LSTMState",
     ),
     "state for an array": (gru(carry=STATE), TypeError, r"`carry`: expected a float array, got LSTMState"),
     # --- recurrences: arrays ---
@@ -389,7 +393,7 @@ MISTAKES = {
     "features": (
         lstm(xs=XS[..., :2]),
         ValueError,
-        r"`xs`: expected 3 features on the last axis, as `params\.w_x` takes them, got 2 \(xs \(7, 2, 2\), w_x \(3, 20\)\)",
+        r"`xs`: expected 3 features on the last axis, as in `params\.w_x`, got 2 \(xs \(7, 2, 2\), w_x \(3, 20\)\)",
     ),
     "features of a cell": (
         lambda: jaxseq.gru_cell(PARAMS["gru"], H, XS[0, :, :2]),
@@ -419,7 +423,7 @@ MISTAKES = {
     "input weights": (
         lstm(params=PARAMS["lstm"]._replace(w_x=ones(3, 16))),
         ValueError,
-        r"`params\.w_x`: expected shape \(D, 20\) to go with `params\.w_h`, got \(3, 16\)",
+        r"`params\.w_x`: expected shape \(D, 20\) to match `params\.w_h`, got \(3, 16\)",
     ),
     "bias of gates": (
         lstm(params=PARAMS["lstm"]._replace(b=ones(5))),
@@ -452,7 +456,7 @@ MISTAKES = {
     "truncation of three": (lstm(truncation=(1, 2, 3)), ValueError, r"`truncation`: expected an integer or a pair"),
     "zero in a pair": (lstm(truncation=(0, 3)), ValueError, r"`truncation\[0\]`: expected an integer >= 1, got 0"),
     "zero checkpoint": (lstm(checkpoint=0), ValueError, r"`checkpoint`: expected an integer >= 1, got 0"),
-    "checkpoint by another word": (
+    "checkpoint as another string": (
         lstm(checkpoint="all"),
         ValueError,
         r"`checkpoint`: expected one of 'auto', got str",
@@ -460,12 +464,12 @@ MISTAKES = {
     "time among the features": (
         lstm(time_axis=2),
         ValueError,
-        r"`time_axis`: expected an axis before the last.* got 2",
+        r"`time_axis`: expected an axis from 0 to 1 .*, before the feature axis, got 2",
     ),
     "time as the last axis": (
         lstm(time_axis=-1),
         ValueError,
-        r"`time_axis`: .* from -3 to 1, got -1 \(xs \(7, 2, 3\)\)",
+        r"`time_axis`: .* from -3 to -2, before the feature axis, got -1 \(xs \(7, 2, 3\)\)",
     ),
     "lengths of another batch": (
         lstm(lengths=jnp.array([1, 2, 3])),
@@ -475,7 +479,7 @@ MISTAKES = {
     "lengths beyond the steps": (
         lstm(lengths=jnp.array([1, 8])),
         ValueError,
-        r"`lengths`: expected lengths from 0 to 7, the steps of `xs`, got 1 to 8",
+        r"`lengths`: expected lengths from 0 to 7, the number of steps, got 1 to 8",
     ),
     "negative lengths": (lstm(lengths=np.array([-1, 7])), ValueError, r"`lengths`: .* got -1 to 7"),
     "lengths of floats": (lstm(lengths=jnp.ones(2)), TypeError, r"`lengths`: expected an array of integers, got float"),
@@ -493,19 +497,19 @@ MISTAKES = {
     "dropout mask that would broadcast": (
         lstm(recurrent_dropout_mask=H[:1]),
         ValueError,
-        r"`recurrent_dropout_mask`: expected shape \(2, 5\) = that of h, got \(1, 5\)",
+        r"`recurrent_dropout_mask`: expected shape \(2, 5\) = the shape of h, got \(1, 5\)",
     ),
     "zoneout mask that would broadcast": (
         gru(zoneout=ones(7, 1, 5, dtype=bool)),
         ValueError,
-        r"`zoneout`: expected shape \(7, 2, 5\) = that of the state, with time as in xs, got \(7, 1, 5\)",
+        r"`zoneout`: expected shape \(7, 2, 5\) = the shape of the state, with the time axis of `xs`, got \(7, 1, 5\)",
     ),
     "zoneout amounts of one step": (
         lstm(zoneout=jaxseq.LSTMState(0.5, H)),
         ValueError,
-        r"`zoneout\.c`: expected shape \(7, 2, 5\) = that of the state, with time as in xs, got \(2, 5\)",
+        r"`zoneout\.c`: expected shape \(7, 2, 5\) = the shape of the state, with the time axis of `xs`, got \(2, 5\)",
     ),
-    "reverse as a word": (lstm(reverse="yes"), TypeError, r"`reverse`: expected True or False, .* got str 'yes'"),
+    "reverse as a string": (lstm(reverse="yes"), TypeError, r"`reverse`: expected True or False, .* got str 'yes'"),
     "zero unroll": (lstm(unroll=0), ValueError, r"`unroll`: expected an integer >= 1, got 0"),
     "unknown activation": (
         lambda: jaxseq.rnn(PARAMS["rnn"], H, XS, activation="gelu"),
@@ -517,7 +521,7 @@ MISTAKES = {
         ValueError,
         r"`activation`: expected one of 'tanh', 'relu', got list",
     ),
-    "precision of lstm": (lstm(precision=3), ValueError, r"`precision`: expected what jax.lax takes"),
+    "precision of lstm": (lstm(precision=3), ValueError, r"`precision`: expected a precision of jax.lax"),
     "init size": (
         lambda: jaxseq.lstm_init(jax.random.key(0), 3, 0),
         ValueError,
@@ -533,7 +537,7 @@ MISTAKES = {
         TypeError,
         r"`dtype`: expected a floating dtype, got int8",
     ),
-    "init of no dtype": (
+    "init of an invalid dtype": (
         lambda: jaxseq.rnn_init(jax.random.key(0), 3, 2, dtype="float" + "y"),
         TypeError,
         r"`dtype`: expected a floating dtype, got str 'floaty'",
@@ -556,7 +560,7 @@ def test_messages_are_the_same_under_jit():
 
 
 def test_numpy_arrays_are_welcome():
-    """NumPy floats of 64 bits stay so under x64."""
+    """NumPy's float64 arrays stay float64 under x64."""
     y = jaxseq.conv(np.ones((9, 1)), np.ones((3, 1, 2)), None, stride=2)
     assert (y.shape, y.dtype) == ((4, 2), jnp.float64)
     params = jax.tree.map(np.asarray, PARAMS["lstm"])

@@ -1,4 +1,4 @@
-"""Programs of symbolic sizes, values and gradients, at several sizes and for several platforms; serialization."""
+"""Export with symbolic sizes, values and gradients, at several sizes and for several platforms; serialization."""
 
 import importlib
 import inspect
@@ -21,12 +21,12 @@ KEY = jax.random.key(0)
 
 
 def draw(*shape):
-    """The same numbers whenever a function is traced."""
+    """Return an array that is the same at every trace."""
     return jax.device_put(np.random.default_rng(len(shape)).normal(size=shape).astype(np.float32))
 
 
 def lengths_of(x, axis=0):
-    """Some, of as many sequences as x has."""
+    """Return lengths for the sequences of x."""
     T = x.shape[axis]
     return jnp.arange(x.shape[1 - axis], dtype=jnp.int32) % (T + 1)
 
@@ -46,7 +46,7 @@ def scan(x, **options):
     return jaxseq.scan(lambda s, x: (jnp.tanh(s @ RNN + x), s), jnp.zeros(x.shape[1:]), x, **options)
 
 
-# A shape, and a function of an array of that shape.
+# A symbolic shape, and a function of an array of that shape.
 CASES = {
     "conv": ("b, t, 3", lambda x: jaxseq.conv(x, draw(3, 3, 4))),
     "conv SAME, stride": ("b, h, w, 3", lambda x: jaxseq.conv(x, draw(3, 3, 3, 4), padding="SAME", stride=2)),
@@ -114,7 +114,7 @@ CASES["projected_lstm"] = (
     "t, b, 4",
     partial(jaxseq.recurrence, cells.projected_lstm, cells.projected_lstm_init(KEY, 4, 4, 3), None),
 )
-# Run, and exported, in the first stage; the others are of the same kinds.
+# Cases that the default suite runs (RUN) or only exports (EXPORTED). The others are similar.
 RUN = ("conv SAME, stride", "lstm")
 EXPORTED = (
     "conv",
@@ -133,7 +133,7 @@ EXPORTED += (
     "scan",
     "slstm",
 )
-# Ordinary ones, and small ones.
+# Ordinary sizes, and small ones.
 SIZES = {"a": 3, "b": 2, "t": 7, "h": 5, "w": 6, "d": 4}, {"a": 1, "b": 1, "t": 3, "h": 4, "w": 3, "d": 3}
 
 
@@ -198,7 +198,7 @@ def test_what_needs_known_sizes_is_refused_by_its_name(f, words):
 
 
 def public_namedtuples():
-    """By the name under which a user finds them."""
+    """Yield the public NamedTuples with their public names."""
     for module in (jaxseq, autoregressive, cells, diagnostics):
         for name in module.__all__:
             value = getattr(module, name)

@@ -1,4 +1,4 @@
-"""Both directions and stacks: against torch's layers, and what dropout and residual links do."""
+"""Bidirectional layers and stacks against torch; dropout, zoneout and residual connections."""
 
 from functools import partial
 
@@ -14,13 +14,13 @@ from jaxseq._init import normal
 
 
 def weights(kind, key, D, H):
-    """One layer's, no number zero."""
+    """Return nonzero parameters of one layer."""
     like = jax.eval_shape(partial(getattr(jaxseq, f"{kind}_init"), key, D, H, dtype=jnp.float64))
     return jax.tree.map(lambda a: 0.4 * normal(jax.random.fold_in(key, a.size), a.shape), like)
 
 
 def in_both(kind, params, carry, xs, **time):
-    """Two layers of both directions."""
+    """Apply a stack of bidirectional layers."""
     return jaxseq.stack(partial(jaxseq.bidirectional, getattr(jaxseq, kind)), params, carry, xs, **time)
 
 
@@ -86,7 +86,7 @@ def test_different_layers_and_a_residual_link(key):
 
 @pytest.mark.parametrize("namespace", [jaxseq, jaxseq.reference], ids=["op", "reference"])
 def test_a_residual_link_does_not_read_the_padding(namespace, key):
-    """There ys is zero, and NaN changes no value and no gradient."""
+    """In the padding, ys is zero, and NaN in xs changes no value and no gradient."""
     params = [jaxseq.gru_init(k, 16, 16) for k in jax.random.split(key)]
     lengths = jnp.array([5, 2, 0])
     padding = (jnp.arange(5)[:, None] >= lengths[None])[..., None]
@@ -127,11 +127,11 @@ def test_dropout_is_between_layers_and_keeps_the_mean(key):
     assert all(abs(float(between.mean()) - 1) < 0.03 for between in seen[1:])
     dropped = [np.asarray(a == 0) for a in (seen[1], seen[2])]
     assert 0.28 < dropped[0].mean() < 0.32
-    assert (dropped[1] & ~dropped[0]).any(), "the second mask is another"
+    assert (dropped[1] & ~dropped[0]).any(), "expected a different mask for each layer"
 
 
 def masks_of(layers, params, xs, **options):
-    """What each layer of a stack is given."""
+    """Return the masks that a stack passes to its layers."""
     given = []
 
     def spy(params, carry, xs, **time):

@@ -1,4 +1,4 @@
-"""Second order inside of JAX's loops, whose partial evaluation drops `jax.custom_jvp` rules."""
+"""Second order inside JAX's loops, whose partial evaluation drops `jax.custom_jvp` rules."""
 
 from functools import partial
 
@@ -36,7 +36,7 @@ def in_map(f):
 
 
 def in_vmapped_scan(f):
-    """In one of lax in one of ours, under vmap."""
+    """A `lax.scan` inside a `jaxseq.scan`, under vmap."""
     inner = lambda p, q: jaxseq.scan(lambda s, c: (s, in_scan(f)(p, q * c)), 0.0, jnp.ones(1), truncation=1)[1]  # noqa: E731
     return lambda p, q: jnp.sum(jax.vmap(lambda q: inner(p, q))(q[None]))
 
@@ -48,7 +48,7 @@ def hvp(f):
 
 
 def mixed(f):
-    """Reverse over reverse, f moved by its factor first: f itself is no part of the first derivative."""
+    """Reverse over reverse. The first derivative is with respect to the factor of f, so f is not differentiated yet."""
     return jax.jit(jax.grad(lambda p: jax.grad(f, 1)(p, jnp.float64(0.5))))(PARAMS)
 
 
@@ -69,7 +69,7 @@ def test_truncated(form):
 
 
 def test_backward_alone():
-    """A pullback whose cotangents change from turn to turn while all else is hoisted, without truncation."""
+    """A pullback in a loop whose only loop-dependent input is the cotangent, without truncation."""
 
     def pulled(p, c):
         return jnp.sum(jnp.sin(jax.vjp(rnn, p, jnp.float64(1.0))[1](jnp.float64(c))[0].w_h))

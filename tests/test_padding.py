@@ -1,4 +1,4 @@
-"""Padding of two signs in float32: XLA's CPU backend reads out of bounds where a convolution crops and pads."""
+"""Positive and negative padding in float32. XLA CPU reads out of bounds if a convolution both crops and pads."""
 
 import re
 from functools import partial
@@ -13,8 +13,8 @@ import jaxseq
 
 RNG = np.random.default_rng(0)
 
-# space, window, options: each sign on each side, beyond either edge, and ordinary padding with lo > d (K - 1) > hi,
-# whose gradient to x crops and pads
+# (space, window, options): each sign on each side, beyond either edge, and positive padding with lo > d (K - 1) > hi,
+# where the gradient with respect to x crops and pads.
 GEOMETRIES = [
     ((40,), (5,), {"padding": [(-1, 1)]}),
     ((40,), (5,), {"padding": [(2, -2)], "stride": 2}),
@@ -40,7 +40,7 @@ def arrays(*shapes):
 
 
 def tap_by_tap(x, w, y_bar, stride, lo, dilation, groups):
-    """(y, x_bar, w_bar) of (N, *space, C) in float64, from the positions within bounds at each tap."""
+    """Return (y, x_bar, w_bar) for x (N, *space, C) in float64, from the positions within bounds at each tap."""
     x, w, y_bar = (np.asarray(a, np.float64) for a in (x, w, y_bar))
     grouped = lambda a: a.reshape(*a.shape[:-1], groups, -1)  # noqa: E731
     x, w, y_bar = map(grouped, (x, w, y_bar))
@@ -65,7 +65,7 @@ def per_axis(option, axes):
 
 @pytest.mark.parametrize(("space", "window", "options"), [GRID[n] for n in (0, 2, 3, 4, 7, 9, 10, 11, 13, 14)])
 def test_float32_equals_sums_in_float64(space, window, options):
-    """Value and gradients of conv, and of conv_transpose from its outputs, at 16 channels."""
+    """Values and gradients of conv, and of conv_transpose applied to its output, at 16 channels."""
     axes, g, c = len(space), options.get("groups", 1), 16
     x, w = arrays((2, *space, c), (*window, c // g, c))
     conv = partial(jaxseq.conv, **options)
@@ -81,17 +81,17 @@ def test_float32_equals_sums_in_float64(space, window, options):
         np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
-# --- No call of lax's convolution sees negative padding: traced, not run ---
+# --- No call of lax.conv_general_dilated has negative padding (traced, not run) ---
 
 
 def paddings(f, *args):
-    """All amounts of padding in the calls of lax's convolution in f."""
+    """Return all amounts of padding in the calls of lax.conv_general_dilated in f."""
     calls = [e for e in subjaxprs(jax.make_jaxpr(f)(*args).jaxpr) if e.primitive.name == "conv_general_dilated"]
     return [amount for call in calls for pair in call.params["padding"] for amount in pair]
 
 
 def to_second_order(f, *args):
-    """The gradient and its derivative, in which JAX derives convolutions from those of the hand-derived rule."""
+    """Return the gradient and its derivative, where JAX differentiates the convolutions of the hand-derived rule."""
     squares = lambda tree: sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree))  # noqa: E731
     gradient = jax.grad(lambda *args: squares(f(*args)), range(len(args)))
     return gradient(*args), jax.grad(lambda *args: squares(gradient(*args)), range(len(args)))(*args)
@@ -99,11 +99,11 @@ def to_second_order(f, *args):
 
 def check(f, *args):
     found = paddings(partial(to_second_order, f), *args)
-    assert found, "no call of lax's convolution"
+    assert found, "expected a call of lax.conv_general_dilated"
     assert min(found) >= 0
 
 
-# A window of one tap, or with one tap that reads the input, is a matrix product.
+# Excluded are kernels of which only one tap reads the input: these are matrix products.
 @pytest.mark.parametrize(("space", "window", "options"), [p for p in GRID if max(p.values[1]) > 1 and p.id != "7-1d"])
 def test_no_call_sees_negative_padding(space, window, options):
     g = options.get("groups", 1)
@@ -114,7 +114,7 @@ def test_no_call_sees_negative_padding(space, window, options):
 
 
 def test_causal_and_recurrent_calls_see_no_negative_padding():
-    x, w = jnp.ones((2, 3, 2)), jnp.ones((5, 2, 3))  # a window longer than the chunk
+    x, w = jnp.ones((2, 3, 2)), jnp.ones((5, 2, 3))  # a kernel longer than the chunk
     check(lambda x, w: jaxseq.causal_conv(None, x, w, dilation=2)[1], x, w)
     for op, init in ((jaxseq.conv_lstm, jaxseq.conv_lstm_init), (jaxseq.conv_gru, jaxseq.conv_gru_init)):
         params = init(jax.random.key(0), 3, 2, 3, dtype=jnp.float64)
@@ -122,7 +122,7 @@ def test_causal_and_recurrent_calls_see_no_negative_padding():
 
 
 def test_xla_makes_no_negative_padding():
-    """XLA exchanges a short input and a long window, and their padding with them."""
+    """XLA exchanges a short input with a long kernel, which changes their padding."""
     f = jax.jit(pullback(partial(jaxseq.conv, padding=[(4, 0)])))
     text = f.lower((jnp.ones((2, 3, 16)), jnp.ones((5, 16, 16))), jnp.ones((2, 3, 16))).compile().as_text()
     assert "window={" in text

@@ -1,4 +1,4 @@
-"""An op decides once whether the compiler may partition its arrays, for its forward and its backward pass."""
+"""An op decides once, for both passes, whether the compiler may partition its arrays."""
 
 from functools import partial
 
@@ -12,7 +12,7 @@ from jaxseq import cells
 
 
 def recurrent(cell, init, *batch):
-    """(op, arguments): a sequence of 64 steps through a cell."""
+    """Return an op and its arguments: a recurrence over 64 steps."""
     xs = jnp.ones((64, *batch, 3))
     return lambda params, xs: jaxseq.recurrence(cell, params, None, xs), (init(jax.random.key(0), 3, 4), xs)
 
@@ -21,8 +21,8 @@ def convolution(window, x, **options):
     return partial(jaxseq.conv, **options), (jnp.ones(x), jnp.ones(window))
 
 
-# Everything that depends on the decision: chunks of time, a batch of one, a product inside of the step, leading axes of
-# a convolution in a recurrence, patches, and the loop over the taps of a depthwise window.
+# Everything that depends on the decision: chunks of time, a batch of one, a product inside the step, leading axes of
+# a convolution in a recurrence, patches, and the loop over the taps of a depthwise kernel.
 OPS = {
     "chunks": lambda: recurrent(cells.gru, jaxseq.gru_init, 2),
     "a batch of one": lambda: recurrent(cells.gru, jaxseq.gru_init, 1),
@@ -43,7 +43,10 @@ OPS = {
 @pytest.mark.parametrize("devices", [1, pytest.param(8, marks=pytest.mark.long)])
 @pytest.mark.parametrize("name", OPS)
 def test_backward_keeps_the_decision_of_forward(name, devices, key, monkeypatch):
-    """Without a mesh in context it depends on the number of devices. Where backward looked again, it would follow."""
+    """Without a mesh in context, the decision depends on the number of devices.
+
+    The test changes that number after the forward pass. The backward pass must not decide again.
+    """
     f, shapes = OPS[name]()
     args = normals(key, shapes)
     y_bar = cotangents_for(f, args, key)

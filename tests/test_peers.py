@@ -1,4 +1,4 @@
-"""Values and gradients against libraries that nobody here wrote. Needs the extra `peers`."""
+"""Values and gradients against other libraries. Needs the extra `peers`."""
 
 from contextlib import ExitStack
 from functools import partial
@@ -102,7 +102,7 @@ def test_convolution_equals_torch(axes, options, theirs, key):
 
 @pytest.mark.parametrize("options", [{}, {"dilation": 3, "groups": 2}, {"groups": 4}], ids=str)
 def test_causal_convolution_equals_torch(options, key):
-    """The carry laid in front of x."""
+    """Compare with torch on the concatenation of the carry and x."""
     c_out = options.get("groups", 8)
     shapes = (2, 2 * options.get("dilation", 1), 4), (2, 9, 4), (3, 4 // options.get("groups", 1), c_out), (c_out,)
     args = tuple(normal(jax.random.fold_in(key, i), s) for i, s in enumerate(shapes))
@@ -119,7 +119,7 @@ def test_causal_convolution_equals_torch(options, key):
 
 
 def convolution_equals_torch(name, its_name, shapes, options, theirs, key):
-    """Both have output or input channels first on the kernel, and space last."""
+    """Compare with torch, whose kernels have channels first and space last."""
     args = tuple(normal(jax.random.fold_in(key, i), s) for i, s in enumerate(shapes))
     f = partial(CASES[name].op, **options)
     y, vjp = jax.vjp(f, *args)
@@ -133,7 +133,7 @@ def convolution_equals_torch(name, its_name, shapes, options, theirs, key):
 
 
 def loosely():
-    """As other libraries want JAX to be."""
+    """Allow the implicit promotion that other libraries rely on."""
     stack = ExitStack()
     stack.enter_context(jax.numpy_dtype_promotion("standard"))
     stack.enter_context(jax.numpy_rank_promotion("allow"))
@@ -170,7 +170,7 @@ def test_minimal_gated_unit_equals_flax(key):
     nn = pytest.importorskip("flax.linen")
     f = partial(jaxseq.recurrence, cells.mgu)
     args = arguments("recurrence", "mgu", key)
-    args = (args[0]._replace(b_h=args[0].b_h.at[:5].set(0)), *args[1:])  # there is no second bias of f
+    args = (args[0]._replace(b_h=args[0].b_h.at[:5].set(0)), *args[1:])  # Flax has no second bias of f
     cotangents = cotangents_for(f, args, jax.random.fold_in(key, 1))
 
     def theirs(params, carry, xs):
@@ -186,7 +186,7 @@ def test_minimal_gated_unit_equals_flax(key):
 
 
 def no_bias_of_f(result):
-    """Without the gradient of the bias that Flax lacks."""
+    """Drop the gradient of the bias that Flax lacks."""
     out, (params, *others) = result
     return out, (params._replace(b_h=params.b_h[5:]), *others)
 
@@ -199,7 +199,7 @@ def test_classic_gru_equals_haiku(key):
     unroll = hk.without_apply_rng(hk.transform(lambda xs, h: hk.dynamic_unroll(hk.GRU(5), xs, h))).apply
 
     def theirs(params, carry, xs):
-        """Gates z, r, a, and z is what is taken of the new: 1 - z of ours, so that its weights change sign."""
+        """Haiku's gates are z, r, a, where z is 1 - z of jaxseq, so the weights of z change sign."""
 
         def turned(a):
             r, z, *n = jnp.split(a, a.shape[-1] // 5, -1)
@@ -248,4 +248,4 @@ def test_conv_lstm_equals_keras(axes, options, key, monkeypatch):
             return jaxseq.LSTMState(*last), jnp.swapaxes(ys, 0, 1)
 
         expected = jax.jit(pullback(theirs))(args, cotangents)
-    assert_close(jax.jit(pullback(f))(args, cotangents), expected, relative=1e-5)  # Keras's cell rounds to float32
+    assert_close(jax.jit(pullback(f))(args, cotangents), expected, relative=1e-5)  # Keras rounds to float32

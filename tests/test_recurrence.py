@@ -1,4 +1,4 @@
-"""Recurrences: direction, one step by hand, residuals of the forward pass, and initializers."""
+"""Recurrences: direction, one manually computed step, residuals of the forward pass, and initializers."""
 
 from functools import partial
 
@@ -21,7 +21,7 @@ def test_reverse_is_reading_the_flipped_sequence(name, key):
 
 
 def test_lstm_step_by_hand():
-    """One unit, one input, numbers worked out on paper: gates i = σ(1), f = σ(0), g = tanh(1/2), o = σ(-1)."""
+    """One unit and one input, with gates i = σ(1), f = σ(2), g = tanh(1/2), o = σ(-1)."""
     params = jaxseq.LSTMParams(
         w_x=jnp.array([[1.0, 2.0, 0.25, 0.5]]),
         w_h=jnp.array([[2.0, -4.0, 1.0, 0.0]]),
@@ -35,14 +35,14 @@ def test_lstm_step_by_hand():
     np.testing.assert_array_equal(y, h)
 
 
-# ys, what the cell saved, and one first state; of a small GRU the gates are made again.
+# Residuals: ys, the values that the cell saves, and one initial state. The gates of a small GRU are recomputed.
 KEPT = [("rnn", 5, {}, 1, 1), ("gru", 5, {}, 1, 1), ("gru", 130, {}, 5, 1), ("gru", 130, {"checkpoint": 11}, 1, 1)]
 KEPT += [("lstm", 5, {}, 5, 2), ("lstm", 5, {"checkpoint": 11}, 1, 2)]
 
 
 @pytest.mark.parametrize(("name", "hidden", "options", "arrays", "leaves"), KEPT)
 def test_what_forward_keeps_for_backward(name, hidden, options, arrays, leaves, key):
-    """Besides the arguments, in units of one (T, B, H) array."""
+    """The residuals besides the arguments are `arrays` arrays (T, B, H) and `leaves` arrays (B, H)."""
     (_, _, xs), init = arguments(name, "plain", key, length=11, dtype=jnp.float32), getattr(jaxseq, f"{name}_init")
     h = jnp.ones((2, hidden), jnp.float32)
     args = init(key, xs.shape[-1], hidden, dtype=jnp.float32), jaxseq.LSTMState(h, h) if name == "lstm" else h, xs
@@ -64,7 +64,7 @@ def test_unroll_and_precision_reach_the_compiler(key):
 
 @pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32, jnp.bfloat16], ids=lambda d: d.__name__)
 @pytest.mark.parametrize(("init", "gates"), [(jaxseq.rnn_init, 1), (jaxseq.gru_init, 3), (jaxseq.lstm_init, 4)])
-def test_first_weights(init, gates, dtype, key):
+def test_initial_parameters(init, gates, dtype, key):
     D, H = 40, 24
     params = init(key, D, H, dtype=dtype)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(dtype)}

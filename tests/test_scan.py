@@ -1,4 +1,4 @@
-"""`scan`: `lax.scan` in every respect, and truncation whose windows go side by side."""
+"""`scan` behaves as `lax.scan`, and its truncated backward pass runs in parallel over windows."""
 
 import re
 from functools import partial
@@ -15,12 +15,13 @@ from jax import lax
 import jaxseq
 from jaxseq import _scan, reference
 
-# (truncation, steps): no windows, of one step, ragged, that reach back over one and over several, longer than all.
+# (truncation, steps): no windows, windows of one step, a ragged last window, windows that reach back over one or
+# several others, windows longer than the sequence.
 TRUNCATIONS = ((None, 11), (1, 11), (4, 11), ((2, 3), 11), ((3, 7), 11), (20, 11), ((2, 3), 1))
 
 
 def step(params, s, x):
-    """A state of several leaves, a counter among them; outputs of several leaves, integers among them."""
+    """A step whose state and outputs have several leaves, some of them integers."""
     h = jnp.tanh(s["h"] @ params["w"] + x["u"] @ params["v"]) + jnp.sin(s["n"].astype(s["h"].dtype)) / 10
     return {"h": h, "n": s["n"] + x["k"]}, (jnp.sum(s["h"] * h, -1), s["n"])
 
@@ -32,7 +33,7 @@ def inputs(key, T):
 
 
 def all_of_it(scan, args, key, *, second, **options):
-    """Values, gradient, a derivative in forward mode, and of the gradient one too, through what f closes over."""
+    """Return values, the gradient, optionally a Hessian-vector product, and a JVP, with closed-over parameters."""
 
     def run(params, h, u):
         xs = {"u": u, "k": jnp.arange(u.shape[0])}
@@ -57,14 +58,14 @@ FIRST = [(3, False, 2, True), ((2, 3), True, None, False)]
 
 
 @pytest.mark.parametrize(("truncation", "reverse", "checkpoint", "second"), FIRST, ids=str)
-def test_it_is_the_twin(truncation, reverse, checkpoint, second, key):
+def test_it_is_the_reference(truncation, reverse, checkpoint, second, key):
     args, options = inputs(key, 11), {"truncation": truncation, "reverse": reverse, "second": second}
     expected = all_of_it(reference.scan, args, key, **options)
     assert_close(all_of_it(jaxseq.scan, args, key, checkpoint=checkpoint, **options), expected, relative=1e-9)
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-def test_large_states_go_one_by_one(reverse, key, monkeypatch):
+def test_windows_of_large_states_run_one_by_one(reverse, key, monkeypatch):
     monkeypatch.setattr(_scan, "SMALL", 9)
     args, options = inputs(key, 11), {"truncation": 3, "reverse": reverse, "second": False}
     assert_close(all_of_it(jaxseq.scan, args, key, **options), all_of_it(reference.scan, args, key, **options))
@@ -82,7 +83,7 @@ def test_large_states_go_one_by_one(reverse, key, monkeypatch):
 
 @pytest.mark.long
 @pytest.mark.parametrize(("truncation", "T"), TRUNCATIONS)
-def test_it_is_the_twin_in_every_respect(truncation, T, key):
+def test_it_is_the_reference_in_every_respect(truncation, T, key):
     args = inputs(key, T)
     for reverse in (False, True):
         options = {"truncation": truncation, "reverse": reverse, "second": not reverse}
@@ -101,7 +102,7 @@ def test_without_options_it_is_lax_scan(key):
 
 @pytest.mark.parametrize("options", [{}, {"truncation": 3}, {"truncation": (2, 4)}, {"checkpoint": 3}], ids=str)
 def test_what_lax_scan_takes(options):
-    """Python numbers, no inputs, no outputs, no steps, unroll=True."""
+    """Python scalars, no inputs, no outputs, no steps, unroll=True, PRNG keys."""
     assert_close(jaxseq.scan(lambda s, _: (s * 0.5, s), 1.0, None, 7, **options)[1], 0.5 ** jnp.arange(7.0))
     assert jaxseq.scan(lambda s, x: (s + x, None), 0, jnp.arange(5), unroll=True, **options) == (10, None)
     end, ys = jaxseq.scan(lambda s, x: (s + x, s), 2.0, jnp.zeros(0), **options)
@@ -157,11 +158,11 @@ def test_bad_options(options, kind, message):
         jaxseq.scan(lambda s, x: (s, s), 0.0, jnp.ones(4), **options)
 
 
-# --- What backward does ---
+# --- Backward pass ---
 
 
 def grown(T, **options):
-    """(f of the arguments, the arguments): a loss on a scan of T steps."""
+    """Return a loss on a scan of T steps, and its arguments."""
 
     def loss(w, xs):
         f = lambda h, x: (jnp.tanh(h @ w + x), jnp.sum(h))  # noqa: E731
@@ -173,7 +174,7 @@ def grown(T, **options):
 
 @pytest.mark.parametrize("checkpoint", [None, 12])
 def test_windows_go_back_side_by_side(checkpoint):
-    """Backward has no loop of more than a window's steps but that over groups, and its products are of all windows."""
+    """The backward loops run over the steps of a window and over groups; each product covers all windows of a group."""
     loss, args = grown(48, truncation=4, checkpoint=checkpoint)
     loops = [e for e in scans(jax.grad(loss, (0, 1)), *args) if e.params["reverse"]]
     groups = 1 if checkpoint is None else 4
@@ -193,7 +194,7 @@ def scans_within(eqn):
 
 
 def test_values_are_computed_once():
-    """Nothing of the windows is in a program that asks for values only."""
+    """A program that computes only values has no axis of windows."""
     loss, args = grown(48, truncation=4)
     assert max(v.aval.ndim for e in scans(loss, *args) for v in e.params["jaxpr"].jaxpr.outvars) <= 2
     assert max(v.aval.ndim for e in scans(jax.grad(loss), *args) for v in e.params["jaxpr"].jaxpr.outvars) > 2
@@ -209,15 +210,15 @@ def test_no_gradient_crosses_a_boundary(key):
     assert np.all(np.abs(u_bar[4:7]).max((1, 2)) > 0)
 
 
-REACHES = [  # options, and the expected derivatives by the first state and by what every step adds
-    ({"truncation": (2, 4)}, (4, 17)),  # the second window reaches back to t = 0, and so to the first state
+REACHES = [  # options, and the expected derivatives with respect to the initial state and to the increment a
+    ({"truncation": (2, 4)}, (4, 17)),  # the second window reaches back to t = 0 and the initial state
     ({"truncation": 2, "checkpoint": 4}, (2, 9)),  # two windows at a time: no gradient crosses from one to the other
 ]
 
 
 @pytest.mark.parametrize(("options", "expected"), REACHES, ids=str)
 def test_how_far_back_windows_reach_by_hand(options, expected):
-    """With s_t = s_{t-1} + a, the derivative of s_t by a is the number of steps that it reaches back; T = 6."""
+    """With s_t = s_{t-1} + a, the derivative of s_t with respect to a is the number of steps it reaches back; T = 6."""
     total = lambda s, a: jaxseq.scan(lambda s, _: (s + a, s + a), s, None, 6, **options)[1].sum()  # noqa: E731
     assert jax.grad(total, (0, 1))(0.0, 0.0) == expected
 
@@ -229,7 +230,7 @@ def temporary_bytes(T, **options):
 
 
 def promised():
-    """The last table of docs/time.md: T, and bytes by column."""
+    """Yield T and the bytes of each column from the last table of docs/time.md."""
     text = (Path(__file__).parents[1] / "docs" / "time.md").read_text("utf-8")
     for row in re.findall(r"^\| ([\d ]+) \|(.*)\|$", text, flags=re.MULTILINE):
         yield int(row[0].replace(" ", "")), [1e6 * float(cell.split()[0]) for cell in row[1].split("|")]
@@ -241,9 +242,9 @@ PROMISED = dict(promised())
 
 @pytest.mark.parametrize("T", [pytest.param(T, marks=[pytest.mark.long] * (1000 < T < 1_000_000)) for T in PROMISED])
 def test_temporary_bytes_are_what_the_docs_say(T):
-    """Up to a million steps, of which nothing but the program is needed."""
+    """Programs of up to a million steps, compiled, not run."""
     for options, expected in zip(COLUMNS, PROMISED[T], strict=True):
-        assert 0.5 < temporary_bytes(T, **options) / expected <= 1.1, options  # newer JAX takes two thirds
+        assert 0.5 < temporary_bytes(T, **options) / expected <= 1.1, options  # newer JAX needs two thirds
 
 
 def test_memory_of_auto_grows_like_the_root_of_time():
@@ -252,12 +253,12 @@ def test_memory_of_auto_grows_like_the_root_of_time():
 
 
 def test_a_million_steps():
-    """They run, in no more memory than that."""
+    """`checkpoint="auto"` runs a million steps in little memory."""
     f = lambda w, xs: jaxseq.scan(lambda s, x: (jnp.tanh(w * s + x), None), 0.0, xs, checkpoint="auto")[0]  # noqa: E731
     xs = jnp.linspace(-1.0, 1.0, 1_000_000)
     w_bar, x_bar = jax.jit(jax.grad(f, (0, 1)))(0.9, xs)
     s, ds = 0.0, 0.0
-    for x in np.asarray(xs[-400:]):  # what is older has died away
+    for x in np.asarray(xs[-400:]):  # the influence of older steps is negligible
         s, ds = np.tanh(0.9 * s + x), (1 - np.tanh(0.9 * s + x) ** 2) * (s + 0.9 * ds)
     np.testing.assert_allclose(w_bar, ds, rtol=1e-9)
     assert x_bar[-1] > x_bar[-2] > x_bar[-10] > 0
@@ -307,12 +308,14 @@ def test_steps_of_other_libraries(make, options, key):
             end, ys = scan(partial(f, params), h, xs, **options)
             return jnp.sum(jnp.sin(ys)) + jnp.sum(end**2)
 
-        ours, twins = (jax.jit(jax.grad(partial(loss, scan), (0, 1, 2))) for scan in (jaxseq.scan, reference.scan))
-        assert_close(ours(params, h, xs), twins(params, h, xs), relative=1e-9)
+        ours, reference_op = (
+            jax.jit(jax.grad(partial(loss, scan), (0, 1, 2))) for scan in (jaxseq.scan, reference.scan)
+        )
+        assert_close(ours(params, h, xs), reference_op(params, h, xs), relative=1e-9)
 
 
 def test_within_other_transformations(key):
-    """Under remat in a cond in a scan, differentiated under vmap."""
+    """Inside remat in a cond in a scan, differentiated under vmap."""
     params, h, u = inputs(key, 7)
 
     def loss(scan, params, h, u):

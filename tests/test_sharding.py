@@ -1,6 +1,6 @@
-"""Every op with batch and features over devices, under each kind of mesh: same numbers, no collective in the loop.
+"""Every op with batch and features sharded, under each kind of mesh: equal results, no collective in the loop.
 
-Time and space over devices are the matter of test_stretches.py.
+test_time_shards.py tests sharded time and space.
 """
 
 from concurrent.futures import ProcessPoolExecutor
@@ -47,25 +47,25 @@ VARIANTS = {
     "stack": ["bidirectional lstm, dropout, resets"],
     "recurrence": ["twice, lengths, checkpoint", "slstm", "layer_norm_gru", "indrnn, resets, truncation, reverse"],
     "causal_conv": ["no carry", "resets", "resets, grouped, no carry", "resets, depthwise, dilated"],
-    "conv": ["depthwise", "2d depthwise, long", "one tap", "2d grouped, dilated", "3d"],  # one of each rule
+    "conv": ["depthwise", "2d depthwise, long", "one tap", "2d grouped, dilated", "3d"],  # one for each rule
 }
 GRID = [pytest.param(name, label, id=f"{name}-{label}") for name, labels in VARIANTS.items() for label in labels]
-# A loop over taps in which each tap's own weight is summed over devices: all of the kernel, once, in K parts.
+# A loop over taps sums the weight of each tap over devices, so the kernel is summed once, in K parts.
 TAP_BY_TAP = [("causal_conv", "resets"), ("causal_conv", "resets, grouped, no carry")]
-# A loop over segments, each of which is recomputed and contracted by itself: one sum a segment, none a step.
+# A loop over segments recomputes and contracts each segment: one sum for each segment, none for each step.
 BY_SEGMENT = [
     ("bidirectional", "rnn and gru, lengths, checkpoint"),
     ("lstm", "batch first, lengths, checkpoint"),
     ("recurrence", "twice, lengths, checkpoint"),
 ]
-# Steps of the user's own, which JAX differentiates: nothing is known of them by which a sum could wait for the end.
+# JAX differentiates user-defined steps, so it sums over devices at every step.
 BY_STEP = [("scan", "truncation")]
-# The compiler splits no Fourier transform, so that it gathers what goes through one.
+# The compiler does not partition Fourier transforms: it gathers their operands.
 GATHERED = [("conv", "2d depthwise, long", "automatic")]
 
 
 def batch_specs(make):
-    """Where the batch axis of each array is: the axis that grows with the batch."""
+    """Return specs that shard the batch axis of each array, which is the axis that grows with the batch."""
 
     def spec(small, large):
         return P(*("d" if a != b else None for a, b in zip(small.shape, large.shape, strict=True)))
@@ -77,7 +77,7 @@ def is_spec(s):
     return isinstance(s, P)
 
 
-# What the default suite has, under each kind of mesh.
+# The ops and variants in the default suite, for each kind of mesh.
 DEFAULT = {
     "automatic": (
         *("conv", "depthwise_conv", "causal_conv", "lstm", "conv_lstm", "scan", "recurrence", "stack"),
@@ -89,7 +89,10 @@ DEFAULT = {
 
 
 def over_kinds(ops, variants):
-    """Ops under each kind of mesh, but those of one step; variants over automatic axes and, of lstm, explicit ones."""
+    """Parametrize ops over each kind of mesh, and single-step cells and variants over automatic axes.
+
+    Variants of lstm are also tested over explicit axes.
+    """
     return [
         pytest.param(kind, *p.values, id=f"{p.id}-{kind}", marks=[] if p.id in ids else [pytest.mark.long])
         for p in [*ops, *variants]
@@ -105,7 +108,7 @@ def test_batch_over_devices(name, label, kind, key):
     outputs = lambda batch: jax.eval_shape(f, *make(batch))  # noqa: E731
     args, specs = make((8,)), batch_specs(make)
     cotangents, out_specs = cotangents_for(f, args, jax.random.fold_in(key, 1)), batch_specs(outputs)
-    expected = compiled(name, label, twin=True)(args, cotangents)
+    expected = compiled(name, label, reference=True)(args, cotangents)
 
     mesh = mesh_of((4, 2), ("d", "idle"), kind)
     run = pullback(f)
@@ -125,24 +128,24 @@ def test_batch_over_devices(name, label, kind, key):
 
 
 def test_the_search_for_collectives_finds_one():
-    """Autodiff of a scan puts one in every step: the sum of a replicated weight's cotangent."""
+    """Autodiff of a scan sums the cotangent of a replicated weight over devices at every step."""
     mesh = mesh_of((8,), ("d",), "automatic")
     params, carry, xs = arguments("lstm", "plain", jax.random.key(0), batch=(8,))
     with jax.set_mesh(mesh):
         xs = jax.device_put(xs, NamedSharding(mesh, P(None, "d")))
-        loss = lambda p, xs: (bound("lstm", "plain", twin=True)(p, carry, xs)[1] ** 2).sum()  # noqa: E731
+        loss = lambda p, xs: (bound("lstm", "plain", reference=True)(p, carry, xs)[1] ** 2).sum()  # noqa: E731
         program = jax.jit(jax.grad(loss)).lower(params, xs).compile()
     assert any(c.times == len(xs) for c in hlo.collectives(program.as_text()))
 
 
-# --- Features: those of weights, inputs and states that a mesh axis divides evenly ---
+# --- Features of weights, inputs and states, where a mesh axis divides them evenly ---
 
-# Sizes are 3, 5, 6 and the like: meshes of 1 x 5 and 2 x 3 devices divide each of them once.
+# Sizes are multiples of 3 or 5, so one of the meshes of 1 x 5 and 2 x 3 devices divides each of them.
 FEATURES_FIRST = ("separable_conv", "causal_conv", "lstm", "conv")
 
 
 def feature_specs(make, sizes):
-    """The batch over b, and the last axis over f where that goes."""
+    """Return specs that shard the batch over b, and the last axis over f if f divides it."""
     (nb, nf), small, large = sizes, make((2,)), make((4,))
 
     def spec(a, b):
@@ -155,12 +158,15 @@ def feature_specs(make, sizes):
 
 
 def feature_grid():
-    """Ops and variants over one mesh; some ops over the other and over automatic axes, whose way explicit ones go."""
+    """Parametrize ops and variants over the explicit 1 x 5 mesh, and some ops over the other mesh and automatic axes.
+
+    Inside a rule, explicit feature axes are automatic too.
+    """
     found = []
     for p in [*(p for p in OPS if not p.id.endswith("_cell")), *GRID]:
         for kind, sizes in ("explicit", (1, 5)), ("explicit", (2, 3)), ("automatic", (1, 5)):
             if p.id in FEATURES_FIRST or (kind, sizes) == ("explicit", (1, 5)):
-                # The first stage sees some ops, over the mesh that divides most.
+                # The default suite tests some ops, over the mesh that divides most sizes.
                 first = p.id in FEATURES_FIRST and (kind, sizes) == ("explicit", (1, 5))
                 name = f"{p.id}-{'x'.join(map(str, sizes))}-{kind}"
                 found.append(pytest.param(kind, sizes, *p.values, id=name, marks=[] if first else [pytest.mark.long]))
@@ -173,7 +179,7 @@ def test_features_over_devices(name, label, sizes, kind, key):
     make = lambda batch: arguments(name, label, key, batch=batch)  # noqa: E731
     args, specs = make((4,)), feature_specs(make, sizes)
     cotangents = cotangents_for(f, args, jax.random.fold_in(key, 1))
-    expected = compiled(name, label, twin=True)(args, cotangents)
+    expected = compiled(name, label, reference=True)(args, cotangents)
     mesh = mesh_of(sizes, ("b", "f"), kind)
     with jax.set_mesh(mesh):
         placed = place(mesh, args, specs)
@@ -185,7 +191,7 @@ def test_features_over_devices(name, label, sizes, kind, key):
 
 
 def test_hidden_units_over_devices_and_batch_too(key):
-    """Weights and states of a layer divided by columns, on every kind of mesh; ys lies as the state does."""
+    """Weights and states are sharded by columns, on every kind of mesh; ys is sharded like the state."""
     params = jaxseq.lstm_init(key, 3, 4, dtype=jnp.float64)
     carry, xs = normals(key, (jaxseq.LSTMState(jnp.ones((4, 4)), jnp.ones((4, 4))), jnp.ones((5, 4, 3))))
     expected = jax.jit(pullback(jaxseq.reference.lstm))((params, carry, xs), (carry, jnp.ones((5, 4, 4))))
@@ -205,7 +211,7 @@ def test_hidden_units_over_devices_and_batch_too(key):
 
 @pytest.mark.parametrize("kind", ["explicit", "automatic"])
 def test_the_batch_in_shard_map_and_features_in_what_it_leaves(kind, key):
-    """`shard_map` over one axis of the mesh alone."""
+    """`shard_map` over only one axis of the mesh."""
     params, carry = jaxseq.gru_init(key, 3, 4, dtype=jnp.float64), jnp.zeros((4, 4))
     xs, y_bar = normals(key, (jnp.ones((5, 4, 3)), jnp.ones((5, 4, 4))))
     run = lambda gru: pullback(lambda params, carry, xs: gru(params, carry, xs)[1])  # noqa: E731
@@ -222,7 +228,7 @@ def test_the_batch_in_shard_map_and_features_in_what_it_leaves(kind, key):
 
 
 def test_each_device_has_its_own_groups():
-    """Three groups of two channels, each summed up to one channel on a device of its own."""
+    """Three groups of two channels, each summed to one channel on a separate device."""
     x = jnp.arange(6.0)[None]
     mesh = mesh_of((3,), ("f",), "explicit")
     with jax.set_mesh(mesh):
@@ -233,7 +239,7 @@ def test_each_device_has_its_own_groups():
 
 
 def test_groups_over_more_devices_than_there_are(key):
-    """Two groups of channels over four devices: XLA aborted the process as it compiled that."""
+    """Two groups of channels over four devices, which once made XLA abort during compilation."""
     x, w, y_bar = normals(key, (jnp.ones((2, 8, 8)), jnp.ones((3, 4, 8)), jnp.ones((2, 8, 8))))
     run = lambda conv: pullback(partial(conv, padding="SAME", groups=2))  # noqa: E731
     expected = jax.jit(run(jaxseq.reference.conv))((x, w), y_bar)
@@ -245,7 +251,7 @@ def test_groups_over_more_devices_than_there_are(key):
 
 @pytest.mark.parametrize("spec", [P("d"), P(None, "d")], ids=["rows", "columns"])
 def test_weights_over_the_axis_of_the_batch(spec, key):
-    """Fully sharded data parallelism: weights are gathered before the loop, and one sum is taken after it."""
+    """Fully sharded data parallelism gathers the weights before the loop and sums once after it."""
     params, xs = jaxseq.gru_init(key, 8, 8, dtype=jnp.float64), normals(key, jnp.ones((5, 8, 8)))
     y_bar = normals(jax.random.fold_in(key, 1), jnp.ones((5, 8, 8)))
     run = lambda gru: pullback(lambda params, xs: gru(params, None, xs)[1])  # noqa: E731
@@ -263,14 +269,17 @@ def test_weights_over_the_axis_of_the_batch(spec, key):
 
 
 def temporaries():
-    """The bytes that the gradient of an RNN takes besides its arguments, for arrays that were never placed."""
+    """Return the temporary bytes of the gradient of an RNN, for arrays that were never placed."""
     params, xs = jaxseq.rnn_init(jax.random.key(0), 3, 4), jnp.ones((512, 2, 3), jnp.float32)
     loss = lambda params, xs: (jaxseq.rnn(params, None, xs)[1] ** 2).sum()  # noqa: E731  # traced anew
     return jax.jit(jax.grad(loss)).lower(params, xs).compile().memory_analysis().temp_size_in_bytes
 
 
 def test_what_lies_on_one_device_of_many_has_the_rule_of_one():
-    """In chunks of time, if an explicit mesh says that nothing is divided; without one nobody knows."""
+    """The rule for one device, with chunks of time, is used if an explicit mesh shows that nothing is sharded.
+
+    Without a mesh, this is unknown.
+    """
     unknown = temporaries()
     with jax.set_mesh(mesh_of((8,), ("d",), "explicit")):
         known = temporaries()
@@ -304,7 +313,7 @@ def test_what_the_compiler_may_do(where, how):
     assert found == [expected]
 
 
-# --- What users do not place ---
+# --- Arrays that were never placed ---
 
 
 @pytest.mark.parametrize("name", ["lstm", "conv", "causal_conv"])
@@ -312,7 +321,7 @@ def test_weights_and_states_that_were_never_placed_follow_the_input(name, key):
     label = next(iter(CASES[name].variants))
     args, f = arguments(name, label, key, batch=(8,)), bound(name, label)
     cotangents = cotangents_for(f, args, key)
-    expected = compiled(name, label, twin=True)(args, cotangents)
+    expected = compiled(name, label, reference=True)(args, cotangents)
     where = {"lstm": 2, "conv": 0, "causal_conv": 1}[name]
     mesh = mesh_of((8,), ("d",), "explicit")
 

@@ -1,4 +1,4 @@
-"""Any number of batch axes, windows of any length, and nothing at all."""
+"""Any number of batch axes, windows of any length, and empty arrays."""
 
 from functools import partial
 
@@ -15,14 +15,14 @@ CORNERS = {
     "three batch axes": ((2, 1, 3), 4),
     "one empty of two batch axes": ((3, 0), 5),
 }
-# One op for each place in the code where batch axes are merged.
+# One op for each place in the code that merges batch axes.
 FLATTENED = ("conv", "conv_transpose", "causal_conv", "gru", "conv_lstm")
 
 
 def compare(name, label, key, **sizes):
     args = arguments(name, label, key, **sizes)
     cotangents = cotangents_for(bound(name, label), args, jax.random.fold_in(key, 1))
-    actual, expected = (jax.jit(pullback(bound(name, label, twin=t)))(args, cotangents) for t in (False, True))
+    actual, expected = (jax.jit(pullback(bound(name, label, reference=t)))(args, cotangents) for t in (False, True))
     assert_close(actual, expected)
     return actual
 
@@ -44,7 +44,7 @@ def test_corner(name, label, corner, key):
     [("truncation", 1), ("truncation", 3), ("truncation, reverse", 3)],
 )
 def test_length_of_a_sequence(label, length, key):
-    """Windows of 3 and of 2: less than one, one, ragged, several."""
+    """Sequences shorter than a window, as long as one, or longer."""
     (carry, ys), _ = compare("gru", label, key, length=length)
     assert ys.shape == (length, 2, 5)
     assert carry.shape == (2, 5)
@@ -66,7 +66,7 @@ def test_convolution_of_an_empty_signal(label, key):
 
 
 def test_an_empty_signal_whose_padding_is_shorter_than_the_window():
-    """No output at all: what a stride beyond one leaves of the padding is none either."""
+    """At stride 2, the padding alone gives no output."""
     x, w = jnp.ones((2, 0, 3)), jnp.ones((6, 1, 3))
     for f in (jaxseq.conv, jaxseq.reference.conv):
         y, (x_bar, w_bar) = pullback(partial(f, groups=3, stride=2, padding=2))((x, w), jnp.ones((2, 0, 3)))

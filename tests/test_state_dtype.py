@@ -1,4 +1,4 @@
-"""States below float32: held in float32 between steps, whatever the dtypes of inputs, weights and carry are."""
+"""By default, states are float32 between steps, whatever the dtypes of inputs, weights and carry."""
 
 from functools import partial
 
@@ -15,7 +15,7 @@ NARROW = jnp.bfloat16
 
 
 def weights(key, dtype=NARROW, forget=4):
-    """LSTM weights that remember about 1 / (1 - σ(forget)) steps."""
+    """Return LSTM parameters with a memory of about 1 / (1 - σ(forget)) steps."""
     params = jaxseq.lstm_init(key, H, H, dtype=dtype)
     return params._replace(b=params.b.at[H : 2 * H].set(forget))
 
@@ -29,7 +29,7 @@ def cast(tree, dtype):
 
 
 def test_gradients_over_many_steps(key):
-    """Against the reference implementation in float64, differentiated by JAX."""
+    """Compare with autodiff of the reference implementation in float64."""
     params, xs = weights(key), inputs(key)
 
     def gradient(layer, params, xs):
@@ -47,7 +47,7 @@ def test_gradients_over_many_steps(key):
 
 
 def test_a_state_is_not_rounded_before_its_product():
-    """1 + 2^-10, which bfloat16 does not hold, times one."""
+    """The product of one and 1 + 2^-10, which bfloat16 cannot represent, is exact."""
     one, h = jnp.ones((1, 1), NARROW), jnp.full((1, 1), 1 + 2**-10, jnp.float32)
     params = jaxseq.RNNParams(jnp.zeros((1, 1), NARROW), one, None)
     last, _ = jaxseq.rnn(params, h, one[None], activation="relu")
@@ -71,8 +71,9 @@ DTYPES = [
     "names", ["lstm", "slstm", *(pytest.param(n, marks=pytest.mark.long) for n in ("conv_gru", "bidirectional"))]
 )
 def test_dtypes_at_the_boundary(names, key):
-    """Traced only: ys in the dtype of xs, the carry in its own or that of the state, every cotangent in its primal's;
-    the reference implementation alike.
+    """ys has the dtype of xs, the returned carry that of `carry` or of the state, each cotangent that of its primal.
+
+    The same holds for the reference implementation. Traced, not run.
     """
     for of_params, of_xs, of_carry, options, out in DTYPES:
         for library in (jaxseq, jaxseq.reference):
@@ -108,7 +109,7 @@ def test_dtypes_at_the_boundary(names, key):
 
 
 def test_chunks(key):
-    """The carry that a call has returned goes on exactly; one in bfloat16 type-checks in a loop and is rounded once."""
+    """Chunks with a float32 carry are exact. A bfloat16 carry keeps its dtype, as loops require, and rounds once."""
     params, xs = weights(key, forget=1), inputs(key, 20)
     run = jax.jit(jaxseq.lstm)
     last, ys = run(params, None, xs)
@@ -135,7 +136,7 @@ def test_chunks(key):
     ],
 )
 def test_agrees_with_the_reference(of_params, of_xs, options, key):
-    """Values and gradients of a GRU, within a few roundings of the narrower dtype."""
+    """Values and gradients of a GRU agree within a few roundings of the narrower dtype."""
     params = cast(jaxseq.gru_init(key, H, H), of_params)
     xs = inputs(key, 12, of_xs)
     cotangent = normals(key, xs)

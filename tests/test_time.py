@@ -1,4 +1,4 @@
-"""What the options of time mean: each by its contract, and every pair of them against the twin."""
+"""Time options: the meaning of each, and all pairs of options against the reference implementation."""
 
 from functools import partial
 from itertools import combinations, product
@@ -18,18 +18,17 @@ from jaxseq._cases import CASES
 T, B = 7, 4
 LENGTHS = np.array([3, 0, 7, 4])
 RESETS = np.zeros((T, B), bool)
-RESETS[[2, 3, 5, 0, 6, 4], [0, 0, 0, 2, 2, 3]] = (
-    True  # (2, 0): two in a row; (0, 2): at the first step; (5, 0): in padding
-)
+# Two consecutive resets from (2, 0), one at the first step (0, 2), and one in the padding (5, 0).
+RESETS[[2, 3, 5, 0, 6, 4], [0, 0, 0, 2, 2, 3]] = True
 
 
 def long(*values):
-    """A row of a parametrization that the default suite leaves out."""
+    """Return a parametrization that the default suite skips."""
     return pytest.param(*values, marks=pytest.mark.long)
 
 
 def gradients(f, args, key):
-    """f and its gradient at random cotangents."""
+    """Return the value of `f` and its gradient at random cotangents."""
     return jax.jit(pullback(f))(args, cotangents_for(f, args, key))
 
 
@@ -42,14 +41,14 @@ def gradients(f, args, key):
     ids=str,
 )
 def test_nothing_in_the_padding_counts(name, options, key):
-    """NaN there changes no value and no gradient, and resets there do not either."""
+    """NaN and resets in the padding change no value and no gradient."""
     params, carry, xs = arguments(name, "plain", key, batch=(B,), length=T)
     padding = jnp.arange(T)[:, None] >= LENGTHS[None]
     f = jax.jit(pullback(lambda p, c, x, r: CASES[name].op(p, c, x, lengths=jnp.asarray(LENGTHS), resets=r, **options)))
     ends = normals(key, jax.eval_shape(lambda: CASES[name].op(params, carry, xs)))
     clean = jnp.where(padding[..., None], 0, xs), jnp.asarray(RESETS & ~padding)
     dirty = jnp.where(padding[..., None], jnp.nan, xs), jnp.asarray(RESETS | padding)
-    # What the loss says to the padding of ys does not count either.
+    # The cotangent of ys in the padding is ignored too.
     spoilt = ends[0], jnp.where(padding[..., None], jnp.nan, ends[1])
     expected, actual = f((params, carry, *clean), ends), f((params, carry, *dirty), spoilt)
     assert_close(actual, expected, relative=0)
@@ -61,7 +60,7 @@ def test_nothing_in_the_padding_counts(name, options, key):
 
 @pytest.mark.parametrize("options", [long({}), {"truncation": (2, 3), "reverse": True}, {"checkpoint": 2}], ids=str)
 def test_each_sequence_is_as_it_is_alone(options, key):
-    """Cut to its own length, without padding: values and gradients, the windows of a truncated one among them."""
+    """Values and gradients equal those of separate sequences without padding, also with truncation."""
     params, carry, xs = arguments("lstm", "plain", key, batch=(B,), length=T)
     op = partial(CASES["lstm"].op, **options)
     cotangents = normals(key, jax.eval_shape(op, params, carry, xs))
@@ -84,7 +83,7 @@ def test_each_sequence_is_as_it_is_alone(options, key):
 
 @pytest.mark.parametrize(("name", "reverse"), [("gru", False), ("lstm", True)])
 def test_a_reset_splits_the_sequence(name, reverse, key):
-    """At t: the parts before and from t on, each by itself, the one read later from zero."""
+    """A reset at t equals two calls, for the steps before t and from t on; the one processed last starts from zero."""
     params, carry, xs = arguments(name, "plain", key, length=T)
     op = partial(CASES[name].op, reverse=reverse)
     marked = jax.jit(pullback(lambda params, carry, xs, resets: op(params, carry, xs, resets=resets)))
@@ -112,7 +111,7 @@ def test_a_reset_splits_the_sequence(name, reverse, key):
 
 @pytest.mark.parametrize("reverse", [False, True])
 def test_no_gradient_crosses_a_reset(reverse, key):
-    """A loss behind the boundary says exactly nothing to what is before it."""
+    """The gradient of a loss after the boundary is exactly zero before it."""
     params, carry, xs = arguments("lstm", "plain", key, length=T)
     resets = jnp.broadcast_to(jnp.arange(T)[:, None] == 4, (T, 2))
     before, behind = (slice(4, T), slice(0, 4)) if reverse else (slice(0, 4), slice(4, T))
@@ -125,7 +124,7 @@ def test_no_gradient_crosses_a_reset(reverse, key):
 
 @pytest.mark.parametrize("name", ["lstm"])
 def test_chunks_with_resets_equal_the_whole(name, key):
-    """The carry handed on, resets at the edge of a chunk and in it."""
+    """The carry is passed from chunk to chunk, with resets at the edge of a chunk and within it."""
     args = (*arguments(name, "plain", key, length=T), jnp.asarray(RESETS[:, :2]))
     op = CASES[name].op
 
@@ -140,10 +139,10 @@ def test_chunks_with_resets_equal_the_whole(name, key):
     assert_close(*(gradients(f, args, key) for f in (chunked, whole)))
 
 
-# --- drop and hold ---
+# --- recurrent_dropout_mask and zoneout ---
 
 
-def test_all_held_nothing_moves_and_nothing_held_is_plain(key):
+def test_zoneout_of_all_and_of_none(key):
     params, carry, xs = arguments("gru", "plain", key, length=T)
     end, ys = jaxseq.gru(params, carry, xs, zoneout=jnp.ones((*xs.shape[:2], 5), bool))
     assert_close((end, ys), (carry, jnp.broadcast_to(carry, ys.shape)))
@@ -166,7 +165,7 @@ def test_all_dropped_there_is_no_recurrent_map(key):
     np.testing.assert_array_equal(gradient, 0)
 
 
-def test_no_gradient_flows_to_what_drops_and_holds(key):
+def test_no_gradient_flows_to_what_masks_and_zoneout(key):
     params, carry, xs = arguments("gru", "plain", key, length=T)
     op = partial(jaxseq.gru, params, carry, xs)
     f = lambda mask, zoneout: op(recurrent_dropout_mask=mask, zoneout=zoneout)[1].sum()  # noqa: E731
@@ -175,13 +174,13 @@ def test_no_gradient_flows_to_what_drops_and_holds(key):
 
 
 def test_loop_of_steps_is_as_it_was_without_drop_and_hold(key):
-    """Who does not use them pays nothing."""
+    """Without these options, the program has no select."""
     args = arguments("gru", "plain", key, length=T)
     jaxpr = str(jax.make_jaxpr(pullback(jaxseq.gru))(args, jax.eval_shape(jaxseq.gru, *args)))
     assert "select_n" not in jaxpr
 
 
-# --- Steps that do not count: padding, and steps that are held ---
+# --- Steps without effect: padding, and steps at which zoneout keeps the whole state ---
 
 CELLS = [
     *(("recurrence", label) for label in CASES["recurrence"].variants if "," not in label),
@@ -199,7 +198,7 @@ MIXES = [
 
 
 def whole_steps(a, b, mask):
-    """Leaf by leaf a where the mask (T, B) holds, else b, time first."""
+    """Select, leaf by leaf, `a` where the mask (T, B) is true and `b` elsewhere."""
     choose = lambda a, b: jnp.where(mask.reshape(*mask.shape, *(1,) * (a.ndim - 2)), a, b)  # noqa: E731
     return jax.tree.map(choose, a, b)
 
@@ -208,63 +207,67 @@ FEW = ("leaky", "twice", "slstm", "relu")
 
 
 @pytest.mark.parametrize(
-    ("number", "twin"),
+    ("number", "use_reference"),
     [
         pytest.param(
             n,
-            twin,
-            id=f"{name}-{label}-{'reference' if twin else 'op'}",
+            use_reference,
+            id=f"{name}-{label}-{'reference' if use_reference else 'op'}",
             marks=[] if label in FEW or name == "gru" else pytest.mark.long,
         )
         for n, (name, label) in enumerate(CELLS)
-        for twin in ([False, True] if label in ("leaky", "relu") else [False])  # the reference has these two ways
+        # The reference implementation has these two branches.
+        for use_reference in ([False, True] if label in ("leaky", "relu") else [False])
     ],
 )
-def test_what_a_held_step_reads_changes_nothing(number, twin, key):
-    """NaN and infinity there: no value, no gradient. Other steps have some of their units held."""
+def test_what_a_kept_step_reads_changes_nothing(number, use_reference, key):
+    """NaN or infinity at a step that zoneout skips changes no value and no gradient.
+
+    At the other steps, zoneout keeps some units.
+    """
     name, label = CELLS[number]
     variant, options = CASES[name].variants[label], dict(MIXES[number % len(MIXES)])
     params, carry, xs = variant.arguments(key, dtype=jnp.float32, batch=(B,), length=T)
     keys = jax.random.split(key, 4)
-    held = jax.random.bernoulli(keys[0], 0.4, (T, B))
+    skipped = jax.random.bernoulli(keys[0], 0.4, (T, B))
     units = lambda a: jax.random.bernoulli(keys[1], 0.3, (T, *a.shape))  # noqa: E731
-    zoneout = jax.tree.map(lambda a: whole_steps(jnp.ones((T, *a.shape), bool), units(a), held), carry)
+    zoneout = jax.tree.map(lambda a: whole_steps(jnp.ones((T, *a.shape), bool), units(a), skipped), carry)
     given = {"lengths": jnp.asarray(LENGTHS), "resets": jnp.asarray(RESETS)}
     given["recurrent_dropout_mask"] = jax.random.bernoulli(keys[2], 0.5, jax.tree.leaves(carry)[0].shape).astype(
         xs.dtype
     )
     options |= {option: value for option, value in given.items() if options.get(option)}
     options = {**{k: v for k, v in variant.options.items() if k in ("activation", "stride", "dilation")}, **options}
-    op = partial(CASES[name].twin if twin else CASES[name].op, *variant.first, **options)
+    op = partial(CASES[name].reference if use_reference else CASES[name].op, *variant.first, **options)
     f = jax.jit(pullback(lambda p, c, x: op(p, c, x, zoneout=zoneout)))
     cotangents = normals(keys[3], jax.eval_shape(op, params, carry, xs))
     spoilt = jnp.where(jax.random.bernoulli(key, 0.5, xs.shape), jnp.nan, jnp.inf).astype(xs.dtype)
     expected, actual = (
-        f((params, carry, whole_steps(bad, xs, held)), cotangents) for bad in (jnp.full_like(xs, 3), spoilt)
+        f((params, carry, whole_steps(bad, xs, skipped)), cotangents) for bad in (jnp.full_like(xs, 3), spoilt)
     )
     assert_close(actual, expected, relative=0)
-    assert not whole_steps(actual[1][2], jnp.zeros_like(xs), held).any()
+    assert not whole_steps(actual[1][2], jnp.zeros_like(xs), skipped).any()
     assert all(leaf.any() for leaf in jax.tree.leaves(actual[1][0]))
 
 
 @pytest.mark.parametrize("name", ["gru", long("lstm")])
-def test_held_steps_are_as_if_they_were_not_there(name, key):
-    """Each sequence without them, by itself, at sizes of use: values, gradients and a Hessian-vector product."""
+def test_kept_steps_are_as_if_they_were_not_there(name, key):
+    """Values, gradients and a Hessian-vector product equal those of each sequence without these steps."""
     op, H, D = getattr(jaxseq, name), 16, 16
     params = getattr(jaxseq, f"{name}_init")(key, D, H)
     xs = jax.random.normal(key, (T, 2, D), jnp.float32)
-    held = np.random.default_rng(0).random((T, 2)) < 0.4
-    xs = jnp.where(held[..., None], jnp.nan, xs)
-    mask = jnp.broadcast_to(held[..., None], (T, 2, H))
+    skipped = np.random.default_rng(0).random((T, 2)) < 0.4
+    xs = jnp.where(skipped[..., None], jnp.nan, xs)
+    mask = jnp.broadcast_to(skipped[..., None], (T, 2, H))
     zoneout = mask if name == "gru" else jaxseq.LSTMState(mask, mask)
 
-    def loss(ys, held):
-        return jnp.sum(jnp.where(held[..., None], 0, jnp.sin(ys)))
+    def loss(ys, skipped):
+        return jnp.sum(jnp.where(skipped[..., None], 0, jnp.sin(ys)))
 
     def one_by_one(params, xs):
-        return sum(loss(op(params, None, xs[~held[:, b], b])[1], held[~held[:, b], b]) for b in range(2))
+        return sum(loss(op(params, None, xs[~skipped[:, b], b])[1], skipped[~skipped[:, b], b]) for b in range(2))
 
-    masked = lambda params, xs: loss(op(params, None, xs, zoneout=zoneout)[1], held)  # noqa: E731
+    masked = lambda params, xs: loss(op(params, None, xs, zoneout=zoneout)[1], skipped)  # noqa: E731
 
     def derivatives(f):
         to_params = jax.grad(f)
@@ -277,7 +280,7 @@ def test_held_steps_are_as_if_they_were_not_there(name, key):
 
 
 def unit(a, *_):
-    """Singular at zero, and its units are not independent."""
+    """A step whose derivative is singular at zero and couples the units."""
     return a[0] / jnp.linalg.norm(a[0], axis=-1, keepdims=True)
 
 
@@ -295,7 +298,7 @@ class ProductParams(NamedTuple):
     w_q: Any
 
 
-def by_hand(saved, _, h_bar):
+def unit_pullback(saved, _, h_bar):
     h, norm = saved
     return ((h_bar - h * jnp.sum(h * h_bar, -1, keepdims=True)) / norm,), jnp.zeros_like(h_bar)
 
@@ -309,28 +312,38 @@ def scaled(a, h, p):
 
 
 SINGULAR = {
-    "pullback of JAX": (jaxseq.Cell("unit", "h", unit, jaxseq.RNNParams), {"reverse": True}),
-    "pullback by hand": (jaxseq.Cell("unit", "h", with_saved, jaxseq.RNNParams, pullback=by_hand), {"checkpoint": 2}),
-    "parameters of its own": (jaxseq.Cell("scaled", "h", scaled, GainParams), {"truncation": (2, 3)}),
+    "autodiff": (jaxseq.Cell("unit", "h", unit, jaxseq.RNNParams), {"reverse": True}),
+    "hand-derived pullback": (
+        jaxseq.Cell("unit", "h", with_saved, jaxseq.RNNParams, pullback=unit_pullback),
+        {"checkpoint": 2},
+    ),
+    "cell parameters": (jaxseq.Cell("scaled", "h", scaled, GainParams), {"truncation": (2, 3)}),
     "product inside": (jaxseq.Cell("product", "h", lambda a, h, L: L(unit(a)), ProductParams), {}),
 }
 
 
-def later(label, twin):
-    return [] if label == "product inside" and not twin else pytest.mark.long
+def later(label, use_reference):
+    return [] if label == "product inside" and not use_reference else pytest.mark.long
 
 
 @pytest.mark.parametrize(
-    ("cell", "options", "twin"),
+    ("cell", "options", "use_reference"),
     [
-        pytest.param(cell, options, twin, id=f"{label}-{'reference' if twin else 'op'}", marks=later(label, twin))
+        pytest.param(
+            cell,
+            options,
+            use_reference,
+            id=f"{label}-{'reference' if use_reference else 'op'}",
+            marks=later(label, use_reference),
+        )
         for label, (cell, options) in SINGULAR.items()
-        for twin in ([False] if cell.name == "unit" else [False, True])  # to the reference the first two are one
+        # The reference implementation ignores pullbacks, so the first two cells are the same.
+        for use_reference in ([False] if cell.name == "unit" else [False, True])
     ],
 )
-def test_padding_is_not_differentiated(cell, options, twin, key):
-    """A step whose derivative at x = 0 is NaN: first and second order are those without padding and empty sequences."""
-    f = partial((jaxseq.reference if twin else jaxseq).recurrence, cell, **options)
+def test_padding_is_not_differentiated(cell, options, use_reference, key):
+    """For a step whose derivative at x = 0 is NaN, derivatives equal those without padding and empty sequences."""
+    f = partial((jaxseq.reference if use_reference else jaxseq).recurrence, cell, **options)
     keys = jax.random.split(key, 5)
     sizes = {"w_x": (3, 4), "w_h": (4, 4), "gain": (4,), "w_q": (4, 4)}
     params = cell.params(
@@ -354,7 +367,7 @@ def test_padding_is_not_differentiated(cell, options, twin, key):
     assert_close(*(derivatives(loss)(params, xs) for loss in (padded, cut)), relative=1e-4)
 
 
-def test_a_hold_that_is_nan_in_the_padding_counts_for_nothing(key):
+def test_zoneout_that_is_nan_in_the_padding_counts_for_nothing(key):
     params, carry, xs = arguments("gru", "plain", key, dtype=jnp.float32, batch=(B,), length=T)
     padding = (jnp.arange(T)[:, None] >= LENGTHS[None])[..., None]
 
@@ -369,21 +382,21 @@ def test_a_hold_that_is_nan_in_the_padding_counts_for_nothing(key):
         assert_close(*(derivatives(op, amount) for amount in (jnp.nan, 0.1)), relative=1e-6)
 
 
-@pytest.mark.parametrize("twin", [False, True], ids=["op", "reference"])
-def test_a_hold_of_one_keeps_the_state_exactly(twin):
-    """Where the cell's new state is large, b + k (a - b) is not a."""
+@pytest.mark.parametrize("use_reference", [False, True], ids=["op", "reference"])
+def test_zoneout_of_one_keeps_the_state_exactly(use_reference):
+    """If the new state b is large, rounding makes b + k (a - b) differ from a at k = 1."""
     params = jaxseq.RNNParams(jnp.ones((1, 1), jnp.float32), jnp.ones((1, 1), jnp.float32), None)
     xs, h = jnp.full((2, 1, 1), 1e9, jnp.float32), jnp.full((1, 1), 1.5, jnp.float32)
-    op = jaxseq.reference.rnn if twin else jaxseq.rnn
+    op = jaxseq.reference.rnn if use_reference else jaxseq.rnn
     for zoneout in (jnp.ones((2, 1, 1), jnp.float32), jnp.ones((2, 1, 1), bool)):
         np.testing.assert_array_equal(op(params, h, xs, activation="relu", zoneout=zoneout)[1].ravel(), 1.5)
 
 
-@pytest.mark.parametrize(("name", "twin"), [("gru", False), ("lstm", False), ("lstm", True)])
-def test_a_state_that_does_not_count_may_be_nan(name, twin, key):
-    """The first carry of a sequence that is reset at t = 0, or that has no steps."""
+@pytest.mark.parametrize(("name", "use_reference"), [("gru", False), ("lstm", False), ("lstm", True)])
+def test_a_state_that_does_not_count_may_be_nan(name, use_reference, key):
+    """The initial state may be NaN if the sequence is reset at t = 0 or has no steps."""
     params, carry, xs = arguments(name, "plain", key, dtype=jnp.float32, batch=(B,), length=T)
-    op = CASES[name].twin if twin else CASES[name].op
+    op = CASES[name].reference if use_reference else CASES[name].op
     unused = np.array([False, True, True, False])
     assert LENGTHS[1] == 0
     assert RESETS[0, 2]
@@ -414,7 +427,7 @@ def test_a_checkpoint_changes_nothing(name, steps, key):
 
 @pytest.mark.parametrize(("steps", "kept"), [(1, 12), (3, 4), (5, 3), (12, 1), (20, 1), ("auto", 3)])
 def test_what_a_checkpoint_keeps(steps, kept, key):
-    """Besides the arguments and ys, the state at the beginning of each segment: T = 12, and ceil(sqrt(12)) = 4."""
+    """Residuals are the arguments, ys, and the state at the start of each segment. ceil(sqrt(12)) is 4."""
     args = arguments("lstm", "plain", key, length=12)
     _, vjp = jax.vjp(partial(CASES["lstm"].op, checkpoint=steps), *args)
     bytes_kept = sum(leaf.nbytes for leaf in jax.tree.leaves(vjp))
@@ -423,7 +436,7 @@ def test_what_a_checkpoint_keeps(steps, kept, key):
 
 
 def promised():
-    """The table of docs/time.md: (op, T, checkpoint, units)."""
+    """Yield the entries (op, T, checkpoint, units) of the table in docs/time.md."""
     text = (Path(__file__).parents[1] / "docs" / "time.md").read_text("utf-8")
     rows = [
         [cell.strip(" `") for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| `")
@@ -462,16 +475,16 @@ def test_time_at_another_axis(axis, key):
     op = CASES["lstm"].op
     moved = lambda params, carry, xs: op(params, carry, xs, time_axis=axis)  # noqa: E731
 
-    def by_hand(params, carry, xs):
+    def time_first(params, carry, xs):
         end, ys = op(params, carry, jnp.moveaxis(xs, place, 0))
         return end, jnp.moveaxis(ys, 0, place)
 
     args = params, carry, jnp.moveaxis(xs, 0, place)
-    assert_close(gradients(moved, args, key), gradients(by_hand, args, key), relative=1e-13)
+    assert_close(gradients(moved, args, key), gradients(time_first, args, key), relative=1e-13)
 
 
 def test_no_transpose_of_a_batch_major_input(key):
-    """All of xs is never copied into another order: steps are taken where they lie."""
+    """Each step is sliced out of xs, which is never transposed as a whole."""
     params, carry, xs = arguments("gru", "plain", key, batch=(6,), length=T)
     f = lambda p, c, x: CASES["gru"].op(p, c, x, time_axis=1)  # noqa: E731
     text = str(jax.make_jaxpr(f)(params, carry, jnp.moveaxis(xs, 0, 1)))
@@ -479,7 +492,7 @@ def test_no_transpose_of_a_batch_major_input(key):
     assert f"f64[{T},6,3] = " not in text
 
 
-# --- Together ---
+# --- Combinations ---
 
 OPTIONS = {
     "lengths": (None, LENGTHS),
@@ -500,7 +513,7 @@ def levels(row):
 
 
 def covering():
-    """Few rows of levels in which each pair of options is seen at each pair of levels: the greediest, one by one."""
+    """Return rows of levels that cover every pair of levels of every pair of options, chosen greedily."""
     rows = list(product(*(range(len(values)) for values in OPTIONS.values())))
     left, chosen = set().union(*map(levels, rows)), []
     while left:
@@ -513,15 +526,15 @@ def covering():
 ROWS = covering()
 
 
-# rnn, whose residual is h alone, has a branch of its own for fractional zoneout; the other branches are lstm's.
+# rnn, whose only residual is h, takes a separate branch for fractional zoneout. lstm covers all other branches.
 EACH_PAIR = [("rnn", (0, 0, 0, 1, 0, 0, 0, 0, 0, 2)), *(("lstm", row) for row in ROWS)]
 
 
 @pytest.mark.parametrize(
     ("name", "row"), [pytest.param(name, row, id=f"{name}-{''.join(map(str, row))}") for name, row in EACH_PAIR]
 )
-def test_every_pair_of_options_against_the_twin(name, row, key, monkeypatch):
-    """In three chunks where nothing is recomputed."""
+def test_every_pair_of_options_against_the_reference(name, row, key, monkeypatch):
+    """Without checkpointing, the backward pass runs in three chunks."""
     monkeypatch.setattr(_time, "FEWEST_ROWS", 1)
     monkeypatch.setattr(_time, "FEWEST_STEPS", 1)
     monkeypatch.setattr(_time, "PARTS", 3)
@@ -541,7 +554,7 @@ def test_every_pair_of_options_against_the_twin(name, row, key, monkeypatch):
         leaf = lambda _: jnp.moveaxis(draw[options["zoneout"]](next(keys), shape=sizes), 0, axis)  # noqa: E731
         options["zoneout"] = jax.tree.map(leaf, carry)
     args = params, carry, jnp.moveaxis(xs, 0, axis)
-    both = [gradients(lambda *a, f=f: f(*a, **options), args, key) for f in (CASES[name].op, CASES[name].twin)]
+    both = [gradients(lambda *a, f=f: f(*a, **options), args, key) for f in (CASES[name].op, CASES[name].reference)]
     assert_close(*both)
 
 
@@ -553,7 +566,7 @@ def test_few_rows_hold_every_pair():
 
 @pytest.mark.parametrize("options", [long({"reverse": True}), {"truncation": (2, 3)}, {"checkpoint": "auto"}], ids=str)
 def test_nothing_at_all(options, key):
-    """No step, no sequence, or none but empty ones."""
+    """No steps, an empty batch, or only empty sequences."""
     for sizes in ({"length": 0}, {"batch": (0,)}, {"batch": (3,)}):
         params, carry, xs = arguments("lstm", "plain", key, **sizes)
         lengths = jnp.zeros(xs.shape[1], int)
@@ -568,7 +581,7 @@ def test_nothing_at_all(options, key):
 
 
 def test_second_order_of_options_together(key):
-    """Hessian-vector products, through what is read again and what is cut; two windows reach back to the carry."""
+    """Hessian-vector products with lengths, resets and truncation, where two windows reach back to the carry."""
     params, carry, xs = arguments("lstm", "plain", key, batch=(2,), length=5)
     options = {"lengths": jnp.array([5, 3]), "resets": jnp.asarray(RESETS[:5, :2]), "truncation": (2, 4)}
 
@@ -578,4 +591,4 @@ def test_second_order_of_options_together(key):
         return jax.jit(jax.grad(lambda args: inner(jax.grad(value)(args), direction)))((params, carry, xs))
 
     inner = lambda a, b: sum(jnp.vdot(x, y) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True))  # noqa: E731
-    assert_close(hvp(CASES["lstm"].op), hvp(CASES["lstm"].twin), relative=1e-9)
+    assert_close(hvp(CASES["lstm"].op), hvp(CASES["lstm"].reference), relative=1e-9)

@@ -1,7 +1,6 @@
-"""Arguments on the device and on the host, hessians by name, and the way out for who tries forward mode.
+"""Arguments on the device and on the host, `jax.hessian`, and the hint that forward mode gives.
 
-That every op holds under jit, vmap, scan, cond, remat and shard_map is for `jaxseq.testing` to say
-(testing/test_library.py).
+testing/test_library.py tests every op under jit, vmap, scan, cond, remat and shard_map with `jaxseq.testing`.
 """
 
 import chex
@@ -35,34 +34,34 @@ class TestVariants(chex.TestCase):
         args = arguments(name, label, key)
         cotangents = cotangents_for(bound(name, label), args, jax.random.fold_in(key, 1))
         actual = self.variant(pullback(bound(name, label)))(args, cotangents)
-        expected = compiled(name, label, twin=True)(args, cotangents)
+        expected = compiled(name, label, reference=True)(args, cotangents)
         chex.assert_trees_all_equal_shapes_and_dtypes(actual, expected)
         chex.assert_tree_all_finite(actual)
         chex.assert_trees_all_close(actual, expected, rtol=1e-9, atol=1e-10)
 
 
 def scalar(f):
-    """A nonlinear scalar of all outputs."""
+    """Return a function that reduces all outputs of `f` to a nonlinear scalar."""
     return lambda *args: sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(f(*args)))
 
 
 def test_hessian_by_name(key):
     args = arguments("gru", "plain", key, batch=(), length=3)
     f = jax.jit(jax.hessian(lambda xs: scalar(jaxseq.gru)(*args[:2], xs)))
-    twin = jax.jit(jax.hessian(lambda xs: scalar(jaxseq.reference.gru)(*args[:2], xs)))
-    assert_close(f(args[2]), twin(args[2]), relative=1e-9)
+    reference = jax.jit(jax.hessian(lambda xs: scalar(jaxseq.reference.gru)(*args[:2], xs)))
+    assert_close(f(args[2]), reference(args[2]), relative=1e-9)
 
 
 @pytest.mark.parametrize(
     ("name", "label"),
     long_where([p for p in OPS if p.id != "scan"], lambda name, _: name not in ("conv", "rnn", "stack")),
 )
-def test_forward_mode_points_to_the_twin(name, label, key):
+def test_forward_mode_points_to_the_reference(name, label, key):
     args = arguments(name, label, key)
     with pytest.raises(TypeError, match="forward-mode") as info:
         jax.jvp(bound(name, label), args, args)
     assert f"jaxseq.reference.{name}" in "".join(info.value.__notes__)
-    value, tangent = jax.jvp(bound(name, label, twin=True), args, args)
+    value, tangent = jax.jvp(bound(name, label, reference=True), args, args)
     chex.assert_tree_all_finite((value, tangent))
 
 

@@ -1,4 +1,4 @@
-"""What the backward sweep does about truncation. What it means is for `jaxseq.testing.check_truncation` to say."""
+"""The backward sweep under truncation. `jaxseq.testing.check_truncation` tests its meaning."""
 
 from functools import partial
 
@@ -29,14 +29,14 @@ def test_values_do_not_change(name, truncation, key):
         (5, [2, 5]),
         (1, [1]),
         (7, [5, 7]),
-        ((4, 8), [4, 4]),  # what another window sent back is swept in as many steps again
+        ((4, 8), [4, 4]),  # the second sweep continues the gradient into the previous window
         ((4, 9), [4, 4, 4]),
         ((5, 5), [2, 5]),
     ],
 )
 @pytest.mark.parametrize("reverse", [False, True])
 def test_the_backward_sweep_runs_its_windows_side_by_side(truncation, sweeps, reverse, key):
-    """Sequential steps of the sweep: k, and those of a ragged last window. One product with W_h each, no more."""
+    """A sweep has k sequential steps, and one more sweep covers a ragged window. Each step has one product with W_h."""
     args = arguments("lstm", "plain", key, length=12)
     outputs = bound("lstm", "plain")(*args)
     op = partial(CASES["lstm"].op, truncation=truncation, reverse=reverse)
@@ -46,10 +46,10 @@ def test_the_backward_sweep_runs_its_windows_side_by_side(truncation, sweeps, re
     assert (forward.params["length"], products(forward)) == (12, 2)
     backward = [e for e in others if products(e) == 1]
     assert [e.params["length"] for e in backward] == sweeps
-    # Else there are the cell's replay, which has no product, and the loop over stages, which contracts as any does.
+    # The other loops are the cell's replay, which has no product, and the loop over stages with its contractions.
     assert {products(e) for e in others} <= {0, 1, 3}
     for sweep in backward:
-        # The carry is the state's cotangent: no weight-shaped sum is dragged through time.
+        # The loop carries only the cotangent of the state, and no sum with the shape of a weight.
         body = sweep.params["jaxpr"].jaxpr.outvars
         carried = [v.aval for v, o in zip(body, sweep.outvars, strict=True) if v.aval.shape == o.aval.shape]
         assert [a.shape[-2:] for a in carried] == [(2, 5), (2, 5)]
@@ -62,7 +62,7 @@ def test_the_backward_sweep_runs_its_windows_side_by_side(truncation, sweeps, re
         pytest.param((3, 7), None, 3, False, marks=pytest.mark.long),
         ((3, 7), None, 3, True),
         pytest.param((3, 7), 2, 1, True, marks=pytest.mark.long),
-        ((4, 12), 2, 1, False),  # as far back as there are windows
+        ((4, 12), 2, 1, False),  # reaches back over all windows
         pytest.param((5, 50), None, 1, True, marks=pytest.mark.long),
         pytest.param((1, 3), 7, 1, False, marks=pytest.mark.long),
         ((3, 3), 7, 1, True),  # groups of two windows
@@ -70,7 +70,7 @@ def test_the_backward_sweep_runs_its_windows_side_by_side(truncation, sweeps, re
     ],
 )
 def test_any_windows_in_any_pieces(truncation, checkpoint, chunks, reverse, key, monkeypatch):
-    """Stages that end within a window, or go on beyond the first one; windows in groups; chunks of unequal length."""
+    """Stages that end within a window or reach beyond the first; groups of windows; chunks of unequal length."""
     if chunks > 1:
         monkeypatch.setattr(_time, "FEWEST_ROWS", 1)
         monkeypatch.setattr(_time, "FEWEST_STEPS", 1)
@@ -86,12 +86,12 @@ def test_any_windows_in_any_pieces(truncation, checkpoint, chunks, reverse, key,
     assert_close(actual, expected(name, truncation, reverse, run))
 
 
-TWINS = {}
+REFERENCES = {}
 
 
 def expected(name, truncation, reverse, run):
-    """Of the twin, once for all pieces."""
+    """Return the result of the reference implementation, computed once for all ways to split time."""
     at = name, truncation, reverse
-    if at not in TWINS:
-        TWINS[at] = jax.jit(lambda: run(CASES[name].twin))()
-    return TWINS[at]
+    if at not in REFERENCES:
+        REFERENCES[at] = jax.jit(lambda: run(CASES[name].reference))()
+    return REFERENCES[at]

@@ -1,4 +1,4 @@
-"""The table of CPU seconds that ends a run of the suite."""
+"""The table of CPU seconds at the end of a run of the suite."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# 0.2 CPU seconds in a fixture, in a child process and in the body of a test, which takes 0.4 GB.
+# 0.2 CPU seconds each in a fixture, in a child process and in a test, which also allocates 0.4 GB.
 BUSY = """
 import subprocess, sys, time
 import pytest

@@ -20,7 +20,7 @@ from jaxseq.testing import _check
 
 @pytest.fixture
 def small(monkeypatch):
-    """Two ops, the first with a second variant beyond the quick level, the other with a twin that it does not equal."""
+    """Two ops: one with a second variant at the full level only, one that differs from its reference."""
     example = lambda key, *, dtype, batch, length: (jnp.linspace(0.5, 2.0, length, dtype=dtype),)  # noqa: E731
     cases = {
         "sine": Case(jnp.sin, jnp.sin, {"plain": Variant(example, {}), "again": Variant(example, {})}, ("plain",)),
@@ -46,11 +46,11 @@ def test_what_passes_is_one_row_and_status_zero(capsys, tmp_path):
 
 
 @pytest.mark.usefixtures("small")
-def test_what_fails_is_told_in_full_and_status_one(capsys):
+def test_what_fails_is_reported_in_full_and_status_one(capsys):
     assert __main__.main(["verify", "--level", "full"]) == 1
     out = capsys.readouterr().out
     assert "\ntangent, plain\ntan: FAIL" in out
-    assert "an element is not the derivative of the reference" in out
+    assert "an element differs from the derivative of the reference" in out
     assert out.splitlines()[-1].startswith("FAIL: 3 variants of 2 ops")
 
 
@@ -62,7 +62,7 @@ def test_what_fails_is_told_in_full_and_status_one(capsys):
             f"--op: expected one of {', '.join(_cases.CASES)}, got lstn",
         ),
         (["verify", "--level", "deep"], "invalid choice: 'deep'"),
-        (["verify", "--json", "no/such/folder/x.json"], "--json: no folder no/such/folder"),
+        (["verify", "--json", "no/such/folder/x.json"], "--json: no such directory: no/such/folder"),
         ([], "the following arguments are required: command"),
     ],
 )
@@ -74,7 +74,7 @@ def test_mistakes_on_the_command_line(argv, complaint, capsys):
 
 
 def test_as_a_user_calls_it():
-    """In a process of its own, with two devices made of one CPU."""
+    """Run in a child process, where one CPU is split into two devices."""
     run = subprocess.run(
         [sys.executable, "-m", "jaxseq", "verify", "--op", "rnn_cell"], capture_output=True, text=True, check=False
     )
@@ -96,17 +96,17 @@ def test_without_tqdm_it_prints_lines(monkeypatch, capsys):
     assert capsys.readouterr().err == "1/2 a, b\n2/2 c, d\n"
 
 
-# --- What the quick level reaches ---
+# --- Coverage of the quick level ---
 
 QUICK = [(name, label) for name, case in CASES.items() for label in case.quick]
 ROOT = Path(jaxseq.__file__).parent
-# The rules of convolutions, the recurrence engine and its cells, `scan`, and what they are made of.
+# The rules of convolutions, the recurrence engine and its cells, `scan`, and the modules that they use.
 FOLDERS = ("_correlation", "_recurrence", "cells")
-FILES = ("_time", "_scan", "maps", "_dense", "_conv", "_conv_transpose", "_separable", "_causal_conv")
+FILES = ("_time", "_scan", "linear_maps", "_dense", "_conv", "_conv_transpose", "_separable", "_causal_conv")
 SOURCES = {str(path) for folder in FOLDERS for path in (ROOT / folder).glob("*.py")}
 SOURCES |= {str(ROOT / f"{name}.py") for name in FILES}
 
-# What is remembered of a cell from one call to the next, besides what JAX remembers.
+# Caches of properties of cells, besides the caches of JAX.
 CACHED = (_inspect._inspect, _phi.with_pullback)
 
 
@@ -118,7 +118,7 @@ def traced(name, label):
 
 
 def lines(name, label):
-    """The lines of SOURCES that run while a variant is traced."""
+    """Return the lines of SOURCES that run while a variant is traced."""
     found = set()
 
     def on_line(frame, event, arg):
@@ -129,7 +129,7 @@ def lines(name, label):
     def on_call(frame, event, arg):
         return on_line if frame.f_code.co_filename in SOURCES else None
 
-    jax.clear_caches()  # what was traced before would not run again
+    jax.clear_caches()  # cached functions would not be traced again
     for f in CACHED:
         f.cache_clear()
     before = sys.gettrace()
@@ -149,13 +149,13 @@ def test_the_quick_level_has_a_variant_of_every_op(name):
 
 
 def test_the_quick_level_reaches_every_rule_of_a_convolution(monkeypatch):
-    """Each contraction of each rule is called where the program is one for CPUs."""
+    """Each contraction of each rule is called when programs are traced for CPUs."""
     rules = [
         rule
         for rule in vars(_correlation).values()
         if isinstance(rule, ModuleType)
         and hasattr(rule, "to_output")
-        and rule is not _correlation._taps  # for meshes with an idle axis only: test_stretches.py
+        and rule is not _correlation._taps  # used only on meshes with an idle axis; see test_time_shards.py
     ]
     contractions = [(rule, which) for rule in rules for which in ("to_output", "to_input", "to_kernel")]
     reached = set()

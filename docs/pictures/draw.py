@@ -1,14 +1,14 @@
-"""The pictures of the documentation, drawn from what jaxseq computes: where a gradient is zero is never drawn by hand.
+"""Figures of the documentation, all plotted from results of jaxseq.
 
-    python docs/pictures/draw.py            writes the .svg files beside this script
-    python docs/pictures/draw.py some/dir   writes them there
+    python docs/pictures/draw.py            write the .svg files to the folder of this script
+    python docs/pictures/draw.py some/dir   write them to another folder
 
-Most show a matrix of influence: the element in row t and column s is by how much output t depends on input s,
+Most figures show an influence matrix. The element in row t and column s measures how output t depends on input s,
 
-    |∂y_t/∂x_s|     the largest absolute element of that block of the Jacobian
+    |∂y_t/∂x_s|     the largest absolute element of this block of the Jacobian
 
-white where it is exactly zero. Text is drawn as paths and nothing in a file depends on when it was made, so a picture
-changes only where a fact does (or matplotlib's hand).
+and is white where it is exactly zero. Text is stored as paths, and the files contain no dates, so a file changes only
+if a result does, or matplotlib.
 """
 
 import sys
@@ -31,21 +31,21 @@ from jaxseq import _time, diagnostics
 HERE = Path(__file__).parent
 STYLE: dict[Any, Any] = {
     "font.size": 9.0,
-    "font.family": "DejaVu Sans",  # comes with matplotlib
+    "font.family": "DejaVu Sans",  # included in matplotlib
     "axes.titlesize": 9.0,
     "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "svg.fonttype": "path",
     "svg.hashsalt": "jaxseq",
-    "figure.facecolor": "white",  # a card on a dark page
+    "figure.facecolor": "white",  # opaque, for the dark theme
 }
 BLUE, ORANGE, GREEN, GRAY = "#2563a8", "#d9791c", "#3c8d40", "#8a8f98"
 T, B, D, H = 12, 3, 2, 4
 
 
 def main(out: Path = HERE) -> None:
-    """Every picture of `PICTURES`, into `out`."""
+    """Write every figure of `PICTURES` to `out`."""
     out.mkdir(parents=True, exist_ok=True)
     with mpl.rc_context(STYLE):
         for name, draw in PICTURES.items():
@@ -56,7 +56,7 @@ def main(out: Path = HERE) -> None:
 
 
 def convolution() -> Figure:
-    """The matrix C of y = C x for the example of the page, and its transpose, coloured by tap."""
+    """Plot the matrix C of y = C x for the example of the page, and its transpose, coloured by tap."""
     x = jnp.array([1.0, 2, 4, 3, 1, 5])
     kernel = jnp.array([1.0, -1, 2])
 
@@ -64,7 +64,7 @@ def convolution() -> Figure:
         return jaxseq.conv(x[:, None], kernel[:, None, None], stride=2, padding=[(1, 0)])[:, 0]
 
     C = np.asarray(jax.jacobian(conv)(x, kernel))
-    # Which tap an element belongs to: the derivative of y_n by x_m and w_k is one where tap k of output n reads x_m.
+    # The derivative of y_n by x_m and w_k is one if tap k of output n reads x_m. It gives the tap of each element.
     reads = np.asarray(jax.jacobian(jax.jacobian(conv), argnums=1)(x, kernel))
     figure = Figure(figsize=(4.8, 2.9), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(6, 3))
@@ -91,7 +91,7 @@ def _numbers(ax: Axes, C: np.ndarray, reads: np.ndarray, row: str, column: str, 
 
 
 def influence(example: int = 0, **time: Any) -> np.ndarray:
-    """(T, T): |∂y_t/∂x_s| of one example in an LSTM, under these options of time."""
+    """Return |∂y_t/∂x_s| (T, T) of one example in an LSTM with these time options."""
     params = jaxseq.lstm_init(jax.random.key(0), D, H)
     xs = jax.random.normal(jax.random.key(1), (T, B, D))
 
@@ -103,11 +103,11 @@ def influence(example: int = 0, **time: Any) -> np.ndarray:
 
 
 def lengths() -> Figure:
-    """One sequence of 8 steps, padded to 12, read forwards and backwards."""
+    """Plot a sequence of 8 steps, padded to 12, processed forward and in reverse."""
     given = jnp.array([8, 12, 5])
     figure, axes = _side_by_side(2)
     for ax, reverse in zip(axes, (False, True), strict=True):
-        _heat(ax, influence(lengths=given, reverse=reverse), "reverse" if reverse else "forwards")
+        _heat(ax, influence(lengths=given, reverse=reverse), "reverse=True" if reverse else "reverse=False")
         for place in ((8 - 0.5, -0.5, 4, T), (-0.5, 8 - 0.5, 8, 4)):
             ax.add_patch(
                 Rectangle(place[:2], *place[2:], facecolor="none", edgecolor="#c9ccd2", hatch="////", linewidth=0)
@@ -117,20 +117,20 @@ def lengths() -> Figure:
 
 
 def resets() -> Figure:
-    """New episodes open at steps 4 and 9."""
+    """Plot resets at steps 4 and 9."""
     marks = jnp.zeros((T, B), bool).at[jnp.array([4, 9]), 0].set(True)
     figure, axes = _side_by_side(2)
     for ax, reverse in zip(axes, (False, True), strict=True):
-        _heat(ax, influence(resets=marks, reverse=reverse), "reverse" if reverse else "forwards")
+        _heat(ax, influence(resets=marks, reverse=reverse), "reverse=True" if reverse else "reverse=False")
         _edges(ax, [4, 9])
     return figure
 
 
 def truncation() -> Figure:
-    """Nothing cut; every four steps; windows of three that reach six back from their ends."""
+    """Plot no truncation, truncation=4 and truncation=(3, 6)."""
     figure, axes = _side_by_side(3)
     for ax, k, edges in zip(axes, (None, 4, (3, 6)), ([], [4, 8], [3, 6, 9]), strict=True):
-        _heat(ax, influence(truncation=k), f"truncation={k}" if k else "full")
+        _heat(ax, influence(truncation=k), f"truncation={k}")
         _edges(ax, edges)
     return figure
 
@@ -143,7 +143,7 @@ def _side_by_side(n: int) -> tuple[Figure, Sequence[Axes]]:
 
 
 def _heat(ax: Axes, values: np.ndarray, title: str) -> None:
-    """Logarithmic, white where it is exactly zero."""
+    """Plot on a logarithmic scale; exact zeros are white."""
     shown = np.ma.masked_equal(values, 0)
     edges, norm = np.arange(T + 1) - 0.5, LogNorm(values.max() * 1e-5, values.max())
     ax.pcolormesh(edges, edges, shown, cmap="Blues", norm=norm, edgecolor="white", linewidth=0.5)
@@ -158,7 +158,7 @@ def _edges(ax: Axes, steps: Sequence[int]) -> None:
 
 
 def checkpoint() -> Figure:
-    """Which steps keep their state, and in which order chunks are swept, as the engine plans it."""
+    """Plot the steps with stored states, and the order of the chunks in the backward pass, from `_time.blocks`."""
     steps, rows = 16, 4
     plans = {
         "checkpoint=4": _time.Options(checkpoint=4),
@@ -194,24 +194,24 @@ def _chunk(ax: Axes, line: int, start: int, length: int, order: int) -> None:
 
 
 def schedule() -> Figure:
-    """At which step of the backward sweep each step of time has its turn, for T = 12."""
-    cases: dict[str, tuple[int, int]] = {"full": (T, T), "truncation=4": (4, 4), "truncation=(3, 6)": (3, 6)}
+    """Plot the iteration of the backward pass that processes each time step, for T = 12."""
+    cases: dict[str, tuple[int, int]] = {"truncation=None": (T, T), "truncation=4": (4, 4), "truncation=(3, 6)": (3, 6)}
     figure = Figure(figsize=(5.4, 2.4), layout="constrained")
     axes = figure.subplots(1, 3, sharey=True)
     for ax, (title, (k1, k2)) in zip(axes, cases.items(), strict=True):
         for window in range(T // k1):
             end = (window + 1) * k1
-            for turn, t in enumerate(range(end - 1, max(end - k2, 0) - 1, -1)):
+            for iteration, t in enumerate(range(end - 1, max(end - k2, 0) - 1, -1)):
                 color = (BLUE, ORANGE, GREEN, GRAY)[window % 4]
-                ax.add_patch(Rectangle((t - 0.5, turn - 0.5), 1, 1, facecolor=color, edgecolor="white"))
-        ax.set(xlim=(-0.5, T - 0.5), ylim=(T - 0.5, -0.5), title=f"{title}\n{k2} turns", xlabel="step of time")
+                ax.add_patch(Rectangle((t - 0.5, iteration - 0.5), 1, 1, facecolor=color, edgecolor="white"))
+        ax.set(xlim=(-0.5, T - 0.5), ylim=(T - 0.5, -0.5), title=f"{title}\n{k2} iterations", xlabel="time step")
         ax.set(xticks=range(0, T, 4), yticks=range(0, T, 4), aspect="equal")
-    axes[0].set_ylabel("turn of the backward sweep")
+    axes[0].set_ylabel("iteration of the backward pass")
     return figure
 
 
 def bias() -> Figure:
-    """|g_k - g| / |g| by k: what is lost of the gradient to the parameters, for a loss on all steps and on the last."""
+    """Plot |g_k - g| / |g| over k for the parameter gradient, with a loss on all steps and on the last step only."""
     steps = 96
     key_p, key_x, key_r = jax.random.split(jax.random.key(3), 3)
     params = jaxseq.lstm_init(key_p, 3, 16)
@@ -219,7 +219,7 @@ def bias() -> Figure:
     start = jaxseq.LSTMState(jnp.zeros(16), jnp.zeros(16))
     losses: dict[str, Callable[[Any, Any], Any]] = {
         "loss on every step": lambda carry, ys: jnp.sum(ys * r),
-        "loss on the last step alone": lambda carry, ys: jnp.sum(ys[-1] * r[-1]),
+        "loss on the last step only": lambda carry, ys: jnp.sum(ys[-1] * r[-1]),
     }
     figure = Figure(figsize=(4.8, 2.7), layout="constrained")
     ax = figure.subplots()
@@ -228,7 +228,7 @@ def bias() -> Figure:
             jaxseq.lstm_cell, params, start, xs, loss, windows=(2, 4, 8, 12, 16, 24, 32, 48)
         )
         ax.semilogy(found.windows, found.relative_error, "o-", color=color, label=name, markersize=4)
-    ax.set(xlabel="truncation, steps", ylabel="error of the gradient,\nrelative")
+    ax.set(xlabel="truncation k", ylabel="relative error\nof the gradient")
     ax.legend(frameon=False)
     return figure
 

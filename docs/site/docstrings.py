@@ -1,15 +1,15 @@
-"""Docstrings as the API reference shows them: an extension of griffe, which reads them.
+"""griffe extension that adapts docstrings and signatures for the API reference.
 
-They stand as they are written, but for
+It changes the following parts of the source:
 
-    Example:                   which griffe knows in the plural
-    Reference:                 a paragraph
-    `jaxseq.scan`              a link to that entry
-    Float[Array, "T *batch"]   the shape, which griffe reads as a product
-    **time                     every time option, as `jaxseq.TimeOptions` defines it
-    a NamedTuple               with its fields, as the signature of its constructor
-    a cell, `mgu = Cell(…)`     with the docstring of its file: its equations and their pullback
-    every entry                with a link to its file, where a rule stands under its derivation
+    Example:                   becomes Examples:, the section name of griffe
+    Reference:                 becomes a paragraph
+    `jaxseq.scan`              becomes a link to this entry
+    Float[Array, "T *batch"]   shows the shape as written; griffe parses it as a product
+    **time                     is replaced by every time option, as defined in `jaxseq.TimeOptions`
+    a NamedTuple               shows its fields as the signature of its constructor
+    a cell, `mgu = Cell(…)`     shows the docstring of its file: its equations and their pullback
+    every entry                ends with a link to its source file
 """
 
 import re
@@ -25,10 +25,10 @@ REFERENCE = re.compile(r"^Reference:\n((?: {4}.*\n?)+)", flags=re.MULTILINE)
 
 
 class Docstrings(griffe.Extension):
-    """Runs over the whole package, once it has been read."""
+    """Extension that processes every object of the loaded package."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
-        """The text of an entry, and its annotations."""
+        """Adapt the docstring and the annotations of an entry."""
         for annotation in annotations(obj):
             quote_shapes(annotation)
         module = obj.parent
@@ -48,7 +48,7 @@ class Docstrings(griffe.Extension):
         obj.docstring.value = text
 
     def on_class(self, *, cls: griffe.Class, **_: Any) -> None:
-        """The signature of a NamedTuple."""
+        """Add the constructor signature of a NamedTuple."""
         if "NamedTuple" not in map(str, cls.bases):
             return
         kind = griffe.ParameterKind.positional_or_keyword
@@ -60,7 +60,7 @@ class Docstrings(griffe.Extension):
 
 
 def list_time_options(function: griffe.Function) -> None:
-    """Put every time option in place of `**time`, in the signature and in the docstring."""
+    """Replace `**time` by every time option, in the signature and in the docstring."""
     time = next((p for p in function.parameters if str(p.annotation) == "Unpack[TimeOptions]"), None)
     if time is None:
         return
@@ -80,14 +80,14 @@ def list_time_options(function: griffe.Function) -> None:
 
 
 def annotations(obj: griffe.Object) -> list[Any]:
-    """All of a function, or that of an attribute."""
+    """Return all annotations of a function, or that of an attribute."""
     if obj.is_function:
         return [obj.returns, *(parameter.annotation for parameter in obj.parameters)]
     return [obj.annotation] if obj.is_attribute else []
 
 
 def quote_shapes(annotation: Any) -> None:
-    """Makes strings of the products in it again."""
+    """Convert products in an annotation back to strings."""
     if not isinstance(annotation, griffe.Expr) or isinstance(annotation, griffe.ExprName):
         return
     for part in annotation.iterate(flat=False):

@@ -1,16 +1,16 @@
-"""What the pages of docs/ point at outside of docs/.
+"""MkDocs hook for links from docs/ to files outside docs/.
 
-Where the repository is read file by file, `../README.md` and `../jaxseq/_lstm.py` are files. The site has pages only:
-each such link becomes one to a page that is made here.
+In the repository, `../README.md` and `../jaxseq/_lstm.py` are links to files. This hook generates a page for each such
+target and rewrites the links.
 
     README.md             index.md
-    CHANGELOG.md          changelog.md       any page of prose in the root likewise
-    jaxseq/_lstm.py       source/jaxseq/_lstm.py.md, the file with its lines numbered
+    CHANGELOG.md          changelog.md, and the same for every other Markdown file of the root
+    jaxseq/_lstm.py       source/jaxseq/_lstm.py.md, the file with line numbers
     examples/             source/examples/index.md, the list of its files
 
-and `jaxseq.scan` in code font becomes a link to its entry in the API reference.
+`jaxseq.scan` in code font becomes a link to its entry in the API reference.
 
-A page takes in a section of the README with `<!-- README.md: Conventions -->`, by its heading.
+A page includes a section of the README, selected by its heading, with `<!-- README.md: Example -->`.
 """
 
 import posixpath
@@ -22,9 +22,9 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[2]
-LANGUAGES = {".py": "python", ".toml": "toml", "": "text"}  # the last for Makefile and LICENSE
+LANGUAGES = {".py": "python", ".toml": "toml", "": "text"}  # the empty suffix is that of Makefile and LICENSE
 
-# Of running text alone: code that stands apart is left as it is.
+# Splits off code blocks, in which names are not linked.
 TEXT = re.compile(r"(^```.*?^```$)", flags=re.DOTALL | re.MULTILINE)
 NAME = re.compile(r"(?<![`\[])`(jaxseq(?:\.[A-Za-z]\w*)+)`(?![`\]])")
 LINK = re.compile(r"\]\((?!\w+:|#)([^)\s#]+)(#[^)\s]*)?\)")
@@ -35,7 +35,7 @@ META = "search:\n  exclude: true\nhide: [navigation, toc]\n"
 
 @cache
 def sources() -> list[Path]:
-    """Every file with a page of its own, from the root: those of the package, and what pages of prose link to."""
+    """Return the paths of all files with a page: those of the package, and those that Markdown pages link to."""
     found = set(ROOT.glob("jaxseq/**/*.py"))
     for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]:
         for target, _ in LINK.findall(page.read_text(encoding="utf-8")):
@@ -46,13 +46,13 @@ def sources() -> list[Path]:
 
 
 def prose() -> dict[str, str]:
-    """Pages of the site that are files of the root, by their names there."""
+    """Return the site page of each Markdown file of the root, by file name."""
     pages = (f.name for f in ROOT.glob("*.md") if f.name != "README.md")
     return {name: name.lower() for name in pages}
 
 
 def page_of(path: str) -> str | None:
-    """The page of the site for a path from the root of the repository; None where it has none."""
+    """Return the site page for a path relative to the root of the repository, or None."""
     if path == "README.md":
         return "index.md"
     if path in prose():
@@ -65,7 +65,7 @@ def page_of(path: str) -> str | None:
 
 
 def relinked(markdown: str, place: str, page: str) -> str:
-    """Markdown from a file of the repository in the folder `place`, its links as seen from `page` of the site."""
+    """Rewrite the links of Markdown from the folder `place` of the repository, relative to `page` of the site."""
 
     def link(match: re.Match[str]) -> str:
         target, fragment = match.groups(default="")
@@ -77,7 +77,7 @@ def relinked(markdown: str, place: str, page: str) -> str:
 
 
 def section(title: str) -> str:
-    """The section of the README under that heading, with it."""
+    """Return a section of the README, including its heading."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     found = re.search(rf"^## {re.escape(title)}\n.*?(?=^## |\Z)", text, flags=re.DOTALL | re.MULTILINE)
     if not found:
@@ -86,7 +86,7 @@ def section(title: str) -> str:
 
 
 def on_files(files, config):
-    """Adds the pages for what stands outside of docs/."""
+    """Add pages for files outside docs/."""
     for name, page in prose().items():
         text = (ROOT / name).read_text(encoding="utf-8")
         files.append(File.generated(config, page, content=relinked(text, "", page)))
@@ -99,7 +99,7 @@ def on_files(files, config):
 
 
 def listing(path: Path) -> str:
-    """A page that shows a file. A docstring names it by its anchor: the path, or for a package its folder."""
+    """Return a page that shows a file. Its anchor is the path, or the folder for an `__init__.py`."""
     code = (ROOT / path).read_text(encoding="utf-8")
     fence = "`" * 6
     title, anchor = str(path).replace("__", r"\_\_"), str(path).removesuffix("/__init__.py")
@@ -108,14 +108,14 @@ def listing(path: Path) -> str:
 
 
 def contents(folder: Path, paths: list[Path]) -> str:
-    """A page that lists the files of a folder, those of its subfolders below."""
+    """Return a page that lists the files of a folder, then those of its subfolders."""
     names = [path.relative_to(folder) for path in paths if folder in path.parents]
     lines = (f"- [{name}]({name}.md)" for name in sorted(names, key=lambda name: (len(name.parts), name)))
     return "\n".join([f"---\ntitle: '{folder}/'\n{META}---\n# {folder}/\n", *lines])
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Takes in sections of the README, and turns links out of docs/ into links between pages."""
+    """Include sections of the README, and rewrite links to files outside docs/."""
     uri = page.file.src_uri
     if page.file.generated_by is not None:
         return markdown

@@ -1,7 +1,7 @@
-"""All that the site needs lies in the site: it reads from a disk as from a server, and asks nobody.
+"""MkDocs hook that makes the site self-contained: it works from file:// and loads nothing from the network.
 
-MathJax, one file, comes from the package django-static-mathjax, of which nothing else is used. The search of the theme
-runs in a worker, and on file:// browsers start one from text that they have already, not from a file.
+MathJax is a single file of the package django-static-mathjax. The search of the theme runs in a web worker. On file://,
+browsers cannot start a worker from a file, so the hook adds a script that starts it from a string.
 """
 
 import json
@@ -12,7 +12,7 @@ from mkdocs.structure.files import File
 MATHJAX = {"site/mathjax.js": "es5/tex-svg.js", "site/mathjax-license.txt": "LICENSE"}
 WORKER = "site/worker.js"
 
-# %s is the text of the worker.
+# %s is the source of the worker.
 START = """if (location.protocol === "file:") {
   const text = %s
   const Native = window.Worker
@@ -24,13 +24,13 @@ START = """if (location.protocol === "file:") {
 
 
 def on_config(config):
-    """Runs after the theme's plugin, which for the same purpose names a script that stands elsewhere."""
+    """Replace the polyfill script of the theme, which is loaded from the network, after its plugin has run."""
     config.extra["polyfills"] = [WORKER]
     return config
 
 
 def on_files(files, config):
-    """Adds both scripts."""
+    """Add MathJax and the worker script."""
     package = distribution("django-static-mathjax")
     for place, name in MATHJAX.items():
         path = package.locate_file(f"mathjax/static/mathjax/{name}")

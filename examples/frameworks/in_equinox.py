@@ -1,15 +1,15 @@
 # pyright: reportMissingImports=false
-"""Equinox: a depthwise convolution and an LSTM, `eqx.nn.Conv1d`, `eqx.nn.LSTMCell` and `jaxseq.depthwise_conv`, `lstm`.
+"""Equinox: depthwise convolution and LSTM, `eqx.nn.Conv1d` and `eqx.nn.LSTMCell` against jaxseq.
 
     s_t      = 0.95 s_{t-1} + noise               a signal
-    x_{t,c}  = s_{t - c % 4} + noise_{t,c}        that C microphones hear, each some steps late
-    loss     = mean (h_t W + b - s_t)²            what is it now, as far as can be told?
+    x_{t,c}  = s_{t - c % 4} + noise_{t,c}        recorded by C microphones with different delays
+    loss     = mean (h_t W + b - s_t)²            estimate of the current signal
 
-The classes `CausalConv` and `LSTM` are the modules to copy. A module of Equinox takes one sequence and is mapped over
-the batch by `jax.vmap`; these take the batch as it is, of one axis, several or none. Then the rule by hand sums the
-gradient of the weights over the batch at once, where under `vmap` JAX would hold one for each sequence first.
+Copy the classes `CausalConv` and `LSTM` to use jaxseq in an Equinox model. A module of Equinox processes one sequence
+and is mapped over the batch by `jax.vmap`. These modules accept any number of batch axes. The hand-derived rule then
+sums the weight gradient over the batch directly, whereas under `vmap` JAX first stores one gradient per sequence.
 
-    python examples/frameworks/in_equinox.py      half a minute
+    python examples/frameworks/in_equinox.py      about half a minute
 """
 
 import sys
@@ -25,18 +25,18 @@ from side_by_side import Batch, Side, main
 import jaxseq
 from jaxseq import convert
 
-B, T, C, H = 16, 512, 32, 64  # batch, steps, microphones, units
-WINDOW = 4
+B, T, C, H = 16, 512, 32, 64  # batch, steps, channels, hidden size
+KERNEL_SIZE = 4
 RATE = 3e-3
 
 
 class CausalConv(eqx.Module):
-    """`(*batch, T, C) -> (*batch, T, C)`: each channel with a window of its own, over what has been."""
+    """`(*batch, T, C) -> (*batch, T, C)`: causal convolution with a separate kernel per channel."""
 
     params: jaxseq.ConvParams
 
-    def __init__(self, channels: int, window: int, *, key: PRNGKeyArray):
-        self.params = jaxseq.conv_init(key, window, channels, channels, groups=channels)
+    def __init__(self, channels: int, kernel_size: int, *, key: PRNGKeyArray):
+        self.params = jaxseq.conv_init(key, kernel_size, channels, channels, groups=channels)
 
     def __call__(self, xs: Array) -> Array:
         return jaxseq.depthwise_conv(xs, *self.params, padding="CAUSAL")
@@ -55,7 +55,7 @@ class LSTM(eqx.Module):
 
 
 class Theirs(eqx.Module):
-    """Of one sequence."""
+    """Equinox model of one sequence."""
 
     conv: eqx.nn.Conv1d
     cell: eqx.nn.LSTMCell
@@ -63,7 +63,7 @@ class Theirs(eqx.Module):
 
     def __init__(self, *, key: PRNGKeyArray):
         keys = jax.random.split(key, 3)
-        self.conv = eqx.nn.Conv1d(C, C, WINDOW, groups=C, padding=((WINDOW - 1, 0),), key=keys[0])
+        self.conv = eqx.nn.Conv1d(C, C, KERNEL_SIZE, groups=C, padding=((KERNEL_SIZE - 1, 0),), key=keys[0])
         self.cell = eqx.nn.LSTMCell(C, H, key=keys[1])
         self.read = eqx.nn.Linear(H, 1, key=keys[2])
 
@@ -77,7 +77,7 @@ class Theirs(eqx.Module):
 
 
 class Ours(eqx.Module):
-    """Of a batch."""
+    """The same model with layers of jaxseq, for a batch."""
 
     conv: CausalConv
     lstm: LSTM
@@ -85,7 +85,7 @@ class Ours(eqx.Module):
 
     def __init__(self, *, key: PRNGKeyArray):
         keys = jax.random.split(key, 3)
-        self.conv = CausalConv(C, WINDOW, key=keys[0])
+        self.conv = CausalConv(C, KERNEL_SIZE, key=keys[0])
         self.lstm = LSTM(C, H, key=keys[1])
         self.read = eqx.nn.Linear(H, 1, key=keys[2])
 
@@ -95,7 +95,7 @@ class Ours(eqx.Module):
 
 
 def sides(key: PRNGKeyArray) -> tuple[Side, Side]:
-    """Equinox' first weights, and the same as ours."""
+    """Return both models with the same initial parameters, drawn by Equinox."""
     theirs, ours = Theirs(key=key), Ours(key=key)
     params = convert.from_equinox("conv", theirs.conv), convert.from_equinox("lstm", theirs.cell), theirs.read
     ours = eqx.tree_at(lambda m: (m.conv.params, m.lstm.params, m.read), ours, params)
@@ -114,13 +114,13 @@ def sides(key: PRNGKeyArray) -> tuple[Side, Side]:
 
 
 def batch(key: PRNGKeyArray) -> Batch:
-    """(xs (B, T, C), s (B, T, 1))."""
+    """Return (xs (B, T, C), s (B, T, 1))."""
     key_s, key_x = jax.random.split(key)
-    late = jnp.arange(C) % WINDOW
-    noise = 0.3 * jax.random.normal(key_s, (T + WINDOW, B))
+    late = jnp.arange(C) % KERNEL_SIZE
+    noise = 0.3 * jax.random.normal(key_s, (T + KERNEL_SIZE, B))
     _, s = lax.scan(lambda s, n: (0.95 * s + n, 0.95 * s + n), jnp.zeros(B), noise)
-    heard = s.T[:, jnp.arange(T)[:, None] + WINDOW - late]
-    return heard + jax.random.normal(key_x, heard.shape), s.T[:, WINDOW:, None]
+    heard = s.T[:, jnp.arange(T)[:, None] + KERNEL_SIZE - late]
+    return heard + jax.random.normal(key_x, heard.shape), s.T[:, KERNEL_SIZE:, None]
 
 
 if __name__ == "__main__":

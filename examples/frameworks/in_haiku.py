@@ -1,17 +1,17 @@
 # pyright: reportMissingImports=false
-"""Haiku: an LSTM over episodes, `hk.dynamic_unroll(hk.ResetCore(hk.LSTM(...)))` and `jaxseq.lstm` with `resets`.
+"""Haiku: LSTM with resets, `hk.dynamic_unroll(hk.ResetCore(hk.LSTM(...)))` against `jaxseq.lstm`.
 
-    first_t   true where step t opens an episode, which happens at random
-    x_t       K numbers, drawn anew in each step
-    loss      = mean (h_t W + b - (mean of x since the episode began))²
+    first_t   true if step t starts an episode, at random
+    x_t       K random numbers
+    loss      = mean (h_t W + b - (mean of x since the start of the episode))²
 
-As in reinforcement learning, episodes follow each other in one sequence, and nothing may pass from one to the next,
-neither the state nor a gradient.
+As in reinforcement learning, a sequence consists of several episodes. Neither the state nor a gradient may cross the
+boundary between two episodes.
 
-The class `LSTM` is the module to copy. Haiku adds one to the forget gate in every step; ours stands in the bias, where
-`jaxseq.lstm_init` and `convert.from_haiku` put it.
+Copy the class `LSTM` to use jaxseq in a Haiku model. Haiku adds 1 to the forget gate in every step; jaxseq includes it
+in the bias, which `jaxseq.lstm_init` and `convert.from_haiku` set accordingly.
 
-    python examples/frameworks/in_haiku.py        half a minute
+    python examples/frameworks/in_haiku.py        about half a minute
 """
 
 import sys
@@ -27,8 +27,8 @@ from side_by_side import Batch, Side, main
 import jaxseq
 from jaxseq import convert
 
-T, B, H, K = 512, 16, 64, 5  # steps, batch, units, numbers
-EPISODE = 20  # steps, in the mean
+T, B, H, K = 512, 16, 64, 5  # steps, batch, hidden size, input size
+EPISODE = 20  # mean length in steps
 RATE = 3e-3
 
 
@@ -62,7 +62,7 @@ def ours(xs: Array, first: Array) -> Array:
 
 
 def sides(key: PRNGKeyArray) -> tuple[Side, Side]:
-    """Haiku's first weights, and the same as ours."""
+    """Return both models with the same initial parameters, drawn by Haiku."""
     params = jax.jit(hk.transform(theirs).init)(key, *batch(key)[:2])
     lstm = convert.from_haiku("lstm", params, name="lstm")
 
@@ -75,12 +75,12 @@ def sides(key: PRNGKeyArray) -> tuple[Side, Side]:
 
         return Side(name, loss, params)
 
-    own = {"lstm": lstm._asdict(), "read": params["read"]}
-    return side("Haiku", theirs, params), side("jaxseq", ours, own)
+    ours_params = {"lstm": lstm._asdict(), "read": params["read"]}
+    return side("Haiku", theirs, params), side("jaxseq", ours, ours_params)
 
 
 def batch(key: PRNGKeyArray) -> Batch:
-    """(xs (T, B, K), first (T, B), means (T, B, K))."""
+    """Return (xs (T, B, K), first (T, B), means (T, B, K))."""
     key_xs, key_first = jax.random.split(key)
     xs = jax.random.normal(key_xs, (T, B, K))
     first = jax.random.bernoulli(key_first, 1 / EPISODE, (T, B))

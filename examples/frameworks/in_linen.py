@@ -1,13 +1,13 @@
 # pyright: reportMissingImports=false
-"""Flax linen: an LSTM over padded sequences, `nn.RNN(nn.OptimizedLSTMCell(...))` and `jaxseq.lstm`.
+"""Flax linen: LSTM over padded sequences, `nn.RNN(nn.OptimizedLSTMCell(...))` against `jaxseq.lstm`.
 
-    x_t  = sin(ω_k t + φ) + noise,  t < length     a wave of one of K frequencies, cut somewhere and padded
-    loss = -log softmax(h_length W + b)[k]         which one, said by the state at its own end
+    x_t  = sin(ω_k t + φ) + noise,  t < length     a wave with one of K frequencies, of random length and padded
+    loss = -log softmax(h_length W + b)[k]         classify the frequency from the final state
 
-The class `LSTM` is the module to copy. Its parameters are one entry of the tree, and it takes the options of
-`jaxseq.lstm`. Weights come over by `jaxseq.convert`, as `sides` shows.
+Copy the class `LSTM` to use jaxseq in a Flax model. Its parameters are one entry of the tree, and it accepts the
+options of `jaxseq.lstm`. `sides` shows how to convert weights with `jaxseq.convert`.
 
-    python examples/frameworks/in_linen.py         half a minute
+    python examples/frameworks/in_linen.py         about half a minute
 """
 
 import sys
@@ -23,7 +23,7 @@ from side_by_side import Batch, Side, main
 import jaxseq
 from jaxseq import convert
 
-B, T, H, K = 16, 512, 64, 5  # batch, longest sequence, units, frequencies
+B, T, H, K = 16, 512, 64, 5  # batch, maximal length, hidden size, frequencies
 RATE = 3e-3
 
 
@@ -39,7 +39,7 @@ class LSTM(nn.Module):
 
 
 class Theirs(nn.Module):
-    """The state at the end of each sequence, read by a linear map."""
+    """Flax model: a linear readout of the final state of each sequence."""
 
     @nn.compact
     def __call__(self, xs: Array, lengths: Array) -> Array:
@@ -49,7 +49,7 @@ class Theirs(nn.Module):
 
 
 class Ours(nn.Module):
-    """The same."""
+    """The same model with the LSTM of jaxseq."""
 
     @nn.compact
     def __call__(self, xs: Array, lengths: Array) -> Array:
@@ -58,7 +58,7 @@ class Ours(nn.Module):
 
 
 def sides(key: PRNGKeyArray) -> tuple[Side, Side]:
-    """Flax's first weights, and the same as ours."""
+    """Return both models with the same initial parameters, drawn by Flax."""
     theirs: Any = jax.jit(Theirs().init)(key, *batch(key)[:2])["params"]
     ours = {"which": theirs["which"], "lstm": {"weights": convert.from_flax("lstm", theirs["cell"])}}
 
@@ -74,7 +74,7 @@ def sides(key: PRNGKeyArray) -> tuple[Side, Side]:
 
 
 def batch(key: PRNGKeyArray) -> Batch:
-    """(xs (B, T, 1), lengths (B,), frequencies (B,))."""
+    """Return (xs (B, T, 1), lengths (B,), frequencies (B,))."""
     keys = jax.random.split(key, 4)
     k = jax.random.randint(keys[0], (B,), 0, K)
     lengths = jax.random.randint(keys[1], (B,), T // 4, T + 1)

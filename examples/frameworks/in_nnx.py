@@ -1,13 +1,13 @@
 # pyright: reportMissingImports=false
-"""Flax nnx: a GRU over symbols, `nnx.RNN(nnx.GRUCell(...))` and `jaxseq.gru`.
+"""Flax nnx: GRU over symbols, `nnx.RNN(nnx.GRUCell(...))` against `jaxseq.gru`.
 
-    s_{t+1} = (s_t + s_{t-1}) mod K               mostly; one in eight is drawn at random
+    s_{t+1} = (s_t + s_{t-1}) mod K               or uniformly random, with probability 1/8
     loss    = mean -log softmax(h_t W + b)[s_{t+1}],  h_t = GRU(h_{t-1}, E[s_t])
 
-The class `GRU` is the module to copy. Each array is an `nnx.Param` of its own, which `nnx.Optimizer` asks for. The GRU
-of nnx has no bias beside h, and so `b_h` is None here; with an `nnx.Param` in its place the cell is that of torch.
+Copy the class `GRU` to use jaxseq in an nnx model. Each array is a separate `nnx.Param`, as `nnx.Optimizer` requires.
+The GRU of nnx has no recurrent bias, so `b_h` is None here; with an `nnx.Param` instead, the cell equals that of torch.
 
-    python examples/frameworks/in_nnx.py          half a minute
+    python examples/frameworks/in_nnx.py          about half a minute
 """
 
 import sys
@@ -24,7 +24,7 @@ from side_by_side import Batch, Side, main
 import jaxseq
 from jaxseq import convert
 
-B, T, D, H, K = 32, 128, 96, 128, 11  # batch, steps, features of a symbol, units, symbols
+B, T, D, H, K = 32, 128, 96, 128, 11  # batch, steps, embedding size, hidden size, symbols
 RATE = 3e-3
 
 
@@ -41,7 +41,7 @@ class GRU(nnx.Module):
 
 
 class Theirs(nnx.Module):
-    """What follows each symbol."""
+    """Flax model: predict the next symbol."""
 
     def __init__(self, *, rngs: nnx.Rngs):
         self.embed = nnx.Embed(K, D, rngs=rngs)
@@ -54,7 +54,7 @@ class Theirs(nnx.Module):
 
 
 class Ours(nnx.Module):
-    """The same."""
+    """The same model with the GRU of jaxseq."""
 
     def __init__(self, *, rngs: nnx.Rngs):
         self.embed = nnx.Embed(K, D, rngs=rngs)
@@ -67,7 +67,7 @@ class Ours(nnx.Module):
 
 
 def sides(key: PRNGKeyArray) -> tuple[Side, Side]:
-    """Flax's first weights, and the same as ours."""
+    """Return both models with the same initial parameters, drawn by Flax."""
     theirs, ours = Theirs(rngs=nnx.Rngs(key)), Ours(rngs=nnx.Rngs(key))
     params = convert.from_nnx("gru", theirs.rnn.cell)
     ours.gru.w_x[...], ours.gru.w_h[...], ours.gru.b_x[...] = params.w_x, params.w_h, params.b_x
@@ -86,7 +86,7 @@ def sides(key: PRNGKeyArray) -> tuple[Side, Side]:
 
 
 def batch(key: PRNGKeyArray) -> Batch:
-    """Symbols (B, T + 1)."""
+    """Return symbols (B, T + 1)."""
     key_first, key_drawn, key_which = jax.random.split(key, 3)
     drawn = jax.random.randint(key_drawn, (T + 1, B), 0, K)
     anew = jax.random.bernoulli(key_which, 1 / 8, (T + 1, B))

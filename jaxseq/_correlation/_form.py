@@ -1,4 +1,4 @@
-"""What is known of a trilinear form when it is traced: its geometry and the sizes of x, w and y."""
+"""Static description of a trilinear form: its geometry and the sizes of x, w and y."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from jaxseq._geometry import Geometry, spread
 
 
 class Form(NamedTuple):
-    """<ȳ, C(x, w)> with x (N, *I, g I'), w (*K, I', g O'), y (N, *O, g O')."""
+    """The form <ȳ, C(x, w)> of x (N, *I, g I'), w (*K, I', g O') and y (N, *O, g O')."""
 
     geometry: Geometry
     precision: Any
@@ -23,7 +23,7 @@ class Form(NamedTuple):
     out_channels: int  # O', output channels of a group
 
     def input_padding(self) -> list[tuple[int, int]]:
-        """(lo', hi') of (2), on ȳ spread out by the stride."""
+        """Return (lo', hi') of (2), the padding of ȳ dilated by the stride."""
         padding = []
         for I, O, K, s, d, (lo, _) in self.axes():
             lo_ = d * (K - 1) - lo
@@ -31,27 +31,30 @@ class Form(NamedTuple):
         return padding
 
     def kernel_padding(self) -> list[tuple[int, int]]:
-        """(lo, hi'') of (3)."""
+        """Return (lo, hi'') of (3)."""
         return [(lo, d * (K - 1) + spread(O, s) - I - lo) for I, O, K, s, d, (lo, _) in self.axes()]
 
     def is_known(self) -> bool:
-        """True if no spatial size is symbolic."""
+        """Return True if no spatial size is symbolic."""
         return _sizes.known(*self.space, *self.outputs)
 
     def reaches(self) -> bool:
-        """Whether along every axis some tap of some output falls on an input: else all three are exactly zero."""
+        """Return True if along every axis some tap of some output reads an input.
+
+        Otherwise all three contractions are exactly zero.
+        """
         if not self.is_known():
             return True
         for I, O, K, s, d, (lo, _) in self.axes():
-            first = [max(0, -(-(lo - d * k) // s)) for k in range(K)]  # the first output whose tap k is at 0 or beyond
+            first = [max(0, -(-(lo - d * k) // s)) for k in range(K)]  # the first output with tap k at 0 or above
             if not any(n < O and s * n + d * k - lo < I for k, n in enumerate(first)):
                 return False
         return True
 
     def in_reach(self) -> tuple["Form", list[tuple[int, int]], list[tuple[int, int]]]:
-        """Return the form without the first and last outputs and taps that read padding only.
+        """Return the form without the leading and trailing outputs and taps that read padding only.
 
-        Beside it, for each axis, how many outputs and how many taps are left out before and after it.
+        Also return the numbers of removed outputs and of removed taps, (before, after) for each axis.
         """
         window, sizes, padding, outputs, taps = [], [], [], [], []
         for I, O, K, s, d, (lo, hi) in self.axes():
@@ -73,25 +76,25 @@ class Form(NamedTuple):
 
 
 def _range_in_reach(I: int, O: int, K: int, s: int, d: int, lo: int) -> tuple[int, int]:
-    """The first output n for which some tap k has 0 <= s n + d k - lo < I, and how many there are up to the last."""
+    """Return the first output n with 0 <= s n + d k - lo < I for some tap k, and the number of outputs to the last."""
 
     def reads(n: int) -> bool:
-        k = max(0, -(-(lo - s * n) // d))  # the first tap that falls at 0 or beyond
+        k = max(0, -(-(lo - s * n) // d))  # the first tap at 0 or above
         return k < K and s * n + d * k - lo < I
 
     first = next(n for n in range(O) if reads(n))
     return first, next(n for n in reversed(range(O)) if reads(n)) - first + 1
 
 
-# One of the three of a form, of its two operands.
+# Computes one of the three contractions of a form from its two operands.
 Contraction = Callable[[Form, jax.Array, jax.Array], jax.Array]
 
 
 def padded(a: jax.Array, places: Sequence[tuple[int, int, int]], first: int = 1) -> jax.Array:
-    """Zeros (before, after, between) along the axes from `first` on; negative ones crop.
+    """Pad the axes from `first` on with zeros (before, after, between). Negative numbers crop.
 
-    Where zeros lie between elements, whole elements are cropped first: XLA aborts the process over a pad that does both
-    along an axis which is divided over devices.
+    With zeros between elements, elements are cropped before: XLA aborts the process over a pad that crops and dilates
+    an axis sharded over devices.
     """
     sizes = a.shape[first : first + len(places)]
     crops, zeros = [], []
@@ -105,12 +108,12 @@ def padded(a: jax.Array, places: Sequence[tuple[int, int, int]], first: int = 1)
 
 
 def _crop(size: int, place: tuple[int, int, int]) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-    """One pad as two: elements to crop, then zeros to add."""
+    """Split one pad configuration into two: elements to crop, then zeros to add."""
     before, after, between = place
     if between == 0 or size == 0 or min(before, after) >= 0:
         return (0, 0, 0), place
     step = between + 1
     start, stop = (max(0, -(side // step)) for side in (before, after))
-    if start + stop >= size:  # none is left
+    if start + stop >= size:  # no element remains
         return (-size, 0, 0), (before + after + (size - 1) * step + 1, 0, 0)
     return (-start, -stop, 0), (before + start * step, after + stop * step, between)

@@ -1,13 +1,13 @@
-"""Groups, each by itself: one product of matrices for each tap, in a loop over taps.
+"""Grouped convolution as a loop over taps, with one matrix product per tap and group.
 
-With S_k the slice of padded x that the outputs see through tap k, S_k[b, n] = x[b, s n + d k - lo],
+With S_k the slice of padded x that the outputs read through tap k, S_k[b, n] = x[b, s n + d k - lo],
 
     y = sum_k S_k w[k]
     x_bar[b, s n + d k - lo] += y_bar[b, n] w[k]^T    for each k
     w_bar[k] = sum_{b, n} S_k[b, n]^T y_bar[b, n]
 
-in each group. It takes any window and the memory of one tap. Unlike `_spectrum` and `_blocks` it sums for each output
-what its own window and group hold, and nothing else.
+in each group. Any kernel size needs the memory of one tap only. Unlike in `_spectrum` and `_blocks`, each output is a
+sum over its own receptive field and group, and nothing else.
 """
 
 from typing import Any
@@ -23,7 +23,7 @@ from jaxseq._geometry import extent
 
 
 def to_output(form: Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """y of (1)."""
+    """Return y of (1)."""
     x = padded(x, [(lo, hi, 0) for lo, hi in form.geometry.padding])
 
     def add(y: jax.Array, at: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
@@ -31,57 +31,58 @@ def to_output(form: Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
         return y + _product(form, "...gi,igo->...go", _inputs_of_tap(form, x, start), w), None
 
     shape = (x.shape[0], *form.outputs, kernel.shape[-1])
-    return _over_taps(form, add, _zeros(shape, x, kernel), _by_tap(form, kernel))[0]
+    return _scan_taps(form, add, _zeros(shape, x, kernel), _merge_taps(form, kernel))[0]
 
 
 def to_input(form: Form, kernel: jax.Array, y_bar: jax.Array) -> jax.Array:
-    """x_bar of (2)."""
+    """Return x_bar of (2)."""
     spans = [s * (O - 1) + extent(K, d) for _, O, K, s, d, _ in form.axes()]
 
     def add(x_bar: jax.Array, at: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         start, w = at
         term = padded(_product(form, "...go,igo->...gi", y_bar, w), [(0, 0, s - 1) for s in form.geometry.stride])
-        place = _place(start)
-        return lax.dynamic_update_slice(x_bar, lax.dynamic_slice(x_bar, place, term.shape) + term, place), None
+        at_start = _indices(start)
+        total = lax.dynamic_slice(x_bar, at_start, term.shape) + term
+        return lax.dynamic_update_slice(x_bar, total, at_start), None
 
     shape = (y_bar.shape[0], *spans, form.in_channels * form.geometry.groups)
-    x_bar = _over_taps(form, add, _zeros(shape, y_bar, kernel), _by_tap(form, kernel))[0]
+    x_bar = _scan_taps(form, add, _zeros(shape, y_bar, kernel), _merge_taps(form, kernel))[0]
     return padded(x_bar, [(-lo, I + lo - P, 0) for (I, *_, (lo, _)), P in zip(form.axes(), spans, strict=True)])
 
 
 def to_kernel(form: Form, x: jax.Array, y_bar: jax.Array) -> jax.Array:
-    """w_bar of (3)."""
+    """Return w_bar of (3)."""
     x = padded(x, [(lo, hi, 0) for lo, hi in form.geometry.padding])
-    letters = "stuvw"[: y_bar.ndim - 1]  # batch and space, which are summed over
+    letters = "stuvw"[: y_bar.ndim - 1]  # batch and space, which the product sums over
 
     def term(_: None, at: tuple[jax.Array, None]) -> tuple[None, jax.Array]:
         return None, _product(form, f"{letters}gi,{letters}go->igo", _inputs_of_tap(form, x, at[0]), y_bar)
 
-    return _over_taps(form, term, None, None)[1].reshape(*form.window, form.in_channels, y_bar.shape[-1])
+    return _scan_taps(form, term, None, None)[1].reshape(*form.window, form.in_channels, y_bar.shape[-1])
 
 
-def _over_taps(form: Form, step: Any, total: Any, weights: jax.Array | None) -> tuple[Any, Any]:
-    """`total, term = step(total, (d k, w[k]))` for every tap k; (total, all terms)."""
+def _scan_taps(form: Form, step: Any, total: Any, weights: jax.Array | None) -> tuple[Any, Any]:
+    """Run `total, term = step(total, (d k, w[k]))` for every tap k. Return the last total and all terms."""
     starts = np.array([*np.ndindex(*form.window)], np.int32) * np.array(form.geometry.dilation, np.int32)
-    # Checkpointed for a second derivative, which would keep every S_k otherwise.
+    # Without the checkpoint, a second derivative would store every S_k.
     return lax.scan(jax.checkpoint(step, prevent_cse=False), total, (jnp.asarray(starts), weights))
 
 
 def _inputs_of_tap(form: Form, x: jax.Array, start: jax.Array) -> jax.Array:
-    """S_k for d k = start; x is padded."""
+    """Return S_k for d k = `start`. `x` is padded."""
     sizes = [s * (O - 1) + 1 for _, O, _, s, *_ in form.axes()]
-    seen = lax.dynamic_slice(x, _place(start), (x.shape[0], *sizes, x.shape[-1]))
-    return seen[(slice(None), *(slice(None, None, s) for s in form.geometry.stride))]
+    rows = lax.dynamic_slice(x, _indices(start), (x.shape[0], *sizes, x.shape[-1]))
+    return rows[(slice(None), *(slice(None, None, s) for s in form.geometry.stride))]
 
 
-def _place(start: jax.Array) -> tuple[jax.Array, ...]:
-    """Where in (N, *space, C)."""
+def _indices(start: jax.Array) -> tuple[jax.Array, ...]:
+    """Return the start indices into an array (N, *space, C)."""
     zero = jnp.zeros((), start.dtype)
     return zero, *start, zero
 
 
 def _product(form: Form, letters: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    """One term: a product of matrices in each group, or of numbers where it has one channel on either side."""
+    """Return one term: a matrix product per group, or an elementwise product for one channel on either side."""
     g, wide = form.geometry.groups, _precision.accumulator(a.dtype)
     if form.in_channels * form.out_channels == 1:
         a, b = a.astype(wide), b.astype(wide)
@@ -93,11 +94,11 @@ def _product(form: Form, letters: str, a: jax.Array, b: jax.Array) -> jax.Array:
     return result.reshape(*result.shape[:-2], -1)
 
 
-def _by_tap(form: Form, kernel: jax.Array) -> jax.Array:
+def _merge_taps(form: Form, kernel: jax.Array) -> jax.Array:
     return kernel.reshape(-1, *kernel.shape[len(form.window) :])
 
 
 def _zeros(shape: tuple[int, ...], a: jax.Array, b: jax.Array) -> jax.Array:
-    """Where a sum of products of a and b starts, varying over what they vary over."""
+    """Return the initial value of a sum of products of `a` and `b`, varying over the same mesh axes."""
     zeros = jnp.zeros(shape, _precision.accumulator(a.dtype))
     return _sharding.align_varying((zeros, a, b))[0]

@@ -1,28 +1,28 @@
-"""Few channels in each group: sums of shifted products.
+"""Few channels per group: sums of shifted products.
 
-With I' inputs and O' outputs in each of g groups, channel i = (γ, i') and o = (γ, o'), take from each group its
-channel i', or o', as one array with g channels. The three contractions are then sums over taps and over i', or o', of
-products of arrays, one number at a time:
+With I' inputs and O' outputs in each of g groups, channel i = (γ, i') and o = (γ, o'), collect channel i' (or o') of
+every group into one array with g channels. The three contractions are then sums over taps and over i' (or o') of
+elementwise products:
 
     y_o'[b, n, γ] = sum_{k, i'}  x_i'[b, s n + d k - lo, γ]  w[k, i', o'][γ]                   (1)
     x̄_i'[b, m, γ] = sum_{k, o'}  ȳ_o'[b, (m - d k + lo) / s, γ]  w[k, i', o'][γ]               (2)
     w̄[k, i', o'][γ] = sum_{b, n}  x_i'[b, s n + d k - lo, γ]  ȳ_o'[b, n, γ]                     (3)
 
-where (2) runs over those taps k for which s divides m - d k + lo. They are the same for all m = s q + r of a residue r,
+where (2) runs over the taps k for which s divides m - d k + lo. These are the same for all m = s q + r of a residue r,
 
     x̄_i'[b, s q + r, γ] = sum_{k : s | r + lo - d k, o'}  ȳ_o'[b, q + (r + lo - d k) / s, γ]  w[k, i', o'][γ]
 
-so each residue is a sum of shifted products of its own, and no product is with one of the zeros between the ȳ.
+so each residue is a separate sum of shifted products, and no product involves the zeros between the elements of ȳ.
 
-Depthwise is I' = O' = 1. The compiler makes one pass over the arrays of (1) and of (2), where XLA's convolution on CPU
-treats each group as a convolution of its own. The terms are written out, so there is a limit to their number.
+A depthwise convolution has I' = O' = 1. The compiler makes one pass over the arrays of (1) and of (2), whereas XLA's
+CPU convolution treats each group as a separate convolution. The terms are unrolled, so their number is limited.
 
-(3) is a sum over all that x and ȳ hold, K I' O' times over. On CPU the products would be laid down in memory, one array
-for each term, before they are summed. There it goes through ȳ in blocks of rows, as many as let the partial sums
+(3) sums over all elements of x and ȳ, K I' O' times. On CPU, XLA would write the products to memory, one array per
+term, before summing them. There, ȳ is processed in blocks of R rows, few enough that the partial sums
 
     a[k, i', o'][b, r, γ] += x_i'[b, s (R t + r) + d k - lo, γ]  ȳ_o'[b, R t + r, γ],    block t, row r < R
 
-stay in the cache, and sums these over b and r at the end.
+stay in the cache. These are summed over b and r at the end.
 """
 
 from collections.abc import Iterator
@@ -38,24 +38,24 @@ from jaxseq import _precision, _sharding, _sizes
 from jaxseq._correlation._form import Form, padded
 from jaxseq._geometry import extent
 
-# The most residues of the strides, of all axes together, that are written out.
+# Maximum number of residues of the strides, over all axes together, that are unrolled.
 RESIDUES = 16
-# Bytes of partial sums that stay in the cache.
+# Maximum size of the partial sums in bytes, so that they stay in the cache.
 CACHE = 2**18
 
 
 def to_output(form: Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """y of (1)."""
+    """Return y of (1)."""
     geometry = form.geometry
     x = padded(x, [(lo, hi, 0) for lo, hi in geometry.padding])
-    seen = [
+    views = [
         list(_inputs_of_tap(x_, form.window, form.outputs, geometry.stride, geometry.dilation))
         for x_ in _split_channels(x, form.in_channels)
     ]
     ys = [
         _sum(
             (part, kernel[(*tap, i, slice(o, None, form.out_channels))])
-            for i, parts in enumerate(seen)
+            for i, parts in enumerate(views)
             for tap, part in parts
         )
         for o in range(form.out_channels)
@@ -64,9 +64,9 @@ def to_output(form: Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def to_input(form: Form, kernel: jax.Array, y_bar: jax.Array) -> jax.Array:
-    """x̄ of (2)."""
+    """Return x̄ of (2)."""
     stride, outputs = form.geometry.stride, form.outputs
-    if prod(stride) > RESIDUES:  # most of them would be zeros: the same for ȳ spread out by the stride
+    if prod(stride) > RESIDUES:  # most residues would be zero: dilate ȳ by the stride instead
         y_bar = padded(y_bar, [(0, 0, s - 1) for s in stride])
         stride, outputs = (1,) * len(stride), y_bar.shape[1:-1]
     taps, counts, places = [], [], []
@@ -80,8 +80,8 @@ def to_input(form: Form, kernel: jax.Array, y_bar: jax.Array) -> jax.Array:
     ys_bar = _split_channels(padded(y_bar, places), form.out_channels)
 
     def part(i: int, residues: tuple[int, ...]) -> jax.Array:
-        seen = [*product(*(by_residue[r] for by_residue, r in zip(taps, residues, strict=True)))]
-        if not seen:
+        shifted_taps = [*product(*(by_residue[r] for by_residue, r in zip(taps, residues, strict=True)))]
+        if not shifted_taps:
             zeros = jnp.zeros((y_bar.shape[0], *counts, form.geometry.groups), _precision.accumulator(y_bar.dtype))
             return _sharding.align_varying((zeros, y_bar))[0]
         return _sum(
@@ -90,15 +90,15 @@ def to_input(form: Form, kernel: jax.Array, y_bar: jax.Array) -> jax.Array:
                 kernel[(*(k for k, _ in tap), i, slice(o, None, form.out_channels))],
             )
             for o, y_bar_ in enumerate(ys_bar)
-            for tap in seen
+            for tap in shifted_taps
         )
 
-    xs_bar = [_interleaved([part(i, r) for r in product(*map(range, stride))], stride) for i in range(form.in_channels)]
+    xs_bar = [_interleave([part(i, r) for r in product(*map(range, stride))], stride) for i in range(form.in_channels)]
     return _stack_channels([x_bar[(slice(None), *map(slice, form.space))] for x_bar in xs_bar])
 
 
-def _interleaved(parts: list[jax.Array], stride: tuple[int, ...]) -> jax.Array:
-    """The positions s q + r from an array over q for each residue r."""
+def _interleave(parts: list[jax.Array], stride: tuple[int, ...]) -> jax.Array:
+    """Return the array over positions s q + r from an array over q for each residue r."""
     if len(parts) == 1:
         return parts[0]
     axes = range(1, 1 + len(stride))
@@ -108,11 +108,11 @@ def _interleaved(parts: list[jax.Array], stride: tuple[int, ...]) -> jax.Array:
 
 
 def to_kernel(form: Form, x: jax.Array, y_bar: jax.Array) -> jax.Array:
-    """w̄ of (3)."""
+    """Return w̄ of (3)."""
     x = padded(x, [(lo, hi, 0) for lo, hi in form.geometry.padding])
 
     def sums(x: jax.Array, y_bar: jax.Array) -> jax.Array:
-        return jnp.stack([_over_positions(term) for term in _terms(form, x, y_bar)])
+        return jnp.stack([_sum_positions(term) for term in _terms(form, x, y_bar)])
 
     w_bar = lax.platform_dependent(x, y_bar, cpu=lambda x, y_bar: _by_blocks(form, x, y_bar), default=sums)
     w_bar = w_bar.reshape(*form.window, form.in_channels, form.out_channels, form.geometry.groups)
@@ -120,7 +120,7 @@ def to_kernel(form: Form, x: jax.Array, y_bar: jax.Array) -> jax.Array:
 
 
 def _by_blocks(form: Form, x: jax.Array, y_bar: jax.Array) -> jax.Array:
-    """The sums of (3), (K I' O', g), through blocks of rows; x is padded."""
+    """Return the sums of (3), (K I' O', g), computed in blocks of rows. `x` is padded."""
     O, s, span = form.outputs[0], form.geometry.stride[0], extent(form.window[0], form.geometry.dilation[0])
     batch = y_bar.shape[0] if _sizes.known(y_bar.shape[0]) else 1
     terms, row = (
@@ -130,25 +130,25 @@ def _by_blocks(form: Form, x: jax.Array, y_bar: jax.Array) -> jax.Array:
     blocks = -(-O // max(1, CACHE // (terms * row)))
     rows = -(-O // blocks)
     if blocks == 1:
-        return jnp.stack([_over_positions(a) for a in _terms(form, x, y_bar)])
-    # All blocks alike, the last with zeros, so that the terms are compiled once.
-    behind = s * (rows * blocks - 1) + span - x.shape[1]
-    x, y_bar = padded(x, [(0, max(0, behind), 0)]), padded(y_bar, [(0, rows * blocks - O, 0)])
+        return jnp.stack([_sum_positions(a) for a in _terms(form, x, y_bar)])
+    # Pad the last block with zeros: blocks of equal size are compiled once.
+    missing = s * (rows * blocks - 1) + span - x.shape[1]
+    x, y_bar = padded(x, [(0, max(0, missing), 0)]), padded(y_bar, [(0, rows * blocks - O, 0)])
 
     def block(t: Any) -> list[jax.Array]:
-        in_channels = lax.dynamic_slice_in_dim(x, t * rows * s, (rows - 1) * s + span, 1)
-        return _terms(form, in_channels, lax.dynamic_slice_in_dim(y_bar, t * rows, rows, 1))
+        x_block = lax.dynamic_slice_in_dim(x, t * rows * s, (rows - 1) * s + span, 1)
+        return _terms(form, x_block, lax.dynamic_slice_in_dim(y_bar, t * rows, rows, 1))
 
     def add(partial_sums: list[jax.Array], t: jax.Array) -> tuple[list[jax.Array], None]:
         return [a + term for a, term in zip(partial_sums, block(t), strict=True)], None
 
     zeros = [jnp.zeros(term.shape, term.dtype) for term in jax.eval_shape(block, 0)]
     partial_sums, _ = lax.scan(add, _sharding.align_varying((zeros, x, y_bar))[0], jnp.arange(blocks))
-    return jnp.stack([_over_positions(a) for a in partial_sums])
+    return jnp.stack([_sum_positions(a) for a in partial_sums])
 
 
 def _terms(form: Form, x: jax.Array, y_bar: jax.Array) -> list[jax.Array]:
-    """The products of (3), tap by tap and pair by pair, each of the size of ȳ_o'; x is padded."""
+    """Return the products of (3) for each tap and pair of channels, each of the size of ȳ_o'. `x` is padded."""
     geometry, outputs = form.geometry, y_bar.shape[1:-1]
     wide = _precision.accumulator(y_bar.dtype)
     views = [
@@ -160,7 +160,7 @@ def _terms(form: Form, x: jax.Array, y_bar: jax.Array) -> list[jax.Array]:
     return [part.astype(wide) * y_bar_ for parts in by_tap for _, part in parts for y_bar_ in ys_bar]
 
 
-def _over_positions(a: jax.Array) -> jax.Array:
+def _sum_positions(a: jax.Array) -> jax.Array:
     return jnp.sum(a, range(a.ndim - 1))
 
 
@@ -171,7 +171,7 @@ def _inputs_of_tap(
     stride: tuple[int, ...],
     dilation: tuple[int, ...],
 ) -> Iterator[tuple[tuple[int, ...], jax.Array]]:
-    """For each tap k, the x[s n + d k] that the outputs see through it; x is padded."""
+    """Yield each tap k with x[s n + d k], the inputs that the outputs read through it. `x` is padded."""
     for tap in product(*map(range, window)):
         places = [
             slice(d * k, d * k + s * O, s)  # x[s n + d k], n = 0 .. O - 1
@@ -181,7 +181,7 @@ def _inputs_of_tap(
 
 
 def _sum(pairs: Iterator[tuple[jax.Array, jax.Array]]) -> jax.Array:
-    """The sum of the products of what is seen (N, *O, g) and a weight for each group."""
+    """Return the sum of the products of inputs (N, *O, g) and one weight per group."""
     total: Any = None
     for part, w in pairs:
         wide = _precision.accumulator(part.dtype)
@@ -191,10 +191,10 @@ def _sum(pairs: Iterator[tuple[jax.Array, jax.Array]]) -> jax.Array:
 
 
 def _split_channels(x: jax.Array, channels: int) -> list[jax.Array]:
-    """(..., g c) as c arrays (..., g), one for each channel of a group."""
+    """Split (..., g c) into c arrays (..., g), one for each channel of a group."""
     return [x] if channels == 1 else [x[..., c::channels] for c in range(channels)]
 
 
 def _stack_channels(parts: list[jax.Array]) -> jax.Array:
-    """The inverse of `_apart`."""
+    """Invert `_split_channels`."""
     return parts[0] if len(parts) == 1 else jnp.stack(parts, -1).reshape(*parts[0].shape[:-1], -1)

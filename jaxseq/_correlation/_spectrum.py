@@ -1,35 +1,36 @@
-"""Long windows: products of spectra.
+"""Large kernels: products of Fourier transforms (spectra).
 
-Write the form on one axis of padded positions, 0 <= p < P = I + lo + hi: x̃[p] = x[p - lo], the window with its gaps
-w̃[d k] = w[k], the cotangent ỹ[s n] = ȳ[n], all zero in between. Then (1) to (3) are correlations and a convolution,
+Write the form on padded positions, 0 <= p < P = I + lo + hi: x̃[p] = x[p - lo], the dilated kernel w̃[d k] = w[k] and
+the dilated cotangent ỹ[s n] = ȳ[n], all zero elsewhere. Then (1) to (3) are correlations and a convolution,
 
     y~[p] = sum_q x̃[p + q] w̃[q]        x̄~[p] = sum_q ỹ[p - q] w̃[q]        w̄~[q] = sum_p x̃[p + q] ỹ[p]
 
-of which y[n] = y~[s n], x̄[m] = x̄~[m + lo] and w̄[k] = w̄~[d k] are wanted. Over a circle of at least P positions
-nothing that is wanted goes round: s n + d k < P. So with F the discrete Fourier transform on such a circle and
+of which y[n] = y~[s n], x̄[m] = x̄~[m + lo] and w̄[k] = w̄~[d k] are needed. In a circular convolution of length at
+least P, none of these wraps around, because s n + d k < P. With F the discrete Fourier transform of such a length and
 X = F x̃, W = F w̃, Y = F ỹ,
 
     y~ = F⁻¹(X W*)        x̄~ = F⁻¹(Y W)        w̄~ = F⁻¹(X Y*)
 
-with the sums over channels, and over the batch in the last, inside. A star is the conjugate of the spectrum of a real
-array; of a complex one, which the form does not conjugate, it is the spectrum read backwards, F⁻¹ being linear.
+with the sum over channels, or over the batch in the last, inside F⁻¹. A star negates the frequency, W*[f] = W[-f]. For
+a real array this is the complex conjugate; for a complex array it is not, because the form does not conjugate.
 
-Scale. X and W hold sums over many positions, and X W* products of these, which overflow long before y does. So each
-array is first multiplied by a power of two, one for each group (and each batch entry, except in w), that brings its
-largest number near 2**LARGEST, but never multiplies by more than that; the power of the result undoes it. Powers of two
-change no bit of the significand. They are constants to a derivative, whose tangents they scale as well.
+Scale. X and W contain sums over many positions, and X W* products of these, which overflow long before y does. Each
+array is therefore multiplied by a power of two of at most 2**LARGEST, one per group (and per batch entry, except for
+w), that brings its largest number near 2**LARGEST. The result is multiplied by the inverse power. Powers of two do not
+change the significand. Derivatives treat the powers as constants, so tangents are scaled with their primals.
 
     x[n] = 2**e[n] x'[n],  w = 2**f w',  ȳ[n] = 2**h[n] ȳ'[n],    so that    y[n] = 2**(e[n] + f) y'[n],
     x̄[n] = 2**(h[n] + f) x̄'[n]    and    w̄ = 2**E sum_n 2**(e[n] + h[n] - E) w̄'[n],  E the largest e[n] + h[n]
 
-with n the batch entry, each for one group, and w̄'[n] what x'[n] and ȳ'[n] give.
+with n the batch entry, each equation for one group, and w̄'[n] the contraction (3) of x'[n] and ȳ'[n].
 
-Forward and backward share X, W and Y where they are compiled together. The work does not depend on the window. Three
-things differ from the other rules: rounding is relative to the largest outputs and not to each, spectra take memory
-(one complex number for two of the array padded), and a NaN or an infinity reaches all positions of its channel.
+The forward and the backward pass share X, W and Y if they are compiled together. The work does not depend on the kernel
+size. This rule differs from the others in three ways. Rounding errors are relative to the largest outputs and not to
+each output. Spectra take memory, one complex number for two numbers of the padded array. A NaN or an infinity reaches
+all positions of its channel.
 
-The compiler does not split a Fourier transform over devices, not even by its batch: on a mesh of automatic axes it
-gathers the batch first. Under `shard_map` and on an explicit mesh each device transforms its own part.
+The compiler does not partition a Fourier transform, not even along its batch: on a mesh of automatic axes it gathers
+the batch first. Under `shard_map` and on an explicit mesh, each device transforms its own shard.
 
 J. W. Cooley and J. W. Tukey, An algorithm for the machine calculation of complex Fourier series (1965); T. G. Stockham,
 High-speed convolution and correlation (1966).
@@ -43,21 +44,22 @@ from jaxseq import _precision
 from jaxseq._correlation._form import Form, padded
 from jaxseq._geometry import extent
 
-# The exponent to which the largest number of a group is brought. Products of two spectra of 2**20 positions, summed
-# over 2**10 channels or batch entries, then stay below 2**127, and numbers smaller by 2**158 are not lost.
+# Exponent of the largest number of each group after scaling. Products of two spectra of 2**20 positions, summed over
+# 2**10 channels or batch entries, then stay below 2**127, and numbers smaller by 2**158 are not lost.
 LARGEST = 32
 
 
 def to_output(form: Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """y of (1)."""
+    """Return y of (1)."""
     (X, e), (W, f) = _of_x(form, x), _of_w(form, kernel)
-    y = _inverse(form, _products(form, "n...gi,...igo->n...go", X, _backwards(form, W, x, first=0)), x, first=1)
+    spectrum = _products(form, "n...gi,...igo->n...go", X, _negate_frequencies(form, W, x, first=0))
+    y = _inverse(form, spectrum, x, first=1)
     y = y[(slice(None), *[slice(0, s * (O - 1) + 1, s) for _, O, _, s, _, _ in form.axes()])]
     return _times_power(y, e + f)
 
 
 def to_input(form: Form, kernel: jax.Array, y_bar: jax.Array) -> jax.Array:
-    """x̄ of (2)."""
+    """Return x̄ of (2)."""
     (W, f), (Y, h) = _of_w(form, kernel), _of_y(form, y_bar)
     x_bar = _inverse(form, _products(form, "n...go,...igo->n...gi", Y, W), y_bar, first=1)
     places = [(-lo, I + lo - n, 0) for (I, *_, (lo, _)), n in zip(form.axes(), x_bar.shape[1:-1], strict=True)]
@@ -65,34 +67,35 @@ def to_input(form: Form, kernel: jax.Array, y_bar: jax.Array) -> jax.Array:
 
 
 def to_kernel(form: Form, x: jax.Array, y_bar: jax.Array) -> jax.Array:
-    """w̄ of (3)."""
+    """Return w̄ of (3)."""
     (X, e), (Y, h) = _of_x(form, x), _of_y(form, y_bar)
     largest = jnp.max(e + h, 0, keepdims=True)
     X = _times_power(X, e + h - largest)
-    w_bar = _inverse(form, _products(form, "n...gi,n...go->...igo", X, _backwards(form, Y, y_bar, first=1)), x, first=0)
+    spectrum = _products(form, "n...gi,n...go->...igo", X, _negate_frequencies(form, Y, y_bar, first=1))
+    w_bar = _inverse(form, spectrum, x, first=0)
     w_bar = w_bar[tuple(slice(0, d * (K - 1) + 1, d) for _, _, K, _, d, _ in form.axes())]
     return _times_power(w_bar, largest)
 
 
 def positions(form: Form) -> list[int]:
-    """P of each axis."""
+    """Return P for each axis."""
     return [I + lo + hi for I, *_, (lo, hi) in form.axes()]
 
 
 def _transform_lengths(form: Form) -> list[int]:
-    """Positions of the circle: P, or a little more where P has large prime factors."""
+    """Return the length of the transform of each axis: P, or slightly more if P has large prime factors."""
     return [
         _smooth_length(max(P, extent(K, d))) for P, (_, _, K, _, d, _) in zip(positions(form), form.axes(), strict=True)
     ]
 
 
 def _smooth_length(n: int) -> int:
-    """The least number from n on that is even and has no prime factor beyond 5."""
+    """Return the least even number >= n without a prime factor above 5."""
     odd = [3**b * 5**c for b in range(n.bit_length()) for c in range(n.bit_length()) if 3**b * 5**c < 2 * n]
     return min(f * 2 ** max(1, (-(-n // f) - 1).bit_length()) for f in odd)
 
 
-# --- There: (N, *I, C) -> (N, *F, C), the kernel (*K, I', C) -> (*F, I', C), with exponents (N, g) and (1, g) ---
+# --- Forward transforms: (N, *I, C) -> (N, *F, C), kernel (*K, I', C) -> (*F, I', C); exponents (N, g), (1, g) ---
 
 
 def _of_x(form: Form, x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -108,7 +111,7 @@ def _of_y(form: Form, y_bar: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _forward(form: Form, a: jax.Array, places: list[tuple[int, int, int]], first: int) -> tuple[jax.Array, jax.Array]:
-    """(A, e): the spectrum of a / 2**e over the spatial axes, which begin at `first`, and e."""
+    """Return the spectrum of a / 2**e over the spatial axes, which begin at `first`, and e."""
     a = a.astype(_precision.accumulator(a.dtype))
     exponent = _exponent(form, a, first)
     a = padded(_times_power(a, -exponent), places, first)
@@ -120,9 +123,9 @@ def _forward(form: Form, a: jax.Array, places: list[tuple[int, int, int]], first
 
 
 def _exponent(form: Form, a: jax.Array, first: int) -> jax.Array:
-    """e for which the largest number of each group of a / 2**e is near 2**LARGEST, or less where it is below one.
+    """Return e such that the largest number of each group of a / 2**e is near 2**LARGEST, or less if it is below one.
 
-    A tangent is scaled with its primal, and may be of size one where the primal is zero: e is bounded below.
+    e has a lower bound because a tangent is scaled with its primal, and may be of size one where the primal is zero.
     """
     a = lax.stop_gradient(a)
     a = jnp.maximum(jnp.abs(a.real), jnp.abs(a.imag)) if jnp.iscomplexobj(a) else jnp.abs(a)
@@ -134,9 +137,10 @@ def _exponent(form: Form, a: jax.Array, first: int) -> jax.Array:
 
 
 def _times_power(a: jax.Array, exponent: jax.Array) -> jax.Array:
-    """2**exponent a, exactly; exponents (N, g) for an a (N, ..., C), or (1, g) for any.
+    """Return 2**exponent a, exactly. Exponents are (N, g) for `a` (N, ..., C), or (1, g) for any `a`.
 
-    In two equal steps, each of which is in range, and so that neither leaves it before the result does.
+    The product has two steps of half the exponent, so that neither factor nor intermediate result leaves the range of
+    the dtype before the result does.
     """
     exponent = jnp.repeat(exponent, a.shape[-1] // exponent.shape[-1], -1)
     exponent = exponent.reshape(-1, *(1,) * (a.ndim - 2), a.shape[-1])
@@ -145,27 +149,27 @@ def _times_power(a: jax.Array, exponent: jax.Array) -> jax.Array:
 
 
 def _power(exponent: jax.Array, like: jax.Array) -> jax.Array:
-    """2**exponent in the dtype of `like`; the smallest normal number for what is below it."""
+    """Return 2**exponent in the dtype of `like`, at least its smallest normal number."""
     info = jnp.finfo(like.dtype)
     bits = (jnp.maximum(exponent, info.minexp) + 1 - info.minexp) << info.nmant
     return lax.bitcast_convert_type(bits, info.dtype).astype(like.dtype)
 
 
-# --- In between ---
+# --- Products of spectra ---
 
 
-def _backwards(form: Form, A: jax.Array, a: jax.Array, first: int) -> jax.Array:
-    """A* for the spectrum A of a."""
+def _negate_frequencies(form: Form, A: jax.Array, a: jax.Array, first: int) -> jax.Array:
+    """Return A* for the spectrum A of `a`."""
     if not jnp.iscomplexobj(a):
         return A.conj()
     axes = tuple(range(first, first + len(form.window)))
-    return jnp.roll(jnp.flip(A, axes), 1, axes)  # frequency -f at the place of f
+    return jnp.roll(jnp.flip(A, axes), 1, axes)  # frequency -f at index f
 
 
 def _products(form: Form, letters: str, A: jax.Array, B: jax.Array) -> jax.Array:
-    """At each frequency the sum over the channels of a group, or over the batch n, `letters` naming axes.
+    """Return, at each frequency, the sum of products over the channels of a group or over the batch n.
 
-    The sum over one channel is none, and a product of arrays is faster than that many products of matrices.
+    `letters` is an einsum equation. For one channel, an elementwise product is faster than many tiny matrix products.
     """
     g = form.geometry.groups
     if form.in_channels * form.out_channels == 1:
@@ -176,7 +180,7 @@ def _products(form: Form, letters: str, A: jax.Array, B: jax.Array) -> jax.Array
     return C.reshape(*C.shape[:-2], -1)
 
 
-# --- And back ---
+# --- Inverse transform ---
 
 
 def _inverse(form: Form, A: jax.Array, like: jax.Array, first: int) -> jax.Array:

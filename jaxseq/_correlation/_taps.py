@@ -1,15 +1,15 @@
-"""One matrix product for each tap, for arrays that the compiler may divide over several mesh axes.
+"""One matrix product per tap, for arrays that the compiler may partition over several mesh axes.
 
-With x[b, s n + d k - lo] the inputs that the outputs see through tap k, zero outside the bounds of x,
+With x[b, s n + d k - lo] the inputs that the outputs read through tap k, zero outside the bounds of x,
 
     y[b, n, o] = sum_k  sum_i  x[b, s n + d k - lo, i]  w[k, i, o]                             (1)
     x_bar[b, s n + d k - lo, i] += sum_o  y_bar[b, n, o]  w[k, i, o]    for each k             (2)
     w_bar[k, i, o] = sum_{b, n}  x[b, s n + d k - lo, i]  y_bar[b, n, o]                       (3)
 
-XLA (of jax 0.10 to 0.12) partitions its own convolution wrongly where it divides space over one mesh axis while another
-axis is idle: it sums the partial results of all devices, and multiplies by the number of idle ones. That concerns (3),
-with groups for a divided batch too, and (1) and (2) where the kernel or the result are divided as well. It partitions
-slices and matrix products correctly.
+XLA (jax 0.10 to 0.12) partitions its own convolution incorrectly if space is sharded over one mesh axis while another
+axis is idle: it sums the partial results of all devices, and so multiplies the result by the number of idle ones. This
+affects (3), with groups also for a sharded batch, and (1) and (2) if the kernel or the result is sharded too. XLA
+partitions slices and matrix products correctly.
 """
 
 from collections.abc import Iterator
@@ -25,16 +25,16 @@ from jaxseq._correlation._form import Form, padded
 
 
 def to_output(form: Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """y of (1)."""
+    """Return y of (1)."""
     total: Any = None
-    for tap, seen in _inputs_of_taps(form, x):
-        term = _product(form, "x,w->y", seen, kernel[tap])
+    for tap, inputs in _inputs_of_taps(form, x):
+        term = _product(form, "x,w->y", inputs, kernel[tap])
         total = term if total is None else total + term
     return total
 
 
 def to_input(form: Form, kernel: jax.Array, y_bar: jax.Array) -> jax.Array:
-    """x_bar of (2)."""
+    """Return x_bar of (2)."""
     total: Any = None
     for tap in _all_taps(form):
         places = []
@@ -47,13 +47,13 @@ def to_input(form: Form, kernel: jax.Array, y_bar: jax.Array) -> jax.Array:
 
 
 def to_kernel(form: Form, x: jax.Array, y_bar: jax.Array) -> jax.Array:
-    """w_bar of (3)."""
-    w_bar = [_product(form, "x,y->w", seen, y_bar) for _, seen in _inputs_of_taps(form, x)]
+    """Return w_bar of (3)."""
+    w_bar = [_product(form, "x,y->w", inputs, y_bar) for _, inputs in _inputs_of_taps(form, x)]
     return jnp.stack(w_bar).reshape(*form.window, *w_bar[0].shape)
 
 
 def _inputs_of_taps(form: Form, x: jax.Array) -> Iterator[tuple[tuple[int, ...], jax.Array]]:
-    """Each tap k, and x[b, s n + d k - lo]."""
+    """Yield each tap k with x[b, s n + d k - lo]."""
     x = padded(x, [(lo, hi, 0) for lo, hi in form.geometry.padding])
     for tap in _all_taps(form):
         places = [(d * k, d * k + s * (O - 1) + 1, s) for k, (_, O, _, s, d, _) in zip(tap, form.axes(), strict=True)]
@@ -66,8 +66,9 @@ def _all_taps(form: Form) -> Iterator[tuple[int, ...]]:
 
 
 def _product(form: Form, which: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    """The matrix product of one tap, in each group. Leading axes are contracted where they stand, without a reshape:
-    each of them may be divided.
+    """Return the matrix product of one tap in each group.
+
+    Leading axes are contracted without a reshape, because each of them may be sharded.
     """
     g, leading = form.geometry.groups, "stuv"[: 1 + len(form.window)]
     if g > 1:  # the last axis of all three is (g, channels of a group)

@@ -1,9 +1,7 @@
 """All other forms: XLA's convolution, with (2) and (3) in the form of (1).
 
-Dense convolutions over one and two axes are what XLA does well: of what was tried on CPU (products tap by tap, one
-product of all taps side by side, residues of the stride as channels) nothing was faster at more than a few shapes.
-The last, for (3) and windows of whole strides, was 0.6 to 1.5 times as fast over fourteen shapes, and above 1.2 only
-at tiny ones.
+For dense convolutions over one and two axes, nothing that was tried on CPU beats XLA at more than a few shapes:
+docs/measured-convolution.md.
 """
 
 from collections.abc import Sequence
@@ -19,12 +17,12 @@ from jaxseq import _precision, _sharding, _sizes
 from jaxseq._correlation import _taps
 from jaxseq._correlation._form import Form
 
-# The letters of lax's dimension numbers for 0 (unused), 1, 2 and 3 spatial axes.
+# The spatial letters of lax's dimension numbers for 0 (unused), 1, 2 and 3 axes.
 _SPACE = ("", "W", "HW", "DHW")
 
 
 def to_output(form: Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """y of (1)."""
+    """Return y of (1)."""
     if _sharding.may_have_idle_axis(form.geometry.partitioning, x, kernel):
         return _taps.to_output(form, x, kernel)
     return _correlate(
@@ -39,7 +37,7 @@ def to_output(form: Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def to_input(form: Form, kernel: jax.Array, y_bar: jax.Array) -> jax.Array:
-    """x̄ of (2)."""
+    """Return x̄ of (2)."""
     if _sharding.may_have_idle_axis(form.geometry.partitioning, kernel, y_bar):
         return _taps.to_input(form, kernel, y_bar)
     g = form.geometry.groups
@@ -58,7 +56,7 @@ def to_input(form: Form, kernel: jax.Array, y_bar: jax.Array) -> jax.Array:
 
 
 def to_kernel(form: Form, x: jax.Array, y_bar: jax.Array) -> jax.Array:
-    """w̄ of (3): the channel of x plays the batch, the batch the contracted channel, and w̄ comes out as (*K, I', O')."""
+    """Return w̄ of (3), with the channel of x as the batch and the batch as the contracted channel."""
     if _sharding.may_have_idle_axis(form.geometry.partitioning, x, y_bar):
         return _taps.to_kernel(form, x, y_bar)
     geometry, space = form.geometry, _SPACE[len(form.window)]
@@ -72,8 +70,8 @@ def to_kernel(form: Form, x: jax.Array, y_bar: jax.Array) -> jax.Array:
     if geometry.groups > 1:
         letters = f"C{space}N", f"I{space}O", f"{space}NC"
         return correlate(x, y_bar, letters=letters, batch_groups=geometry.groups)
-    # The same in the letters of (1). In those above XLA's CPU backend takes 1.15 times as long, and inside of a loop,
-    # where it leaves letters as they are, 27 times: (8, 32, 32, 16) to 64 channels, 3 x 3 taps, 67 ms and 2.5.
+    # The same with the dimension numbers of (1). Those above are slow in XLA's CPU backend, 27 times as slow inside a
+    # loop, where it does not change them: docs/measured-convolution.md.
     w_bar = correlate(x.swapaxes(0, -1), jnp.moveaxis(y_bar, 0, -2))  # (C, *I, N), (*O, N, O') -> (C, *K, O')
     return jnp.moveaxis(w_bar, 0, -2)
 
@@ -91,9 +89,9 @@ def _correlate(
     groups: int = 1,
     batch_groups: int = 1,
 ) -> jax.Array:
-    """The one call of lax: (1) for an input first dilated by `spread`, accumulated in float32 at least.
+    """Call lax for (1), on an input that is first dilated by `spread`, accumulated in float32 at least.
 
-    It never sees negative padding: XLA's CPU backend reads out of bounds where one side crops and the other pads.
+    Negative padding is removed first: XLA's CPU backend reads out of bounds where one side crops and the other pads.
     """
     axes = len(dilation)
     space = _SPACE[axes]
@@ -113,10 +111,10 @@ def _correlate(
         preferred_element_type=_precision.accumulator(x.dtype),
     )
     if not _sizes.known(*sizes[0], *sizes[1], *chain(*padding)):
-        # Whether a symbolic amount crops or pads is not known, and lax.pad does both.
-        return conv(_stretched(x, at_x, padding, spread), w, padding=((0, 0),) * axes)
+        # It is unknown whether a symbolic amount crops or pads; lax.pad does both.
+        return conv(_pad_and_dilate(x, at_x, padding, spread), w, padding=((0, 0),) * axes)
     parts = [part for part in map(_overlap, *sizes, padding, spread, stride, dilation) if part]
-    if len(parts) < axes:  # along some axis nothing meets
+    if len(parts) < axes:  # nothing overlaps along some axis
         y = jax.eval_shape(partial(conv, padding=padding, lhs_dilation=spread), x, w)
         return _sharding.align_varying((jnp.zeros(y.shape, y.dtype), x, w))[0]
     x = _slice(x, at_x, [part.rows for part in parts])
@@ -129,10 +127,10 @@ def _correlate(
     return lax.pad(y, jnp.zeros((), y.dtype), config) if any(map(any, config)) else y
 
 
-def _stretched(
+def _pad_and_dilate(
     x: jax.Array, axes: Sequence[int], padding: Sequence[tuple[int, int]], spread: tuple[int, ...]
 ) -> jax.Array:
-    """x with its zeros written out, which XLA does not take into the convolution again."""
+    """Return x with all zeros materialized. The barrier keeps XLA from folding them into the convolution."""
     config = [(0, 0, 0)] * x.ndim
     for axis, (lo, hi), p in zip(axes, padding, spread, strict=True):
         config[axis] = (lo, hi, p - 1)
@@ -140,34 +138,34 @@ def _stretched(
 
 
 class _Overlap(NamedTuple):
-    """The part of one axis in which input, window and output meet; all else contributes nothing."""
+    """The part of one axis on which input, kernel and output overlap. The rest contributes nothing."""
 
     rows: tuple[int, int]  # of the input, first and last
-    taps: tuple[int, int]  # of the window, first and last
+    taps: tuple[int, int]  # of the kernel, first and last
     padding: tuple[int, int]  # of these rows, never negative
-    zeros: tuple[int, int]  # outputs before and behind that see no row
+    zeros: tuple[int, int]  # outputs before and after that read no row
 
 
 def _overlap(
     size: int, taps: int, padding: tuple[int, int], spread: int, stride: int, dilation: int
 ) -> _Overlap | None:
-    """Drop the rows m, outputs n and taps k at either end that meet no others in spread m = stride n + dilation k - lo.
+    """Remove outer rows m, outputs n and taps k that cannot satisfy spread m = stride n + dilation k - lo.
 
-    Let m0, n0, k0 be the first that are kept and M, N, K the last. The padding of what is kept,
+    Let m0, n0, k0 be the first that remain and M, N, K the last. The padding of the remainder,
 
         lo' = lo + spread m0 - stride n0 - dilation k0,    hi' = stride N + dilation K - spread M - lo,
 
-    is not negative, because tap k0 of output n0 reads row m0 or one before it, and tap K of output N row M or one
-    behind it. This also holds for the correlations that JAX derives from this one at second order, and for XLA's
-    exchange of a short input with a long window: in these, rows, outputs and taps change roles.
+    is not negative, because tap k0 of output n0 reads row m0 or a row before it, and tap K of output N reads row M or a
+    row after it. This also holds for the correlations that JAX derives from this one at second order, and where XLA
+    exchanges a short input with a large kernel: there, rows, outputs and taps change roles.
 
-    None if nothing meets.
+    Return None if nothing overlaps.
     """
     lo, hi = padding
     outputs = (spread * (size - 1) + lo + hi - dilation * (taps - 1)) // stride + 1
-    kept, m, n, k = None, (0, size - 1), (0, outputs - 1), (0, taps - 1)
-    while kept != (m, n, k):
-        kept = m, n, k
+    previous, m, n, k = None, (0, size - 1), (0, outputs - 1), (0, taps - 1)
+    while previous != (m, n, k):
+        previous = m, n, k
         m = _multiples(spread, m, stride * n[0] + dilation * k[0] - lo, stride * n[1] + dilation * k[1] - lo)
         n = _multiples(stride, n, spread * m[0] + lo - dilation * k[1], spread * m[1] + lo - dilation * k[0])
         k = _multiples(dilation, k, spread * m[0] + lo - stride * n[1], spread * m[1] + lo - stride * n[0])
@@ -179,13 +177,13 @@ def _overlap(
 
 
 def _multiples(step: int, indices: tuple[int, int], low: int, high: int) -> tuple[int, int]:
-    """The first and last of the indices i with low <= step i <= high."""
+    """Return the first and last of the indices i with low <= step i <= high."""
     return max(indices[0], -(-low // step)), min(indices[1], high // step)
 
 
-def _slice(a: jax.Array, axes: Sequence[int], kept: Sequence[tuple[int, int]]) -> jax.Array:
-    """The elements from first to last along each of the axes; no operation where these are all."""
-    for axis, (first, last) in zip(axes, kept, strict=True):
+def _slice(a: jax.Array, axes: Sequence[int], ranges: Sequence[tuple[int, int]]) -> jax.Array:
+    """Return the elements from first to last along each of the axes, without an operation if these are all."""
+    for axis, (first, last) in zip(axes, ranges, strict=True):
         if (first, last + 1) != (0, a.shape[axis]):
             a = lax.slice_in_dim(a, first, last + 1, axis=axis)
     return a

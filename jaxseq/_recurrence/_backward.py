@@ -1,39 +1,7 @@
-"""The backward sweep: (1) chunk by chunk, windows side by side, and (2) for each chunk.
+"""The backward pass: equation (1) chunk by chunk, in parallel over windows, and the contractions (2) of each chunk.
 
-How long a chunk is. LSTM, backward alone, in ms on two cores (XLA's CPU backend, jax 0.10.2, float32): chunks of c
-steps whose kept gates are read where they lie, the state made again; and all of time in one contraction, over T and B
-as they stand and as one axis. In brackets temporaries, in arrays (T, B, H), besides the four that are kept:
-
-    (B, T, D, H)          c = 8        c = 16       c = 32       c = 64       all, two axes   all, one axis
-    (32, 128, 128, 128)   19.4 (0.8)   18.5 (1.2)   17.6 (2.1)   18.0 (3.8)   21.7 (9)        20.0 (4)
-    (16, 512, 64, 64)     15.3 (0.2)   15.5 (0.3)   13.5 (0.5)   12.2 (1.0)   16.2 (9)        13.6 (4)
-    (1, 1024, 64, 64)      4.4 (1.0)    3.6 (1.1)    3.3 (1.2)    3.0 (1.3)    3.0 (5)         2.9 (5)
-    (128, 64, 32, 32)      4.8 (1.0)    4.5 (1.9)    4.5 (3.6)    4.2 (5.1)    4.7 (9)         3.9 (4)
-    (64, 128, 256, 256)    116 (0.8)    111 (1.2)    114 (2.1)    118 (3.8)    144 (9)         118 (4)
-    (8, 2048, 64, 64)     34.4 (0.1)   34.6 (0.1)   35.2 (0.1)   27.1 (0.3)   43.2 (9)        30.1 (4)
-
-Chunks that the loop hands on as slices took 1.1 to 1.3 times as long as chunks read in place. c kept rather than made
-again: no faster, one array more. A product for each gate, in (1) or in (2): 1.0 to 1.3 times as long; gates stacked on
-an axis of their own: 1.2 to 2.5. [x, h] in one contraction, or transposed first: within 5 %. Barriers between the
-pullback, its gates and its products: nothing.
-
-What is kept. h is known from ys, so that the gates of a chunk can be made again with one product for each map and no
-loop but that of c. Forward and backward, as multiples of the time with gates kept, and in brackets both temporaries:
-
-    (B, T, D, H)          GRU                LSTM
-    (32, 128, 128, 128)   1.10 (6.0, 2.4)    1.11 (5.4, 2.8)
-    (16, 512, 64, 64)     1.00 (5.0, 1.2)    1.05 (4.7, 1.3)
-    (1, 1024, 64, 64)     0.97 (7.1, 3.4)    1.08 (6.4, 3.8)
-    (128, 64, 32, 32)     0.98 (8.6, 4.6)    1.06 (6.4, 5.2)
-    (64, 128, 256, 256)   1.15 (6.0, 2.4)    1.19 (5.4, 2.8)
-    (8, 2048, 64, 64)     0.99 (5.0, 1.1)    1.05 (4.6, 1.3)
-
-Whence `SMALL`, for a state of h alone (cells of one or two gates, of which little is kept, took 1.05 to 1.1 times as
-long, and one with a product inside of the step 1.15 to 1.25). With `checkpoint` it is always done, and is 1.1 to 1.3
-times as fast as the forward sweep again.
-
-Of the time at the first shape 9 ms are the sweep, 10 the contractions; XLA's product of one step, (32, 512) by
-(512, 128), reaches 80 of 180 GFLOP/s, and what is left to win is there.
+Residuals of a chunk are read in place, its states are recomputed, and each contraction is over one chunk, because that
+was fastest or used the least memory; see `docs/measured-recurrence.md`.
 """
 
 from collections.abc import Callable
@@ -66,14 +34,15 @@ from jaxseq._recurrence._forward import Plan, Residuals, forward_step, only_resi
 from jaxseq._recurrence._phi import make_phi
 from jaxseq._time import Block, Options
 
-# Where the gates of a chunk are made again as fast as they are kept: h is all of the state, there are several gates and
-# no product inside of the step, and a pre-activation takes no more multiplications than this: D + H of a matrix. One
-# feature alone is an exception, whose product XLA makes anew wherever a gate is read: 1.5 to 1.8 times as long.
+# Gates are recomputed, not stored, where that is as fast: the state is h only, there are at least GATES gates and no
+# product inside the step, and a pre-activation takes at most SMALL multiplications (D + H for a matrix). A single input
+# feature is an exception: XLA recomputes its product wherever a gate is read, which takes 1.5 to 1.8 times as long.
+# Measurements: docs/measured-recurrence.md.
 GATES, SMALL = 3, 128
 
 
 def make_plan(cell: Cell, options: Options, inputs: Inputs) -> Plan:
-    """How backward will go: in which pieces, and what is kept for it."""
+    """Return how the backward pass runs: its blocks of time, and what the forward pass stores for it."""
     weights, carry, xs, *_ = inputs
     leaves, rows = jax.tree.leaves(carry), _sizes.at_least(prod(h_of(carry).shape[:-1]), 1)
     blocks = _time.blocks(options, xs.shape[options.axis], rows)
@@ -86,33 +55,32 @@ def make_plan(cell: Cell, options: Options, inputs: Inputs) -> Plan:
     return Plan(blocks, exact, saved, saved and not (exact and (len(leaves) == 1 or replays)))
 
 
-def backward(cell: Cell, options: Options, inputs: Inputs, kept: Residuals, cotangents: Any) -> Any:
-    """The cotangents of weights, carry and xs."""
+def backward(cell: Cell, options: Options, inputs: Inputs, residuals: Residuals, cotangents: Any) -> Any:
+    """Return the cotangents of weights, carry and xs."""
     weights, carry, xs, *_ = inputs
     _, acc = dtypes(weights, carry, xs)
     s_bar, ys_bar = cotangents
     s_bar = _precision.cast(s_bar, acc)
-    nothing = jax.tree.map(jnp.zeros_like, s_bar)
+    zero_state = jax.tree.map(jnp.zeros_like, s_bar)
     w_bar = _sharding.zeros_like(_precision.cast(inputs.floats[0], acc))
     plan = make_plan(cell, options, inputs)
     main, *rest = plan.blocks
-    view, *rest_view = _views(options, [main, *rest], inputs, kept, ys_bar)
+    view, *rest_view = _views(options, [main, *rest], inputs, residuals, ys_bar)
     stage = partial(_backward_stage, cell, options, plan, weights)
 
     k1, k2 = _time.window_lengths(options, xs.shape[options.axis])
     last = _time.last_window_of_sequence(options, k1, inputs.valid)
-    entering, x_rest_bar = nothing, []  # `entering`: the end of the main block's last window, in the next stage
+    entering, x_rest_bar = zero_state, []  # `entering`: s_bar at the end of the main block in the next stage
     for block, its_view in zip(rest, rest_view, strict=True):
         at_end = jax.tree.map(
-            lambda a: a[None], s_bar if last is None else _time.select(last == main.windows, s_bar, nothing)
+            lambda a: a[None], s_bar if last is None else _time.select(last == main.windows, s_bar, zero_state)
         )
         ss_bar, w_bar, x_bar = stage(block, its_view, at_end, w_bar, _zeros_of_view(its_view))
         entering, x_rest_bar = jax.tree.map(lambda a: a[0], ss_bar), [x_bar]
 
-    # Stage 0.
     if last is None:
-        ss_bar = jax.tree.map(lambda a: jnp.broadcast_to(a, (main.windows, *a.shape)), nothing)
-        ss_bar = _time.shift_to_previous_window(options, ss_bar, nothing if rest else s_bar)
+        ss_bar = jax.tree.map(lambda a: jnp.broadcast_to(a, (main.windows, *a.shape)), zero_state)
+        ss_bar = _time.shift_to_previous_window(options, ss_bar, zero_state if rest else s_bar)
     else:
         number = jnp.arange(main.windows)[:: -1 if options.reverse else 1]
         ends = jnp.expand_dims(number, range(1, last.ndim + 1)) == last[None]
@@ -122,18 +90,18 @@ def backward(cell: Cell, options: Options, inputs: Inputs, kept: Residuals, cota
     ss_bar, w_bar, x_bar = stage(main, view, ss_bar, w_bar, _zeros_of_view(view))
     carry_bar = _time.first_window(options, ss_bar)
 
-    def another(_: Any, state: Any) -> Any:
+    def later_stage(_: Any, state: Any) -> Any:
         ss_bar, entering, carry_bar, w_bar, x_bar = state
         ss_bar, w_bar, x_bar = stage(
             main, view, _time.shift_to_previous_window(options, ss_bar, entering), w_bar, x_bar, losses=False
         )
-        return ss_bar, nothing, jax.tree.map(jnp.add, carry_bar, _time.first_window(options, ss_bar)), w_bar, x_bar
+        return ss_bar, zero_state, jax.tree.map(jnp.add, carry_bar, _time.first_window(options, ss_bar)), w_bar, x_bar
 
-    # Stages 1, 2, ...: whole windows, and part of one. From the first window s̄ goes to the carry.
+    # Stages 1, 2, ...: whole windows, then part of one. The s̄ of the first window is part of carry_bar.
     further, part = min(k2 // k1 - 1, main.windows), k2 % k1
     if further and (main.windows > 1 or rest):
         ss_bar, entering, carry_bar, w_bar, x_bar = lax.fori_loop(
-            0, further, another, (ss_bar, entering, carry_bar, w_bar, x_bar)
+            0, further, later_stage, (ss_bar, entering, carry_bar, w_bar, x_bar)
         )
     if part and (main.windows > 1 or rest):
         _, w_bar, x_bar = stage(
@@ -153,7 +121,7 @@ def backward(cell: Cell, options: Options, inputs: Inputs, kept: Residuals, cota
 
 
 class _View(NamedTuple):
-    """What is known of a block of W windows of k steps, time (W, k) at its axis; of W = 1 it is (k,) alone."""
+    """The arrays of a block of W windows of k steps, with time (W, k) at its axis; with W = 1, time is (k,)."""
 
     xs: jax.Array
     valid: jax.Array | None
@@ -167,7 +135,9 @@ class _View(NamedTuple):
     saved: Any
 
 
-def _views(options: Options, parts: list[Block], inputs: Inputs, kept: Residuals, ys_bar: jax.Array) -> list[_View]:
+def _views(
+    options: Options, parts: list[Block], inputs: Inputs, residuals: Residuals, ys_bar: jax.Array
+) -> list[_View]:
     views, offset = [], 0
     for block in parts:
         count = block.windows * block.chunks
@@ -176,20 +146,20 @@ def _views(options: Options, parts: list[Block], inputs: Inputs, kept: Residuals
             piece = partial(lax.slice_in_dim, start_index=first, limit_index=first + length, axis=axis)
             return jax.tree.map(lambda a: _time.split_time(piece(a), axis, windows), tree)
 
-        starts = of(kept.starts, 0, offset, count)
+        starts = of(residuals.starts, 0, offset, count)
         if options.reverse and block.windows > 1:
             starts = jax.tree.map(lambda a: jnp.flip(a, 0), starts)
         steps = block.first, block.windows * block.steps
-        over_time = inputs.xs, inputs.valid, inputs.reset, ys_bar, kept.ys, inputs.zoneout, inputs.zoned_out
+        over_time = inputs.xs, inputs.valid, inputs.reset, ys_bar, residuals.ys, inputs.zoneout, inputs.zoned_out
         xs, valid, reset, y_bar, y, zoneout, zoned_out = of(over_time, options.axis, *steps)
-        states, saved = of((kept.states, kept.saved), 0, *steps)
+        states, saved = of((residuals.states, residuals.saved), 0, *steps)
         views.append(_View(xs, valid, reset, y_bar, y, zoneout, zoned_out, starts, states, saved))
         offset += count
     return views
 
 
 def _zeros_of_view(view: _View) -> jax.Array:
-    """Zeros for x̄ in the accumulator's dtype."""
+    """Return zeros with the shape of x̄, in the dtype of the accumulator."""
     return _sharding.zeros_like(view.xs.astype(_precision.accumulator(view.xs.dtype)))
 
 
@@ -206,15 +176,15 @@ def _backward_stage(
     losses: bool = True,
     cut: int = 0,
 ) -> tuple[State, Weights, jax.Array]:
-    """All windows of a block, from their ends to their step `cut`, in reading order.
+    """Run one stage over all windows of a block, from their ends back to their step `cut`, counted in processing order.
 
-    s̄ (W, *B, H) is the cotangent at the end of each window, and comes back as that at its beginning. ȳ counts in the
-    first stage only, `losses`; the others add to what x̄ holds.
+    s̄ (W, *B, H) is the cotangent at the end of each window; the result is that at its start. ȳ is added only in the
+    first stage, `losses`. Other stages add to `x_bar`.
     """
     c, last = block.chunk, block.steps - (block.chunks - 1) * block.chunk
 
     def chunk(w: Any, i: Any, length: int, state: Any) -> Any:
-        """The i-th of each window of the group from w on, in reading order."""
+        """Process chunk i, in processing order, of each window in the group from w."""
         s_bar, w_bar, x_bar = state
         t = block.steps - i * c - length if options.reverse else i * c
         take = partial(_time.take_chunk, block=block, w=w, t=t, length=length)
@@ -230,8 +200,8 @@ def _backward_stage(
                 states = _replay(cell, options, weights, start, y, valid, reset, zoneout, saved_at)
             known = jnp.arange(length), y
         else:
-            again = _recompute_in_bulk if plan.exact else _recompute_step_by_step
-            states, known = again(cell, options, weights, start, x, y, valid, reset, zoneout, zoned_out)
+            recompute = _recompute_in_bulk if plan.exact else _recompute_step_by_step
+            states, known = recompute(cell, options, weights, start, x, y, valid, reset, zoneout, zoned_out)
             saved_at = lambda saved: saved  # noqa: E731
         stops_at = (block.steps - 1 - cut if options.reverse else cut) - t if cut else None
         product, _ = dtypes(weights, states, x)
@@ -277,7 +247,7 @@ def _backward_stage(
         )
 
     def group(w: Any, state: Any) -> Any:
-        """Chunk after chunk from the last one on, which may be shorter than the others."""
+        """Process the chunks from the last one, which may be shorter, to the first."""
         first, count = cut // c, block.chunks
         if last < c or count == 1:
             count -= 1
@@ -302,7 +272,7 @@ def _backward_stage(
 def _recompute_step_by_step(
     cell: Cell, options: Options, weights: Weights, start: State, x: Any, _: Any, *masks: Any
 ) -> tuple[State, Any]:
-    """(ŝ, saved) of every step of a chunk, by the forward sweep."""
+    """Return (ŝ, saved) of every step of a chunk by running the forward pass."""
 
     def step(s: State, at: Any) -> Any:
         s, (_, s_hat, saved) = forward_step(cell, options.precision, weights, s, *at)
@@ -314,8 +284,9 @@ def _recompute_step_by_step(
 def _recompute_in_bulk(
     cell: Cell, options: Options, weights: Weights, start: State, x: Any, y: Any, *masks: Any
 ) -> tuple[State, Any]:
-    """(ŝ, saved) of every step of a chunk. h is known, so that both maps are one product each: no step waits for the
-    one before it but by the other leaves of the state, pointwise.
+    """Return (ŝ, saved) of every step of a chunk.
+
+    h is known, so each map is one product for the chunk. Only the other leaves of the state are sequential, pointwise.
     """
     valid, reset, zoneout, zoned_out = masks
     h = _h_before(options, start, y, valid, reset)
@@ -348,7 +319,7 @@ def _replay(
     zoneout: Any,
     saved_at: Any,
 ) -> State:
-    """ŝ of every step of a chunk: h is known, all else the cell makes again of what it has saved."""
+    """Return ŝ of every step of a chunk: h is known, and the cell recomputes the rest from its residuals."""
     h = _h_before(options, start, y, valid, reset)
     if len(jax.tree.leaves(start)) == 1:
         return with_h(start, h)
@@ -365,9 +336,9 @@ def _replay(
 
 
 def _h_before(options: Options, start: State, y: Any, valid: Any, reset: Any) -> jax.Array:
-    """The leaf h of ŝ of every step of a chunk: y of the step before."""
+    """Return the leaf h of ŝ of every step of a chunk: y of the step before."""
     h = _time.previous_steps(options, h_of(start), y)
-    if valid is not None:  # before the first live step, when reading backwards
+    if valid is not None:  # in reverse, padding is processed first
         h = _time.select(
             _time.previous_steps(options, jnp.zeros_like(valid[0]), valid), h, jnp.broadcast_to(h_of(start), h.shape)
         )
@@ -390,8 +361,10 @@ def _chunk_cotangents(
     saved_at: Callable[[Any], Any],
     stops_at: Any,
 ) -> tuple[State, jax.Array, jax.Array, Any, Any]:
-    """Equation (1') over a chunk: (s̄ at its beginning, δu, δr), these in the dtype of products, then of each step p̄ and
-    (q, v̄). `saved_at` makes of each of `known` what was saved.
+    """Run equation (1') over a chunk.
+
+    Returns s̄ at its start, and of every step δu, δr (in the dtype of products), p̄ and (q, v̄). `saved_at` maps an
+    entry of `known` to the residuals of its step.
     """
     acc = h_of(s_bar).dtype
     dimensions = cell.recurrent.dimensions(weights.w_h)
@@ -404,12 +377,12 @@ def _chunk_cotangents(
         j, known, y_bar, valid, read, reset, zoneout, s_hat = at
         into = s_bar if y_bar is None else add_to_h(s_bar, y_bar.astype(acc))
         saved, s_hat = _precision.cast((saved_at(known), s_hat), acc)
-        kept, made = (None, into) if zoneout is None else zoneout_pullback(zoneout, into)
-        # The results are selected, not s̄: 0 times a derivative that is infinite or NaN is NaN.
-        delta, s_tilde, p_bar, inner = _time.zero_padding(read, phi.pullback(saved, s_hat, made))
+        to_previous, to_cell = (None, into) if zoneout is None else zoneout_pullback(zoneout, into)
+        # Select in the results, not in s̄: 0 times an infinite or NaN derivative is NaN.
+        delta, s_tilde, p_bar, inner = _time.zero_padding(read, phi.pullback(saved, s_hat, to_cell))
         delta = concatenate_delta(delta).astype(product)
         out = add_to_h(s_tilde, recurrent_input(weights, to_h(split_delta(cell, delta)[1])))
-        out = out if kept is None else jax.tree.map(jnp.add, out, kept)
+        out = out if to_previous is None else jax.tree.map(jnp.add, out, to_previous)
         out = _time.select(valid, _time.zero_where(reset, out), s_bar)
         if stops_at is not None:
             out = jax.tree.map(lambda a: jnp.where(j == stops_at, jnp.zeros((), a.dtype), a), out)

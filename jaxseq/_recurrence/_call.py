@@ -1,4 +1,4 @@
-"""What the public functions of every cell call: arguments checked, masks made, the rule run."""
+"""Entry points of the public functions of every cell: check the arguments, make the masks, run the rule."""
 
 from functools import partial, reduce
 from math import prod
@@ -21,7 +21,7 @@ from jaxseq._time_options import TimeOptions, with_defaults
 def sequence(
     cell: Cell, params: Any, carry: State | None, xs: Any, **time: Unpack[TimeOptions]
 ) -> tuple[State, jax.Array]:
-    """A checked run over xs, whose axis `time_axis` is time."""
+    """Check the arguments and run the cell over `xs`, whose axis `time_axis` is time."""
     given = with_defaults(time)
     weights = _check_params(cell, params)
     xs, features = _checks.array("xs", xs), 1 + cell.input.dimensions(weights.w_x)
@@ -46,40 +46,42 @@ def sequence(
         lengths = _checks.lengths("lengths", lengths, batch, steps)
     if resets is not None:
         resets = _checks.mask("resets", resets)
-        _checks.shape("resets", resets, sizes, "that of xs without features", xs=xs)
+        _checks.shape("resets", resets, sizes, "the shape of `xs` without features", xs=xs)
     weights = weights._replace(recurrent_dropout_mask=_check_dropout_mask(given.recurrent_dropout_mask, carry))
     zoneout = _check_zoneout(cell, given.zoneout, carry, axis, steps)
     if steps == 0:
         return first, jnp.zeros((*sizes, *h_of(carry).shape[len(batch) :]), xs.dtype)
     lengths, resets = _devices.place_masks_like(xs, axis, lengths, resets)
     valid, reset, last = _time.masks(options, steps, lengths, resets)
-    zoned_out = _fully_held(zoneout, features)
-    home, turned = _sharding.explicit_sharding(xs), lambda tree: tree
+    zoned_out = _fully_zoned_out(zoneout, features)
+    xs_sharding, reverse = _sharding.explicit_sharding(xs), lambda tree: tree
     if options.reverse and lengths is not None and options.truncation is not None:
-        # Windows are counted from where each sequence is begun to be read.
+        # Windows start at the first processed step of each sequence, the last one within its length.
         options = options._replace(reverse=False)
-        turned = partial(jax.tree.map, partial(_time.reverse_within_length, lengths=lengths, axis=axis))
+        reverse = partial(jax.tree.map, partial(_time.reverse_within_length, lengths=lengths, axis=axis))
         xs, zoneout, zoned_out = jax.tree.map(lambda a: _sharding.gather_axis(a, axis), (xs, zoneout, zoned_out))
-    out, ys = _run(cell, options, len(batch), Inputs(weights, carry, *turned((xs, valid, reset, zoneout, zoned_out))))
-    ys = turned(ys)
+    out, ys = _run(cell, options, len(batch), Inputs(weights, carry, *reverse((xs, valid, reset, zoneout, zoned_out))))
+    ys = reverse(ys)
     out = _precision.cast_like(_time.zero_where(last, out), first)
-    return out, _sharding.reshard(ys, home and _sharding.with_feature_sharding(home, ys, features))
+    return out, _sharding.reshard(ys, xs_sharding and _sharding.with_feature_sharding(xs_sharding, ys, features))
 
 
 def _run(cell: Cell, options: Options, batch: int, inputs: Inputs) -> tuple[State, jax.Array]:
-    """The rule, for so many axes of batch."""
-    of_one = prod(h_of(inputs.carry).shape[:batch]) == 1
+    """Run the rule, with `batch` batch axes."""
+    single = prod(h_of(inputs.carry).shape[:batch]) == 1
     symbolic = not _sizes.known(inputs.xs.shape[options.axis])
     if symbolic and options.truncation is not None and options.checkpoint is None:
-        chosen = forward_without_residuals  # it may be that there is no whole window
+        run = forward_without_residuals  # there may be no whole window
     else:
-        chosen = partial(_run_without_batch, batch) if of_one else rule
-    return _devices.run(chosen, cell, options, batch, inputs)
+        run = partial(_run_without_batch, batch) if single else rule
+    return _devices.run(run, cell, options, batch, inputs)
 
 
 def _run_without_batch(axes: int, cell: Cell, options: Options, inputs: Inputs) -> tuple[State, jax.Array]:
-    """A batch of one as none, its `axes` gone: over axes of one XLA's CPU backend copies whole arrays, and takes up to
-    1.5 times as long. Where it may lie on several devices it stays.
+    """Run the rule on a batch of one with its `axes` batch axes removed.
+
+    Over axes of size one, XLA's CPU backend copies whole arrays and takes up to 1.5 times as long. The axes stay where
+    the compiler may partition them.
     """
     weights, carry, xs, *masks = inputs
     if options.partitioning.implicit:
@@ -102,7 +104,7 @@ def _run_without_batch(axes: int, cell: Cell, options: Options, inputs: Inputs) 
 
 
 def one_step(cell: Cell, params: Any, carry: State | None, x: Any, *, precision: Any) -> tuple[State, jax.Array]:
-    """A checked sequence of one step, for x (*B, *features): the body of somebody's own loop."""
+    """Check the arguments and run one step, x (*B, *features), for use in the caller's own loop."""
     weights = _check_params(cell, params)
     x, features = _checks.array("x", x), 1 + cell.input.dimensions(weights.w_x)
     if x.ndim < features:
@@ -118,16 +120,16 @@ def one_step(cell: Cell, params: Any, carry: State | None, x: Any, *, precision:
 
 
 def _check_dropout_mask(value: Any, carry: State) -> jax.Array | None:
-    """What multiplies h of every step, checked; no gradient flows to it."""
+    """Check the mask that multiplies h at every step. No gradient flows to it."""
     if value is None:
         return None
     recurrent_dropout_mask = _checks.array("recurrent_dropout_mask", value)
-    _checks.shape("recurrent_dropout_mask", recurrent_dropout_mask, h_of(carry).shape, "that of h")
+    _checks.shape("recurrent_dropout_mask", recurrent_dropout_mask, h_of(carry).shape, "the shape of h")
     return jax.lax.stop_gradient(recurrent_dropout_mask)
 
 
 def _check_zoneout(cell: Cell, value: Any, carry: State, axis: int, steps: int) -> State | None:
-    """How much of each leaf of the state is held, checked, of every step; no gradient flows to it."""
+    """Check the weight of the previous state, for each leaf of the state and every step. No gradient flows to it."""
     if value is None:
         return None
     found = [
@@ -137,8 +139,8 @@ def _check_zoneout(cell: Cell, value: Any, carry: State, axis: int, steps: int) 
     return found[0] if cell.state is None else cell.state(*found)
 
 
-def _fully_held(zoneout: State | None, features: int) -> jax.Array | None:
-    """(T, *B), laid out as xs: True where booleans hold all units of all leaves. Such a step is not read."""
+def _fully_zoned_out(zoneout: State | None, features: int) -> jax.Array | None:
+    """Return (T, *B), with the axes of xs: True where booleans keep all units of all leaves."""
     leaves = jax.tree.leaves(zoneout)
     if not leaves or any(k.dtype != bool for k in leaves):
         return None
@@ -146,7 +148,7 @@ def _fully_held(zoneout: State | None, features: int) -> jax.Array | None:
 
 
 def _named_leaves(cell: Cell, name: str, value: Any) -> list[tuple[str, Any]]:
-    """Of something laid out as the state: each leaf and what to call it."""
+    """Return (name, leaf) for each leaf of a value with the structure of the state."""
     if cell.state is None:
         return [(name, value)]
     parts = _checks.container(name, value, cell.state)._asdict()
@@ -154,7 +156,7 @@ def _named_leaves(cell: Cell, name: str, value: Any) -> list[tuple[str, Any]]:
 
 
 def _check_zoneout_leaf(name: str, value: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """Booleans, or floats, of that shape, or one number for all of it."""
+    """Check one leaf: booleans or floats of this shape, or a number for all of it."""
     if isinstance(value, int | float | np.floating) and not isinstance(value, bool):
         return jnp.full(shape, _checks.rate(name, value), dtype)
     amount = _checks.converted(value)
@@ -163,12 +165,12 @@ def _check_zoneout_leaf(name: str, value: Any, shape: tuple[int, ...], dtype: An
     ):
         _checks.not_an_array(name, "an array of booleans or floats, or a number from 0 to 1", value)
     amount = jnp.asarray(amount)
-    _checks.shape(name, amount, shape, "that of the state, with time as in xs")
+    _checks.shape(name, amount, shape, "the shape of the state, with the time axis of `xs`")
     return jax.lax.stop_gradient(amount)
 
 
 def _check_params(cell: Cell, params: Any) -> Weights:
-    """The linear maps and what else the cell has, checked against each other."""
+    """Check the linear maps and the other parameters of the cell against each other."""
     params = _checks.container("params", params, cell.params)
     given = params._asdict()
     w_x, w_h = (_checks.array(f"params.{f}", given[f]) for f in ("w_x", "w_h"))
@@ -185,10 +187,10 @@ def _check_params(cell: Cell, params: Any) -> Weights:
         _checks.bad_value("params.w_h", expected, str(w_h.shape))
     _, H = sizes
     if w_q is not None and w_q.ndim != 2:
-        _checks.bad_value("params.w_q", "2 axes (Q, V): the product inside of the step", str(w_q.shape))
+        _checks.bad_value("params.w_q", "2 axes (Q, V), for the product inside the step", str(w_q.shape))
     found = cell.input.channels(w_x, gates)
     if found is None or found[1] != H:
-        expected = f"shape {cell.input.shape('D', gates, H)} to go with `params.w_h`"
+        expected = f"shape {cell.input.shape('D', gates, H)} to match `params.w_h`"
         _checks.bad_value("params.w_x", expected, str(w_x.shape), w_h=w_h)
     biases = {f: None if given[f] is None else _checks.array(f"params.{f}", given[f]) for f in given if f in MAPS[3:]}
     for field, bias in biases.items():
@@ -212,32 +214,36 @@ def _check_carry(
     batch: tuple[int, ...],
     dtype: Any,
 ) -> tuple[State, State]:
-    """The first state, checked against x (*batch, *features), with time at `axis` if any: in the dtypes in which the
-    last state is returned, and as it is held between steps, in `dtype` or in float32 at least.
+    """Check the initial state against x (*batch, *features), with time at `axis` if not None.
+
+    Returns it twice: in the dtypes in which the final state is returned, and in the dtype of the state between steps,
+    which is `dtype`, or at least float32.
     """
-    held = lambda a: a.astype(dtype or _precision.accumulator(a.dtype))  # noqa: E731
+    to_state_dtype = lambda a: a.astype(dtype or _precision.accumulator(a.dtype))  # noqa: E731
     D, H = cell.input.channels(weights.w_x, len(cell.gates)) or (0, 0)
     P, _ = cell.recurrent.channels(weights.w_h, cell.recurrent_gates) or (0, 0)
     if x.shape[-1] != D:
-        expected = f"{D} features on the last axis, as `params.w_x` takes them"
+        expected = f"{D} features on the last axis, as in `params.w_x`"
         _checks.bad_value(name, expected, str(x.shape[-1]), **{name: x, "w_x": weights.w_x})
     space = cell.input.space(weights.w_x, cell.input.space_of(weights.w_x, x))
     if len(space) != cell.recurrent.dimensions(weights.w_h):
         _checks.bad_value(
-            "params.w_h", f"a kernel with {len(space)} axes of space, as `params.w_x` has", str(weights.w_h.shape)
+            "params.w_h", f"a kernel with {len(space)} spatial axes, as in `params.w_x`", str(weights.w_h.shape)
         )
     if cell.recurrent.space(weights.w_h, space) != space:
-        _checks.bad_value(f"{cell.name}.recurrent", f"a map that keeps the space {space}", str(cell.recurrent))
+        _checks.bad_value(
+            f"{cell.name}.recurrent", f"a map that preserves the spatial shape {space}", str(cell.recurrent)
+        )
 
     count = 1 if cell.state is None else len(cell.state._fields)  # type: ignore[attr-defined]
     shapes = [(*batch, *space, P), *[(*batch, *space, H)] * (count - 1)]
     meaning = "(*batch, *space, H)" if space else "(*batch, H)"
     if carry is None:
-        leaves = [held(_sharding.zeros(shape, x, axis, 1 + len(space))) for shape in shapes]
+        leaves = [to_state_dtype(_sharding.zeros(shape, x, axis, 1 + len(space))) for shape in shapes]
     else:
         named = [(field, _checks.array(field, part)) for field, part in _named_leaves(cell, "carry", carry)]
         for (field, leaf), shape in zip(named, shapes, strict=True):
             _checks.shape(field, leaf, shape, meaning, **{name: x, "w_h": weights.w_h})
         leaves = [leaf for _, leaf in named]
     first = leaves[0] if cell.state is None else cell.state(*leaves)
-    return first, jax.tree.map(held, first)
+    return first, jax.tree.map(to_state_dtype, first)

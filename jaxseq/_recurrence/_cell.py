@@ -1,4 +1,4 @@
-"""What a cell is, and what both sweeps say of its states, gates and dtypes."""
+"""The definition of a cell, and operations on states, gates and dtypes that both passes use."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,40 +10,41 @@ from jaxseq import _precision
 from jaxseq.linear_maps import Dense, LinearMap
 
 State = Any  # an array h, or a NamedTuple of arrays whose first is h
-Gates = tuple[Any, ...]  # one entry a gate, each an array (*B, H) or a pair of them
+Gates = tuple[Any, ...]  # one entry for each gate, an array (*B, H) or a pair of arrays
 
-# The fields of parameters that are maps or their biases; all others are the cell's own.
+# The fields of parameters that are maps or their biases. All others are cell parameters.
 MAPS = ("w_x", "w_h", "w_q", "b", "b_x", "b_h")
 
 
 class Cell(NamedTuple):
-    """The equations of one step: no matrix, no time.
+    """The equations of one step, without matrices and without time.
 
-    The pre-activations `a` hold one entry for each gate: the sum u + r of what the input map and the recurrent map
-    give, or for a gate named in `split_gates`, where the two do not enter as a sum, the pair (u, r). Everything has any
-    number of batch axes, also none, before its features.
+    The pre-activations `a` have one entry for each gate: the sum u + r of the results of the input map and the
+    recurrent map, or for a gate in `split_gates`, where the two do not enter as a sum, the pair (u, r). Every array has
+    any number of batch axes, or none, before its features.
 
-    Three things may be added to the arguments of `step`, in this order:
+    `step` takes two optional additional arguments, in this order:
 
-        p    if `params` has fields besides those of the maps (peepholes, gains): the parameters, their maps left out
-        L    if `params` has the field w_q, one more product inside of the step: L(q) is q w_q
+        p    if `params` has fields other than those of the maps (peepholes, gains): the parameters without their maps
+        L    if `params` has the field w_q, one more product inside the step: L(q) is q w_q
 
-    A hand-derived `pullback` gets what `step` has saved, and the same things, L.T(v̄) for v̄ w_qᵀ. It returns the
-    cotangents (δ, s̄_prev), δ laid out as a; then p̄ of each example, if there is p, with the batch axes first; then
-    the pair (q, v̄), if there is L. Without one JAX differentiates the step, and nothing else.
+    A hand-derived `pullback` gets the residuals that `step` returns and the same additional arguments, where L.T(v̄) is
+    v̄ w_qᵀ. It returns the cotangents (δ, s̄_prev), with δ in the structure of a; then p̄ of each example, if there is
+    p, with the batch axes first; then the pair (q, v̄), if there is L. Without a pullback, JAX differentiates the step
+    only.
 
     Attributes:
-        name: of the cell, in errors and profiles.
-        gates: one letter a gate, in the order in which the weights hold them.
-        step: `(a, s_prev) -> s`, or, where there is a pullback, `-> (s, saved)`: what that wants to know, any pytree.
-        params: the NamedTuple of the parameters: w_x, w_h, either b or b_x and b_h, and what else there is.
-        state: the NamedTuple of the state, h first; None where the state is the array h.
-        apart: those gates that get u and r apart.
-        alone: those that get u alone, the last ones: the recurrent map has no part in them.
+        name: the name of the cell, for errors and profiles.
+        gates: one letter for each gate, in the order of the gates in the weights.
+        step: `(a, s_prev) -> s`, or with a pullback `-> (s, saved)`, where `saved` is the residuals, any pytree.
+        params: the NamedTuple of the parameters: w_x, w_h, either b or b_x and b_h, and any others.
+        state: the NamedTuple of the state, h first; None if the state is the array h.
+        split_gates: the gates that get u and r as a pair.
+        input_only_gates: the gates that get u only, which must be the last ones: the recurrent map does not serve them.
         input: the map from x to u.
         recurrent: the map from h to r.
         pullback: `(saved, s_prev, s̄) -> (δ, s̄_prev)`, or None.
-        replay: `(saved, s_prev) -> s`, as `step` made it: for a state of more than h, with a pullback.
+        replay: `(saved, s_prev) -> s`, as computed by `step`; for a state with more leaves than h, with a pullback.
     """
 
     name: str
@@ -60,18 +61,20 @@ class Cell(NamedTuple):
 
     @property
     def recurrent_gates(self) -> int:
-        """How many gates the recurrent map serves."""
+        """The number of gates that the recurrent map serves."""
         return len(self.gates) - len(self.input_only_gates)
 
     @property
     def cell_params(self) -> tuple[str, ...]:
-        """The fields of parameters that go to the step."""
+        """The fields of the parameters that are passed to the step."""
         return tuple(f for f in self.params._fields if f not in MAPS)  # type: ignore[attr-defined]
 
 
 class Weights(NamedTuple):
-    """The linear maps, their biases (G H,) or None, what belongs to the cell, its `params` without the maps, and what
-    multiplies h on its way into the recurrent map: no parameter, but as constant in time.
+    """The inputs of a recurrence that are constant in time.
+
+    These are the linear maps, their biases (G H,) or None, the cell parameters (`params` without the maps), and the
+    recurrent dropout mask, which is not a parameter.
     """
 
     w_x: jax.Array
@@ -84,8 +87,9 @@ class Weights(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """All that a recurrence depends on. Time is at axis `Options.axis` of xs, of the masks and of how much of each leaf
-    of the state is held; masks and `zoneout` may be None.
+    """All inputs of a recurrence. Time is at axis `Options.axis` of xs, of the masks and of the leaves of `zoneout`.
+
+    The masks and `zoneout` may be None.
     """
 
     weights: Weights
@@ -94,17 +98,17 @@ class Inputs(NamedTuple):
     valid: jax.Array | None
     reset: jax.Array | None
     zoneout: State | None = None
-    zoned_out: jax.Array | None = None  # True where booleans hold all of the state of a batch entry
+    zoned_out: jax.Array | None = None  # True where booleans keep all of the state of a batch entry
 
     @property
     def floats(self) -> tuple[Weights, State, jax.Array]:
-        """What has a gradient."""
+        """The inputs that have a gradient."""
         return self.weights._replace(recurrent_dropout_mask=None), self.carry, self.xs
 
 
 def pre_activations(cell: Cell, u: jax.Array, r: jax.Array) -> Gates:
-    """u, r (*B, G H) as the pre-activations of the gates."""
-    # One sum before the split: XLA's CPU backend takes 1.25 times as long over a sum for each gate (B=64, H=256).
+    """Return the pre-activations of the gates, given u and r (*B, G H)."""
+    # One sum before the split: on XLA's CPU backend, a sum for each gate takes 1.25 times as long (B=64, H=256).
     us, sums, rs = jnp.split(u, len(cell.gates), -1), [], []
     if cell.recurrent_gates:
         served = u[..., : r.shape[-1]] if cell.input_only_gates else u
@@ -117,7 +121,7 @@ def pre_activations(cell: Cell, u: jax.Array, r: jax.Array) -> Gates:
 
 
 def h_of(state: State) -> jax.Array:
-    """The leaf of the state that the recurrent map reads and that leaves as y."""
+    """Return the leaf of the state that the recurrent map reads and that is the output y."""
     return jax.tree.leaves(state)[0]
 
 
@@ -131,7 +135,7 @@ def add_to_h(state: State, h: jax.Array) -> State:
 
 
 def recurrent_input(weights: Weights, h: jax.Array) -> jax.Array:
-    """h as the recurrent map gets it, with any axes before those of the batch; and back, as its own transpose."""
+    """Apply the recurrent dropout mask to h, with any axes before the batch. This is its own transpose."""
     if weights.recurrent_dropout_mask is None:
         return h
     return h * jnp.expand_dims(
@@ -140,7 +144,7 @@ def recurrent_input(weights: Weights, h: jax.Array) -> jax.Array:
 
 
 def apply_zoneout(zoneout: State | None, before: State, after: State) -> State:
-    """ŝ where held, the cell's new state where not; or as much of each."""
+    """Mix the states before and after a step, with the weight `zoneout` of the former; booleans select."""
     if zoneout is None:
         return after
 
@@ -154,37 +158,37 @@ def apply_zoneout(zoneout: State | None, before: State, after: State) -> State:
 
 
 def zoneout_pullback(zoneout: State | None, s_bar: State) -> tuple[State, State]:
-    """The pullback of `held`: (to what was before, to what the cell has made)."""
+    """Return the pullback of `apply_zoneout`: the cotangents of the state before, and of the new state."""
     nothing = jax.tree.map(jnp.zeros_like, s_bar)
     return apply_zoneout(zoneout, s_bar, nothing), apply_zoneout(zoneout, nothing, s_bar)
 
 
 def concatenate_delta(delta: Gates) -> jax.Array:
-    """δ as one array (*B, G H + ...): every gate, u's side of a pair, then r's side of each pair."""
+    """Return δ as one array (*B, G H + ...): u's side of every gate, then r's side of each pair."""
     u_side = [gate[0] if isinstance(gate, tuple) else gate for gate in delta]
     return jnp.concatenate([*u_side, *(gate[1] for gate in delta if isinstance(gate, tuple))], -1)
 
 
 def split_delta(cell: Cell, delta: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(δu, δr), each (*B, G H), of what `distinct` made.
+    """Return (δu, δr), each (*B, G H), given the result of `concatenate_delta`.
 
-    One array leaves the loop, not these two: two concatenations of the same gates took XLA's CPU backend 67 us a step
-    in place of 39 for the GRU at B = 128, H = 32, and 70 in place of 64 at B = 32, H = 128.
+    The loop returns one array instead of these two, because two concatenations of the same gates are slower on XLA's
+    CPU backend; see `docs/measured-recurrence.md`.
     """
     if not cell.split_gates and not cell.input_only_gates:
         return delta, delta
     count = len(cell.gates)
     gates = jnp.split(delta, count + len(cell.split_gates), -1)
-    beyond = iter(gates[count:])
-    r_side = [next(beyond) if gate in cell.split_gates else gates[g] for g, gate in enumerate(cell.gates)]
+    r_sides = iter(gates[count:])
+    r_side = [next(r_sides) if gate in cell.split_gates else gates[g] for g, gate in enumerate(cell.gates)]
     return jnp.concatenate(gates[:count], -1), jnp.concatenate(r_side[: cell.recurrent_gates], -1)
 
 
 def dtypes(weights: Weights, carry: State, xs: jax.Array) -> tuple[Any, Any]:
-    """The dtype in which products multiply and gates are kept, the widest of weights and inputs; a bias is only added.
-    And the dtype in which products accumulate. A state that is wider than that widens both.
+    """Return the dtype of the operands of products, and the dtype in which products accumulate.
 
-    The product of the state itself is an exception, `as_multiplied`.
+    The first is the widest of weights and inputs, and gates are stored in it; a bias is only added. A state wider than
+    the accumulator widens both. The product of the state itself is an exception, `cast_for_product`.
     """
     multiplied = [*jax.tree.leaves((weights.w_x, weights.w_h, weights.w_q)), xs]
     product = _precision.promote(*multiplied)
@@ -195,9 +199,9 @@ def dtypes(weights: Weights, carry: State, xs: jax.Array) -> tuple[Any, Any]:
 
 
 def cast_for_product(h: jax.Array, product: Any) -> jax.Array:
-    """h for the recurrent map: not rounded to the dtype of products if it is held in a wider one.
+    """Cast h for the recurrent map, without rounding it to the dtype of products if its own dtype is wider.
 
-    What is lost of h is lost again in every step. With weights and inputs in bfloat16, the gradient of an LSTM
-    (T = 2000, H = 32, forget bias 4) is off by 72 % where h is rounded for its product, else by 5 %.
+    Otherwise every step would round h again. With weights and inputs in bfloat16, the gradient of an LSTM (T = 2000,
+    H = 32, forget bias 4) has an error of 72 % if h is rounded for its product, and 5 % if not.
     """
     return h.astype(_precision.common(h.dtype, product))

@@ -1,7 +1,8 @@
-"""Where the arrays of a recurrence lie: on an explicit mesh time and batch of all of them as those of xs do.
+"""Shardings of the arrays of a recurrence: on an explicit mesh, time and batch of all arrays are sharded like those of
+xs.
 
-Mesh axes over which features lie are the compiler's for the length of the rule (`_sharding.handed_over`): a product in
-every step of states that are divided is a collective in every step, which no rule can take out of the loop.
+Mesh axes that shard features are automatic inside the rule (`_sharding.with_auto_axes`): the product of a sharded
+state needs a collective at every step, and no rule can move it out of the loop.
 
 Each device processes its own shard of the time axis. The initial state of a shard comes from the previous shard through
 `jaxseq.carry_across_shards`. If truncation windows end at the ends of shards, no gradient crosses from one shard to
@@ -27,7 +28,7 @@ Rule = Callable[[Cell, Options, Inputs], tuple[State, jax.Array]]
 
 
 def run(rule: Any, cell: Cell, options: Options, batch: int, inputs: Inputs) -> tuple[State, jax.Array]:
-    """`rule`, for so many axes of batch."""
+    """Run `rule` with `batch` batch axes and the shardings that the module docstring describes."""
     inputs = _align_inputs(_sharding.align_varying(inputs), batch, options.axis)
     weights, carry, xs, _, _, zoneout, _ = inputs
     of_features = [(a, slice(None)) for a in jax.tree.leaves(weights._replace(recurrent_dropout_mask=None))]
@@ -36,8 +37,8 @@ def run(rule: Any, cell: Cell, options: Options, batch: int, inputs: Inputs) -> 
     names = frozenset().union(*(_sharding.sharded_axes(a, axes) for a, axes in of_features))
     if not _time_shards_fit(options, xs):
         names |= _sharding.sharded_axes(xs, options.axis)
-    home = _sharding.explicit_sharding(xs)
-    of_ys = home and _sharding.with_feature_sharding(home, h_of(carry), xs.ndim - batch - 1)
+    xs_sharding = _sharding.explicit_sharding(xs)
+    of_ys = xs_sharding and _sharding.with_feature_sharding(xs_sharding, h_of(carry), xs.ndim - batch - 1)
     results = jax.tree.map(_sharding.explicit_sharding, carry), of_ys
     result: tuple[State, jax.Array] = _sharding.with_auto_axes(
         partial(_run_on_time_shards, rule, cell, options), names, results
@@ -46,37 +47,38 @@ def run(rule: Any, cell: Cell, options: Options, batch: int, inputs: Inputs) -> 
 
 
 def place_masks_like(xs: jax.Array, axis: int, lengths: Any, resets: Any) -> tuple[Any, Any]:
-    """Lengths and resets with their batch divided as that of xs, from which masks are made: there time is whole."""
-    home = _sharding.explicit_sharding(xs)
-    if home is None:
+    """Return lengths and resets, the input of the masks, with batch sharded like that of xs and time not sharded."""
+    xs_sharding = _sharding.explicit_sharding(xs)
+    if xs_sharding is None:
         return lengths, resets
-    lay = lambda a, home: None if a is None else _sharding.reshard(a, _sharding.leading_axes(home, a.ndim))  # noqa: E731
-    return lay(lengths, _sharding.drop_axis(home, axis)), lay(resets, _sharding.unshard_axis(home, axis))
+    place = lambda a, s: None if a is None else _sharding.reshard(a, _sharding.leading_axes(s, a.ndim))  # noqa: E731
+    lengths = place(lengths, _sharding.drop_axis(xs_sharding, axis))
+    return lengths, place(resets, _sharding.unshard_axis(xs_sharding, axis))
 
 
 def _align_inputs(inputs: Inputs, batch: int, axis: int) -> Inputs:
     weights, carry, xs, valid, reset, zoneout, zoned_out = inputs
-    home = _sharding.explicit_sharding(xs)
-    if home is None:
+    xs_sharding = _sharding.explicit_sharding(xs)
+    if xs_sharding is None:
         return inputs
     features = xs.ndim - batch - 1
-    of_batch = _sharding.drop_axis(home, axis)
+    of_batch = _sharding.drop_axis(xs_sharding, axis)
 
-    def lay(tree: Any, home: Any, features: int = features) -> Any:
-        return jax.tree.map(lambda a: _sharding.reshard(a, _sharding.with_feature_sharding(home, a, features)), tree)
+    def place(tree: Any, s: Any, features: int = features) -> Any:
+        return jax.tree.map(lambda a: _sharding.reshard(a, _sharding.with_feature_sharding(s, a, features)), tree)
 
-    valid, reset, zoned_out = lay((valid, reset, zoned_out), _sharding.leading_axes(home, batch + 1), 0)
+    valid, reset, zoned_out = place((valid, reset, zoned_out), _sharding.leading_axes(xs_sharding, batch + 1), 0)
     weights = _sharding.unshard(weights, _sharding.sharded_axes(xs, slice(batch + 1)))._replace(
-        recurrent_dropout_mask=lay(weights.recurrent_dropout_mask, of_batch)
+        recurrent_dropout_mask=place(weights.recurrent_dropout_mask, of_batch)
     )
-    return Inputs(weights, lay(carry, of_batch), xs, valid, reset, lay(zoneout, home), zoned_out)
+    return Inputs(weights, place(carry, of_batch), xs, valid, reset, place(zoneout, xs_sharding), zoned_out)
 
 
-# --- Stretches of time ---
+# --- Time shards ---
 
 
 def _time_shards_fit(options: Options, xs: jax.Array) -> bool:
-    """Whether time can be run stretch by stretch."""
+    """Return whether each device can process its own shard of time."""
     steps, devices = xs.shape[options.axis], _sharding.shard_count(xs, options.axis)
     if devices == 1:
         return True
@@ -85,21 +87,21 @@ def _time_shards_fit(options: Options, xs: jax.Array) -> bool:
 
 
 def _run_on_time_shards(rule: Rule, cell: Cell, options: Options, inputs: Inputs) -> tuple[State, jax.Array]:
-    """`rule`, each device its own part of the batch, and its own stretch of time."""
+    """Run `rule` on each device, with its shards of batch and time."""
     xs, axis = inputs.xs, options.axis
     names, steps = _sharding.mesh_axes_of(xs, axis), xs.shape[axis]
 
     def run(inputs: Inputs) -> tuple[State, jax.Array]:
         inputs = _sharding.align_varying(inputs)
-        decided = _with_partitioning(cell, options, inputs)
-        here = lambda carry: rule(*decided, inputs._replace(carry=carry))  # noqa: E731
+        static = _with_partitioning(cell, options, inputs)
+        run_shard = lambda carry: rule(*static, inputs._replace(carry=carry))  # noqa: E731
         if not names:
-            return here(inputs.carry)
-        start = carry_across_shards(lambda carry: here(carry)[0], inputs.carry, names, reverse=options.reverse)
+            return run_shard(inputs.carry)
+        start = carry_across_shards(lambda carry: run_shard(carry)[0], inputs.carry, names, reverse=options.reverse)
         if _time.window_lengths(options, steps)[0] < steps:
             first = is_first(names, reverse=options.reverse)
             start = jax.tree.map(lambda a, b: jnp.where(first, a, b), inputs.carry, lax.stop_gradient(start))
-        last, ys = here(start)
+        last, ys = run_shard(start)
         return from_one(_shard_holds_end(options, inputs, names), last, names), ys
 
     result: tuple[State, jax.Array] = _sharding.map_shards(run, (inputs,), (inputs.carry, xs))
@@ -114,8 +116,10 @@ def _with_partitioning(cell: Cell, options: Options, inputs: Inputs) -> tuple[Ce
 
 
 def _shard_holds_end(options: Options, inputs: Inputs, names: tuple[str, ...]) -> jax.Array:
-    """Whether the state that is returned is this device's: for all sequences, or for each, whose padding no gradient
-    has to cross then.
+    """Return whether this device has the final state, for all sequences or for each.
+
+    With `valid` in forward order it is one boolean per sequence: the end of a sequence may be in any shard, and no
+    gradient then has to cross shards of padding.
     """
     if inputs.valid is None or options.reverse:
         return is_first(names, reverse=not options.reverse)

@@ -1,20 +1,7 @@
-"""The forward sweep: what it computes, what it keeps, and its plain form, which second order differentiates.
+"""The forward pass: its values, its residuals, and its plain form, which JAX differentiates for second order.
 
-How a step is fed. LSTM, forward, all gates kept, in ms on two cores (XLA's CPU backend, jax 0.10.2, float32); the first
-column is what stands below:
-
-    (B, T, D, H)          x W_x + h W_h   [x, h] W   x W_x by chunks   one tanh of (B, 4H), [x, h] W
-    (32, 128, 128, 128)            13.9       14.6              13.2       14.4
-    (16, 512, 64, 64)              10.2       10.1              11.0        8.1
-    (1, 1024, 64, 64)               3.4        2.9               3.1        2.8
-    (64, 128, 256, 256)            60.1       63.7              76.5       65.9
-    (8, 2048, 64, 64)              21.1       20.1              22.6       17.4
-
-The input projection in one product for all of time took 0.9 to 2.2 times as long, and 4 arrays (T, B, H) of memory.
-One tanh for all gates wants σ(a) = (1 + tanh(a / 2)) / 2, which is zero below a = -17 where σ is not: the gradient of
-a saturated gate would be lost, for at most a tenth of the time of forward and gradient. With nothing kept, all but the
-second were slower than the first by up to a factor of two. Unrolling by 2 or 4 changed nothing but the time to compile.
-Two halves of the batch side by side, for two cores: 1.16 times faster at the first shape, slower at the others.
+Each step computes x W_x + h W_h as two products. Of the forms with correct gradients, none is faster at every size; see
+`docs/measured-recurrence.md`.
 """
 
 from functools import partial
@@ -43,29 +30,29 @@ from jaxseq._time import Block, Options
 
 
 class Plan(NamedTuple):
-    """How backward will go through time, and what it wants to be kept."""
+    """How the backward pass splits time, and which residuals it needs."""
 
     blocks: list[Block]
-    exact: bool  # y is h, not rounded: h need not be saved
-    saved: bool  # keep of every step what the cell saves for its pullback; else it is made again
-    states: bool  # keep ŝ of every step; else it is made again
+    exact: bool  # y is h, not rounded: h need not be stored
+    saved: bool  # store the residuals of every step; else recompute them
+    states: bool  # store ŝ of every step; else recompute it
 
 
 class Residuals(NamedTuple):
-    """What the forward sweep leaves for the backward one; time first, but for ys."""
+    """The residuals of the forward pass, time first, except for ys."""
 
     ys: jax.Array
-    starts: State  # (N, *B, H): the state before each chunk, in reading order
-    states: State | None  # ŝ of every step, where it isn't made again
-    saved: Any  # of every step, for the pullback, where it isn't made again
+    starts: State  # (N, *B, H): the state before each chunk, in processing order
+    states: State | None  # ŝ of every step, or None if it is recomputed
+    saved: Any  # residuals of the pullback, of every step, or None if they are recomputed
 
 
 class SavedAsY(NamedTuple):
-    """Stands in what was saved where h itself was: y holds it."""
+    """Placeholder for a residual that is h itself, and can be read back from y."""
 
 
 def restore_y(saved: Any, y: jax.Array) -> Any:
-    """What was saved, y where `AsY` stands."""
+    """Replace `SavedAsY` by y in the residuals of a step."""
     return jax.tree.map(lambda a: y if isinstance(a, SavedAsY) else a, saved, is_leaf=lambda a: isinstance(a, SavedAsY))
 
 
@@ -83,10 +70,10 @@ def forward_step(
     share: bool = False,
     select: bool = False,
 ) -> Any:
-    """(s, (y, ŝ, saved)) of one step, x (*B, *features); with `share` what y holds is not saved.
+    """Return (s, (y, ŝ, saved)) of one step, x (*B, *features). With `share`, residuals equal to y are not stored.
 
-    With `select`, for JAX to differentiate: what the step is given is selected as well as what it returns, so that
-    where it does not count its derivative, which may be infinite or NaN, meets no cotangent.
+    With `select`, for JAX to differentiate, the arguments of the step are selected as well as its results. In a masked
+    step, the derivative, which may be infinite or NaN, then meets no cotangent.
     """
     product, acc = dtypes(weights, s_prev, x)
     read = _time.reads_input(valid, zoned_out)
@@ -100,7 +87,7 @@ def forward_step(
         precision, weights.w_h, weights.b_h, recurrent_input(weights, cast_for_product(h_of(given), product))
     )
     s, saved = phi.step(pre_activations(cell, u, r), _precision.cast(given, acc))
-    if share and zoneout is None:  # else y is not what the cell has made
+    if share and zoneout is None:  # with zoneout, y is not the result of the cell
         saved = jax.tree.map(lambda a: SavedAsY() if a is h_of(s) else a, saved)
     s = apply_zoneout(zoneout, s_hat, _precision.cast_like(s, s_hat))
     y = _time.zero_padding(valid, h_of(s).astype(x.dtype))
@@ -108,7 +95,7 @@ def forward_step(
 
 
 def only_residual_is_h(cell: Cell, options: Options, inputs: Inputs) -> bool:
-    """Whether y holds all that the cell saves."""
+    """True if the only residual is h, which can be read back from ys."""
 
     def saved(inputs: Inputs) -> Any:
         x = inputs.xs.sum(options.axis)
@@ -118,7 +105,7 @@ def only_residual_is_h(cell: Cell, options: Options, inputs: Inputs) -> bool:
 
 
 def forward(cell: Cell, options: Options, inputs: Inputs, plan: Plan | None) -> tuple[Any, Residuals | None]:
-    """((s_T, ys), what is kept of it for a backward sweep by `plan`)."""
+    """Return ((s_T, ys), residuals for a backward pass by `plan`, or None without one)."""
     weights, carry, xs, *masks = inputs
     steps = xs.shape[options.axis]
     parts, share, saving, tracking = plan or Plan([], False, False, False)
@@ -131,9 +118,9 @@ def forward(cell: Cell, options: Options, inputs: Inputs, plan: Plan | None) -> 
         if options.axis:
             known = jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, t, options.axis, False), (xs, *masks))
         s, (y, s_hat, saved) = forward_step(cell, options.precision, weights, s_prev, *known, share=share)
-        if chunks > 1:  # overwritten until the chunk ends
+        if chunks > 1:  # each step overwrites; the last of the chunk remains
             ends = jax.tree.map(lambda a, b: lax.dynamic_update_index_in_dim(a, b, n, 0), ends, s)
-        # h is rounded as the gates are: the backward sweep multiplies it in that dtype.
+        # h is rounded like the gates: the backward pass multiplies it in that dtype.
         state = with_h(s_hat, h_of(s_hat).astype(product)) if tracking else None
         return (s, ends), (y, state, saved if saving else None)
 
@@ -151,8 +138,10 @@ def forward(cell: Cell, options: Options, inputs: Inputs, plan: Plan | None) -> 
 
 
 def forward_without_residuals(cell: Cell, options: Options, inputs: Inputs) -> tuple[State, jax.Array]:
-    """(s_T, ys) by one scan, or under truncation by one for each window, from k2 - k1 steps before it on: its losses
-    see no further back. This is what second order differentiates.
+    """Return (s_T, ys). JAX differentiates this for second order.
+
+    It is one scan. With truncation it is one scan for each window, from k2 - k1 steps before the window on, because its
+    losses are backpropagated no further.
     """
     weights, carry, *known = inputs
     steps = inputs.xs.shape[options.axis]
@@ -161,7 +150,7 @@ def forward_without_residuals(cell: Cell, options: Options, inputs: Inputs) -> t
         known = jax.tree.map(lambda a: jnp.flip(a, 0), known)
     k1, k2 = _time.window_lengths(options, steps)
 
-    def read(s: State, known: Any) -> tuple[State, jax.Array]:
+    def run(s: State, known: Any) -> tuple[State, jax.Array]:
         def step(s: State, at: Any) -> tuple[State, jax.Array]:
             s, (y, *_) = forward_step(cell, options.precision, weights, s, *at, select=True)
             return s, y
@@ -169,9 +158,9 @@ def forward_without_residuals(cell: Cell, options: Options, inputs: Inputs) -> t
         return lax.scan(step, s, known)
 
     if k1 == steps:
-        s, ys = read(carry, known)
+        s, ys = run(carry, known)
     else:
-        # Dead steps before and behind make all windows alike: the carry stands still in them.
+        # Padding before and behind makes all windows equally long. The carry does not change in it.
         before, count = k2 - k1, -(-steps // k1)
         pad = lambda a: jnp.pad(a, [(before, count * k1 - steps)] + [(0, 0)] * (a.ndim - 1))  # noqa: E731
         spans = jnp.arange(count)[:, None] * k1 + jnp.arange(k2)[None]
@@ -184,8 +173,8 @@ def forward_without_residuals(cell: Cell, options: Options, inputs: Inputs) -> t
             is_cut, known = at
             s = jax.tree.map(lambda a: jnp.where(is_cut, lax.stop_gradient(a), a), s)
             early, late = (jax.tree.map(lambda a, p=p: a[p], known) for p in (slice(k1), slice(k1, None)))
-            s, ys = read(s, early)
-            end, more = read(s, late)
+            s, ys = run(s, early)
+            end, more = run(s, late)
             return s, (end, jnp.concatenate([ys, more])[before:])
 
         _, (ends, ys) = lax.scan(one, carry, (jnp.arange(count) * k1 > before, windows))

@@ -1,7 +1,8 @@
-"""φ and its pullback, with what belongs to a cell bound: by hand where the cell brings one, else JAX's of its step.
+"""φ and its pullback, with the parameters of the cell bound. The pullback is the cell's own if it has one, else JAX's.
 
-JAX's pullback of a step saves the pre-activations alone and runs the step again. With an inner product v = q W_q the
-cotangent of v is that of a zero added to it, so that W̄_q = sum_t q_tᵀ v̄_t is one contraction like the others.
+JAX's pullback of a step stores only the pre-activations, and runs the step again. With an inner product v = q W_q, the
+cotangent of v is computed as that of a zero added to v, so that W̄_q = sum_t q_tᵀ v̄_t is one contraction, like the
+others.
 """
 
 from collections.abc import Callable
@@ -17,30 +18,30 @@ from jaxseq.linear_maps import Dense
 
 
 class Inner(NamedTuple):
-    """The product inside of a step, L(q) = q w_q, and its pullback L.T(v̄) = v̄ w_qᵀ."""
+    """The product inside a step, L(q) = q w_q, and its pullback L.T(v̄) = v̄ w_qᵀ."""
 
     precision: Any
-    dtype: Any  # of cotangents that are multiplied
+    dtype: Any  # of the cotangents in products
     w_q: jax.Array
 
     def __call__(self, q: jax.Array) -> jax.Array:
-        return Dense().product(self.precision, self.w_q, q)  # not rounded, as `as_multiplied` says of h
+        return Dense().product(self.precision, self.w_q, q)  # not rounded, like h in `cast_for_product`
 
     def T(self, v_bar: jax.Array) -> jax.Array:
         return Dense().pull_input(self.precision, self.w_q, v_bar.astype(self.dtype), ())
 
 
 class Phi(NamedTuple):
-    """φ as both sweeps call it; p̄ is None without parameters of the cell's own, (q, v̄) without an inner product."""
+    """φ as called by both passes. p̄ is None without cell parameters, and (q, v̄) is None without an inner product."""
 
     step: Callable[[Gates, State], tuple[State, Any]]
-    step_where: Callable[[jax.Array, Gates, State], tuple[State, Any]]  # of zeros where the mask (*B,) is False
+    step_where: Callable[[jax.Array, Gates, State], tuple[State, Any]]  # `step` of zeros where the mask (*B,) is False
     pullback: Callable[[Any, State, State], tuple[Gates, State, Any, Any]]
     replay: Callable[[Any, State], State] | None
 
 
 def make_phi(cell: Cell, precision: Any, weights: Weights, product: Any) -> Phi:
-    """φ of these weights, products in that dtype."""
+    """Return φ of these weights, with products in dtype `product`."""
     cell_params = (
         () if weights.cell_params is None else (_precision.cast(weights.cell_params, _precision.accumulator(product)),)
     )
@@ -55,11 +56,11 @@ def make_phi(cell: Cell, precision: Any, weights: Weights, product: Any) -> Phi:
 
     def step_where(mask: jax.Array, a: Gates, s_prev: State) -> tuple[State, Any]:
         def one(mask: jax.Array, a: Gates, s_prev: State) -> tuple[State, Any]:
-            seen = partial(_time.zero_padding, mask)
-            products = [lambda q, L=L: seen(L(seen(q))) for L in inner]
-            return cell.step(*seen((a, s_prev, *cell_params)), *products)
+            masked = partial(_time.zero_padding, mask)
+            products = [lambda q, L=L: masked(L(masked(q))) for L in inner]
+            return cell.step(*masked((a, s_prev, *cell_params)), *products)
 
-        for _ in range(mask.ndim if cell_params else 0):  # the cell's parameters are selected for each example
+        for _ in range(mask.ndim if cell_params else 0):  # cell parameters are selected for each example
             one = jax.vmap(one)
         return one(mask, a, s_prev)
 
@@ -73,7 +74,7 @@ def make_phi(cell: Cell, precision: Any, weights: Weights, product: Any) -> Phi:
 
 @lru_cache(256)
 def with_pullback(cell: Cell, features: int) -> Cell:
-    """The cell, whose states have so many axes of features, with JAX's pullback if it brings none."""
+    """Return the cell, for states with `features` feature axes, with JAX's pullback if it has none."""
     if cell.pullback is not None:
         return cell
 
@@ -88,13 +89,13 @@ def with_pullback(cell: Cell, features: int) -> Cell:
                 return jax.vjp(cell.step, a, s_prev, *p)[1](s_bar)
             v = jax.eval_shape(lambda *args: inner[0](_inner(cell, inner[0], *args)[1]), a, s_prev, *p)
             f = lambda *args: _inner(cell, inner[0], *args[:-1], zero=args[-1])  # noqa: E731
-            # The zero varies over devices as all else does: else JAX would sum v̄ over them, in every step.
+            # The zero must vary over devices like the rest, or JAX sums v̄ over devices at every step.
             zero, _ = _sharding.align_varying((jnp.zeros(v.shape, v.dtype), s_prev))
             _, pull, q = jax.vjp(f, a, s_prev, *p, zero, has_aux=True)
             *found, v_bar = pull(s_bar)
             return *found, (q, v_bar)
 
-        if p:  # p̄ of each example: their sum in every step would be a collective in every step
+        if p:  # p̄ of each example: a sum at every step would need a collective at every step
             for _ in range(h_of(s_prev).ndim - features):
                 one = jax.vmap(one)
         return one(a, s_prev, s_bar)
@@ -103,14 +104,14 @@ def with_pullback(cell: Cell, features: int) -> Cell:
 
 
 def _inner(cell: Cell, inner: Inner, *args: Any, zero: Any = 0) -> tuple[State, jax.Array]:
-    """(s, q) of a step, `zero` added to v."""
-    seen = []
+    """Return (s, q) of a step, with `zero` added to v."""
+    qs = []
 
     def L(q: jax.Array) -> jax.Array:
-        seen.append(q)
+        qs.append(q)
         return inner(q) + zero
 
     s = cell.step(*args, L)
-    if len(seen) != 1:
-        _checks.bad_value(f"{cell.name}.step", "one call of L, the product with `params.w_q`", f"{len(seen)}")
-    return s, seen[0]
+    if len(qs) != 1:
+        _checks.bad_value(f"{cell.name}.step", "one call of L, the product with `params.w_q`", f"{len(qs)}")
+    return s, qs[0]

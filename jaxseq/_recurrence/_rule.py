@@ -1,7 +1,7 @@
-"""The custom rule. Second order is JAX's own, of the plain forward sweep.
+"""The custom rule. Second derivatives are JAX's own, of the plain forward pass.
 
-Its two halves are `jax.custom_jvp` functions, which JAX's partial evaluation may inline without their rules, both or
-one alone: inside of `lax.scan` for example. So each computes values that have the same derivative (`_derivative.py`).
+Both halves are `jax.custom_jvp` functions. JAX's partial evaluation may inline either or both without their rules, for
+example inside `lax.scan`. Each therefore computes values that have the same derivative (`_derivative.py`).
 """
 
 from functools import partial
@@ -26,54 +26,54 @@ def rule(cell: Cell, options: Options, inputs: Inputs) -> Any:
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _forward(cell: Cell, options: Options, inputs: Inputs) -> tuple[Any, Residuals]:
-    out, kept = forward(cell, options, lax.stop_gradient(inputs), make_plan(cell, options, inputs))
-    assert kept is not None
-    return with_derivative_of(partial(_forward_of_floats, cell, options), out, inputs, *inputs.floats), kept
+    out, residuals = forward(cell, options, lax.stop_gradient(inputs), make_plan(cell, options, inputs))
+    assert residuals is not None
+    return with_derivative_of(partial(_forward_of_floats, cell, options), out, inputs, *inputs.floats), residuals
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _backward(cell: Cell, options: Options, inputs: Inputs, kept: Residuals, cotangents: Any) -> Any:
-    found = backward(cell, options, *lax.stop_gradient((inputs, kept, cotangents)))
+def _backward(cell: Cell, options: Options, inputs: Inputs, residuals: Residuals, cotangents: Any) -> Any:
+    found = backward(cell, options, *lax.stop_gradient((inputs, residuals, cotangents)))
     return with_derivative_of(partial(_pull_back, cell, options), found, inputs, inputs.floats, cotangents)
 
 
 @_forward.defjvp
 def _forward_jvp(cell: Cell, options: Options, primals: Any, tangents: Any) -> Any:
-    """What was kept is no one's business but the backward sweep's, whose derivative does not ask for it."""
+    """Return zero tangents of the residuals: only the backward pass reads them, and its rule ignores these tangents."""
     (inputs,), (directions,) = primals, tangents
-    out, kept = _forward(cell, options, inputs)
-    _, moved = jax.jvp(partial(_forward_of_floats, cell, options, inputs), inputs.floats, directions.floats)
-    return (out, kept), (moved, jax.tree.map(jnp.zeros_like, kept))
+    out, residuals = _forward(cell, options, inputs)
+    _, tangents_out = jax.jvp(partial(_forward_of_floats, cell, options, inputs), inputs.floats, directions.floats)
+    return (out, residuals), (tangents_out, jax.tree.map(jnp.zeros_like, residuals))
 
 
 @_backward.defjvp
 def _backward_jvp(cell: Cell, options: Options, primals: Any, tangents: Any) -> Any:
-    (inputs, _, cotangents), (directions, _, turned) = primals, tangents
+    (inputs, _, cotangents), (directions, _, cotangent_directions) = primals, tangents
     pull = partial(_pull_back, cell, options, inputs)
-    return jax.jvp(pull, (inputs.floats, cotangents), (directions.floats, turned))
+    return jax.jvp(pull, (inputs.floats, cotangents), (directions.floats, cotangent_directions))
 
 
 def _pull_back(cell: Cell, options: Options, inputs: Inputs, floats: Any, cotangents: Any) -> Any:
-    """What the backward sweep computes, by JAX, of `forward_without_residuals`."""
+    """Compute the result of the backward pass with JAX's derivative of `forward_without_residuals`."""
     return jax.vjp(partial(_forward_of_floats, cell, options, inputs), *floats)[1](cotangents)
 
 
 def _forward_of_floats(
     cell: Cell, options: Options, inputs: Inputs, weights: Weights, carry: State, xs: jax.Array
 ) -> Any:
-    """`forward_without_residuals` of what can be differentiated; all else is that of `inputs`."""
+    """Run `forward_without_residuals` on the differentiable inputs; the others are those of `inputs`."""
     weights = weights._replace(recurrent_dropout_mask=inputs.weights.recurrent_dropout_mask)
     return forward_without_residuals(cell, options, inputs._replace(weights=weights, carry=carry, xs=xs))
 
 
 def _recurrence_fwd(cell: Cell, options: Options, inputs: Inputs) -> Any:
-    out, kept = _forward(cell, options, inputs)
-    return out, (inputs, kept)
+    out, residuals = _forward(cell, options, inputs)
+    return out, (inputs, residuals)
 
 
-def _recurrence_bwd(cell: Cell, options: Options, residuals: Any, cotangents: Any) -> tuple[Inputs]:
-    inputs, _ = residuals
-    w_bar, carry_bar, xs_bar = _backward(cell, options, *residuals, cotangents)
+def _recurrence_bwd(cell: Cell, options: Options, saved: Any, cotangents: Any) -> tuple[Inputs]:
+    inputs, residuals = saved
+    w_bar, carry_bar, xs_bar = _backward(cell, options, inputs, residuals, cotangents)
     w_bar = w_bar._replace(recurrent_dropout_mask=jax.tree.map(jnp.zeros_like, inputs.weights.recurrent_dropout_mask))
     zoneout = jax.tree.map(lambda k: None if k.dtype == bool else jnp.zeros_like(k), inputs.zoneout)
     return (Inputs(w_bar, carry_bar, xs_bar, None, None, zoneout, None),)

@@ -1,13 +1,13 @@
-r"""Sequences as probability: the chain rule as code.
+r"""Autoregressive models: factorize the probability of a sequence by the chain rule.
 
     P(x_1, ..., x_T) = ∏_t P(x_t | x_<t)                                  `log_likelihood`, `log_probability`
 
-and what each factor may look at:
+Each factor is conditioned on
 
-    P(x_t | x_{t-τ}, ..., x_{t-1})          the last τ values: `lagged`, `histories`; linear ones: `fit`, `predict`
-    P(x_t | h_t), h_t = f(h_{t-1}, x_{t-1})     a state that sums up all of the past: `latent`, any recurrence
+    x_{t-τ}, ..., x_{t-1}                   the last τ values: `lagged`, `histories`; linear models: `fit`, `predict`
+    h_t = f(h_{t-1}, x_{t-1})               a state that summarizes the past: `latent`, with any recurrence
 
-Read the other way it makes sequences, one value after the other: `sample`, `stream`, `draw`.
+`sample`, `stream` and `draw` generate sequences from a model, one value at a time.
 """
 
 from jaxseq.autoregressive._latent import latent, shifted

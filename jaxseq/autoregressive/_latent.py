@@ -1,8 +1,8 @@
-r"""Latent autoregressive models: a state that sums up what has been seen.
+r"""Latent autoregressive models: a state summarizes the past values.
 
     h_t = f(h_{t-1}, x_{t-1}),      P(x_t | x_<t) = P(x_t | h_t)
 
-For all t at once that is a recurrence over the series one step late, for any layer that reads a sequence.
+For all t, this is a recurrence over the series delayed by one step. Any sequence layer can compute it.
 """
 
 from collections.abc import Callable
@@ -27,22 +27,22 @@ def shifted(
     resets: Bool[AnyArray, "T *batch"] | None = None,
     time_axis: int = 0,
 ) -> Num[Array, "T *batch_and_features"]:
-    """The series one step late: x_{t-1} at t.
+    """Delay a series by one step: return x_{t-1} at t.
 
     Args:
         xs: the series, numbers or tokens.
-        first: x_{-1}: of a stream, the last step of the chunk before; an array of the shape of one step, or a number.
-            None is `start`.
-        start: what stands before the first step of a sequence, likewise.
-        resets: `(T, *batch)` booleans, `resets[t]` where x_t opens a new sequence.
-        time_axis: where time is in `xs` and `resets`.
+        first: x_{-1}, an array with the shape of one step, or a number. For a chunk of a stream, it is the last step of
+            the previous chunk. None is `start`.
+        start: the value before the first step of a sequence, an array with the shape of one step, or a number.
+        resets: `(T, *batch)` booleans, True at the first step of each new sequence.
+        time_axis: the axis of time in `xs` and `resets`.
 
     Returns:
-        of the shape and dtype of xs.
+        An array with the shape and dtype of `xs`.
 
     Raises:
-        TypeError: `xs` that is no array, resets that are no booleans.
-        ValueError: shapes that do not fit.
+        TypeError: if `xs` is not an array, or `resets` is not boolean.
+        ValueError: if shapes do not match.
 
     Example:
         >>> import jax.numpy as jnp
@@ -67,13 +67,14 @@ def shifted(
         return jnp.broadcast_to(jnp.asarray(value, x.dtype), x.shape[1:])
 
     before = one_step("start", start)
-    late = jnp.concatenate([(before if first is None else one_step("first", first))[None], x])[:-1]
+    delayed = jnp.concatenate([(before if first is None else one_step("first", first))[None], x])[:-1]
     if resets is not None:
-        opens = _checks.mask("resets", resets)
-        if opens.ndim <= axis or opens.shape != xs.shape[: opens.ndim]:
-            _checks.bad_value("resets", "shape (T, *batch), laid out as `xs`", str(opens.shape), xs=xs)
-        late = select(jnp.moveaxis(opens, axis, 0), jnp.broadcast_to(before, late.shape), late)
-    return jnp.moveaxis(late, 0, axis)
+        is_first = _checks.mask("resets", resets)
+        if is_first.ndim <= axis or is_first.shape != xs.shape[: is_first.ndim]:
+            expected = "shape (T, *batch), equal to the leading axes of `xs`"
+            _checks.bad_value("resets", expected, str(is_first.shape), xs=xs)
+        delayed = select(jnp.moveaxis(is_first, axis, 0), jnp.broadcast_to(before, delayed.shape), delayed)
+    return jnp.moveaxis(delayed, 0, axis)
 
 
 def latent(
@@ -87,28 +88,30 @@ def latent(
     read: Callable[[jax.Array], jax.Array] | None = None,
     **time: Unpack[TimeOptions],
 ) -> tuple[Any, Array]:
-    r"""A latent autoregressive model: $h_t = f(h_{t-1}, x_{t-1})$ for all t, by any recurrence.
+    r"""Apply a latent autoregressive model, $h_t = f(h_{t-1}, x_{t-1})$ for all t, with any recurrence.
 
-    `ys[t]` has seen $x_{<t}$ and nothing of $x_t$: make of it the parameters of $P(x_t \mid h_t)$, and
-    `log_probability`, `log_likelihood` say how well that foresees the series.
+    `ys[t]` depends only on $x_{<t}$. Compute from it the parameters of $P(x_t \mid h_t)$, and from these the
+    log-likelihood of the series with `log_probability` or `log_normal`, and `log_likelihood`.
 
     Args:
-        layer: `(params, carry, xs, **time) -> (carry, ys)`: `gru`, `partial(recurrence, cell)`, a `stack`; both
-            directions would see what is to be foreseen.
-        params: of the layer.
-        carry: the state before; None is zero.
+        layer: `(params, carry, xs, **time) -> (carry, ys)`, such as `gru`, `partial(recurrence, cell)` or a `stack`. It
+            must be causal, so not `bidirectional`.
+        params: the parameters of the layer.
+        carry: the initial state, or None for zeros.
         xs: the series, numbers `(T, *batch, D)`, or tokens `(T, *batch)` with `read`.
-        first: x_{-1}, what the first step reads: of a stream, the last step of the chunk before; None is `start`.
-        start: what the first step of a sequence reads, and the one after each of `resets`.
-        read: what makes the layer's input of the shifted series: an embedding, `lambda x: table[x]`.
-        **time: time options, `jaxseq.TimeOptions`; not `reverse`.
+        first: x_{-1}, the input of the first step. For a chunk of a stream, it is the last step of the previous chunk.
+            None is `start`.
+        start: the input of the first step of a sequence, which includes the steps marked by `resets`.
+        read: maps the delayed series to the input of the layer, for example an embedding, `lambda x: table[x]`.
+        **time: time options, `jaxseq.TimeOptions`, except `reverse`.
 
     Returns:
-        `(carry, ys)` of the layer. The carry has seen all of xs but the last step, which is `first` for the next chunk.
+        `(carry, ys)` of the layer. The carry depends on all of `xs` except the last step, which is `first` for the next
+        chunk.
 
     Raises:
-        TypeError: what the layer raises; a layer that is no function.
-        ValueError: `reverse=True`; shapes that do not fit.
+        TypeError: if `layer` is not a function, or raises a TypeError.
+        ValueError: if `reverse` is True, or shapes do not match.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxseq
@@ -123,8 +126,9 @@ def latent(
     """
     if not callable(layer):
         _checks.bad_type("layer", "a function (params, carry, xs, **time) -> (carry, ys)", _checks.describe(layer))
-    given = with_defaults(time)
-    if given.reverse is not False:
-        _checks.bad_value("reverse", "False, for what comes later is to be foreseen", _checks.describe(given.reverse))
-    late = shifted(xs, first=first, start=start, resets=given.resets, time_axis=given.time_axis)
-    return layer(params, carry, late if read is None else read(late), **time)
+    options = with_defaults(time)
+    if options.reverse is not False:
+        expected = "False, because an autoregressive model predicts later values from earlier ones"
+        _checks.bad_value("reverse", expected, _checks.describe(options.reverse))
+    delayed = shifted(xs, first=first, start=start, resets=options.resets, time_axis=options.time_axis)
+    return layer(params, carry, delayed if read is None else read(delayed), **time)

@@ -1,10 +1,10 @@
-r"""log P(x_1, ..., x_T) = sum_t log P(x_t | x_<t), from what a model says of each step.
+r"""Log-likelihood of a sequence, log P(x_1, ..., x_T) = sum_t log P(x_t | x_<t), from the outputs of a model.
 
-    categorical    log p[x] = a[x] - log sum_v exp a[v]                       a logits
+    categorical    log p[x] = a[x] - log sum_v exp a[v]                       with logits a
     normal         log p(x) = -(x - μ)² / 2σ² - log σ - log(2π) / 2           summed over features
 
-Probabilities that do not sum to one, or a value that is none of those they are of, are an error where their numbers are
-known, and NaN where they are traced.
+Probabilities that do not sum to one raise an error if they are concrete, and give NaN if they are traced. A value out
+of range gives NaN.
 """
 
 from math import log, pi
@@ -26,20 +26,20 @@ def log_probability(
     logits: Float[AnyArray, "*steps V"] | None = None,
     probabilities: Float[AnyArray, "*steps V"] | None = None,
 ) -> Float[Array, "*steps"]:
-    r"""$\log P(x_t \mid x_{<t})$ of every step, from what a model gives for its V values: logits or probabilities.
+    r"""Return $\log P(x_t \mid x_{<t})$ of every step from the logits or probabilities of V values.
 
     Args:
-        xs: what has come, integers from 0 to V - 1. What stands in padding may be anything.
+        xs: the observed values, integers from 0 to V - 1. Values in the padding are arbitrary.
         logits: $a$, with $P = \operatorname{softmax}(a)$.
-        probabilities: P itself, which sums to one.
+        probabilities: P, which sums to one.
 
     Returns:
-        of the shape of xs. NaN where x is none of the V values, or where probabilities do not sum to one.
+        An array with the shape of `xs`. It is NaN where x is out of range, or where probabilities do not sum to one.
 
     Raises:
-        TypeError: both or neither of logits and probabilities; dtypes of another kind.
-        ValueError: other shapes; probabilities below zero or that do not sum to one within 1e-3 (1e-2 in 16 bits),
-            where their numbers are known: under jit that step is NaN.
+        TypeError: if both or neither of `logits` and `probabilities` are passed, or an array has another dtype.
+        ValueError: if shapes do not match, or concrete probabilities are negative or do not sum to one within 1e-3
+            (1e-2 in 16 bits). Under jit, such a step is NaN.
 
     Example:
         >>> import jax.numpy as jnp
@@ -54,13 +54,13 @@ def log_probability(
         _checks.bad_type("logits", "either logits or probabilities", "both" if logits is not None else "neither")
     name, given = ("logits", logits) if logits is not None else ("probabilities", probabilities)
     a = _checks.array(name, given)
-    given, xs = xs, _checks.converted(xs)
+    passed, xs = xs, _checks.converted(xs)
     if not isinstance(xs, jax.Array | np.ndarray) or not jnp.issubdtype(xs.dtype, jnp.integer):
-        _checks.not_an_array("xs", "an array of integers", given)
+        _checks.not_an_array("xs", "an array of integers", passed)
     if not a.ndim or a.shape[:-1] != xs.shape or not a.shape[-1]:
         _checks.bad_value(name, f"shape {(*xs.shape, 'V')} = (*steps, V)", str(a.shape), xs=xs)
     x = jnp.asarray(xs)
-    x = x.astype(jnp.int32) if x.dtype.itemsize < 4 else x  # bytes: V may be 256
+    x = x.astype(jnp.int32) if x.dtype.itemsize < 4 else x  # in 8 bits V may overflow
     known = (x >= 0) & (x < a.shape[-1])
     if logits is not None:
         scores = a - jax.nn.logsumexp(a, -1, keepdims=True)
@@ -80,21 +80,21 @@ def log_probability(
 def log_normal(
     xs: Float[AnyArray, "*steps D"], mean: Float[AnyArray, "*steps D"], log_scale: Float[AnyArray, "..."]
 ) -> Float[Array, "*steps"]:
-    r"""$\log P(x_t \mid x_{<t})$ of every step for independent normal features, log of a density.
+    r"""Return $\log p(x_t \mid x_{<t})$ of every step, the log density of independent normal features.
 
     $$\log p(x) = -\sum_d \frac{(x_d - \mu_d)^2}{2 \sigma_d^2} + \log \sigma_d + \tfrac12 \log 2 \pi$$
 
     Args:
-        xs: what has come, features last.
-        mean: μ, of that shape.
-        log_scale: log σ, in the units of the logarithm of xs, of that shape or one that broadcasts to it.
+        xs: the observed values, with features on the last axis.
+        mean: μ, with the shape of `xs`.
+        log_scale: log σ, with a shape that broadcasts to that of `xs`.
 
     Returns:
-        of the shape of xs without its last axis.
+        An array with the shape of `xs` without its last axis.
 
     Raises:
-        TypeError: arrays that hold no floats.
-        ValueError: shapes that do not fit.
+        TypeError: if an array is not a float array.
+        ValueError: if shapes do not match.
 
     Example:
         >>> import jax.numpy as jnp
@@ -125,21 +125,21 @@ def log_likelihood(
     lengths: Integer[AnyArray, "*batch"] | None = None,
     time_axis: int = 0,
 ) -> Float[Array, "*batch"]:
-    r"""$\log P(x_1, \dots, x_T) = \sum_t \log P(x_t \mid x_{<t})$ of each sequence, within its own length.
+    r"""Return $\log P(x_1, \dots, x_T) = \sum_t \log P(x_t \mid x_{<t})$ of each sequence, up to its length.
 
     Args:
-        log_probabilities: of every step, such as `log_probability` or `log_normal` give.
-        lengths: of each sequence, `(*batch,)` integers from 0 to T. What stands in the padding, NaN included, counts
-            nothing, in value and gradient.
-        time_axis: where time is.
+        log_probabilities: the log-probability of every step, for example from `log_probability` or `log_normal`.
+        lengths: the length of each sequence, `(*batch,)` integers from 0 to T. The content of the padding, NaN
+            included, affects no value and no gradient.
+        time_axis: the axis of time.
 
     Returns:
-        `(*batch,)`. Over the sum of the lengths, its negative is the mean cross entropy; the exponential of that is
-        perplexity.
+        `(*batch,)`. The negative of its sum, divided by the sum of the lengths, is the mean cross-entropy per step, and
+        the exponential of that is the perplexity.
 
     Raises:
-        TypeError: an array without floats, lengths that are no integers.
-        ValueError: lengths of another shape, or beyond T.
+        TypeError: if `log_probabilities` is not a float array, or `lengths` is not an integer array.
+        ValueError: if `lengths` has another shape, or is out of range.
 
     Example:
         >>> import jax.numpy as jnp

@@ -1,16 +1,17 @@
-r"""The linear AR(τ) model, without laying out a window.
+r"""The linear AR(τ) model, fitted without an array of windows.
 
     x_t = b + sum_{j=1..τ} a_j x_{t-j} + noise
 
-Least squares needs of the windows w_t = (x_{t-1}, ..., x_{t-τ}, 1) only the sums over t
+With the windows w_t = (x_{t-1}, ..., x_{t-τ}, 1), least squares needs only the sums over t
 
     G = sum_t w_t w_tᵀ,      g = sum_t w_t x_t,      G (a, b) = g
 
-each entry of which is an inner product of the series with itself, shifted: τ + 1 of them and their edges, no array of
-(T, τ). The prediction for all t is a causal convolution with the kernel (a_τ, ..., a_1).
+Each entry is an inner product of the series with a shifted copy of itself. τ + 1 inner products and corrections at the
+edges give all entries, without an array (T, τ). The predictions for all t are a causal convolution with the kernel
+(a_τ, ..., a_1).
 
 Source: P. J. Brockwell and R. A. Davis, Time series: theory and methods, section 8.1; G. U. Yule, On a method of
-investigating periodicities in disturbed series (1927), who did it for the sunspots.
+investigating periodicities in disturbed series (1927), which fits the sunspot numbers.
 """
 
 from functools import partial
@@ -33,9 +34,9 @@ class Linear(NamedTuple):
     """A linear AR(τ) model.
 
     Attributes:
-        coefficients: `(τ,)`, a_1 to a_τ, the nearest first.
+        coefficients: `(τ,)`, a_1 to a_τ: the coefficient of the most recent value first.
         intercept: `()`, b.
-        variance: `()`, of what is left over, the mean square on what was fitted.
+        variance: `()`, the mean squared residual of the fit.
     """
 
     coefficients: Float[Array, " order"]
@@ -44,10 +45,10 @@ class Linear(NamedTuple):
 
 
 def fit(xs: Float[AnyArray, " T"], order: int) -> Linear:
-    r"""Least squares of $x_t = b + \sum_j a_j x_{t-j}$ over $t = \tau, \dots, T - 1$.
+    r"""Fit $x_t = b + \sum_j a_j x_{t-j}$ for $t = \tau, \dots, T - 1$ by least squares.
 
-    From sums over the series, as said above, of the series less its mean: no windows are laid out. In float32 take it
-    for series whose windows are not nearly dependent (condition number below a thousand); else use float64, or
+    The normal equations are computed from sums over the series minus its mean, without an array of windows. In float32,
+    use it only if the windows are well conditioned (condition number below a thousand). Otherwise use float64, or
     `jnp.linalg.lstsq` on `lagged` windows.
 
     Args:
@@ -58,9 +59,9 @@ def fit(xs: Float[AnyArray, " T"], order: int) -> Linear:
         `Linear(coefficients, intercept, variance)`.
 
     Raises:
-        TypeError: `xs` that is no array of floats.
-        ValueError: NaN in `xs`; a series of more than one axis, or of fewer than 2τ + 1 steps, fewer equations than
-            unknowns; one whose equations have no single solution, a constant.
+        TypeError: if `xs` is not a float array.
+        ValueError: if `xs` is not finite, has more than one axis, or has fewer than 2τ + 1 steps, which gives fewer
+            equations than unknowns; or if the solution is not unique, as for a constant series.
 
     Example:
         >>> import jax.numpy as jnp
@@ -75,10 +76,11 @@ def fit(xs: Float[AnyArray, " T"], order: int) -> Linear:
     x = _one_series("xs", xs)
     order = longer(x, order)
     if x.shape[0] < 2 * order + 1:
-        _checks.bad_value("order", f"at most {(x.shape[0] - 1) // 2}, as many unknowns as equations", str(order), xs=x)
+        expected = f"at most {(x.shape[0] - 1) // 2}, so that there are no more unknowns than equations"
+        _checks.bad_value("order", expected, str(order), xs=x)
     model = _precision.cast(_fit(x.astype(_precision.accumulator(x.dtype)), order), x.dtype)
     if not isinstance(x, Tracer) and not np.isfinite(np.asarray(model.coefficients, np.float64)).all():
-        _checks.bad_value("xs", "a series whose past values are independent", "a constant, or too regular a one")
+        _checks.bad_value("xs", "a series with linearly independent windows", "a constant or too regular series")
     return model
 
 
@@ -88,8 +90,9 @@ def _fit(x: jax.Array, order: int) -> Linear:
     z = x - mean
     count = T - order
 
-    # C[i, j] = sum_{t=τ}^{T-1} z_{t-i} z_{t-j}. Its first row from shifted products; each next diagonal element loses
-    # the newest product and wins one older: C[i+1, j+1] = C[i, j] + z_{τ-i-1} z_{τ-j-1} - z_{T-i-1} z_{T-j-1}.
+    # C[i, j] = sum_{t=τ}^{T-1} z_{t-i} z_{t-j}. The first row consists of inner products. Along a diagonal, the newest
+    # product is removed and an older one is added:
+    #     C[i+1, j+1] = C[i, j] + z_{τ-i-1} z_{τ-j-1} - z_{T-i-1} z_{T-j-1}
     now = z[order:]
     first = jnp.stack([jnp.vdot(now, lax.slice_in_dim(z, order - j, T - j)) for j in range(order + 1)])
     early, late = z[:order][::-1], z[T - order :][::-1]
@@ -102,8 +105,8 @@ def _fit(x: jax.Array, order: int) -> Linear:
     _, rows = lax.scan(next_row, first, jnp.arange(order))
     C = jnp.triu(jnp.concatenate([first[None], rows]))
     C = C + jnp.triu(C, 1).T
-    sums = jnp.sum(now) + jnp.concatenate([jnp.zeros((1,), x.dtype), jnp.cumsum(early - late)])  # of z_{t-i}
-    C = C - sums[:, None] * sums[None] / count  # b is the mean of what is left
+    sums = jnp.sum(now) + jnp.concatenate([jnp.zeros((1,), x.dtype), jnp.cumsum(early - late)])  # sum_t z_{t-i}
+    C = C - sums[:, None] * sums[None] / count  # eliminate b, the mean of x_t - sum_j a_j x_{t-j}
     a = jnp.linalg.solve(C[1:, 1:], C[1:, 0])
     residual = jnp.maximum(C[0, 0] - jnp.vdot(a, C[1:, 0]), 0)
     b = mean + (sums[0] - jnp.vdot(a, sums[1:])) / count - mean * jnp.sum(a)
@@ -111,18 +114,19 @@ def _fit(x: jax.Array, order: int) -> Linear:
 
 
 def predict(model: Linear, xs: Float[AnyArray, " T"]) -> Float[Array, " T"]:
-    r"""$b + \sum_j a_j x_{t-j}$ for $t = 0, \dots, T - 1$, one step ahead from what is known: a causal convolution.
+    r"""Return the one-step predictions $b + \sum_j a_j x_{t-j}$ for $t = 0, \dots, T - 1$, by a causal convolution.
 
     Args:
         model: `Linear(coefficients, intercept, variance)`.
         xs: the series.
 
     Returns:
-        `(T,)`: t is predicted from t - 1 and before. Zeros stand before the series, so that the first τ are no use.
+        `(T,)`: entry t is predicted from the values up to t - 1. The first τ predictions are not meaningful, because
+        values before the series count as zero.
 
     Raises:
-        TypeError: `model` of another kind, `xs` that is no array of floats.
-        ValueError: NaN in `xs`; a series of more than one axis.
+        TypeError: if `model` is not a `Linear`, or `xs` is not a float array.
+        ValueError: if `xs` is not finite, or has more than one axis.
 
     Example:
         >>> import jax.numpy as jnp
@@ -142,19 +146,19 @@ def predict(model: Linear, xs: Float[AnyArray, " T"]) -> Float[Array, " T"]:
 
 
 def forecast(model: Linear, xs: Float[AnyArray, " T"], steps: int) -> Float[Array, " steps"]:
-    """What follows the series, each value predicted from those predicted before it.
+    """Predict the values after the end of a series, using earlier predictions as inputs.
 
     Args:
         model: `Linear(coefficients, intercept, variance)`.
-        xs: the series, of at least τ steps.
-        steps: how many.
+        xs: the series, with at least τ steps.
+        steps: the number of values to predict.
 
     Returns:
         `(steps,)`.
 
     Raises:
-        TypeError: `model` of another kind, `xs` that is no array of floats.
-        ValueError: NaN in `xs`; a series of more than one axis, or shorter than τ; steps below 0.
+        TypeError: if `model` is not a `Linear`, or `xs` is not a float array.
+        ValueError: if `xs` is not finite, has more than one axis or fewer than τ steps, or `steps` is negative.
 
     Example:
         >>> import jax.numpy as jnp
@@ -184,5 +188,5 @@ def forecast(model: Linear, xs: Float[AnyArray, " T"], steps: int) -> Float[Arra
 def _one_series(name: str, xs: AnyArray) -> jax.Array:
     x = _checks.array(name, series(name, xs))
     if x.ndim != 1:
-        _checks.bad_value(name, "shape (T,), one series; jax.vmap over more", str(x.shape))
+        _checks.bad_value(name, "shape (T,); use jax.vmap for several series", str(x.shape))
     return x

@@ -1,8 +1,8 @@
-r"""Sequences from a model, one value after the other.
+r"""Sampling of sequences from a model, one value at a time.
 
-    s_t, a_t = step(s_{t-1}, x_{t-1}),      x_t ~ softmax(a_t / temperature), cut to what is likely
+    s_t, a_t = step(s_{t-1}, x_{t-1}),      x_t ~ softmax(a_t / temperature), restricted by top_k and top_p
 
-The step carries all of the past, so that a value costs one step, however long the sequence has become.
+The state summarizes the past, so the cost of a value does not depend on its position in the sequence.
 """
 
 from collections.abc import Callable, Iterator
@@ -30,22 +30,23 @@ def draw(
     top_k: int | None = None,
     top_p: float | int | None = None,
 ) -> Int[Array, "*batch"]:
-    r"""A value from $\operatorname{softmax}(a / \text{temperature})$, cut to what is likely.
+    r"""Draw a value from $\operatorname{softmax}(a / \text{temperature})$, restricted to the most likely values.
 
     Args:
-        key: of the random numbers.
+        key: a JAX random key.
         logits: a.
-        temperature: below one keeps to what is likely, above one strays; zero is the likeliest value itself.
-        top_k: only the k likeliest values, and those that tie with the last of them.
-        top_p: only the likeliest values that together just reach this probability (nucleus sampling), after the cut
-            to k; at least one.
+        temperature: less than 1 favors likely values, more than 1 makes the distribution more uniform. 0 returns the
+            most likely value.
+        top_k: draw from the k most likely values and any that tie with the last of them. None is all values.
+        top_p: draw from the fewest most likely values whose total probability reaches `top_p` (nucleus sampling), at
+            least one. It applies after `top_k`. None is all values.
 
     Returns:
-        `(*batch,)` integers; -1 where the logits hold NaN, of which nothing can be drawn.
+        `(*batch,)` integers, -1 where the logits contain NaN.
 
     Raises:
-        TypeError: logits that hold no floats; options of other kinds.
-        ValueError: a temperature below 0, a top_k outside of 1 to V, a top_p outside of 0 to 1.
+        TypeError: if `logits` is not a float array, or an option has the wrong type.
+        ValueError: if `temperature` is negative, `top_k` is not from 1 to V, or `top_p` is not in (0, 1].
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -59,17 +60,17 @@ def draw(
     a = _checks.array("logits", logits)
     if not a.ndim or not a.shape[-1]:
         _checks.bad_value("logits", "shape (*batch, V)", str(a.shape))
-    temperature, top_k, top_p = _options(temperature, top_k, top_p)
+    temperature, top_k, top_p = _checked_options(temperature, top_k, top_p)
     if top_k is not None and top_k > a.shape[-1]:
-        _checks.bad_value("top_k", f"at most {a.shape[-1]}, the values there are", str(top_k), logits=a)
+        _checks.bad_value("top_k", f"at most {a.shape[-1]}, the number of values", str(top_k), logits=a)
     return _drawn(key, a, temperature, top_k, top_p)
 
 
-def _options(temperature: Any, top_k: Any, top_p: Any) -> tuple[float | int, int | None, float | int | None]:
+def _checked_options(temperature: Any, top_k: Any, top_p: Any) -> tuple[float | int, int | None, float | int | None]:
     for name, value, low, high in (("temperature", temperature, 0, None), ("top_p", top_p, 0, 1)):
         if value is None and name == "top_p":
             continue
-        expected = f"a number of at least {low}" if high is None else f"a number above {low}, at most {high}"
+        expected = f"a number >= {low}" if high is None else f"a number > {low} and <= {high}"
         if isinstance(value, bool) or not isinstance(value, int | float):
             _checks.bad_type(name, expected, _checks.describe(value))
         if not value >= low or value == float("inf") or (high is not None and not low < value <= high):
@@ -78,7 +79,7 @@ def _options(temperature: Any, top_k: Any, top_p: Any) -> tuple[float | int, int
 
 
 def _drawn(key: Any, a: jax.Array, temperature: float | int, top_k: int | None, top_p: float | int | None) -> jax.Array:
-    a = a.astype(_precision.accumulator(a.dtype))  # in 16 bits what is rare would never come
+    a = a.astype(_precision.accumulator(a.dtype))  # in 16 bits, rare values would never be drawn
     bad = jnp.any(jnp.isnan(a), -1)
     if temperature == 0:
         return jnp.where(bad, -1, jnp.argmax(a, -1))
@@ -88,7 +89,7 @@ def _drawn(key: Any, a: jax.Array, temperature: float | int, top_k: int | None, 
     if top_p is not None:
         ordered = jnp.flip(jnp.sort(a, -1), -1)
         p = jax.nn.softmax(ordered, -1)
-        before = jnp.cumsum(p, -1) - p  # of all that are likelier
+        before = jnp.cumsum(p, -1) - p  # total probability of all more likely values
         least = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), -1, keepdims=True)
         a = jnp.where(a < least, -jnp.inf, a)
     return jnp.where(bad, -1, jax.random.categorical(key, a, -1))
@@ -106,31 +107,32 @@ def sample(
     top_p: float | int | None = None,
     draw: Draw | None = None,
 ) -> tuple[PyTree[Array], PyTree[Array]]:
-    r"""A sequence from a model: $x_t \sim P(x_t \mid x_{<t})$, by its step function, in one loop under jit.
+    r"""Sample a sequence from a model, $x_t \sim P(x_t \mid x_{<t})$, in one `jax.lax.scan`.
 
     Args:
-        key: of the random numbers; step t takes `fold_in(key, t)`.
-        step: `(carry, x) -> (carry, a)`: a cell with its embedding before and its output layer behind, of any library.
-        carry: the state so far: zeros, or what reading a prompt has left.
-        first: x_{-1}, what the first step reads: the last value of the prompt. One for each sequence of a batch.
-        length: how many values.
+        key: a JAX random key. Step t uses `fold_in(key, t)`.
+        step: `(carry, x) -> (carry, a)`, for example an embedding, a cell and an output layer, from any library.
+        carry: the initial state: zeros, or the state after a prompt without its last value.
+        first: x_{-1}, the input of the first step, such as the last value of a prompt. One for each sequence of a
+            batch.
+        length: the number of values.
         temperature: as in `draw`.
         top_k: as in `draw`.
         top_p: as in `draw`.
-        draw: `(key, a) -> x` in place of that: how x comes from what `step` gives, for densities for instance.
+        draw: `(key, a) -> x`, replaces `autoregressive.draw` and its options, for example to sample from a density.
 
     Returns:
-        `(carry, xs)`, xs `(length, *batch)`.
+        `(carry, xs)`, with xs `(length, *batch)`.
 
     Raises:
-        TypeError: a step that is no function, or whose carry changes its type (as `lax.scan` says); a `first` of
-            another type than what is drawn; `draw` beside one of the options that it replaces.
-        ValueError: options as in `draw`; a length below 0.
+        TypeError: if `step` is not a function, or its carry changes type (raised by `lax.scan`); if the type of `first`
+            is not that of a drawn value; or if both `draw` and an option it replaces are passed.
+        ValueError: if an option is out of range as in `draw`, or `length` is negative.
 
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from jaxseq import autoregressive
-        >>> table = jnp.log(jnp.array([[0.1, 0.9], [0.9, 0.1]]))  # a chain that mostly alternates
+        >>> table = jnp.log(jnp.array([[0.1, 0.9], [0.9, 0.1]]))  # a Markov chain that mostly alternates
         >>> step = lambda s, x: (s, table[x])
         >>> _, xs = autoregressive.sample(jax.random.key(0), step, None, jnp.array(0), 6, temperature=0)
         >>> xs.tolist()
@@ -139,7 +141,7 @@ def sample(
     Reference:
         A. Graves, Generating sequences with recurrent neural networks (2013), section 2.
     """
-    length, pick = _checks.integer("length", length, at_least=0), _chooser(step, temperature, top_k, top_p, draw)
+    length, pick = _checks.integer("length", length, at_least=0), _draw_function(step, temperature, top_k, top_p, draw)
     first = _as_drawn(step, pick, key, carry, first)
 
     def body(state: Any, t: jax.Array) -> Any:
@@ -163,11 +165,11 @@ def stream(
     top_p: float | int | None = None,
     draw: Draw | None = None,
 ) -> Iterator[PyTree[Array]]:
-    """The values of `sample` one by one, as they come, without end: the same for the same key.
+    """Return an endless iterator over the values of `sample`. The same key gives the same values.
 
     Args:
         key: as in `sample`.
-        step: as in `sample`; it is compiled once.
+        step: as in `sample`. It is compiled once.
         carry: as in `sample`.
         first: as in `sample`.
         temperature: as in `draw`.
@@ -176,11 +178,11 @@ def stream(
         draw: as in `sample`.
 
     Returns:
-        an iterator over x_0, x_1, ...
+        An iterator over x_0, x_1, ...
 
     Raises:
-        TypeError: as `sample`.
-        ValueError: as `sample`.
+        TypeError: as in `sample`.
+        ValueError: as in `sample`.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -194,48 +196,48 @@ def stream(
     Reference:
         A. Graves, Generating sequences with recurrent neural networks (2013), section 2.
     """
-    pick = _chooser(step, temperature, top_k, top_p, draw)
+    pick = _draw_function(step, temperature, top_k, top_p, draw)
     first = _as_drawn(step, pick, key, carry, first)
 
     @jax.jit
-    def next_one(carry: Any, x: Any, t: Any) -> Any:
+    def next_value(carry: Any, x: Any, t: Any) -> Any:
         carry, a = step(carry, x)
         return carry, pick(jax.random.fold_in(key, t), a)
 
     def values(carry: Any, x: Any) -> Iterator[Any]:
         t = 0
         while True:
-            carry, x = next_one(carry, x, t)
+            carry, x = next_value(carry, x, t)
             yield x
             t += 1
 
     return values(carry, first)
 
 
-def _chooser(step: Any, temperature: Any, top_k: Any, top_p: Any, of_user: Draw | None) -> Draw:
+def _draw_function(step: Any, temperature: Any, top_k: Any, top_p: Any, custom_draw: Draw | None) -> Draw:
     if not callable(step):
         _checks.bad_type("step", "a function (carry, x) -> (carry, logits)", _checks.describe(step))
-    if of_user is None:
-        _options(temperature, top_k, top_p)
+    if custom_draw is None:
+        _checked_options(temperature, top_k, top_p)
         return partial(draw, temperature=temperature, top_k=top_k, top_p=top_p)
-    if not callable(of_user):
-        _checks.bad_type("draw", "a function (key, a) -> x", _checks.describe(of_user))
+    if not callable(custom_draw):
+        _checks.bad_type("draw", "a function (key, a) -> x", _checks.describe(custom_draw))
     if (temperature, top_k, top_p) != (1.0, None, None):
-        _checks.bad_type("draw", "None beside temperature, top_k or top_p", _checks.describe(of_user))
-    return of_user
+        _checks.bad_type("draw", "None if temperature, top_k or top_p is passed", _checks.describe(custom_draw))
+    return custom_draw
 
 
 def _as_drawn(step: Step, pick: Draw, key: Any, carry: Any, first: Any) -> Any:
-    """`first` in the dtype of what is drawn. Shapes, and the carry of the step, have to be right already."""
+    """Return `first` in the dtype of a drawn value. Raise an error if its shape, or the carry of `step`, is wrong."""
     drawn = jax.eval_shape(lambda key, s, x: pick(key, step(s, x)[1]), key, carry, first)
     shapes = lambda tree: jax.tree.map(lambda a: tuple(jnp.shape(a)), tree)  # noqa: E731
     if jax.tree.structure(first) != jax.tree.structure(drawn) or shapes(first) != shapes(drawn):
-        _checks.bad_type("first", f"{shapes(drawn)}, the shape of what is drawn", str(shapes(first)))
+        _checks.bad_type("first", f"{shapes(drawn)}, the shape of a drawn value", str(shapes(first)))
     kinds = (jnp.integer, jnp.floating)
     for a, like in zip(jax.tree.leaves(first), jax.tree.leaves(drawn), strict=True):
         if not all(jnp.issubdtype(jnp.result_type(a), kind) == jnp.issubdtype(like.dtype, kind) for kind in kinds):
-            _checks.bad_type("first", f"{like.dtype}, the dtype of what is drawn", _checks.describe(a))
+            _checks.bad_type("first", f"{like.dtype}, the dtype of a drawn value", _checks.describe(a))
     first = jax.tree.map(lambda a, like: jnp.asarray(a, like.dtype), first, drawn)
     one = lambda s, _: (step(s, first)[0], None)  # noqa: E731
-    jax.eval_shape(lambda s: lax.scan(one, s, None, 1), carry)  # a carry that changes its type is told by lax
+    jax.eval_shape(lambda s: lax.scan(one, s, None, 1), carry)  # lax raises if the carry changes type
     return first

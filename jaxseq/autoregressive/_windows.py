@@ -1,8 +1,8 @@
-r"""Windows of the past: x_{t-τ}, ..., x_{t-1} beside x_t.
+r"""Sliding windows over a series: the values x_{t-τ}, ..., x_{t-1} before each target x_t.
 
-Windows overlap, so that laid out they take τ times the series. NumPy has views and so makes no copy; under JAX they are
-one gather, of as few windows as are asked for (`every`, or a slice of targets in each training step). A model that is
-linear in the window needs none at all: see `_linear.py`.
+An array of all windows is τ times as large as the series. For a NumPy array it is a view, without a copy. For a JAX
+array it is one gather of the requested windows: use `every`, or a slice of the targets at each training step. A linear
+model needs no windows, see `_linear.py`.
 """
 
 from typing import Any
@@ -18,10 +18,10 @@ from jaxseq._types import AnyArray
 
 
 def series(name: str, xs: Any) -> Any:
-    """An array with time first, without NaN where its numbers are known."""
-    given, xs = xs, _checks.converted(xs)
+    """Return `xs` if it is an array of numbers `(T, ...)`. Concrete values must be finite."""
+    passed, xs = xs, _checks.converted(xs)
     if not isinstance(xs, jax.Array | np.ndarray) or xs.dtype == bool or xs.ndim < 1:
-        _checks.not_an_array(name, "an array of numbers (T, ...)", given)
+        _checks.not_an_array(name, "an array of numbers (T, ...)", passed)
     if not isinstance(xs, Tracer) and jnp.issubdtype(xs.dtype, jnp.inexact):
         bad = np.argwhere(~np.isfinite(np.asarray(xs)))
         if bad.size:
@@ -33,19 +33,19 @@ def series(name: str, xs: Any) -> Any:
 def lagged(
     xs: Num[AnyArray, "T *features"], order: int, *, every: int = 1
 ) -> tuple[Num[AnyArray, "N order *features"], Num[AnyArray, "N *features"]]:
-    r"""The windows of an AR(τ) model and what follows each: $(x_{t-\tau}, \dots, x_{t-1})$ and $x_t$.
+    r"""Return the windows of an AR(τ) model and their targets: $(x_{t-\tau}, \dots, x_{t-1})$ and $x_t$.
 
     Args:
-        xs: the series, time first: a NumPy array, of which the windows are a view, or a JAX array.
-        order: τ, the same for all.
-        every: from window to window, in steps.
+        xs: the series, time first. For a NumPy array, the windows are a view.
+        order: τ, the size of the windows.
+        every: the number of steps between the starts of windows.
 
     Returns:
         `(windows, targets)`: `(N, τ, ...)`, the oldest value first, and `(N, ...)`, for t = τ, τ + every, ...
 
     Raises:
-        TypeError: `xs` that is no array of numbers; a τ that is no integer.
-        ValueError: NaN in `xs`; a series that is not longer than the window.
+        TypeError: if `xs` is not an array of numbers, or `order` is not an integer.
+        ValueError: if `xs` is not finite, or has at most τ steps.
 
     Example:
         >>> import numpy as np
@@ -66,33 +66,34 @@ def lagged(
 
 
 def longer(xs: Any, order: Any, name: str = "order") -> int:
-    """τ, of which there has to be one window and one value after it."""
+    """Return τ as an integer. The series must have one window and a value after it."""
     order = _checks.integer(name, order, at_least=1)
     if _sizes.known(xs.shape[0]) and xs.shape[0] <= order:
-        _checks.bad_value(name, f"a window shorter than the series, {xs.shape[0]} steps", str(order), xs=xs)
+        _checks.bad_value(name, f"less than {xs.shape[0]}, the number of steps", str(order), xs=xs)
     return order
 
 
 def histories(
     xs: Num[AnyArray, "T *features"], order: int | Integer[AnyArray, " T"], *, longest: int | None = None
 ) -> tuple[Num[Array, "T longest *features"], Int[Array, " T"]]:
-    r"""Of every step the values before it, of which there may be fewer: τ varies.
+    r"""Return the values before every step, in windows of variable length.
 
-    $x_{t-\tau_t}, \dots, x_{t-1}$ with $\tau_t = \min(\tau, t)$, or with a τ of its own for each step. They stand at
-    the beginning of their row, zeros behind them, so that the second result is what recurrences take as `lengths`, for
-    the first as a batch: `rnn(params, None, windows, lengths=lengths, time_axis=1)`. Targets are `xs`.
+    The window of step t is $x_{t-\tau_t}, \dots, x_{t-1}$ with $\tau_t = \min(\tau, t)$, padded with zeros at the end.
+    The two results are a batch and its `lengths` for a recurrence: `rnn(params, None, windows, lengths=lengths,
+    time_axis=1)`. The targets are `xs`.
 
     Args:
         xs: the series, time first.
-        order: τ; or `(T,)` integers, one for each step, at most `longest` of which count.
-        longest: the largest τ, known when the function is traced; needed where `order` is an array that is not known.
+        order: τ, or `(T,)` integers, one for each step. Larger values than `longest` count as `longest`.
+        longest: the largest τ, a static integer. It is required if `order` is a traced array.
 
     Returns:
         `(windows, lengths)`: `(T, longest, ...)` and `(T,)`.
 
     Raises:
-        TypeError: `xs` that is no array of numbers; an order that holds no integers.
-        ValueError: NaN in `xs`; an order of another shape, or below 0; a window longer than the series.
+        TypeError: if `xs` is not an array of numbers, or `order` is not an integer or an array of integers.
+        ValueError: if `xs` is not finite, `order` has another shape or is negative, or a window is not shorter than the
+            series.
 
     Example:
         >>> import jax.numpy as jnp
@@ -115,7 +116,7 @@ def histories(
                 _checks.bad_type("longest", "an integer, since `order` is traced", "None")
         else:
             if T and int(np.asarray(order).min()) < 0:
-                _checks.bad_value("order", "integers of at least 0", str(int(np.asarray(order).min())))
+                _checks.bad_value("order", "integers >= 0", str(int(np.asarray(order).min())))
             longest = int(np.asarray(order).max(initial=1)) if longest is None else longest
         lengths = jnp.asarray(order)
     else:
@@ -125,6 +126,6 @@ def histories(
     most = longer(xs, longest, "order" if longest is order else "longest")
     t, j = (jnp.arange(n, dtype=jnp.int32) for n in (T, most))
     lengths = jnp.minimum(jnp.clip(lengths, 0, most).astype(jnp.int32), t)
-    place, seen = (t - lengths)[:, None] + j[None], j[None] < lengths[:, None]
-    windows = xs[jnp.clip(place, 0, T - 1)]
-    return jnp.where(seen.reshape(*seen.shape, *(1,) * (xs.ndim - 1)), windows, jnp.zeros((), xs.dtype)), lengths
+    index, valid = (t - lengths)[:, None] + j[None], j[None] < lengths[:, None]
+    windows = xs[jnp.clip(index, 0, T - 1)]
+    return jnp.where(valid.reshape(*valid.shape, *(1,) * (xs.ndim - 1)), windows, jnp.zeros((), xs.dtype)), lengths

@@ -1,10 +1,10 @@
-"""Cells beyond `rnn`, `gru` and `lstm`, for `jaxseq.recurrence`: each a file of equations, with its first weights.
+"""Cells for `jaxseq.recurrence`, each with an initializer, in addition to `rnn`, `gru` and `lstm`.
 
-peephole_lstm      gates see the memory
-projected_lstm     an output of fewer numbers than units
-layer_norm_lstm    both maps normalised, and the memory
-layer_norm_gru
-classic_gru        the reset before the recurrent product
+peephole_lstm      the gates read the memory
+projected_lstm     the output is a projection of the hidden units
+layer_norm_lstm    layer normalization of both maps and of the memory
+layer_norm_gru     layer normalization of both maps
+classic_gru        the reset gate acts before the recurrent product
 mgu                one gate
 indrnn             a diagonal recurrent map
 slstm              exponential gates, heads

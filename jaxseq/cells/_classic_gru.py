@@ -1,13 +1,13 @@
-"""The gated recurrent unit of 2014, the reset applied before the recurrent product: the default of Haiku and of ONNX.
+"""The original gated recurrent unit, with the reset gate applied before the recurrent product, as in Haiku and ONNX.
 
     r  = σ(u_r + r_r)              reset
     z  = σ(u_z + r_z)              update
-    n  = tanh(u_n + (r h) W_q)     candidate: a second recurrent product, inside of the step
+    n  = tanh(u_n + (r h) W_q)     candidate, with a second recurrent product inside the step
     h' = (1 - z) n + z h
 
-The recurrent map serves r and z only. Pullback, with (r, z, n) kept and q = r h:
+The recurrent map computes r_r and r_z only. Pullback, with the residuals (r, z, n) and q = r h:
 
-    δn = h̄' (1 - z) (1 - n²)       the cotangent of u_n, and of v = q W_q
+    δn = h̄' (1 - z) (1 - n²)       the cotangent of u_n and of v = q W_q
     q̄  = δn W_qᵀ                   W̄_q = sum q ⊗ δn
     δr = q̄ h r (1 - r)
     δz = h̄' (h - n) z (1 - z)
@@ -28,7 +28,7 @@ from jaxseq._recurrence import Cell, Gates
 
 
 class ClassicGRUParams(NamedTuple):
-    """Parameters of a classic GRU: input gates in the order r, z, n, recurrent gates r, z, and W_q of the candidate."""
+    """Parameters of a classic GRU. `w_x` and `b` have the gates r, z, n; `w_h` has r, z; `w_q` belongs to n."""
 
     w_x: Float[Array, "D 3*H"]
     w_h: Float[Array, "H 2*H"]
@@ -60,7 +60,8 @@ classic_gru = Cell(
 def classic_gru_init(
     key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: Any = jnp.float32
 ) -> ClassicGRUParams:
-    """Random weights for `cells.classic_gru`: normal input map of variance 1 / D, orthogonal recurrent blocks.
+    """Initialize `cells.classic_gru`: normal `w_x` of variance 1 / D, an orthogonal recurrent block for each gate, zero
+    bias.
 
     Args:
         key: a JAX random key.
@@ -72,8 +73,8 @@ def classic_gru_init(
         `ClassicGRUParams(w_x, w_h, b, w_q)`.
 
     Raises:
-        TypeError: a size that is no integer, a dtype that is no floating dtype.
-        ValueError: a size below one.
+        TypeError: if a size is not an integer or `dtype` is not a floating dtype.
+        ValueError: if a size is less than 1.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxseq

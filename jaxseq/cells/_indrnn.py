@@ -1,10 +1,10 @@
-"""The independently recurrent network: the recurrent map is a diagonal, each unit remembers itself alone.
+"""The independently recurrent network (IndRNN): the recurrent map is diagonal.
 
     h' = relu(u + w_h ⊙ h)
 
-Pullback, with relu'(a) = [a > 0] = [h' > 0], so that h' is all that is kept:
+Pullback. Since relu'(a) = [a > 0] = [h' > 0], the only residual is h':
 
-    δ = h̄' [h' > 0]             s̄_prev = 0: h reaches the next step through the recurrent map alone
+    δ = h̄' [h' > 0]             s̄_prev = 0: h reaches the next step only through the recurrent map
 
 Source: S. Li, W. Li, C. Cook, C. Zhu and Y. Gao, Independently recurrent neural network (IndRNN) (2018), section 3.
 """
@@ -34,23 +34,24 @@ indrnn: Cell = _rnn.CELLS["relu"]._replace(name="indrnn", params=IndRNNParams, r
 def indrnn_init(
     key: PRNGKeyArray, input_size: int, hidden_size: int, *, steps: int | None = None, dtype: Any = jnp.float32
 ) -> IndRNNParams:
-    r"""Random weights for `cells.indrnn`: normal input map of variance 1 / D, zero bias, recurrent weights uniform in
-    [0, w], with $w = 2^{1/T}$ for sequences of T steps, so that no unit grows by more than a factor of two; 1 where T
-    is not given.
+    r"""Initialize `cells.indrnn`: normal `w_x` of variance 1 / D, zero bias, recurrent weights uniform in [0, w].
+
+    If `steps` is T, the bound is $w = 2^{1/T}$: over T steps, no state grows by more than a factor of two. If it is
+    None, the bound is 1.
 
     Args:
         key: a JAX random key.
         input_size: D.
         hidden_size: H.
-        steps: T, the length of the sequences to come, or None.
+        steps: T, the length of the sequences, or None.
         dtype: floating dtype of the parameters.
 
     Returns:
         `IndRNNParams(w_x, w_h (1, H), b)`.
 
     Raises:
-        TypeError: a size that is no integer, a dtype that is no floating dtype.
-        ValueError: a size below one.
+        TypeError: if a size is not an integer or `dtype` is not a floating dtype.
+        ValueError: if a size is less than 1.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxseq

@@ -1,26 +1,27 @@
-"""Layer-normalised LSTM and GRU: what both maps give is normalised over the units of a layer before it meets.
+"""Layer-normalized LSTM and GRU: the outputs u and r of the two maps are normalized over units before they are added.
 
-Normalisation of a row a of N numbers, and its pullback, with μ and s² its mean and variance:
+Normalization of a row a of N numbers, and its pullback, with mean μ and variance var(a):
 
     N(a) = (a - μ) / s,  s² = var(a) + ε          â := N(a)
     N*(ȳ) = (ȳ - mean(ȳ) - â mean(ȳ â)) / s
 
-The LSTM, with gains γ and shifts β, N over all four gates of a unit's layer at once:
+LSTM, with gains γ and shifts β; N normalizes all four gates of the layer together:
 
     (a_i, a_f, a_g, a_o) = γ_x N(u) + γ_h N(r) + β
     c' = σ(a_f) c + σ(a_i) tanh(a_g)
     h' = σ(a_o) tanh(γ_c N(c') + β_c)
 
-The GRU, N over the gates r and z at once and over n by itself, the reset on the normalised product:
+GRU; N normalizes the gates r and z together and n separately, and r scales the normalized product:
 
     (a_r, a_z, v_n) = γ_x N(u) + β_x              (b_r, b_z, m) = γ_h N(r) + β_h
     r = σ(a_r + b_r)     z = σ(a_z + b_z)     n = tanh(v_n + r m)     h' = (1 - z) n + z h
 
-Pullbacks: those of the LSTM and of the GRU with respect to the normalised sums, then N* of both sides, and
+Pullback: that of the LSTM or GRU with respect to its pre-activations gives δ. Then N* is applied to γ_x δ and to γ_h δ,
+and for every example
 
-    γ̄_x = δ N(u)     γ̄_h = δ N(r)     β̄ = δ       of every example
+    γ̄_x = δ N(u)     γ̄_h = δ N(r)     β̄ = δ
 
-with, in the LSTM, d = γ_c N(c') + β_c:  d̄ = h̄' σ(a_o) (1 - tanh²(d)),  c̄ := c̄' + N*(γ_c d̄).
+In the LSTM, with d = γ_c N(c') + β_c:  d̄ = h̄' σ(a_o) (1 - tanh²(d)),  c̄ := c̄' + N*(γ_c d̄).
 
 Source: J. L. Ba, J. R. Kiros and G. E. Hinton, Layer normalization (2016), equations 20 to 22 and 24 to 27.
 """
@@ -41,7 +42,7 @@ EPSILON = 1e-5
 
 
 class LayerNormLSTMParams(NamedTuple):
-    """Parameters of a layer-normalised LSTM: maps without bias, gains and shifts of the gates and of the memory."""
+    """Parameters of a layer-normalized LSTM: maps without bias, gains and shifts of the gates and of the memory."""
 
     w_x: Float[Array, "D 4*H"]
     w_h: Float[Array, "H 4*H"]
@@ -53,7 +54,7 @@ class LayerNormLSTMParams(NamedTuple):
 
 
 class LayerNormGRUParams(NamedTuple):
-    """Parameters of a layer-normalised GRU: maps without bias, gains and shifts of both sides."""
+    """Parameters of a layer-normalized GRU: maps without bias, gains and shifts of the outputs of both maps."""
 
     w_x: Float[Array, "D 3*H"]
     w_h: Float[Array, "H 3*H"]
@@ -63,8 +64,8 @@ class LayerNormGRUParams(NamedTuple):
     shift_h: Float[Array, " 3*H"]
 
 
-def _normal(*parts: jax.Array) -> tuple[list[jax.Array], jax.Array]:
-    """(N of them as one row, in the same parts; 1 / s)."""
+def _normalize(*parts: jax.Array) -> tuple[list[jax.Array], jax.Array]:
+    """Normalize a row given in equal parts. Return the normalized parts and 1 / s."""
     mean = sum(jnp.mean(a, -1, keepdims=True) for a in parts) / len(parts)
     parts = tuple(a - mean for a in parts)
     var = sum(jnp.mean(a * a, -1, keepdims=True) for a in parts) / len(parts)
@@ -72,17 +73,17 @@ def _normal(*parts: jax.Array) -> tuple[list[jax.Array], jax.Array]:
     return [a * inverse for a in parts], inverse
 
 
-def _pull_normal(normal: Sequence[jax.Array], inverse: jax.Array, *cotangents: jax.Array) -> list[jax.Array]:
-    """N* of a row in parts."""
+def _normalize_pullback(normal: Sequence[jax.Array], inverse: jax.Array, *cotangents: jax.Array) -> list[jax.Array]:
+    """Return N* of the cotangents of a row given in equal parts."""
     count = len(cotangents)
     pairs = list(zip(normal, cotangents, strict=True))
     mean = sum(jnp.mean(y_bar, -1, keepdims=True) for y_bar in cotangents) / count
-    along = sum(jnp.mean(a_hat * y_bar, -1, keepdims=True) for a_hat, y_bar in pairs) / count
-    return [(y_bar - mean - a_hat * along) * inverse for a_hat, y_bar in pairs]
+    projection = sum(jnp.mean(a_hat * y_bar, -1, keepdims=True) for a_hat, y_bar in pairs) / count
+    return [(y_bar - mean - a_hat * projection) * inverse for a_hat, y_bar in pairs]
 
 
-def _of_gates(p: jax.Array, like: jax.Array, gates: int) -> list[jax.Array]:
-    """A gain or shift, one row for each gate."""
+def _per_gate(p: jax.Array, like: jax.Array, gates: int) -> list[jax.Array]:
+    """Split a gain or shift by gate, with leading axes of size 1 to match `like`."""
     return jnp.split(jnp.expand_dims(p, range(like.ndim - 1)), gates, -1)
 
 
@@ -90,12 +91,12 @@ def _of_gates(p: jax.Array, like: jax.Array, gates: int) -> list[jax.Array]:
 
 
 def _lstm_sums(us: Any, rs: Any, p: LayerNormLSTMParams) -> list[jax.Array]:
-    sides = [_of_gates(q, us[0], 4) for q in (p.gain_x, p.gain_h, p.shift)]
+    sides = [_per_gate(q, us[0], 4) for q in (p.gain_x, p.gain_h, p.shift)]
     return [gamma_x * u + gamma_h * r + beta for u, r, gamma_x, gamma_h, beta in zip(us, rs, *sides, strict=True)]
 
 
 def _lstm_step(a: Gates, s_prev: LSTMState, p: LayerNormLSTMParams) -> tuple[LSTMState, Any]:
-    (us, inverse_u), (rs, inverse_r) = (_normal(*side) for side in zip(*a, strict=True))
+    (us, inverse_u), (rs, inverse_r) = (_normalize(*side) for side in zip(*a, strict=True))
     a_i, a_f, a_g, a_o = _lstm_sums(us, rs, p)
     i, f, g, o = jax.nn.sigmoid(a_i), jax.nn.sigmoid(a_f), jnp.tanh(a_g), jax.nn.sigmoid(a_o)
     c = f * s_prev.c + i * g
@@ -104,9 +105,9 @@ def _lstm_step(a: Gates, s_prev: LSTMState, p: LayerNormLSTMParams) -> tuple[LST
 
 
 def _memory(c: jax.Array, p: LayerNormLSTMParams) -> tuple[jax.Array, list[jax.Array], jax.Array]:
-    """(γ_c N(c) + β_c, N(c), 1 / s)."""
-    normal, inverse = _normal(c)
-    return _of_gates(p.gain_c, c, 1)[0] * normal[0] + _of_gates(p.shift_c, c, 1)[0], normal, inverse
+    """Return (γ_c N(c) + β_c, N(c), 1 / s)."""
+    normal, inverse = _normalize(c)
+    return _per_gate(p.gain_c, c, 1)[0] * normal[0] + _per_gate(p.shift_c, c, 1)[0], normal, inverse
 
 
 def _lstm_pullback(saved: Any, s_prev: LSTMState, s_bar: LSTMState, p: LayerNormLSTMParams) -> Any:
@@ -114,16 +115,16 @@ def _lstm_pullback(saved: Any, s_prev: LSTMState, s_bar: LSTMState, p: LayerNorm
     d, normal, inverse = _memory(f * s_prev.c + i * g, p)
     tanh_d = jnp.tanh(d)
     d_bar = s_bar.h * o * (1 - tanh_d * tanh_d)
-    c_bar = s_bar.c + _pull_normal(normal, inverse, _of_gates(p.gain_c, d_bar, 1)[0] * d_bar)[0]
+    c_bar = s_bar.c + _normalize_pullback(normal, inverse, _per_gate(p.gain_c, d_bar, 1)[0] * d_bar)[0]
     delta = [
         c_bar * g * i * (1 - i),
         c_bar * s_prev.c * f * (1 - f),
         c_bar * i * (1 - g * g),
         s_bar.h * tanh_d * o * (1 - o),
     ]
-    gains = (_of_gates(q, d_bar, 4) for q in (p.gain_x, p.gain_h))
+    gains = (_per_gate(q, d_bar, 4) for q in (p.gain_x, p.gain_h))
     scaled = [[gamma * delta_g for gamma, delta_g in zip(gain, delta, strict=True)] for gain in gains]
-    delta_u, delta_r = _pull_normal(us, inverse_u, *scaled[0]), _pull_normal(rs, inverse_r, *scaled[1])
+    delta_u, delta_r = _normalize_pullback(us, inverse_u, *scaled[0]), _normalize_pullback(rs, inverse_r, *scaled[1])
     p_bar = p._replace(
         gain_x=jnp.concatenate([a * b for a, b in zip(us, delta, strict=True)], -1),
         gain_h=jnp.concatenate([a * b for a, b in zip(rs, delta, strict=True)], -1),
@@ -154,20 +155,20 @@ layer_norm_lstm = Cell(
 # --- GRU ---
 
 
-def _gru_normal(side: Sequence[jax.Array]) -> tuple[list[jax.Array], tuple[jax.Array, jax.Array]]:
-    """(N of the gates r and z, then of n; both 1 / s)."""
-    (r, z), inverse = _normal(*side[:2])
-    (n,), inverse_n = _normal(side[2])
+def _gru_normalize(side: Sequence[jax.Array]) -> tuple[list[jax.Array], tuple[jax.Array, jax.Array]]:
+    """Normalize the gates r and z together and n separately. Return the normalized gates and both 1 / s."""
+    (r, z), inverse = _normalize(*side[:2])
+    (n,), inverse_n = _normalize(side[2])
     return [r, z, n], (inverse, inverse_n)
 
 
 def _gru_sides(normal: Any, p: LayerNormGRUParams) -> Gates:
-    """γ N + β of both sides, as the GRU's pre-activations."""
+    """Return the pre-activations of the GRU: γ N + β for u and r, summed except for n."""
     us, rs = normal
     u, r = (
         [
             gamma * a + beta
-            for gamma, a, beta in zip(_of_gates(gain, side[0], 3), side, _of_gates(shift, side[0], 3), strict=True)
+            for gamma, a, beta in zip(_per_gate(gain, side[0], 3), side, _per_gate(shift, side[0], 3), strict=True)
         ]
         for side, gain, shift in ((us, p.gain_x, p.shift_x), (rs, p.gain_h, p.shift_h))
     )
@@ -175,7 +176,7 @@ def _gru_sides(normal: Any, p: LayerNormGRUParams) -> Gates:
 
 
 def _gru_step(a: Gates, h_prev: jax.Array, p: LayerNormGRUParams) -> tuple[jax.Array, Any]:
-    (us, inverse_u), (rs, inverse_r) = (_gru_normal(side) for side in zip(*a, strict=True))
+    (us, inverse_u), (rs, inverse_r) = (_gru_normalize(side) for side in zip(*a, strict=True))
     h, gates = _gru.step(_gru_sides((us, rs), p), h_prev)
     return h, (gates, us, rs, inverse_u, inverse_r)
 
@@ -188,8 +189,13 @@ def _gru_pullback(saved: Any, h_prev: jax.Array, h_bar: jax.Array, p: LayerNormG
         (us, inverse_u, p.gain_x, (delta_r, delta_z, delta_n)),
         (rs, inverse_r, p.gain_h, (delta_r, delta_z, delta_m)),
     ):
-        scaled = [gamma * delta_g for gamma, delta_g in zip(_of_gates(gain, h_bar, 3), delta, strict=True)]
-        sides.append([*_pull_normal(normal[:2], inverse, *scaled[:2]), *_pull_normal(normal[2:], inverse_n, scaled[2])])
+        scaled = [gamma * delta_g for gamma, delta_g in zip(_per_gate(gain, h_bar, 3), delta, strict=True)]
+        sides.append(
+            [
+                *_normalize_pullback(normal[:2], inverse, *scaled[:2]),
+                *_normalize_pullback(normal[2:], inverse_n, scaled[2]),
+            ]
+        )
         found.append(
             (jnp.concatenate([a * b for a, b in zip(normal, delta, strict=True)], -1), jnp.concatenate(delta, -1))
         )
@@ -208,14 +214,14 @@ layer_norm_gru = Cell(
 )
 
 
-# --- First weights ---
+# --- Initializers ---
 
 
 def layer_norm_lstm_init(
     key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: Any = jnp.float32
 ) -> LayerNormLSTMParams:
-    """Random weights for `cells.layer_norm_lstm`: the maps of `jaxseq.lstm_init`, gains of one, a shift that is one on
-    the forget gate and zero elsewhere.
+    """Initialize `cells.layer_norm_lstm`: `w_x` and `w_h` as `jaxseq.lstm_init` does, gains one, shifts one for the
+    forget gate and zero elsewhere.
 
     Args:
         key: a JAX random key.
@@ -227,8 +233,8 @@ def layer_norm_lstm_init(
         `LayerNormLSTMParams(w_x, w_h, gain_x, gain_h, shift, gain_c, shift_c)`.
 
     Raises:
-        TypeError: a size that is no integer, a dtype that is no floating dtype.
-        ValueError: a size below one.
+        TypeError: if a size is not an integer or `dtype` is not a floating dtype.
+        ValueError: if a size is less than 1.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxseq
@@ -250,7 +256,7 @@ def layer_norm_lstm_init(
 def layer_norm_gru_init(
     key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: Any = jnp.float32
 ) -> LayerNormGRUParams:
-    """Random weights for `cells.layer_norm_gru`: the maps of `jaxseq.gru_init`, gains of one, shifts of zero.
+    """Initialize `cells.layer_norm_gru`: `w_x` and `w_h` as `jaxseq.gru_init` does, gains one, shifts zero.
 
     Args:
         key: a JAX random key.
@@ -262,8 +268,8 @@ def layer_norm_gru_init(
         `LayerNormGRUParams(w_x, w_h, gain_x, gain_h, shift_x, shift_h)`.
 
     Raises:
-        TypeError: a size that is no integer, a dtype that is no floating dtype.
-        ValueError: a size below one.
+        TypeError: if a size is not an integer or `dtype` is not a floating dtype.
+        ValueError: if a size is less than 1.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxseq

@@ -1,16 +1,16 @@
-"""The minimal gated unit: one gate to forget and to reset, the reset applied after the recurrent product.
+"""The minimal gated unit: a GRU whose reset and update gates are the same, applied after the recurrent product.
 
     f  = σ(u_f + r_f)
-    n  = tanh(u_n + f m),  m = r_n      candidate; u_n and m stay apart, for f scales m alone
+    n  = tanh(u_n + f m),  m = r_n      candidate; u_n and m are separate because f scales only m
     h' = (1 - f) n + f h
 
-Pullback, with (f, n, m) kept:
+Pullback, with the residuals (f, n, m):
 
     n̄ = h̄' (1 - f)             δn = n̄ (1 - n²)             δm = δn f
     f̄ = h̄' (h - n) + δn m      δf = f̄ f (1 - f)            s̄_prev = h̄' f
 
-Source: G.-B. Zhou, J. Wu, C.-L. Zhang and Z.-H. Zhou, Minimal gated unit for recurrent neural networks (2016); f acts
-on the product rather than before it, as in Flax.
+Source: G.-B. Zhou, J. Wu, C.-L. Zhang and Z.-H. Zhou, Minimal gated unit for recurrent neural networks (2016). As in
+Flax, f scales the recurrent product and not its operand.
 """
 
 from typing import Any, NamedTuple
@@ -50,7 +50,7 @@ mgu = Cell(name="mgu", gates="fn", split_gates="n", step=_step, pullback=_pullba
 
 
 def mgu_init(key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: Any = jnp.float32) -> MGUParams:
-    """Random weights for `cells.mgu`: normal input map of variance 1 / D, orthogonal recurrent blocks, zero biases.
+    """Initialize `cells.mgu`: normal `w_x` of variance 1 / D, an orthogonal block of `w_h` for each gate, zero biases.
 
     Args:
         key: a JAX random key.
@@ -62,8 +62,8 @@ def mgu_init(key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: Any
         `MGUParams(w_x, w_h, b_x, b_h)`.
 
     Raises:
-        TypeError: a size that is no integer, a dtype that is no floating dtype.
-        ValueError: a size below one.
+        TypeError: if a size is not an integer or `dtype` is not a floating dtype.
+        ValueError: if a size is less than 1.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxseq

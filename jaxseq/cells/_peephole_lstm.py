@@ -1,14 +1,14 @@
-"""The long short-term memory with peepholes: its gates see the memory, each unit its own.
+"""The LSTM with peephole connections: the gates of each unit read the memory of that unit.
 
     i = σ(a_i + p_i c)    f = σ(a_f + p_f c)    g = tanh(a_g)
     c' = f c + i g
     o = σ(a_o + p_o c')
     h' = o tanh(c')
 
-Pullback, with (i, f, g, o) kept and c' made again:
+Pullback, with the residuals (i, f, g, o); c' is recomputed from c:
 
     ō = h̄' tanh(c')             δo = ō o (1 - o)
-    c̄ := c̄' + h̄' o (1 - tanh²(c')) + δo p_o       all that reaches c'
+    c̄ := c̄' + h̄' o (1 - tanh²(c')) + δo p_o       the total cotangent of c'
     δi = c̄ g i (1 - i)          δf = c̄ c f (1 - f)          δg = c̄ i (1 - g²)
     c̄_prev = c̄ f + δi p_i + δf p_f
     p̄_i = δi c                  p̄_f = δf c                  p̄_o = δo c'
@@ -28,7 +28,7 @@ from jaxseq._recurrence import Cell, Gates
 
 
 class PeepholeLSTMParams(NamedTuple):
-    """Parameters of an LSTM with peepholes p_i, p_f and p_o; the others are those of `jaxseq.LSTMParams`."""
+    """Parameters of an LSTM with peepholes: those of `jaxseq.LSTMParams`, and the weights p_i, p_f and p_o."""
 
     w_x: Float[Array, "D 4*H"]
     w_h: Float[Array, "H 4*H"]
@@ -62,7 +62,7 @@ def _pullback(saved: Any, s_prev: LSTMState, s_bar: LSTMState, p: PeepholeLSTMPa
 
 
 def _each(p: jax.Array, a: jax.Array) -> jax.Array:
-    """p a, unit by unit."""
+    """Multiply a (*B, H) by p (H,) elementwise."""
     return jnp.expand_dims(p, range(a.ndim - 1)) * a
 
 
@@ -84,7 +84,7 @@ peephole_lstm = Cell(
 def peephole_lstm_init(
     key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: Any = jnp.float32
 ) -> PeepholeLSTMParams:
-    """Random weights for `cells.peephole_lstm`: those of `jaxseq.lstm_init`, and peepholes of zero.
+    """Initialize `cells.peephole_lstm`: `w_x`, `w_h` and `b` as `jaxseq.lstm_init` does, peepholes zero.
 
     Args:
         key: a JAX random key.
@@ -96,8 +96,8 @@ def peephole_lstm_init(
         `PeepholeLSTMParams(w_x, w_h, b, p_i, p_f, p_o)`.
 
     Raises:
-        TypeError: a size that is no integer, a dtype that is no floating dtype.
-        ValueError: a size below one.
+        TypeError: if a size is not an integer or `dtype` is not a floating dtype.
+        ValueError: if a size is less than 1.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxseq

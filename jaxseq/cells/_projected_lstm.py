@@ -1,11 +1,11 @@
-"""The long short-term memory with projection: its output is P numbers made of H, which all maps read.
+"""The LSTM with projection: the output of size P is a linear map of the H units, and the recurrent map reads it.
 
     i = σ(a_i)    f = σ(a_f)    g = tanh(a_g)    o = σ(a_o)
     c' = f c + i g              (*B, H)
     m  = o tanh(c')             (*B, H)
-    h' = m W_q                  (*B, P), the product inside of the step
+    h' = m W_q                  (*B, P), a product inside the step
 
-Pullback: m̄ = h̄' W_qᵀ, then that of the LSTM with m in the place of h, and W̄_q = sum m ⊗ h̄'.
+Pullback: m̄ = h̄' W_qᵀ, then the pullback of the LSTM with m in place of h, and W̄_q = sum m ⊗ h̄'.
 
 Source: H. Sak, A. Senior and F. Beaufays, Long short-term memory recurrent neural network architectures for large
 scale acoustic modeling (2014), section 2.
@@ -24,7 +24,7 @@ from jaxseq._recurrence import Cell, Gates
 
 
 class ProjectedLSTMParams(NamedTuple):
-    """Parameters of an LSTM with input size D, H units and an output of P numbers."""
+    """Parameters of an LSTM with input size D, hidden size H and projection size P."""
 
     w_x: Float[Array, "D 4*H"]
     w_h: Float[Array, "P 4*H"]
@@ -62,21 +62,22 @@ projected_lstm = Cell(
 def projected_lstm_init(
     key: PRNGKeyArray, input_size: int, hidden_size: int, projection_size: int, *, dtype: Any = jnp.float32
 ) -> ProjectedLSTMParams:
-    """Random weights for `cells.projected_lstm`: maps of variance 1 / D, 1 / P and 1 / H, and a forget bias of one.
+    """Initialize `cells.projected_lstm`: normal `w_x`, `w_h` and `w_q` of variance 1 / D, 1 / P and 1 / H, and a forget
+    bias of one.
 
     Args:
         key: a JAX random key.
         input_size: D.
-        hidden_size: H, the units.
-        projection_size: P, the numbers of the output.
+        hidden_size: H.
+        projection_size: P, the size of the output.
         dtype: floating dtype of the parameters.
 
     Returns:
         `ProjectedLSTMParams(w_x, w_h, b, w_q)`.
 
     Raises:
-        TypeError: a size that is no integer, a dtype that is no floating dtype.
-        ValueError: a size below one.
+        TypeError: if a size is not an integer or `dtype` is not a floating dtype.
+        ValueError: if a size is less than 1.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxseq

@@ -1,25 +1,25 @@
-"""sLSTM: exponential gates with a stabiliser, and heads that do not see each other.
+"""sLSTM: exponential gates with a stabilizer, and a separate recurrent map for each head.
 
     z = tanh(a_z)     o = σ(a_o)     ℓ = log σ(a_f)
 
-    m' = max(ℓ + m, a_i)             the largest exponent so far, taken out of both gates:
+    m' = max(ℓ + m, a_i)             stabilizer: the largest exponent so far, subtracted from both exponents
     i  = exp(a_i - m')
     f  = exp(ℓ + m - m')
 
     c' = f c + i z                   memory
-    n' = f n + i                     normaliser
+    n' = f n + i                     normalizer
     h' = o c' / n'
 
-Where n = 0 nothing has been seen: m' = a_i and f = 0, whatever m is. Through m' h' does not depend on m in exact
-arithmetic, but the state that is handed on does. The recurrent map is block diagonal, one block for each head.
+n = 0 marks the initial state: there, m' = a_i and f = 0 for any m. In exact arithmetic h' does not depend on m', but c'
+and n' do. The recurrent map is block diagonal, with one block for each head.
 
-Pullback, with (i, f, z, o), σ(-a_f) = 1 - σ(a_f) and k = [ℓ + m > a_i, n ≠ 0] kept:
+Pullback, with the residuals (i, f, z, o), σ(-a_f) = 1 - σ(a_f) and k = [ℓ + m > a_i, n ≠ 0]:
 
     q = c' / n'                      q̄ = h̄' o
-    c̄ := c̄' + q̄ / n'                 n̄ := n̄' - q̄ q / n'         all that reaches c' and n'
+    c̄ := c̄' + q̄ / n'                 n̄ := n̄' - q̄ q / n'         the total cotangents of c' and n'
     ī = (c̄ z + n̄) i                  the cotangent of the exponent a_i - m'
-    f̄ = (c̄ c + n̄ n) f                of the exponent ℓ + m - m'
-    m̄ := m̄' - ī - f̄                  all that reaches m'
+    f̄ = (c̄ c + n̄ n) f                the cotangent of the exponent ℓ + m - m'
+    m̄ := m̄' - ī - f̄                  the total cotangent of m'
     δi = ī + m̄ (1 - k)               ℓ̄ = f̄ + m̄ k
     δf = ℓ̄ σ(-a_f)                   δz = c̄ i (1 - z²)           δo = h̄' q o (1 - o)
     c̄_prev = c̄ f                     n̄_prev = n̄ f                 m̄_prev = ℓ̄
@@ -47,7 +47,7 @@ class SLSTMParams(NamedTuple):
 
 
 class SLSTMState(NamedTuple):
-    """What an sLSTM carries: the output h, the memory c, its normaliser n >= 0 and the exponent m taken out of both."""
+    """State of an sLSTM: the output h, the memory c, its normalizer n >= 0, and the stabilizer m of both."""
 
     h: Float[Array, "*batch H"]
     c: Float[Array, "*batch H"]
@@ -59,19 +59,19 @@ def _step(a: Gates, s_prev: SLSTMState) -> tuple[SLSTMState, Any]:
     a_i, a_f, a_z, a_o = a
     _, c, n, m = s_prev
     z, o = jnp.tanh(a_z), jax.nn.sigmoid(a_o)
-    # log σ(a_f) from either side of 0, not from minimum and abs, whose second derivatives are wrong at 0.
-    kept = jnp.where(a_f > 0, 0, a_f) - jnp.log1p(jnp.exp(jnp.where(a_f > 0, -a_f, a_f))) + m
-    begun = n != 0
-    larger = begun & (kept > a_i)
-    m = jnp.where(larger, kept, a_i)
+    # ℓ + m. log σ(a_f) by cases, not from minimum and abs: their second derivatives are wrong at 0.
+    forget_exponent = jnp.where(a_f > 0, 0, a_f) - jnp.log1p(jnp.exp(jnp.where(a_f > 0, -a_f, a_f))) + m
+    started = n != 0
+    larger = started & (forget_exponent > a_i)
+    m = jnp.where(larger, forget_exponent, a_i)
     i = jnp.exp(a_i - m)
-    f = jnp.where(begun, jnp.exp(jnp.where(begun, kept - m, 0)), 0)
+    f = jnp.where(started, jnp.exp(jnp.where(started, forget_exponent - m, 0)), 0)
     c, n = f * c + i * z, f * n + i
     return SLSTMState(o * (c / n), c, n, m), (i, f, z, o, jax.nn.sigmoid(-a_f), larger.astype(f.dtype))
 
 
 def _pullback(saved: Any, s_prev: SLSTMState, s_bar: SLSTMState) -> tuple[Gates, SLSTMState]:
-    i, f, z, o, rest, k = saved
+    i, f, z, o, sigma_minus, k = saved
     n = f * s_prev.n + i
     q = (f * s_prev.c + i * z) / n
     q_bar = s_bar.h * o
@@ -80,13 +80,13 @@ def _pullback(saved: Any, s_prev: SLSTMState, s_bar: SLSTMState) -> tuple[Gates,
     f_bar = (c_bar * s_prev.c + n_bar * s_prev.n) * f
     m_bar = s_bar.m - i_bar - f_bar
     ell_bar = f_bar + m_bar * k
-    delta = i_bar + m_bar * (1 - k), ell_bar * rest, c_bar * i * (1 - z * z), s_bar.h * q * o * (1 - o)
+    delta = i_bar + m_bar * (1 - k), ell_bar * sigma_minus, c_bar * i * (1 - z * z), s_bar.h * q * o * (1 - o)
     return delta, SLSTMState(jnp.zeros_like(q_bar), c_bar * f, n_bar * f, ell_bar)
 
 
 def _replay(saved: Any, s_prev: SLSTMState) -> SLSTMState:
     i, f, z, *_ = saved
-    return s_prev._replace(c=f * s_prev.c + i * z, n=f * s_prev.n + i)  # the pullback asks for no m
+    return s_prev._replace(c=f * s_prev.c + i * z, n=f * s_prev.n + i)  # the pullback does not read m
 
 
 slstm = Cell(
@@ -104,8 +104,9 @@ slstm = Cell(
 def slstm_init(
     key: PRNGKeyArray, input_size: int, hidden_size: int, *, heads: int = 1, dtype: Any = jnp.float32
 ) -> SLSTMParams:
-    """Random weights for `cells.slstm`: normal input map of variance 1 / D, orthogonal blocks, a forget bias that grows
-    from 3 to 6 over the units of each head, so that some of them keep for long, and zero else.
+    """Initialize `cells.slstm`: normal `w_x` of variance 1 / D, an orthogonal recurrent block for each gate and head, a
+    forget bias that increases from 3 to 6 over the units of each head, for a range of memory lengths, and zero bias
+    elsewhere.
 
     Args:
         key: a JAX random key.
@@ -118,8 +119,8 @@ def slstm_init(
         `SLSTMParams(w_x (D, 4 H), w_h (N, H / N, 4, H / N), b (4 H,))`.
 
     Raises:
-        TypeError: a size that is no integer, a dtype that is no floating dtype.
-        ValueError: a size below one, heads that do not divide H.
+        TypeError: if a size is not an integer or `dtype` is not a floating dtype.
+        ValueError: if a size is less than 1, or `heads` does not divide H.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxseq

@@ -1,9 +1,11 @@
-"""Parameters from and to other libraries. None of them is imported here: a state dict, a pytree or a module is enough.
+"""Conversion of parameters from and to other libraries, none of which is imported.
 
-`from_*(op, weights)` gives our parameters, `to_*(op, params)` theirs. `op` is what our layer is called, and says which
-equations are meant; where a layer has others, that is an error, never an approximation.
+`from_*(op, weights)` converts a state dict, a pytree or a module to parameters of jaxseq. `to_*(op, params)` converts
+them back. `op` is the name of the layer in jaxseq and determines the equations. A layer with other equations raises an
+error.
 
-What each library calls it (a number of axes of space, 1 to 3, is N):
+Names of the layers (N is the number of spatial axes, 1 to 3). Empty cell: the library has no such layer, or none that
+is converted:
 
 | `op` | torch | Flax linen | Flax nnx | Haiku | Equinox | Keras |
 |---|---|---|---|---|---|---|
@@ -17,8 +19,8 @@ What each library calls it (a number of axes of space, 1 to 3, is N):
 | `"conv"` | `ConvNd` | `Conv` | `Conv` | `ConvND` | `ConvNd` | `ConvND` |
 | `"conv_transpose"` | `ConvTransposeNd` | `ConvTranspose` | `ConvTranspose` | `ConvNDTranspose` | as torch | as Haiku |
 
-All are functions of arrays that `jax.jit` and `jax.grad` go through: the gradient to theirs is that to ours, pulled
-back. A file knows the layout of one library, `_layout.py` what layouts are made of.
+All functions support `jax.jit` and `jax.grad`. Each file contains the layout of one library, and `_layout.py` contains
+the operations that they share.
 """
 
 from jaxseq.convert._equinox import from_equinox, to_equinox

@@ -1,11 +1,10 @@
 """Equinox: `eqx.nn.GRUCell`, `LSTMCell`, `Conv` and `ConvTranspose`.
 
-    weight_ih (G H, D)     weight_hh (G H, H)     bias (G H,)     of a GRU bias_n (H,), that of h in n, inside of the
-    reset
+    weight_ih (G H, D)     weight_hh (G H, H)     bias (G H,)     GRU: bias_n (H,), the bias of h in n, inside the reset
 
-Gates come in our order. A convolution is that of torch but for its bias, (C_out, 1, ..., 1). A transposed one,
-weight (C_out, C_in / groups, *window), correlates with the input stretched by the stride, so that its kernel is ours
-turned round in space, group by group.
+The order of the gates is that of jaxseq. A convolution has the layout of torch, except for its bias (C_out, 1, ..., 1).
+A transposed convolution correlates its weight (C_out, C_in / groups, *window) with the input dilated by the stride. Its
+kernel is that of jaxseq, flipped in space in each group.
 """
 
 from typing import Any
@@ -32,9 +31,9 @@ ELSEWHERE = {
 
 
 def from_equinox(op: str, layer: Any) -> Any:
-    r"""Our parameters from those of an Equinox layer.
+    r"""Convert an Equinox layer to parameters of jaxseq.
 
-    $w_x = W_{ih}^\top$, $w_h = W_{hh}^\top$; of a GRU $b_h = (0, 0, b_n)$.
+    $w_x = W_{ih}^\top$, $w_h = W_{hh}^\top$; for a GRU, $b_h = (0, 0, b_n)$.
 
     Args:
         op: `"gru"`, `"lstm"`, `"conv"` or `"conv_transpose"`.
@@ -44,13 +43,13 @@ def from_equinox(op: str, layer: Any) -> Any:
         Parameters of `op`.
 
     Raises:
-        TypeError: arrays that are not of floats.
-        ValueError: a layer that Equinox does not have or that has other equations (another class, `padding_mode`), an
-            attribute that is missing, a bias that is None although `use_bias` is True, a size that does not fit.
+        TypeError: the arrays are not float arrays.
+        ValueError: Equinox has no such layer, the layer has other equations (another class, `padding_mode`), an
+            attribute is missing, the bias is None although `use_bias` is True, or the shapes do not match.
 
     Example:
         >>> import collections, jax.numpy as jnp, jaxseq
-        >>> LSTMCell = collections.namedtuple("LSTMCell", "weight_ih weight_hh bias")  # in earnest eqx.nn.LSTMCell
+        >>> LSTMCell = collections.namedtuple("LSTMCell", "weight_ih weight_hh bias")  # stands for eqx.nn.LSTMCell
         >>> cell = LSTMCell(jnp.ones((20, 3)), jnp.ones((20, 5)), jnp.ones(20))
         >>> params = jaxseq.convert.from_equinox("lstm", cell)
         >>> params.w_x.shape, params.w_h.shape, params.b.shape
@@ -67,14 +66,14 @@ def from_equinox(op: str, layer: Any) -> Any:
     if op in _layout.CONVOLUTIONS:
         mode = getattr(layer, "padding_mode", "ZEROS")
         if mode != "ZEROS":
-            pad = "" if op == "conv_transpose" else f": pad `x` yourself, then pass {instead} and padding='VALID'"
-            _layout.option_refused(op, layer, "padding_mode", mode, f"{op!r} pads by zeros{pad}")
+            pad = "" if op == "conv_transpose" else f": pad `x` first, then pass {instead} and padding='VALID'"
+            _layout.reject_option(op, layer, "padding_mode", mode, f"{op!r} pads with zeros{pad}")
         weight, bias = _layout.found("weight", read("weight"), layer), read("bias")
         if not 3 <= weight.ndim <= 5:
-            _checks.bad_value("weights", "a weight of 3 to 5 axes (1 to 3 of space)", f"shape {weight.shape}")
+            _checks.bad_value("weights", "a weight with 3 to 5 axes (1 to 3 spatial)", f"shape {weight.shape}")
         if bias is not None and bias.shape[1:] == (1,) * (weight.ndim - 2):
             bias = bias.reshape(-1)
-        kernel = _layout.outer_last(weight) if op == "conv" else _untangled(weight, layer.groups)
+        kernel = _layout.outer_last(weight) if op == "conv" else _ungrouped(weight, layer.groups)
         groups = None if op == "conv" else layer.groups
         return _layout.check_kernel("weights", op, ConvParams(kernel, bias), groups=groups)
     w_x, w_h = (_layout.found(name, read(name), layer).T for name in ("weight_ih", "weight_hh"))
@@ -83,30 +82,30 @@ def from_equinox(op: str, layer: Any) -> Any:
         _layout.all_or_none({"bias": b, "bias_n": b_n})
     if b_n is not None and b_n.shape != w_h.shape[:1]:
         _checks.bad_value("weights", f"`bias_n` of shape {w_h.shape[:1]}", f"shape {b_n.shape}")
-    return _layout.joined(op, Maps(w_x, w_h, b, None if b_n is None else _layout.beside_zeros(b_n, w_h)))
+    return _layout.join_params(op, Maps(w_x, w_h, b, None if b_n is None else _layout.beside_zeros(b_n, w_h)))
 
 
 def to_equinox(op: str, params: Any, layer: Any) -> Any:
-    r"""An Equinox layer with our parameters: the way back of `from_equinox`.
+    r"""Return an Equinox layer with parameters of jaxseq, the inverse of `from_equinox`.
 
-    Of a GRU $b_h$ of r and z is added to $b_x$. A bias that is None becomes zeros where the layer has one.
+    For a GRU, $b_h$ of r and z is added to $b_x$. If a bias is None and the layer has one, it becomes zeros.
 
     Args:
         op: as in `from_equinox`.
         params: parameters of `op`.
-        layer: a module of the sizes of `params`, whose other fields are kept.
+        layer: a module with the sizes of `params`. Its other fields do not change.
 
     Returns:
-        A module like `layer`.
+        A copy of `layer` with the new arrays.
 
     Raises:
-        TypeError: parameters of another op.
-        ValueError: a layer that Equinox does not have or that has other equations, sizes that are not those of `layer`,
-            a bias that is not zero where the layer has none.
+        TypeError: `params` are parameters of another op.
+        ValueError: Equinox has no such layer, `layer` has other equations or other sizes than `params`, or a bias is
+            nonzero and `layer` has none.
 
     Example:
         >>> import collections, jax, jax.numpy as jnp, jaxseq
-        >>> LSTMCell = collections.namedtuple("LSTMCell", "weight_ih weight_hh bias")  # in earnest eqx.nn.LSTMCell
+        >>> LSTMCell = collections.namedtuple("LSTMCell", "weight_ih weight_hh bias")  # stands for eqx.nn.LSTMCell
         >>> cell = LSTMCell(jnp.ones((20, 3)), jnp.ones((20, 5)), jnp.ones(20))
         >>> params = jaxseq.lstm_init(jax.random.key(0), 3, 5)
         >>> jaxseq.convert.to_equinox("lstm", params, cell).bias.sum()
@@ -115,10 +114,10 @@ def to_equinox(op: str, params: Any, layer: Any) -> Any:
     Reference:
         Equinox documentation, `equinox.nn.GRUCell`, `LSTMCell`, `Conv`, `ConvTranspose`.
     """
-    from_equinox(op, layer)  # is it such a layer?
+    from_equinox(op, layer)  # validates `layer`
     if op in _layout.CONVOLUTIONS:
         kernel, bias = _layout.kernel_and_bias(op, params, groups=None if op == "conv" else layer.groups)
-        weight = _layout.outer_first(kernel) if op == "conv" else _tangled(kernel, layer.groups)
+        weight = _layout.outer_first(kernel) if op == "conv" else _grouped(kernel, layer.groups)
         fields = {"weight": weight, "bias": bias}
     else:
         maps = _layout.split_params(op, params)
@@ -128,35 +127,35 @@ def to_equinox(op: str, params: Any, layer: Any) -> Any:
     return _replaced(layer, fields)
 
 
-def _untangled(weight: jax.Array, groups: int) -> jax.Array:
-    """(C_out, C_in / groups, *window) of a transposed convolution as ours, (*window, C_out / groups, C_in).
+def _ungrouped(weight: jax.Array, groups: int) -> jax.Array:
+    """Convert a transposed kernel from (C_out, C_in / groups, *window) to (*window, C_out / groups, C_in).
 
-    Output o of group γ reads input i of group γ: (γ, o, i, *K) -> (*K, o, γ, i).
+    Output o of group γ depends on input i of group γ: (γ, o, i, *K) -> (*K, o, γ, i).
     """
     grouped = weight.reshape(groups, -1, *weight.shape[1:])
     kernel = jnp.moveaxis(grouped, (1, 0, 2), (-3, -2, -1))
-    return _layout.turned(kernel.reshape(*kernel.shape[:-2], -1))
+    return _layout.flipped(kernel.reshape(*kernel.shape[:-2], -1))
 
 
-def _tangled(kernel: jax.Array, groups: int) -> jax.Array:
-    """The way back: (*K, o, γ i) -> (γ o, i, *K)."""
-    grouped = _layout.turned(kernel).reshape(*kernel.shape[:-1], groups, -1)
+def _grouped(kernel: jax.Array, groups: int) -> jax.Array:
+    """Invert `_ungrouped`: (*K, o, γ i) -> (γ o, i, *K)."""
+    grouped = _layout.flipped(kernel).reshape(*kernel.shape[:-1], groups, -1)
     weight = jnp.moveaxis(grouped, (-3, -2, -1), (1, 0, 2))
     return weight.reshape(-1, *weight.shape[2:])
 
 
 def _replaced(layer: Any, fields: dict[str, jax.Array | None]) -> Any:
-    """The layer with these in the place of its arrays, by name."""
+    """Return the layer with its arrays replaced by those in `fields`, by name."""
     leaves, structure = jax.tree_util.tree_flatten_with_path(layer)
     names = [getattr(path[0], "name", None) for path, _ in leaves]
     for name, a in fields.items():
-        if name not in names and a is not None and not _layout.surely_zero(a):
-            _checks.bad_value("params", f"no {name}, or one of zeros: `layer` has none", _checks.describe(a))
+        if name not in names and a is not None and not _layout.is_known_zero(a):
+            _checks.bad_value("params", f"{name} to be None or zeros, because `layer` has none", _checks.describe(a))
     new = []
     for name, (_, old) in zip(names, leaves, strict=True):
         a = fields.get(name, old) if isinstance(name, str) else old
         a = jnp.zeros_like(old) if a is None else a
         if a.size != old.size or (a.ndim > 1 and a.shape != old.shape):
-            _checks.bad_value("layer", f"{name} of shape {a.shape}, as `params` have it", f"shape {old.shape}")
+            _checks.bad_value("layer", f"{name} of shape {a.shape}, as in `params`", f"shape {old.shape}")
         new.append(a.reshape(old.shape))
     return structure.unflatten(new)

@@ -1,10 +1,11 @@
-"""Flax, both of its module systems.
+"""Flax linen and Flax nnx.
 
-Linen has an array for each map and gate, `{"ii": {"kernel"}, "hi": {"kernel", "bias"}, ...}`, each kernel (in, H) as
-ours: the bias of an LSTM stands with h, that of a simple cell and of r, z, f with x, and n has one of either. nnx has
-the gates of its GRU and of its `OptimizedLSTMCell` together, in our order, and its GRU none beside h. `ConvLSTMCell`
-has the gates in the order i, g, f, o and adds one to f. Kernels of convolutions are ours; those of transposed ones are
-stored turned round in space with their last axes swapped, unless `transpose_kernel=True`.
+linen has one array for each map and gate, `{"ii": {"kernel"}, "hi": {"kernel", "bias"}, ...}`, with kernels (in, H) as
+in jaxseq. The biases of an LSTM belong to the maps of h; those of a simple cell and of the gates r, z, f to the maps of
+x; n of a GRU or MGU has both. nnx concatenates the gates of its GRU and of its `OptimizedLSTMCell` in the order of
+jaxseq, and its GRU has no bias of h. `ConvLSTMCell` has the gates in the order i, g, f, o and adds 1 to f. Kernels of
+convolutions have the layout of jaxseq; those of transposed ones are flipped in space and have their last two axes
+swapped, unless `transpose_kernel=True`.
 """
 
 from collections.abc import Mapping
@@ -39,26 +40,26 @@ TANHS = (jnp.tanh, jax.nn.tanh, lax.tanh)
 
 
 def from_flax(op: str, weights: Any, *, transpose_kernel: bool = False) -> Any:
-    r"""Our parameters from those of a layer of Flax linen.
+    r"""Convert the parameters of a Flax linen layer to parameters of jaxseq.
 
-    The arrays of the gates side by side: $w_x = [W_{ii}, W_{if}, W_{ig}, W_{io}]$ and so on. Where Flax has a bias in n
-    alone (GRU, MGU), $b_h$ is zero in the other gates.
+    The arrays of the gates are concatenated: $w_x = [W_{ii}, W_{if}, W_{ig}, W_{io}]$ and so on. For GRU and MGU, where
+    Flax has a bias of h only in n, $b_h$ is zero in the other gates.
 
     Args:
         op: `"rnn"` (`SimpleCell`), `"gru"`, `"lstm"` (`LSTMCell` or `OptimizedLSTMCell`, whose parameters are alike),
             `"mgu"`, `"conv_lstm"` (`ConvLSTMCell`), `"conv"` or `"conv_transpose"`.
-        weights: the dict of the layer: `variables["params"]["cell"]` of an `nn.RNN`, or what holds nothing else. The
-            options of the layer are not in it (`gate_fn`, `activation_fn`, `residual`, `mask`, `padding`): compare them
-            yourself.
-        transpose_kernel: the option of that name that an `nn.ConvTranspose` has.
+        weights: the dict of the layer, such as `variables["params"]["cell"]` of an `nn.RNN`, or a dict that contains
+            only this dict. It does not contain the options of the layer (`gate_fn`, `activation_fn`, `residual`,
+            `mask`, `padding`), which the caller has to check.
+        transpose_kernel: the option `transpose_kernel` of an `nn.ConvTranspose`.
 
     Returns:
         Parameters of `op`.
 
     Raises:
-        TypeError: no dict of float arrays.
-        ValueError: a layer that Flax does not have or that has other equations, a name that is missing or one too many,
-            a bias of some gates only, a size that does not fit.
+        TypeError: `weights` is not a dict of float arrays.
+        ValueError: Flax has no such layer or one with other equations, a name is missing or unexpected, only some gates
+            have a bias, or the shapes do not match.
 
     Example:
         >>> import jax.numpy as jnp, jaxseq
@@ -72,7 +73,7 @@ def from_flax(op: str, weights: Any, *, transpose_kernel: bool = False) -> Any:
     """
     _layout.check_op(op, "Flax", LINEN, GRU)
     if not isinstance(weights, Mapping):
-        _checks.bad_type("weights", "a dict of the layer's arrays", _checks.describe(weights))
+        _checks.bad_type("weights", "a dict of the arrays of a layer", _checks.describe(weights))
     weights = _innermost(op, weights)
     if op in _layout.CONVOLUTIONS:
         return _kernel_in(op, weights, _checks.boolean("transpose_kernel", transpose_kernel))
@@ -82,22 +83,22 @@ def from_flax(op: str, weights: Any, *, transpose_kernel: bool = False) -> Any:
 
 
 def to_flax(op: str, params: Any, *, transpose_kernel: bool = False) -> dict[str, Any]:
-    """The dict of a layer of Flax linen from our parameters: the way back of `from_flax`.
+    """Convert parameters of jaxseq to those of a Flax linen layer, the inverse of `from_flax`.
 
-    Where Flax has one bias and we have two, $b_h$ of r, z and f is added to $b_x$. A bias that is None becomes zeros,
-    where Flax always has one.
+    In the gates r, z and f of GRU and MGU, where Flax has one bias and jaxseq has two, $b_h$ is added to $b_x$. If a
+    bias is None and Flax always has one, it becomes zeros.
 
     Args:
         op: as in `from_flax`.
         params: parameters of `op`.
-        transpose_kernel: the option of that name that an `nn.ConvTranspose` has.
+        transpose_kernel: the option `transpose_kernel` of an `nn.ConvTranspose`.
 
     Returns:
-        The dict of the cell or of the convolution: `{"params": {"cell": it}}` are the variables of an `nn.RNN`.
+        The dict of the cell or of the convolution. The variables of an `nn.RNN` are `{"params": {"cell": cell}}`.
 
     Raises:
-        TypeError: parameters of another op.
-        ValueError: a layer that Flax does not have or that has other equations, a size that does not fit.
+        TypeError: `params` are parameters of another op.
+        ValueError: Flax has no such layer or one with other equations, or the shapes do not match.
 
     Example:
         >>> import jax, jaxseq
@@ -116,31 +117,32 @@ def to_flax(op: str, params: Any, *, transpose_kernel: bool = False) -> dict[str
 
 
 def from_nnx(op: str, weights: Any, *, transpose_kernel: bool = False) -> Any:
-    r"""Our parameters from those of a layer of Flax nnx.
+    r"""Convert the parameters of a Flax nnx layer to parameters of jaxseq.
 
-    $w_x$ and $w_h$ are the kernels of `dense_i` and `dense_h`, gates in our order; an `nnx.LSTMCell` has them one by
-    one. A `GRUCell` of nnx has no bias beside $h$: $b_h$ is None.
+    $w_x$ and $w_h$ are the kernels of `dense_i` and `dense_h`, with the gates in the same order; an `nnx.LSTMCell` has
+    one layer for each gate. An `nnx.GRUCell` has no bias of $h$: $b_h$ is None.
 
     Args:
-        op: `"rnn"` (`SimpleCell`; with `activation_fn=nnx.relu`, `activation="relu"` is yours to hand on), `"gru"`,
-            `"lstm"` (`LSTMCell` or `OptimizedLSTMCell`), `"conv"` or `"conv_transpose"`.
-        weights: the module itself, the cell of an `nnx.RNN`, or its `nnx.state`, or that as a plain dict. Options are
-            checked where it is the module.
-        transpose_kernel: the option of that name that an `nnx.ConvTranspose` has; of a module it is read.
+        op: `"rnn"` (`SimpleCell`; with `activation_fn=nnx.relu`, pass `activation="relu"` to the op), `"gru"`, `"lstm"`
+            (`LSTMCell` or `OptimizedLSTMCell`), `"conv"` or `"conv_transpose"`.
+        weights: the module (for an `nnx.RNN`, its cell), its `nnx.state`, or the state as a plain dict. The options are
+            checked only if it is the module.
+        transpose_kernel: the option `transpose_kernel` of an `nnx.ConvTranspose`; ignored if `weights` is the module,
+            which has it.
 
     Returns:
         Parameters of `op`.
 
     Raises:
-        TypeError: no float arrays.
-        ValueError: a layer that nnx does not have or that has other equations (another class, `residual=True`, another
-            activation, a `mask`, `input_dilation`, circular padding, seen where `weights` is the module), a name that
-            is missing or one too many, a bias of some gates only, a size that does not fit.
+        TypeError: `weights` does not contain float arrays.
+        ValueError: nnx has no such layer or one with other equations (checked only if `weights` is the module: another
+            class, `residual=True`, another activation, a `mask`, `input_dilation`, circular padding), a name is missing
+            or unexpected, only some gates have a bias, or the shapes do not match.
 
     Example:
         >>> import jax.numpy as jnp, jaxseq
-        >>> far = {"kernel": jnp.ones((5, 20)), "bias": jnp.ones(20)}
-        >>> cell = {"dense_i": {"kernel": jnp.ones((3, 20))}, "dense_h": far}
+        >>> dense_h = {"kernel": jnp.ones((5, 20)), "bias": jnp.ones(20)}
+        >>> cell = {"dense_i": {"kernel": jnp.ones((3, 20))}, "dense_h": dense_h}
         >>> jaxseq.convert.from_nnx("lstm", cell).b.shape
         (20,)
 
@@ -158,25 +160,25 @@ def from_nnx(op: str, weights: Any, *, transpose_kernel: bool = False) -> Any:
     w_x, w_h = (_layout.found(name, read(name, "kernel"), weights) for name in ("dense_i", "dense_h"))
     maps = Maps(w_x, w_h, read("dense_i", "bias"), read("dense_h", "bias"))
     read.finish()
-    return _layout.joined(op, maps)
+    return _layout.join_params(op, maps)
 
 
 def to_nnx(op: str, params: Any, *, optimized: bool = True, transpose_kernel: bool = False) -> dict[str, Any]:
-    """The state of a layer of Flax nnx from our parameters: the way back of `from_nnx`.
+    """Convert parameters of jaxseq to the state of a Flax nnx layer, the inverse of `from_nnx`.
 
     Args:
         op: as in `from_nnx`.
         params: parameters of `op`.
-        optimized: of an LSTM, whether it is for an `nnx.OptimizedLSTMCell` or for an `nnx.LSTMCell`.
-        transpose_kernel: the option of that name that an `nnx.ConvTranspose` has.
+        optimized: for an LSTM, True for an `nnx.OptimizedLSTMCell` and False for an `nnx.LSTMCell`.
+        transpose_kernel: the option `transpose_kernel` of an `nnx.ConvTranspose`.
 
     Returns:
-        A dict for `nnx.update(module, it)`. A bias that is None becomes zeros, where nnx always has one.
+        A dict `state` for `nnx.update(module, state)`. If a bias is None and nnx always has one, it becomes zeros.
 
     Raises:
-        TypeError: parameters of another op.
-        ValueError: a layer that nnx does not have or that has other equations, and a GRU whose $b_h$ is not zero in n,
-            for which nnx has no place; under `jit`, where nobody can look, one whose `b_h` is not None.
+        TypeError: `params` are parameters of another op.
+        ValueError: nnx has no such layer or one with other equations, or a GRU has a nonzero $b_h$ in n, which nnx
+            can't represent. Under `jit`, where values are unknown, any `b_h` other than None raises.
 
     Example:
         >>> import jax, jaxseq
@@ -196,9 +198,9 @@ def to_nnx(op: str, params: Any, *, optimized: bool = True, transpose_kernel: bo
     b = _layout.or_zeros(maps.b_x, maps.w_x)
     if op == "gru" and maps.b_h is not None:
         b, b_n = _layout.bias_of_the_candidate(maps)
-        if not _layout.surely_zero(b_n):
-            why = "a GRU of nnx has no bias beside h, and `params.b_h` is not zero in n, inside of the reset"
-            _layout.refused(op, why)
+        if not _layout.is_known_zero(b_n):
+            why = "a GRU of nnx has no bias of h, and `params.b_h` is not known to be zero in n, inside the reset"
+            _layout.reject(op, why)
     place = "dense_h" if op == "lstm" else "dense_i"
     state: dict[str, Any] = {"dense_i": {"kernel": maps.w_x}, "dense_h": {"kernel": maps.w_h}}
     state[place]["bias"] = b
@@ -206,23 +208,24 @@ def to_nnx(op: str, params: Any, *, optimized: bool = True, transpose_kernel: bo
 
 
 def _check_equations(op: str, module: Any) -> None:
-    """Of a module, what its parameters do not tell."""
+    """Check the class and the options of a module, which its parameters do not contain."""
     how: Any = {"home": "flax.nnx.", "methods": ("__call__",), "instead": "its `nnx.state`", "elsewhere": ELSEWHERE}
     _layout.check_class(op, module, kinds=KINDS, **how)
     promote = getattr(module, "promote_dtype", None)
     if not isinstance(module, Mapping) and not getattr(promote, "__module__", "flax.").startswith("flax."):
-        instead = "which may change the numbers: if it changes dtypes only, convert its `nnx.state`"
-        _layout.option_refused(op, module, "promote_dtype", promote, instead)
+        instead = "which may change values: if it only changes dtypes, convert its `nnx.state`"
+        _layout.reject_option(op, module, "promote_dtype", promote, instead)
     if op in _layout.CONVOLUTIONS:
         _check_convolution(op, module)
         return
     if getattr(module, "residual", False):
-        _layout.refused(op, "this cell adds its state to the pre-activation (residual=True), ours does not")
+        _layout.reject(op, f"this cell adds its state to the pre-activation (residual=True), {op!r} does not")
     activations = (*TANHS, jax.nn.relu) if op == "rnn" else TANHS
     for option, usual in (("gate_fn", SIGMOIDS), ("activation_fn", activations)):
         own = getattr(module, option, None)
         if own is not None and own not in usual:
-            _layout.refused(op, f"this cell's {option} is {getattr(own, '__name__', own)}, ours is {usual[0].__name__}")
+            name = getattr(own, "__name__", own)
+            _layout.reject(op, f"this cell's {option} is {name}, that of {op!r} is {usual[0].__name__}")
     for name in () if isinstance(module, Mapping) else ("dense_i", "dense_h", *_gate_names(op, if_="if_")):
         part = getattr(module, name, None)
         _layout.check_class(op, part, kinds={op: ("Linear",)}, **how)
@@ -231,24 +234,26 @@ def _check_equations(op: str, module: Any) -> None:
 def _check_convolution(op: str, module: Any) -> None:
     mask = getattr(module, "mask", None)
     if mask is not None:
-        instead = "multiply the kernel by it: convert {'kernel': layer.kernel * layer.mask, 'bias': layer.bias}"
-        _layout.option_refused(op, module, "mask", _checks.describe(mask), instead)
+        instead = "multiply the kernel by the mask: convert {'kernel': layer.kernel * layer.mask, 'bias': layer.bias}"
+        _layout.reject_option(op, module, "mask", _checks.describe(mask), instead)
     padding = getattr(module, "padding", None)
     if padding in ("CIRCULAR", "REFLECT"):
-        how = "convert its `nnx.state`, pad `x` yourself" if op == "conv" else "no padding of ours does this"
-        _layout.option_refused(op, module, "padding", padding, f"{op!r} pads by zeros: {how}")
+        how = "convert its `nnx.state` and pad `x` first" if op == "conv" else "jaxseq has no such padding"
+        _layout.reject_option(op, module, "padding", padding, f"{op!r} pads with zeros: {how}")
     dilation = getattr(module, "input_dilation", None)
     if dilation is not None and np.any(np.asarray(dilation) != 1):
-        instead = "'conv' has no such option: convert its `nnx.state` and put zeros between the inputs yourself"
-        _layout.option_refused(op, module, "input_dilation", dilation, instead)
+        instead = "'conv' has no such option: convert its `nnx.state` and insert the zeros between the inputs first"
+        _layout.reject_option(op, module, "input_dilation", dilation, instead)
     function = getattr(module, "conv_general_dilated", lax.conv_general_dilated)
     if function is not lax.conv_general_dilated and not isinstance(module, Mapping):
-        instead = "'conv' computes that of jax.lax: if yours computes the same, convert its `nnx.state`"
-        _layout.option_refused(op, module, "conv_general_dilated", function, instead)
+        instead = (
+            "'conv' computes jax.lax.conv_general_dilated: if this function is equivalent, convert the `nnx.state`"
+        )
+        _layout.reject_option(op, module, "conv_general_dilated", function, instead)
 
 
 def _innermost(op: str, weights: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The layer's own dict out of {"params": {"cell": it}}: of layers for a recurrence, of arrays for a convolution."""
+    """Return the dict of the layer from nested dicts such as {"params": {"cell": dict}}."""
     while len(weights) == 1:
         (inner,) = weights.values()
         if not isinstance(inner, Mapping):
@@ -259,20 +264,20 @@ def _innermost(op: str, weights: Mapping[str, Any]) -> Mapping[str, Any]:
     return weights
 
 
-# --- An array for each map and gate ---
+# --- Cells with one array for each map and gate ---
 
 
 def _gate_names(op: str, **names: str) -> list[str]:
-    """The layers of a cell, those of x before those of h.
+    """Return the names of the layers of a cell, those of x before those of h.
 
-    `names` gives a map and gate another name: nnx cannot have an attribute `if`.
+    `names` overrides names: in nnx, the attribute of `if` is `if_`, since `if` is a keyword.
     """
     gates = ("",) if op == "rnn" else tuple(_layout.RECURRENCES[op].gates)
     return [names.get(f"{letter + gate}_", letter + gate) for letter in "ih" for gate in gates]
 
 
 def _gate_by_gate_in(op: str, weights: Any, **names: str) -> Any:
-    """Read all kernels, and the biases that Flax has: beside x, but in an LSTM beside h; and beside h in n."""
+    """Read all kernels and biases. Flax has biases of x (LSTM: of h instead), and in n of GRU and MGU also of h."""
     read, of_gate = _layout.Reader(weights), _gate_names(op, **names)
     of_x, of_h = of_gate[: len(of_gate) // 2], of_gate[len(of_gate) // 2 :]
     w_x, w_h = (
@@ -285,41 +290,41 @@ def _gate_by_gate_in(op: str, weights: Any, **names: str) -> Any:
     b_n = read("hn", "bias") if op in ("gru", "mgu") else None
     read.finish()
     if op not in ("gru", "mgu"):
-        return _layout.joined(op, Maps(w_x, w_h, b, None))
+        return _layout.join_params(op, Maps(w_x, w_h, b, None))
     if b_n is None:
-        why = "this cell has no bias of h in n" + (": that is `reset_gate=False`, ours resets" if op == "mgu" else "")
-        _layout.refused(op, why)
+        why = "this cell has no bias of h in n" + (": it has `reset_gate=False`, 'mgu' resets" if op == "mgu" else "")
+        _layout.reject(op, why)
     if b_n.shape != (w_h.shape[0],):
         _checks.bad_value("weights", f"'hn.bias' of shape {(w_h.shape[0],)}", f"shape {b_n.shape}")
-    return _layout.joined(op, Maps(w_x, w_h, b, _layout.beside_zeros(b_n, w_h)))
+    return _layout.join_params(op, Maps(w_x, w_h, b, _layout.beside_zeros(b_n, w_h)))
 
 
 def _of_all_gates(parts: dict[str, jax.Array]) -> jax.Array:
-    """The arrays of the gates side by side, all of one shape."""
+    """Concatenate the arrays of all gates, which must have equal shapes."""
     (first, one), *_ = parts.items()
     for name, a in parts.items():
         if a.shape != one.shape or not a.ndim:
-            _checks.bad_value("weights", f"{name!r} of shape {one.shape}, as {first!r}", f"shape {a.shape}")
+            _checks.bad_value("weights", f"{name!r} of shape {one.shape}, like {first!r}", f"shape {a.shape}")
     return jnp.concatenate([*parts.values()], -1)
 
 
 def _gate_by_gate_out(op: str, maps: Maps, **names: str) -> dict[str, Any]:
     of_gate = _gate_names(op, **names)
     G = len(of_gate) // 2
-    near, far = (
+    layers_of_x, layers_of_h = (
         {name: {"kernel": w} for name, w in zip(own, jnp.split(all_, G, -1), strict=True)}
         for own, all_ in ((of_gate[:G], maps.w_x), (of_gate[G:], maps.w_h))
     )
     if op in ("gru", "mgu"):
-        b, far["hn"]["bias"] = _layout.bias_of_the_candidate(maps)
+        b, layers_of_h["hn"]["bias"] = _layout.bias_of_the_candidate(maps)
     else:
         b = _layout.or_zeros(maps.b_x, maps.w_x)
-    for layer, part in zip((far if op == "lstm" else near).values(), jnp.split(b, G), strict=True):
+    for layer, part in zip((layers_of_h if op == "lstm" else layers_of_x).values(), jnp.split(b, G), strict=True):
         layer["bias"] = part
-    return near | far
+    return layers_of_x | layers_of_h
 
 
-# --- ConvLSTMCell: two convolutions, each with a bias, gates i, g, f, o, one more on f ---
+# --- ConvLSTMCell: two convolutions, each with a bias; gates i, g, f, o; adds 1 to f ---
 
 
 def _conv_lstm_in(weights: Any) -> Any:
@@ -329,7 +334,7 @@ def _conv_lstm_in(weights: Any) -> Any:
     read.finish()
     _layout.all_or_none({"ih.bias": b_x, "hh.bias": b_h})
     maps = [None if a is None else _layout.ordered(a, "igfo", "ifgo") for a in (w_x, w_h, b_x, b_h)]
-    params = _layout.joined("conv_lstm", Maps(*maps))
+    params = _layout.join_params("conv_lstm", Maps(*maps))
     return params._replace(b=_layout.with_forget_bias(params.b, +1, params.w_x))
 
 
@@ -348,7 +353,7 @@ def _kernel_in(op: str, weights: Any, transpose_kernel: bool) -> ConvParams:
     read.finish()
     _layout.check_use_bias(op, weights, bias)
     if kernel.ndim < 3:
-        _checks.bad_value("weights", "a kernel of 3 to 5 axes (1 to 3 of space)", f"shape {kernel.shape}")
+        _checks.bad_value("weights", "a kernel with 3 to 5 axes (1 to 3 spatial)", f"shape {kernel.shape}")
     return _layout.check_kernel("weights", op, ConvParams(_stored(op, kernel, transpose_kernel), bias), groups=1)
 
 
@@ -358,5 +363,5 @@ def _kernel_out(op: str, params: Any, transpose_kernel: bool) -> dict[str, Any]:
 
 
 def _stored(op: str, kernel: jax.Array, transpose_kernel: bool) -> jax.Array:
-    """As Flax stores ours, or the way back, which is the same."""
-    return kernel if op == "conv" or transpose_kernel else _layout.turned(kernel.swapaxes(-1, -2))
+    """Convert a kernel between the layouts of jaxseq and Flax, in either direction."""
+    return kernel if op == "conv" or transpose_kernel else _layout.flipped(kernel.swapaxes(-1, -2))

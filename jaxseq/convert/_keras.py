@@ -2,9 +2,9 @@
 
     [kernel (D, G H), recurrent_kernel (H, G H), bias (G H,)]
 
-An LSTM has its gates in our order (Keras calls g c), a GRU in the order z, r, n. A GRU with `reset_after=True`, which
-is what it has unless told otherwise, has two biases as one array (2, 3 H), and is our `gru`; one with
-`reset_after=False` has one bias, and is our `classic_gru`. Kernels of convolutions are ours.
+The gates of an LSTM are in the order of jaxseq (Keras calls g c), those of a GRU in the order z, r, n. A GRU with
+`reset_after=True`, the default, has two biases in one array (2, 3 H) and the equations of `gru`. A GRU with
+`reset_after=False` has one bias and the equations of `classic_gru`. Kernels of convolutions have the layout of jaxseq.
 """
 
 from typing import Any
@@ -27,10 +27,10 @@ KINDS = {
     "conv_transpose": ("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose"),
 }
 DEPTHWISE = (
-    "convert [kernel.reshape(*window, 1, channels * depth_multiplier), bias], its kernel being (*window, channels, "
+    "convert [kernel.reshape(*window, 1, channels * depth_multiplier), bias], where kernel is (*window, channels, "
     "depth_multiplier), and pass groups=channels"
 )
-SEPARABLE = f"it is two convolutions: of the depthwise one {DEPTHWISE}; the pointwise one has kernel and bias"
+SEPARABLE = f"it is two convolutions: for the depthwise one, {DEPTHWISE}; the pointwise one has kernel and bias"
 ELSEWHERE = {
     "DepthwiseConv1D": DEPTHWISE,
     "DepthwiseConv2D": DEPTHWISE,
@@ -43,24 +43,23 @@ OPS = ("rnn", "gru", "classic_gru", "lstm", "conv_lstm", *_layout.CONVOLUTIONS)
 
 
 def from_keras(op: str, weights: Any) -> Any:
-    r"""Our parameters from those of a Keras layer.
+    r"""Convert the weights of a Keras layer to parameters of jaxseq.
 
-    $w_x$ and $w_h$ are kernel and recurrent kernel, gates in our order; of a GRU the two rows of its bias are $b_x,
-    b_h$.
+    $w_x$ and $w_h$ are the kernel and the recurrent kernel with the gates reordered. For `"gru"`, the two rows of the
+    bias are $b_x$ and $b_h$.
 
     Args:
         op: `"rnn"`, `"gru"` (with `reset_after=True`), `"classic_gru"` (with `reset_after=False`), `"lstm"`,
             `"conv_lstm"`, `"conv"` or `"conv_transpose"`.
-        weights: the layer, or its `get_weights()`. Of a `Bidirectional` the two layers, one at a time.
+        weights: the layer, or its `get_weights()`. For a `Bidirectional`, convert its two layers one at a time.
 
     Returns:
         Parameters of `op`.
 
     Raises:
-        TypeError: no layer and no list of float arrays.
-        ValueError: a layer of other equations: the wrong `reset_after` (seen by the bias, or where `weights` is the
-            layer), another class, or another activation (seen where it is the layer); the wrong number of arrays, a
-            size that does not fit, a layer that is not built.
+        TypeError: `weights` is neither a layer nor a list of float arrays.
+        ValueError: the layer has other equations (`reset_after`, or, checked only if `weights` is the layer, another
+            class or activation), the number of arrays is wrong, the shapes do not match, or the layer is not built.
 
     Example:
         >>> import numpy as np, jaxseq
@@ -81,35 +80,35 @@ def from_keras(op: str, weights: Any) -> Any:
         _checks.bad_value("weights", "a layer with weights: call or build it first", f"a {type(weights).__name__}")
     kernels = 1 if op in _layout.CONVOLUTIONS else 2
     if not kernels <= len(w) <= kernels + 1:
-        _checks.bad_value("weights", f"{kernels} arrays, and a bias or none, of one {op!r}", f"{len(w)} arrays")
+        _checks.bad_value("weights", f"{kernels} arrays and an optional bias for {op!r}", f"{len(w)} arrays")
     arrays: list[Any] = [_layout.array(f"weights[{i}]", a) for i, a in enumerate(w)]
     bias = arrays.pop() if len(arrays) > kernels else None
     if op in _layout.CONVOLUTIONS:
         return _layout.check_kernel("weights", op, ConvParams(arrays[0], bias), groups=1)
     if op not in ("gru", "classic_gru"):
-        return _layout.joined(op, Maps(arrays[0], arrays[1], bias, None))
+        return _layout.join_params(op, Maps(arrays[0], arrays[1], bias, None))
     if bias is not None and bias.ndim != (2 if op == "gru" else 1):
         other, after = ("classic_gru", False) if op == "gru" else ("gru", True)
-        why = f"a bias of shape {bias.shape} is that of reset_after={after}, whose equations are {other!r}"
-        _layout.refused(op, why)
+        why = f"a bias of shape {bias.shape} belongs to reset_after={after}, whose op is {other!r}"
+        _layout.reject(op, why)
     w_x, w_h, b = (None if a is None else _layout.ordered(a, "zrn", "rzn") for a in (*arrays, bias))
     b_x, b_h = (b, None) if b is None or op == "classic_gru" else (b[0], b[1])
-    return _layout.joined(op, Maps(w_x, w_h, b_x, b_h))
+    return _layout.join_params(op, Maps(w_x, w_h, b_x, b_h))
 
 
 def to_keras(op: str, params: Any) -> list[jax.Array]:
-    """The weights of a Keras layer from our parameters: the way back of `from_keras`.
+    """Convert parameters of jaxseq to the weights of a Keras layer, the inverse of `from_keras`.
 
     Args:
         op: as in `from_keras`.
         params: parameters of `op`.
 
     Returns:
-        What `layer.set_weights` takes. Where there is no bias the layer is one with `use_bias=False`.
+        A list of arrays for `layer.set_weights`. Without a bias, it is for a layer with `use_bias=False`.
 
     Raises:
-        TypeError: parameters of another op.
-        ValueError: a layer that Keras does not have, a size that does not fit.
+        TypeError: `params` are parameters of another op.
+        ValueError: Keras has no such layer, or the shapes do not match.
 
     Example:
         >>> import jax, jaxseq
@@ -132,8 +131,8 @@ def to_keras(op: str, params: Any) -> list[jax.Array]:
 
 
 def _check_equations(op: str, layer: Any) -> None:
-    """Of a layer, what its weights do not tell."""
-    kinds = {op: (*KINDS[op], "RNN") for op in KINDS}  # of layers with a cell, which has the equations
+    """Check the class and the options of a layer, which its weights do not contain."""
+    kinds = {op: (*KINDS[op], "RNN") for op in KINDS}  # for layers with a cell, which has the equations
     cell = getattr(layer, "cell", None)
     for part, names in ((layer, KINDS),) if cell is None else ((cell, KINDS), (layer, kinds)):
         _layout.check_class(
@@ -148,22 +147,20 @@ def _check_equations(op: str, layer: Any) -> None:
     layer = layer if cell is None else cell
     after = getattr(layer, "reset_after", None)
     if after is not None and op in ("gru", "classic_gru") and after != (op == "gru"):
-        _layout.refused(
-            op, f"this layer has reset_after={after}, whose equations are {'gru' if after else 'classic_gru'!r}"
-        )
+        _layout.reject(op, f"this layer has reset_after={after}, whose op is {'gru' if after else 'classic_gru'!r}")
     if op in _layout.CONVOLUTIONS:
         own = _name(getattr(layer, "activation", None))
         if own not in (None, "linear"):
-            instead = f"{op!r} has none: convert get_weights() and apply it to the output yourself"
-            _layout.option_refused(op, layer, "activation", own, instead)
+            instead = f"{op!r} has none: convert get_weights() and apply the activation to the output"
+            _layout.reject_option(op, layer, "activation", own, instead)
         return
     usual = {"rnn": ("tanh", "relu")}.get(op, ("tanh",))
     for option, names in (("activation", usual), ("recurrent_activation", ("sigmoid",))):
         own = _name(getattr(layer, option, None))
         if own is not None and own not in names:
-            _layout.refused(op, f"this layer's {option} is {own}, ours is {names[0]}")
+            _layout.reject(op, f"this layer's {option} is {own}, that of {op!r} is {names[0]}")
 
 
 def _name(activation: Any) -> str | None:
-    """What a function is called; a layer or an object in its place has its class for a name."""
+    """Return the name of an activation: of the function, or of the class of a layer or another object."""
     return None if activation is None else getattr(activation, "__name__", type(activation).__name__)

@@ -1,16 +1,17 @@
-"""What every framework's layout is made of, and the one form that stands between any of them and our parameters.
+"""Operations on layouts of parameters, and the intermediate form `Maps` between other libraries and jaxseq.
 
-A recurrence, in the orientation and order of gates that ours have (G gates of H units, of an input of D numbers):
+The intermediate form of a recurrence has the orientation and gate order of jaxseq (G gates, hidden size H, input size
+D):
 
     a = x w_x + b_x + h w_h + b_h        w_x (D, G H)    w_h (H, G H)    b_x, b_h (G H,) or None
-    w_q                                  the product inside of a step, where there is one
+    w_q                                  the matrix of a second product inside the step, if the cell has one
 
-Frameworks differ from it in four ways: a matrix is transposed; gates come in another order, or as arrays of their own;
-there are two biases where one would do; and a forget gate adds one that is not in its bias. A framework's file says
-which of these it is.
+Layouts of other libraries differ in four ways: matrices are transposed; gates are in another order or in separate
+arrays; there are two biases where one suffices; and a forget gate adds 1 to its bias. The file of each library applies
+those that it needs.
 
-Two biases that are only ever added become one, b = b_x + b_h. The way back has b_x = b and b_h = 0. Where the bias of h
-stands apart, inside of a reset (the n of GRU and MGU), both stay what they are.
+Two biases that are only added become one, b = b_x + b_h. The inverse has b_x = b and b_h = 0. If the bias of h is
+inside a reset (n of GRU and MGU), both biases are separate parameters.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +26,7 @@ from jaxseq import _checks, cells
 from jaxseq._conv import ConvParams
 from jaxseq._recurrence import Cell
 
-# What each recurrence is called: its cell knows the order of its gates and the class of its parameters.
+# The cell of each recurrence, with the order of the gates and the class of the parameters.
 RECURRENCES: dict[str, Cell] = {
     "rnn": cells.rnn,
     "gru": cells.gru,
@@ -39,7 +40,7 @@ CONVOLUTIONS = ("conv", "conv_transpose")
 
 
 class Maps(NamedTuple):
-    """The arrays of a recurrence before anyone has put them into parameters."""
+    """The arrays of a recurrence in the intermediate form."""
 
     w_x: Any
     w_h: Any
@@ -48,11 +49,11 @@ class Maps(NamedTuple):
     w_q: Any = None
 
 
-# --- Between this form and ours ---
+# --- Between `Maps` and parameters of jaxseq ---
 
 
-def joined(op: str, maps: Maps) -> Any:
-    """Our parameters, their sizes checked: those of another cell do not slip through."""
+def join_params(op: str, maps: Maps) -> Any:
+    """Return parameters of `op` from `maps`, after checking their shapes."""
     cell, H = RECURRENCES[op], _check_maps("weights", op, maps)
     w_x, w_h, b_x, b_h, w_q = maps
     if op in ("gru", "mgu"):
@@ -64,7 +65,7 @@ def joined(op: str, maps: Maps) -> Any:
 
 
 def split_params(op: str, params: Any) -> Maps:
-    """The way back, from parameters of the right class."""
+    """Invert `join_params`, after checking the class of the parameters."""
     cell = RECURRENCES[op]
     params = _checks.container("params", params, cell.params)
     w: dict[str, Any] = {
@@ -83,23 +84,21 @@ def split_params(op: str, params: Any) -> Maps:
 
 
 def _check_maps(name: str, op: str, maps: Maps) -> int:
-    """Check ranks and sizes of the arrays of `op` against each other; return the number of units."""
+    """Check that the ranks and sizes of the arrays of `op` match; return the hidden size."""
     G, (w_x, w_h, b_x, b_h, w_q) = len(RECURRENCES[op].gates), maps
     for a in maps:
         if a is not None and not jnp.issubdtype(a.dtype, jnp.floating):
             _checks.bad_type(name, f"float arrays of `{op}`", _checks.describe(a))
     ranks = (3, 4, 5) if op == "conv_lstm" else (2,)
     if w_x.ndim not in ranks or w_h.ndim != w_x.ndim:
-        kind = "kernels (*window, in, out) over 1 to 3 axes" if op == "conv_lstm" else "matrices (in, out)"
+        kind = "kernels (*window, in, out) with 1 to 3 spatial axes" if op == "conv_lstm" else "matrices (in, out)"
         _checks.bad_value(name, f"two {kind} of `{op}`", f"shapes {w_x.shape} and {w_h.shape}")
     H, rest = divmod(w_x.shape[-1], G)
     if rest:
         _checks.bad_value(name, f"{G} gates of `{op}` in an input map (D, {G} H)", f"shape {w_x.shape}")
     P = H if op != "projected_lstm" or w_q is None else w_q.shape[-1]
     if w_h.shape[-2:] != (P, G * H):
-        expected = (
-            f"a recurrent map of `{op}` whose last axes are {(P, G * H)}: {G} gates of {H} units, as the input map"
-        )
+        expected = f"a recurrent map of `{op}` with last axes {(P, G * H)}: {G} gates of size {H}, as in the input map"
         _checks.bad_value(name, expected, f"shape {w_h.shape}")
     if op == "projected_lstm" and w_q is not None and w_q.shape != (H, P):
         _checks.bad_value(name, f"a projection of `{op}` of shape {(H, P)}", f"shape {w_q.shape}")
@@ -110,7 +109,7 @@ def _check_maps(name: str, op: str, maps: Maps) -> int:
 
 
 def kernel_and_bias(op: str, params: Any, *, groups: int | None = None) -> ConvParams:
-    """Those of a convolution, checked; `groups` as in `check_kernel`."""
+    """Return the kernel and bias of a convolution after checking them; `groups` as in `check_kernel`."""
     params = _checks.container("params", params, ConvParams)
     kernel = _checks.array("params.kernel", params.kernel, complex_ok=True)
     bias = None if params.bias is None else _checks.array("params.bias", params.bias, complex_ok=True)
@@ -118,14 +117,14 @@ def kernel_and_bias(op: str, params: Any, *, groups: int | None = None) -> ConvP
 
 
 def check_kernel(name: str, op: str, params: ConvParams, *, groups: int | None = None) -> ConvParams:
-    """Check the rank of a kernel in our layout, and that the bias has one entry for each output channel.
+    """Check the rank of a kernel in the layout of jaxseq, and that the bias has one entry for each output channel.
 
-    The shape of a kernel does not show in how many groups a transposed convolution has its outputs. `groups` says it,
-    where the library knows it; None accepts any number that divides the input channels.
+    The shape of the kernel of a transposed convolution does not determine the number of groups. `groups` is this number
+    if the library knows it; None accepts any number that divides the number of input channels.
     """
     kernel, bias = params
     if not 3 <= kernel.ndim <= 5:
-        _checks.bad_value(name, "a weight of 3 to 5 axes (1 to 3 of space)", f"shape {kernel.shape}")
+        _checks.bad_value(name, "a weight with 3 to 5 axes (1 to 3 spatial)", f"shape {kernel.shape}")
     if bias is None:
         return params
     if op == "conv":
@@ -136,17 +135,17 @@ def check_kernel(name: str, op: str, params: ConvParams, *, groups: int | None =
         per_group, C_in = kernel.shape[-2:]
         sizes = [g * per_group for g in range(1, C_in + 1) if C_in % g == 0]
         fits = bias.ndim == 1 and bias.size in sizes
-        expected = f"one of {per_group} entries for each group, where groups divide {C_in} input channels"
+        expected = f"{per_group} entries for each group, where groups divide {C_in} input channels"
     if not fits:
-        _checks.bad_value(name, f"a bias of {op!r}, {expected}", f"shape {bias.shape} beside kernel {kernel.shape}")
+        _checks.bad_value(name, f"a bias of {op!r} with {expected}", f"shape {bias.shape} for kernel {kernel.shape}")
     return params
 
 
-# --- What layouts are made of ---
+# --- Operations on layouts ---
 
 
 def ordered(a: Any, given: str, wanted: str) -> Any:
-    """The gates along the last axis in another order, each gate a letter: `ordered(b, "igfo", "ifgo")`."""
+    """Reorder the gates along the last axis, one letter for each gate: `ordered(b, "igfo", "ifgo")`."""
     if a.ndim == 0 or a.shape[-1] % len(given):
         _checks.bad_value("weights", f"{len(given)} gates of equal size along the last axis", f"shape {a.shape}")
     if given == wanted:
@@ -156,25 +155,25 @@ def ordered(a: Any, given: str, wanted: str) -> Any:
 
 
 def scaled(a: jax.Array, factors: Sequence[int]) -> jax.Array:
-    """The gates along the last axis, each times its factor."""
+    """Multiply each gate along the last axis by its factor."""
     return jnp.concatenate([s * part for s, part in zip(factors, jnp.split(a, len(factors), -1), strict=True)], -1)
 
 
 def with_forget_bias(b: jax.Array | None, amount: int, like: jax.Array) -> jax.Array:
-    """A bias (4 H,) of the gates i, f, g, o with so much more on f; no bias is one of zeros, as wide as `like`."""
+    """Add `amount` to gate f of a bias (4 H,) of the gates i, f, g, o; None is a bias of zeros for the map `like`."""
     i, f, g, o = jnp.split(or_zeros(b, like), 4)
     return jnp.concatenate([i, f + amount, g, o])
 
 
 def or_zeros(b: jax.Array | None, w: jax.Array) -> jax.Array:
-    """A bias for what comes out of w, where frameworks always have one."""
+    """Return the bias b, or zeros for the output of w if b is None."""
     return jnp.zeros(w.shape[-1:], w.dtype) if b is None else b
 
 
 def bias_of_the_candidate(maps: Maps) -> tuple[jax.Array, jax.Array]:
-    """b_x with all that is only ever added to it, and of b_h the part inside of the reset, that of the last gate.
+    """Return b_x plus b_h of all gates but the last, and b_h of the last gate, which is inside the reset.
 
-    For frameworks that have no second bias elsewhere. No bias is one of zeros.
+    For libraries that have a second bias only in the last gate. None is a bias of zeros.
     """
     H = maps.w_h.shape[-2]
     b_x, b_h = or_zeros(maps.b_x, maps.w_x), or_zeros(maps.b_h, maps.w_h)
@@ -182,49 +181,49 @@ def bias_of_the_candidate(maps: Maps) -> tuple[jax.Array, jax.Array]:
 
 
 def beside_zeros(b_n: jax.Array, like: jax.Array) -> jax.Array:
-    """b_h of which a framework has the part of the last gate alone."""
+    """Return b_h with b_n in the last gate and zeros in the others."""
     return or_zeros(None, like).astype(b_n.dtype).at[-len(b_n) :].set(b_n)
 
 
 def outer_first(kernel: jax.Array) -> jax.Array:
-    """(*window, a, b) as (b, a, *window)."""
+    """Transpose (*window, a, b) to (b, a, *window)."""
     return jnp.moveaxis(kernel, (-1, -2), (0, 1))
 
 
 def outer_last(kernel: jax.Array) -> jax.Array:
-    """(b, a, *window) as (*window, a, b)."""
+    """Transpose (b, a, *window) to (*window, a, b)."""
     return jnp.moveaxis(kernel, (0, 1), (-1, -2))
 
 
-def turned(kernel: jax.Array) -> jax.Array:
-    """(*window, a, b) turned round in space."""
+def flipped(kernel: jax.Array) -> jax.Array:
+    """Flip (*window, a, b) along its spatial axes."""
     return jnp.flip(kernel, range(kernel.ndim - 2))
 
 
-# --- What comes in ---
+# --- Validation and reading ---
 
 
 def check_op(op: Any, framework: str, names: Sequence[str], elsewhere: Mapping[str, str]) -> str:
-    """One of the layers that the framework has; `elsewhere` says of others why it is not."""
+    """Check that the framework has the layer `op`; `elsewhere` gives the reasons for other ops."""
     if not isinstance(op, str):
         _checks.bad_type("op", "the name of a layer, such as 'lstm'", _checks.describe(op))
     if op in elsewhere:
-        refused(op, f"{framework} {elsewhere[op]}")
+        reject(op, f"{framework} {elsewhere[op]}")
     return _checks.choice("op", op, tuple(names))
 
 
-def surely_zero(a: Any) -> bool:
-    """Whether all of it is zero, which under `jit` nobody can see."""
+def is_known_zero(a: Any) -> bool:
+    """Return True if `a` is known to be zero; False for a traced array, whose values are unknown."""
     return not isinstance(a, Tracer) and not bool(jnp.any(a != 0))
 
 
-def refused(op: str, why: str) -> NoReturn:
-    raise ValueError(f"`op`: {op!r} does not fit: {why}")
+def reject(op: str, why: str) -> NoReturn:
+    raise ValueError(f"`op`: {op!r} does not match: {why}")
 
 
-def option_refused(op: str, layer: Any, option: str, value: Any, instead: str) -> NoReturn:
-    """Refuse a layer for one of its options; `instead` says what the op computes and what the caller can do."""
-    refused(op, f"this {type(layer).__name__} has {option}={value!r}; {instead}")
+def reject_option(op: str, layer: Any, option: str, value: Any, instead: str) -> NoReturn:
+    """Reject a layer for one of its options; `instead` states what the op computes and what the caller can do."""
+    reject(op, f"this {type(layer).__name__} has {option}={value!r}; {instead}")
 
 
 def check_class(
@@ -237,52 +236,52 @@ def check_class(
     instead: str,
     elsewhere: Mapping[str, str] | None = None,
 ) -> None:
-    """Check that a layer object of a library has a class whose equations are known to be those of `op`.
+    """Check that the class of a layer object is known to have the equations of `op`.
 
     Args:
-        op: the layer that the caller asked for.
-        layer: a layer object, or a container of its arrays. A container has no equations, and passes.
-        home: the prefix of the names of the library's modules.
-        kinds: for each op the names of the library's classes. A subclass passes unless it overrides `methods`.
-        methods: the methods that hold the equations.
-        instead: what the caller passes for a layer of another class that has the same equations.
-        elsewhere: for names of other classes what to do with them.
+        op: the layer that the caller requested.
+        layer: a layer object, or a container of its arrays. A container always passes.
+        home: the prefix of the module names of the library.
+        kinds: for each op, the class names of the library. A subclass passes unless it overrides one of `methods`.
+        methods: the methods that implement the equations.
+        instead: what to pass for a layer of another class with the same equations.
+        elsewhere: for the names of other classes, what to do with them.
     """
     classes = type(layer).__mro__
     if isinstance(layer, Mapping) or not any(cls.__module__.startswith(home) for cls in classes):
         return
     name = type(layer).__name__
-    instead = f"if it has the equations of {op!r} all the same, pass {instead}"
+    instead = f"if it nevertheless has the equations of {op!r}, pass {instead}"
     for cls in classes:
         if cls.__module__.startswith(home) and cls.__name__ in kinds[op]:
             return
         own = [method for method in methods if method in vars(cls)]
         if own and any(base.__module__.startswith(home) and base.__name__ in kinds[op] for base in classes):
-            refused(op, f"the class {cls.__name__} overrides `{own[0]}`; {instead}")
+            reject(op, f"the class {cls.__name__} overrides `{own[0]}`; {instead}")
     ancestors = {cls.__name__ for cls in classes}
     hints = [hint for other, hint in (elsewhere or {}).items() if other in ancestors]
     hints += [f"the op for a {name} is {other!r}" for other, names in kinds.items() if ancestors & {*names}]
-    refused(op, f"a {name} is not one of {', '.join(kinds[op])}; {[*hints, instead][0]}")
+    reject(op, f"a {name} is not one of {', '.join(kinds[op])}; {[*hints, instead][0]}")
 
 
 def check_use_bias(op: str, layer: Any, bias: Any) -> None:
-    """Check that a layer with a switch `use_bias` has a bias exactly if the switch is on."""
+    """Check that a layer with an option `use_bias` has a bias if and only if the option is True."""
     use_bias = getattr(layer, "use_bias", None)
     if isinstance(use_bias, bool) and use_bias != (bias is not None):
         has = "no bias (was the layer partitioned?)" if use_bias else "a bias that it does not add"
-        option_refused(op, layer, "use_bias", use_bias, f"but it holds {has}")
+        reject_option(op, layer, "use_bias", use_bias, f"but it has {has}")
 
 
 def all_or_none(biases: Mapping[str, Any]) -> None:
-    """Check that of biases which a library has only together none is missing."""
+    """Check that the biases are all present or all None."""
     there = [name for name, b in biases.items() if b is not None]
     missing = [name for name, b in biases.items() if b is None]
     if there and missing:
-        _checks.bad_value("weights", f"all of {', '.join(biases)}, or none", f"{there[0]} without {missing[0]}")
+        _checks.bad_value("weights", f"all of {', '.join(biases)} or none of them", f"{there[0]} without {missing[0]}")
 
 
 def array(name: str, leaf: Any) -> jax.Array:
-    """A JAX array from one of JAX, or a copy of one of NumPy or torch or of the variable that holds it."""
+    """Return a JAX array unchanged, or a copy of a NumPy array, a torch tensor, or a variable of nnx or Keras."""
     known = isinstance(leaf, jax.Array | np.ndarray) or hasattr(leaf, "detach")
     if not known and hasattr(leaf, "shape") and hasattr(leaf, "__getitem__"):
         leaf = leaf[...]  # a variable of nnx or of Keras
@@ -294,25 +293,25 @@ def array(name: str, leaf: Any) -> jax.Array:
 
 
 def _from_tensor(name: str, tensor: Any) -> np.ndarray:
-    """Copy a torch tensor, with the conjugation and the sign that torch applies lazily.
+    """Copy a torch tensor to host memory, resolving the conjugation and negation that torch applies lazily.
 
-    The copy goes through host memory: JAX then places it on its own default device.
+    JAX then places the array on its default device.
     """
     if type(tensor).__name__.startswith("Uninitialized") or tensor.is_meta:
-        expected = f"{name!r} with data: run or materialize the layer first"
+        expected = f"{name!r} with data (run or materialize the layer first)"
         _checks.bad_value("weights", expected, f"a {type(tensor).__name__} without data")
     tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
     try:
         return np.array(tensor.numpy())
-    except TypeError:  # torch gives NumPy no bfloat16, and none of the smaller types
+    except TypeError:  # NumPy has no bfloat16 or smaller floating-point types
         return np.array(jnp.from_dlpack(tensor.contiguous()))
 
 
 class Reader:
-    """Reads arrays by path: `read("hn", "bias")` goes into dicts by key and into modules by attribute.
+    """Reads arrays by path: `read("hn", "bias")` looks up keys of dicts and attributes of modules.
 
-    Calling it returns None where there is nothing. `finish` refuses what a dict has beside that: an array that nobody
-    read would be dropped without notice.
+    A call returns None if the path does not exist. `finish` raises if a dict has arrays that were not read, which would
+    otherwise be dropped silently.
     """
 
     def __init__(self, weights: Any) -> None:
@@ -331,14 +330,14 @@ class Reader:
     def finish(self) -> None:
         if not isinstance(self.weights, Mapping):
             return
-        left = [path for path in _leaves(self.weights) if path not in self.paths and path[0] != "rngs"]
-        if left:
-            had = ", ".join(sorted({".".join(map(str, path)) for path in self.paths}))
-            _checks.bad_value("weights", f"only {had}", f"{'.'.join(map(str, left[0]))!r} beside them")
+        unread = [path for path in _leaves(self.weights) if path not in self.paths and path[0] != "rngs"]
+        if unread:
+            read = ", ".join(sorted({".".join(map(str, path)) for path in self.paths}))
+            _checks.bad_value("weights", f"only {read}", f"also {'.'.join(map(str, unread[0]))!r}")
 
 
 def _leaves(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The paths of all that stands in nested dicts and is not None."""
+    """Yield the paths of the leaves of nested dicts that are not None."""
     if isinstance(tree, Mapping):
         for name, part in tree.items():
             yield from _leaves(part, (*path, name))
@@ -347,7 +346,7 @@ def _leaves(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 def found(name: str, leaf: Any, weights: Any) -> jax.Array:
-    """What must be there."""
+    """Return `leaf`, or raise if it is None."""
     if leaf is None:
         had = ", ".join(map(str, weights)) if isinstance(weights, Mapping) else type(weights).__name__
         _checks.bad_value("weights", f"{name!r} in it", had or "nothing")

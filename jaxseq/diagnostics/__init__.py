@@ -1,13 +1,13 @@
-r"""Where gradients vanish, or explode: how a recurrence hands them from step to step.
+r"""Diagnostics of vanishing and exploding gradients in recurrences.
 
-Any step function `(state, x) -> (state, y)`, any loss. With J_t = ∂s_t/∂s_{t-1}, the gradient of a loss L flows as
+They apply to any step function `(state, x) -> (state, y)` and any loss L. With J_t = ∂s_t/∂s_{t-1}:
 
-    ∂L/∂s_{t-1} = J_tᵀ ∂L/∂s_t + what y_t says             `state_cotangents`: how much arrives at each step
-    ∂s_T/∂s_{T-l} = J_T J_{T-1} ... J_{T-l+1}              `jacobian_products`: what l steps do to it, whatever the loss
-    λ_i = lim 1/t log σ_i(J_t ... J_1)                     `lyapunov`: the rate at which they do
-    |g_k - g| / |g|,  g_k cut every k steps                `truncation_bias`: what a window of k steps loses
+    ∂L/∂s_{t-1} = J_tᵀ ∂L/∂s_t + (∂y_t/∂s_{t-1})ᵀ ∂L/∂y_t  `state_cotangents`: the gradient at each step
+    ∂s_T/∂s_{T-l} = J_T J_{T-1} ... J_{T-l+1}              `jacobian_products`: its growth over l steps, for any loss
+    λ_i = lim 1/t log σ_i(J_t ... J_1)                     `lyapunov`: its rate of growth
+    |g_k - g| / |g|,  g_k cut every k steps                `truncation_bias`: the error of truncation with windows of k
 
-and `plot_*` draw each, on the axes of matplotlib.
+`plot_norms`, `plot_spectrum` and `plot_bias` plot the results with matplotlib.
 """
 
 from jaxseq.diagnostics._cotangents import norms, state_cotangents

@@ -1,7 +1,7 @@
-r"""∂L/∂s_t for all t, in one backward sweep.
+r"""∂L/∂s_t for all t, in one backward pass.
 
-A zero e_t is added to the state after every step, s_t + e_t. What L says to e_t is all that L says to s_t by what reads
-it later; and reverse mode finds it for all t on its one way back:
+Add a zero e_t to the state after every step. Its cotangent is that of the state, and reverse mode computes it for all t
+in one pass:
 
     s_t = f(s_{t-1} + e_{t-1}, x_t)          ∂L/∂e_t = ∂L/∂s_t
 """
@@ -28,31 +28,31 @@ def state_cotangents(
     *,
     length: int | None = None,
 ) -> PyTree[Array]:
-    r"""The gradient of a loss to the state at every step, $\partial L / \partial s_t$ for $t = 0 \dots T$.
+    r"""Return the gradient of a loss with respect to the state at every step, $\partial L / \partial s_t$.
 
-    One forward and one backward sweep, whatever T. Where it is small, the loss does not reach: nothing that happened
-    before can be learnt from it. The cotangent at t is all that steps after t, and the carry that is returned, say of
-    $s_t$; what the output $y_t$ says of step t itself is in that at t - 1.
+    It takes one forward and one backward pass. Where the gradient is small, earlier steps contribute little to the
+    gradient of the parameters. The cotangent at t accounts for all steps after t and for the returned carry. The
+    contribution of the output $y_t$ is part of the cotangent at t - 1, because step t computes $y_t$ from $s_{t-1}$.
 
     Args:
         f: `(carry, x) -> (carry, y)`, any step function.
-        init: the first carry, any pytree; None is zeros, for a step that takes none.
-        xs: what is read, `(T, ...)` leaves; None with `length`.
-        loss: `(carry, ys) -> L`, a number made of what the scan of f returns.
-        length: T, where there are no xs.
+        init: the initial carry, any pytree. None is zeros, for a step that accepts None.
+        xs: the inputs, a pytree of leaves `(T, ...)`, or None with `length`.
+        loss: `(carry, ys) -> L`, a scalar function of the results of the scan.
+        length: T, if `xs` is None.
 
     Returns:
-        of each float leaf of the carry, `(T + 1, ...)`: t = 0 is `init`, T the carry that is returned. In the place of
-        other leaves, a counter or a key, stands None.
+        A pytree with the structure of the carry. Float leaves are `(T + 1, ...)`, for t = 0 (`init`) to T (the returned
+        carry). Other leaves, such as a counter or a key, are None.
 
     Raises:
-        TypeError: as `jax.lax.scan` does, of f, init and xs; a loss that is no real number.
+        TypeError: if `jax.lax.scan` raises it for `f`, `init` and `xs`, or the loss is not a real scalar.
 
     Example:
         >>> import jax.numpy as jnp
         >>> from jaxseq import diagnostics
         >>> step = lambda s, x: (0.5 * s + x, s)
-        >>> flow.state_cotangents(step, 0.0, jnp.ones(3), lambda s, ys: s).tolist()
+        >>> diagnostics.state_cotangents(step, 0.0, jnp.ones(3), lambda s, ys: s).tolist()
         [0.125, 0.25, 0.5, 1.0]
 
     Reference:
@@ -63,7 +63,7 @@ def state_cotangents(
     leaves, structure = jax.tree.flatten(init)
     floats = [is_float_leaf(leaf) for leaf in leaves]
 
-    def moved(s: Any, e: list[Any]) -> Any:
+    def perturbed(s: Any, e: list[Any]) -> Any:
         pairs = zip(structure.flatten_up_to(s), e, strict=True)
         return structure.unflatten([a if e is None else a + e for a, e in pairs])
 
@@ -71,12 +71,12 @@ def state_cotangents(
         def step(s: Any, at: Any) -> tuple[Any, Any]:
             x, e = at
             s, y = f(s, x)
-            return moved(s, e), y
+            return perturbed(s, e), y
 
         first, after = ([None if a is None else a[part] for a in e] for part in (0, slice(1, None)))
-        L = loss(*lax.scan(step, moved(init, first), (xs, after), steps))
+        L = loss(*lax.scan(step, perturbed(init, first), (xs, after), steps))
         if jnp.shape(L) != () or not jnp.issubdtype(jnp.result_type(L), jnp.floating):
-            _checks.bad_type("loss", "a function whose result is one real number", _checks.describe(L))
+            _checks.bad_type("loss", "a function that returns a real scalar", _checks.describe(L))
         return L
 
     pairs = zip(leaves, floats, strict=True)
@@ -85,30 +85,30 @@ def state_cotangents(
 
 
 def norms(tree: PyTree[AnyArray], *, batch: int = 0) -> Float[Array, "T *batch"]:
-    r"""$\lVert a_t \rVert_2$ over all leaves and axes, but the first, time, and the `batch` axes that follow it.
+    r"""Return the norms $\lVert a_t \rVert_2$ over all leaves and all axes except time and batch.
 
     Args:
-        tree: leaves `(T, *batch, ...)`, such as `state_cotangents` returns.
-        batch: how many axes after time are kept: norms of single examples.
+        tree: leaves `(T, *batch, ...)`, for example from `state_cotangents`.
+        batch: the number of batch axes, which follow the time axis. 0 gives norms over all examples together.
 
     Returns:
         `(T, *batch)`.
 
     Raises:
-        TypeError: a leaf that holds no floats, a `batch` that is no integer.
-        ValueError: a leaf of too few axes.
+        TypeError: if a leaf is not a float array, or `batch` is not an integer.
+        ValueError: if a leaf has too few axes.
 
     Example:
         >>> import jax.numpy as jnp
         >>> from jaxseq import diagnostics
-        >>> flow.norms((jnp.full((2, 3, 1), 3.0), jnp.full((2, 3, 1), 4.0)), batch=1).tolist()
+        >>> diagnostics.norms((jnp.full((2, 3, 1), 3.0), jnp.full((2, 3, 1), 4.0)), batch=1).tolist()
         [[5.0, 5.0, 5.0], [5.0, 5.0, 5.0]]
     """
-    kept = 1 + _checks.integer("batch", batch, at_least=0)
+    leading = 1 + _checks.integer("batch", batch, at_least=0)
     leaves = [_checks.array("tree", leaf) for leaf in jax.tree.leaves(tree)]
     if not leaves:
         _checks.bad_type("tree", "at least one array", "none")
     for a in leaves:
-        if a.ndim < kept:
-            _checks.bad_value("tree", f"leaves of at least {kept} axes, time and batch", str(a.shape))
-    return euclidean(leaves, kept)
+        if a.ndim < leading:
+            _checks.bad_value("tree", f"leaves with at least {leading} axes, time and batch", str(a.shape))
+    return euclidean(leaves, leading)

@@ -1,12 +1,12 @@
 r"""The product of Jacobians over l steps, P_l = J_T J_{T-1} ... J_{T-l+1} = ∂s_T/∂s_{T-l}, N x N.
 
-All of it: P_0 = 1 and P_{l+1} = P_l J_{T-l}, the rows of P_l pulled back through one more step, N of them at a time.
-One backward sweep serves every lag, and no J is formed.
+All singular values: P_0 = 1 and P_{l+1} = P_l J_{T-l}. One backward pass pulls the N rows of P_l back through one more
+step at a time. It covers all lags and forms no J.
 
-Some of it: where N is large, what P does to a few vectors says how large it is. Power iteration needs P v and Pᵀ u
-only, which are l steps of forward and of reverse mode, for k vectors side by side:
+The leading k singular values, if N is large: power iteration needs only P v and Pᵀ u, which are l steps of forward mode
+and of reverse mode, for k vectors in parallel:
 
-    V <- orth(Pᵀ (P V))          V (N, k) turns into the leading right singular vectors, |P v_i| -> σ_i
+    V <- orth(Pᵀ (P V))          V (N, k) converges to the leading right singular vectors, |P v_i| -> σ_i
 
 Source: G. H. Golub and C. F. Van Loan, Matrix computations, section 8.2 (orthogonal iteration).
 """
@@ -20,17 +20,19 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from jaxseq import _checks
-from jaxseq.diagnostics._step import Step, flat, on_vectors, pushing_forwards, steps_of
+from jaxseq.diagnostics._step import Step, flat, forward_mode_hint, on_vectors, steps_of
 
-ITERATIONS, MORE = 20, 4  # of the power iteration, and by how many vectors it leads
+ITERATIONS = 20  # steps of the power iteration
+OVERSAMPLING = 4  # vectors beyond k, for faster convergence
 
 
 class JacobianProducts(NamedTuple):
-    r"""$P_l = \partial s_T / \partial s_{T-l}$ by lag.
+    r"""Singular values of the products $P_l = \partial s_T / \partial s_{T-l}$.
 
     Attributes:
-        lags: `(L,)`, l.
-        singular_values: `(L, k)`, of each product, the largest first; that one is its norm $\lVert P_l \rVert_2$.
+        lags: `(L,)`, the lags l.
+        singular_values: `(L, k)`, the singular values of each product in descending order. The first is the spectral
+            norm $\lVert P_l \rVert_2$.
     """
 
     lags: Int[Array, " L"]
@@ -38,11 +40,11 @@ class JacobianProducts(NamedTuple):
 
     @property
     def norms(self) -> Float[Array, " L"]:
-        """(L,), by how much a gradient can grow over that many steps."""
+        """Spectral norms `(L,)`: the largest factor by which a gradient can grow over each lag."""
         return self.singular_values[:, 0]
 
 
-@pushing_forwards("jacobian_products")
+@forward_mode_hint("jacobian_products")
 def jacobian_products(
     f: Step,
     init: PyTree[ArrayLike],
@@ -53,37 +55,40 @@ def jacobian_products(
     k: int | None = None,
     key: PRNGKeyArray | None = None,
 ) -> JacobianProducts:
-    r"""What l steps do to a gradient: singular values of $\partial s_T / \partial s_{T-l}$, lag by lag.
+    r"""Return the singular values of $\partial s_T / \partial s_{T-l}$, by which a gradient grows over l steps.
 
     $$\frac{\partial s_T}{\partial s_{T-l}} = J_T J_{T-1} \cdots J_{T-l+1}, \qquad
       J_t = \frac{\partial s_t}{\partial s_{t-1}}$$
 
-    Where the largest falls below 1e-7, nothing in float32 reaches back so far; where it grows, gradients explode. A
-    batch of states is one large state, with the union of their singular values: `jax.vmap` this over the examples.
+    If the largest singular value is below 1e-7, no gradient in float32 reaches back l steps. If it grows with l,
+    gradients explode. A batch of states counts as one large state, with the union of their singular values. Use
+    `jax.vmap` for separate results.
 
     Args:
-        f: `(carry, x) -> (carry, y)`, any step function with a forward mode (of our cells, the twins).
-        init: the first carry; its float leaves, N numbers in all, are the state. None is zeros, for a step that takes
-            none.
-        xs: what is read, `(T, ...)` leaves; None with `length`.
-        length: T, where there are no xs.
-        lags: which l, from 0 to T, known when the function is traced; None is all of them.
-        k: how many singular values, by power iteration with forward and reverse mode, at a cost of some forty times k
-            steps for each step of each lag: few lags, then. None is all N, from one sweep that carries N rows.
-        key: of the first vectors of the iteration; None is a fixed one.
+        f: `(carry, x) -> (carry, y)`, any step function that supports forward mode. For a cell of jaxseq, use its
+            reference implementation.
+        init: the initial carry. Its float leaves, of total size N, are the state. None is zeros, for a step that
+            accepts None.
+        xs: the inputs, a pytree of leaves `(T, ...)`, or None with `length`.
+        length: T, if `xs` is None.
+        lags: the lags l, static integers from 0 to T. None is all of them.
+        k: the number of singular values. Power iteration with forward and reverse mode takes about 40 k steps for each
+            step of each lag, so use it for few lags. None computes all N from one backward pass with N rows.
+        key: a JAX random key for the initial vectors of the power iteration. None is a fixed key.
 
     Returns:
         `JacobianProducts(lags, singular_values)`.
 
     Raises:
-        TypeError: as `jax.lax.scan` does, of f, init and xs; a state without floats; a k that is no integer.
-        ValueError: a lag beyond T, a k beyond N.
+        TypeError: if `jax.lax.scan` raises it for `f`, `init` and `xs`, the state has no float leaves, or `k` or a lag
+            is not an integer.
+        ValueError: if a lag is more than T, or `k` is more than N.
 
     Example:
         >>> import jax.numpy as jnp
         >>> from jaxseq import diagnostics
         >>> step = lambda s, x: (0.5 * s, s)
-        >>> flow.jacobian_products(step, jnp.ones(2), None, length=3).norms.tolist()
+        >>> diagnostics.jacobian_products(step, jnp.ones(2), None, length=3).norms.tolist()
         [1.0, 0.5, 0.25, 0.125]
 
     Reference:
@@ -94,9 +99,9 @@ def jacobian_products(
     F, N = on_vectors(f, state), state.v.size
     asked = list(range(steps + 1)) if lags is None else [_checks.integer("lags", lag, at_least=0) for lag in lags]
     if beyond := [lag for lag in asked if lag > steps]:
-        _checks.bad_value("lags", f"lags from 0 to {steps}, the steps of `xs`", str(beyond[0]))
+        _checks.bad_value("lags", f"lags from 0 to {steps}, the number of steps", str(beyond[0]))
     if k is not None and _checks.integer("k", k, at_least=1) > N:
-        _checks.bad_value("k", f"at most {N}, the numbers in the state", str(k))
+        _checks.bad_value("k", f"at most {N}, the size of the state", str(k))
 
     def forwards(s: Any, x: Any) -> Any:
         v, rest = s
@@ -104,15 +109,15 @@ def jacobian_products(
 
     _, states = lax.scan(forwards, (state.v, state.rest), xs, steps)
     if k is None:
-        values = _all_at_once(F, states, xs, max(asked, default=0), N, state.v.dtype)
+        values = _all_singular_values(F, states, xs, max(asked, default=0), N, state.v.dtype)
         return JacobianProducts(jnp.asarray(asked, int), values[jnp.asarray(asked, int)])
-    first = jax.random.normal(jax.random.key(0) if key is None else key, (N, min(N, k + MORE)), state.v.dtype)
-    values = [_iterated(F, states, xs, steps, lag, first)[:k] for lag in asked]
+    first = jax.random.normal(jax.random.key(0) if key is None else key, (N, min(N, k + OVERSAMPLING)), state.v.dtype)
+    values = [_leading_singular_values(F, states, xs, steps, lag, first)[:k] for lag in asked]
     return JacobianProducts(jnp.asarray(asked, int), jnp.stack(values) if values else jnp.zeros((0, k), first.dtype))
 
 
-def _all_at_once(F: Any, states: Any, xs: Any, longest: int, N: int, dtype: Any) -> jax.Array:
-    """(longest + 1, N): one sweep backwards with the rows of P."""
+def _all_singular_values(F: Any, states: Any, xs: Any, longest: int, N: int, dtype: Any) -> jax.Array:
+    """Return the singular values (longest + 1, N) for all lags, from one backward pass with the rows of P."""
 
     def step(P: jax.Array, at: Any) -> tuple[jax.Array, jax.Array]:
         (v, rest), x = at
@@ -125,8 +130,8 @@ def _all_at_once(F: Any, states: Any, xs: Any, longest: int, N: int, dtype: Any)
     return jnp.concatenate([jnp.ones((1, N), dtype), values[::-1]])
 
 
-def _iterated(F: Any, states: Any, xs: Any, steps: int, lag: int, V: jax.Array) -> jax.Array:
-    """The leading singular values of P at one lag, the largest first."""
+def _leading_singular_values(F: Any, states: Any, xs: Any, steps: int, lag: int, V: jax.Array) -> jax.Array:
+    """Return the leading singular values of P at one lag, in descending order, by power iteration."""
     at = jax.tree.map(lambda a: a[steps - lag :], (states, xs))
 
     def push(v: jax.Array) -> jax.Array:

@@ -1,12 +1,12 @@
 r"""The Lyapunov spectrum by the QR method.
 
-k orthonormal directions Q_0 (N, k) are carried by the Jacobians, and made orthonormal again before they all fall into
-the fastest one:
+The Jacobians act on k orthonormal directions Q_0 (N, k). A QR factorization makes them orthonormal again, before they
+all align with the fastest growing one:
 
     J_t Q_{t-1} = Q_t R_t          λ_i = 1 / (T dt) sum_t log |R_t|_ii
 
-The product J_T ... J_1 Q_0 is Q_T R_T ... R_1, so that the R hold all growth. They are columns of forward mode, k at a
-time; no J is formed.
+Since J_T ... J_1 Q_0 = Q_T R_T ... R_1, the R_t contain all growth. Forward mode computes the k columns of J_t Q_{t-1}
+without forming J_t.
 
 Source: G. Benettin, L. Galgani, A. Giorgilli and J.-M. Strelcyn, Lyapunov characteristic exponents (1980); R. Engelken,
 F. Wolf and L. F. Abbott, Lyapunov spectra of chaotic recurrent neural networks (2023), for networks.
@@ -21,15 +21,15 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jaxseq import _checks
-from jaxseq.diagnostics._step import Step, flat, on_vectors, pushing_forwards, steps_of
+from jaxseq.diagnostics._step import Step, flat, forward_mode_hint, on_vectors, steps_of
 
 
 class Lyapunov(NamedTuple):
     """Lyapunov exponents.
 
     Attributes:
-        exponents: `(k,)`, the largest first, in units of 1 / (dt).
-        history: `(steps / every, k)`, what they would be, had the sum been ended there: whether it has settled.
+        exponents: `(k,)`, in descending order, in units of 1 / dt.
+        history: `(steps / every, k)`, the running estimates, which show whether the exponents have converged.
         final: the state after the last step.
     """
 
@@ -38,7 +38,7 @@ class Lyapunov(NamedTuple):
     final: PyTree[Array]
 
 
-@pushing_forwards("lyapunov")
+@forward_mode_hint("lyapunov")
 def lyapunov(
     f: Step,
     init: PyTree[ArrayLike],
@@ -51,39 +51,39 @@ def lyapunov(
     dt: float | int = 1.0,
     key: PRNGKeyArray | None = None,
 ) -> Lyapunov:
-    r"""The k leading Lyapunov exponents of a recurrence: at what rate nearby states part, or gradients grow.
+    r"""Return the k leading Lyapunov exponents of a recurrence, the rates at which nearby states diverge.
 
     $$J_t Q_{t-1} = Q_t R_t, \qquad \lambda_i = \frac{1}{T \, dt} \sum_t \log |R_t|_{ii}$$
 
-    A gradient over l steps is of the order of $e^{\lambda_1 l}$: below zero it vanishes, above it explodes, and the
-    state is chaotic. $-1 / \lambda_1$ is how many steps memory lasts.
+    With `dt=1`, a gradient over l steps is of the order of $e^{\lambda_1 l}$. If $\lambda_1 < 0$, gradients vanish, and
+    memory lasts about $-1 / \lambda_1$ steps. If $\lambda_1 > 0$, gradients explode, and the state is chaotic.
 
     Args:
-        f: `(carry, x) -> (carry, y)`, any step function with a forward mode (of our cells, the twins): a cell, a map,
-            one step of an integrator.
-        init: the first carry; its float leaves, N numbers in all, are the state. A batch of states is one large state:
-            `jax.vmap` this over the examples. None is zeros, for a step that takes none.
-        xs: what is read, `(T, ...)` leaves; None with `length`.
-        length: T, where there are no xs.
-        k: how many; None is all N.
-        burn_in: the first steps, of which nothing is counted, that the state reach its attractor and the directions
-            their own.
-        every: directions are made orthonormal every so many steps: few enough that they do not fall together. T less
-            `burn_in` has to be a multiple of it.
-        dt: time of one step.
-        key: of the first directions; None is a fixed one.
+        f: `(carry, x) -> (carry, y)`, any step function that supports forward mode: a cell, a map, or one step of an
+            integrator. For a cell of jaxseq, use its reference implementation.
+        init: the initial carry. Its float leaves, of total size N, are the state. A batch of states counts as one large
+            state; use `jax.vmap` for separate results. None is zeros, for a step that accepts None.
+        xs: the inputs, a pytree of leaves `(T, ...)`, or None with `length`.
+        length: T, if `xs` is None.
+        k: the number of exponents. None is all N.
+        burn_in: the number of initial steps to discard, so that the state reaches its attractor and the directions
+            converge.
+        every: the number of steps between QR factorizations. It must be small enough that the directions do not align,
+            and divide T - `burn_in`.
+        dt: the time of one step.
+        key: a JAX random key for the initial directions. None is a fixed key.
 
     Returns:
         `Lyapunov(exponents, history, final)`.
 
     Raises:
-        TypeError: as `jax.lax.scan` does, of f, init and xs; a state without floats.
-        ValueError: a k beyond N, nothing left after `burn_in`, or not a multiple of `every`.
+        TypeError: if `jax.lax.scan` raises it for `f`, `init` and `xs`, or the state has no float leaves.
+        ValueError: if `k` is more than N, or T - `burn_in` is not a positive multiple of `every`.
 
     Example:
         >>> from jaxseq import diagnostics
-        >>> logistic = lambda s, _: (4 * s * (1 - s), None)  # log 2
-        >>> round(float(flow.lyapunov(logistic, 0.3, None, length=20000).exponents[0]), 2)
+        >>> logistic = lambda s, _: (4 * s * (1 - s), None)  # λ = log 2
+        >>> round(float(diagnostics.lyapunov(logistic, 0.3, None, length=20000).exponents[0]), 2)
         0.69
 
     Reference:
@@ -94,22 +94,22 @@ def lyapunov(
     F, N = on_vectors(f, state), state.v.size
     k = N if k is None else _checks.integer("k", k, at_least=1)
     if k > N:
-        _checks.bad_value("k", f"at most {N}, the numbers in the state", str(k))
+        _checks.bad_value("k", f"at most {N}, the size of the state", str(k))
     burn_in, every = _checks.integer("burn_in", burn_in, at_least=0), _checks.integer("every", every, at_least=1)
     counted = steps - burn_in
     if counted <= 0 or counted % every:
-        expected = f"steps beyond burn_in = {burn_in}, in multiples of every = {every}"
+        expected = f"burn_in = {burn_in} plus a positive multiple of every = {every} steps"
         _checks.bad_value("length" if xs is None else "xs", expected, f"{steps} steps")
     if not dt > 0:
-        _checks.bad_value("dt", "a time above zero", _checks.describe(dt))
+        _checks.bad_value("dt", "a number > 0", _checks.describe(dt))
 
     def step(s: Any, x: Any) -> tuple[Any, None]:
         v, rest, Q = s
         v, push, rest = jax.linearize(lambda v: F(v, rest, x), v, has_aux=True)
         return (v, rest, jax.vmap(push, 1, 1)(Q)), None
 
-    def piece(s: Any, x: Any) -> tuple[Any, jax.Array]:
-        """`every` steps, and how much the directions have grown by then."""
+    def segment(s: Any, x: Any) -> tuple[Any, jax.Array]:
+        """Apply `every` steps and a QR factorization. Return the logarithmic growth of the directions."""
         v, rest, Q = lax.scan(step, s, x, every)[0]
         Q, R = jnp.linalg.qr(Q)
         return (v, rest, Q), jnp.log(jnp.abs(jnp.diagonal(R)))
@@ -123,8 +123,8 @@ def lyapunov(
 
     s, _ = lax.scan(settling, s, jax.tree.map(lambda a: a[:burn_in], xs), burn_in)
     rest = jax.tree.map(lambda a: a[burn_in:].reshape(counted // every, every, *a.shape[1:]), xs)
-    (v, others, _), grown = lax.scan(piece, s, rest, counted // every)
-    time = dt * every * jnp.arange(1, counted // every + 1, dtype=grown.dtype)
-    history = jnp.cumsum(grown, 0) / time[:, None]
+    (v, others, _), growth = lax.scan(segment, s, rest, counted // every)
+    time = dt * every * jnp.arange(1, counted // every + 1, dtype=growth.dtype)
+    history = jnp.cumsum(growth, 0) / time[:, None]
     order = jnp.argsort(-history[-1])
     return Lyapunov(history[-1][order], history[:, order], state.join(v, others))

@@ -1,4 +1,4 @@
-"""What was measured, drawn: one function for each kind, on axes of matplotlib, which is imported only here."""
+"""Plots of the diagnostics. Matplotlib is imported only here, when a plot is made."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,24 +9,24 @@ from jaxseq import _checks
 from jaxseq.diagnostics._lyapunov import Lyapunov
 from jaxseq.diagnostics._truncation import TruncationBias, within
 
-DEAD = 1e-3  # of the largest: what arrives there teaches nothing beside it
+DEAD = 1e-3  # fraction of the largest norm below which a gradient counts as vanished
 INK, FAINT = "0.25", "0.85"
 
 
 def _axes(ax: Any) -> Any:
-    """The axes given, or those of a new figure, which is `ax.figure`."""
+    """Return `ax`, or the axes of a new figure if it is None."""
     if ax is not None:
         return ax
     try:
         from matplotlib.figure import Figure  # noqa: PLC0415
     except ModuleNotFoundError as error:
-        error.add_note("Pictures are drawn with matplotlib: pip install 'jaxseq[plot]'.")
+        error.add_note("The plots need matplotlib: pip install 'jaxseq[plot]'.")
         raise
     return Figure(figsize=(7, 4), layout="constrained").add_subplot()
 
 
 def _named(argument: str, value: Any, kind: type) -> Mapping[str, Any]:
-    """Several by name, or one without."""
+    """Return a mapping from names to results. The name of a single result is empty."""
     named = value if isinstance(value, Mapping) else {"": value}
     for one in named.values():
         _checks.container(argument, one, kind)
@@ -40,32 +40,32 @@ def _finished(ax: Any) -> Any:
 
 
 def _log_scale(ax: Any) -> None:
-    """On y, where anything that is drawn can be there."""
+    """Use a logarithmic y axis if any plotted value is positive."""
     drawn = [np.asarray(line.get_ydata(), float) for line in ax.lines]
     if any((y > 0).any() for y in drawn):
         ax.set_yscale("log")
 
 
 def plot_norms(curves: Mapping[str, Any], *, lags: Any = None, ax: Any = None, dead: float | int = DEAD) -> Any:
-    """Norms by lag, one curve a name, and where each dies: the last lag at which it is above `dead` of its largest.
+    """Plot norms by lag, and mark the last lag at which each curve is above the fraction `dead` of its maximum.
 
     Args:
-        curves: name to `(L,)` norms, those of lag 0 first, as `jacobian_products(...).norms` are; of
-            `state_cotangents`, `norms(...)[::-1]`.
-        lags: `(L,)`; None is 0, 1, 2, ...
-        ax: axes to draw on; None makes a figure, `ax.figure`.
-        dead: below what part of its largest a curve is dead.
+        curves: a mapping from names to norms `(L,)`, such as `jacobian_products(...).norms`, starting at lag 0. For the
+            result of `state_cotangents`, pass `norms(...)[::-1]`.
+        lags: the lags `(L,)`. None is 0, 1, 2, ...
+        ax: the axes to plot on. None creates a figure, `ax.figure`.
+        dead: the fraction of its maximum below which a curve counts as vanished.
 
     Returns:
-        the axes.
+        The axes.
 
     Raises:
-        TypeError: curves that are no mapping.
-        ValueError: curves that are none, of no or more than one axis, or of another length than `lags`.
+        TypeError: if `curves` is not a mapping.
+        ValueError: if `curves` is empty, or a curve is not one-dimensional or has another length than `lags`.
 
     Example:
         >>> from jaxseq import diagnostics
-        >>> ax = flow.plot_norms({"half": [1.0, 0.5, 0.25]})
+        >>> ax = diagnostics.plot_norms({"half": [1.0, 0.5, 0.25]})
         >>> ax.get_xlabel()
         'lag (steps)'
     """
@@ -86,48 +86,48 @@ def plot_norms(curves: Mapping[str, Any], *, lags: Any = None, ax: Any = None, d
         if alive.size and alive[-1] + 1 < y.size:
             end = alive[-1]
             ax.plot(x[end], y[end], "x", color=line.get_color(), markersize=9, markeredgewidth=2)
-            line.set_label(f"{name}, gone after {x[end]}")
+            line.set_label(f"{name}, vanished after {x[end]}")
     _log_scale(ax)
     ax.set_xlabel("lag (steps)")
     ax.set_ylabel("norm of the gradient")
-    ax.set_title(f"where the gradient dies: × the last above {dead:g} of the largest", fontsize="medium")
+    ax.set_title(f"×: the last lag with a norm above {dead:g} of the maximum", fontsize="medium")
     return _finished(ax)
 
 
 def plot_bias(
     biases: TruncationBias | Mapping[str, TruncationBias], *, tolerance: float | int = 0.1, ax: Any = None
 ) -> Any:
-    """Relative error of the truncated gradient by window, and the tolerance that a window has to come below.
+    """Plot the relative error of the truncated gradient by window, and a line at the tolerance.
 
     Args:
-        biases: one `TruncationBias`, or several by name.
-        tolerance: drawn as a line; a dot marks the shortest window that holds it.
-        ax: axes to draw on; None makes a figure, `ax.figure`.
+        biases: a `TruncationBias`, or a mapping from names to several.
+        tolerance: the largest relative error. A dot marks the window that `suggest_truncation` returns for it.
+        ax: the axes to plot on. None creates a figure, `ax.figure`.
 
     Returns:
-        the axes.
+        The axes.
 
     Raises:
-        TypeError: what is no `TruncationBias`.
+        TypeError: if a value is not a `TruncationBias`.
 
     Example:
         >>> import jax.numpy as jnp
         >>> from jaxseq import diagnostics
         >>> f = lambda a, s, x: (a * s + x, s)
-        >>> bias = flow.truncation_bias(f, 0.5, 0.0, jnp.ones(64), lambda s, ys: s)
-        >>> flow.plot_bias(bias).get_xlabel()
+        >>> bias = diagnostics.truncation_bias(f, 0.5, 0.0, jnp.ones(64), lambda s, ys: s)
+        >>> diagnostics.plot_bias(bias).get_xlabel()
         'window k (steps)'
     """
     named, ax = _named("biases", biases, TruncationBias), _axes(ax)
     for name, bias in named.items():
-        k, error, held = within(bias, tolerance)
+        k, error, first = within(bias, tolerance)
         (line,) = ax.plot(k, np.where(error > 0, error, np.nan), "o-", markersize=3, label=name)
-        if held < k.size:
-            if error[held] > 0:  # that of all of time has none, and no place on this axis
-                ax.plot(k[held], error[held], "o", color=line.get_color(), markersize=8)
-            line.set_label(f"{name}: k = {k[held]}".removeprefix(": "))
+        if first < k.size:
+            if error[first] > 0:  # the window T has no error, which a logarithmic axis cannot show
+                ax.plot(k[first], error[first], "o", color=line.get_color(), markersize=8)
+            line.set_label(f"{name}: k = {k[first]}".removeprefix(": "))
         else:
-            line.set_label(f"{name}: none of these".removeprefix(": "))
+            line.set_label(f"{name}: no window".removeprefix(": "))
     ax.axhline(tolerance, color=INK, lw=0.8, ls="--")
     windows = np.concatenate([np.asarray(bias.windows) for bias in named.values()])
     ax.set_xlim(windows.min() / 1.2, windows.max() * 1.2)
@@ -135,27 +135,27 @@ def plot_bias(
     ax.set_yscale("log")
     ax.set_xlabel("window k (steps)")
     ax.set_ylabel(r"$\|g_k - g\| \,/\, \|g\|$")
-    ax.set_title(f"what truncation loses; dots: the shortest window within {tolerance:g}", fontsize="medium")
+    ax.set_title(f"error of truncation; dots: the shortest window within {tolerance:g}", fontsize="medium")
     return _finished(ax)
 
 
 def plot_spectrum(spectra: Lyapunov | Mapping[str, Lyapunov], *, ax: Any = None) -> Any:
-    """Lyapunov exponents, the largest first. Above zero gradients explode, below they vanish.
+    """Plot Lyapunov exponents in descending order. Gradients explode above zero and vanish below.
 
     Args:
-        spectra: one `Lyapunov`, or several by name.
-        ax: axes to draw on; None makes a figure, `ax.figure`.
+        spectra: a `Lyapunov`, or a mapping from names to several.
+        ax: the axes to plot on. None creates a figure, `ax.figure`.
 
     Returns:
-        the axes.
+        The axes.
 
     Raises:
-        TypeError: what is no `Lyapunov`.
+        TypeError: if a value is not a `Lyapunov`.
 
     Example:
         >>> from jaxseq import diagnostics
         >>> logistic = lambda s, _: (4 * s * (1 - s), None)
-        >>> flow.plot_spectrum(flow.lyapunov(logistic, 0.3, None, length=100)).get_xlabel()
+        >>> diagnostics.plot_spectrum(diagnostics.lyapunov(logistic, 0.3, None, length=100)).get_xlabel()
         'i'
     """
     named, ax = _named("spectra", spectra, Lyapunov), _axes(ax)
@@ -166,5 +166,5 @@ def plot_spectrum(spectra: Lyapunov | Mapping[str, Lyapunov], *, ax: Any = None)
     ax.axhline(0, color=INK, lw=0.8)
     ax.set_xlabel("i")
     ax.set_ylabel(r"$\lambda_i$")
-    ax.set_title("above zero gradients explode, below they vanish", fontsize="medium")
+    ax.set_title("gradients explode above zero and vanish below", fontsize="medium")
     return _finished(ax)

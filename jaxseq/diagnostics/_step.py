@@ -1,4 +1,4 @@
-"""A step function, looked at as a map from one vector of numbers to the next."""
+"""Step functions as maps between vectors: flattening of the state, and checks of the arguments."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,22 +18,24 @@ Step = Callable[[Any, Any], tuple[Any, Any]]
 
 
 @contextmanager
-def pushing_forwards(name: str) -> Iterator[None]:
-    """A way out for who gives a function of forward mode a step that has none."""
+def forward_mode_hint(name: str) -> Iterator[None]:
+    """Add a hint to the error of a step function that does not support forward mode."""
     try:
         yield
     except TypeError as error:
         if "forward-mode" in str(error):
             error.add_note(
-                f"jaxseq.diagnostics.{name} uses forward mode, and `f` has a rule for reverse mode only. "
-                "In place of an op of jaxseq, use its reference implementation, of the same name in jaxseq.reference."
+                f"jaxseq.diagnostics.{name} uses forward mode, but `f` has a rule for reverse mode only. "
+                "If `f` calls an op of jaxseq, use its reference implementation, which has the same name in "
+                "jaxseq.reference."
             )
         raise
 
 
 class Flat(NamedTuple):
-    """s as one vector v (N,) of its real floats, in float32 at least; what else it holds, a counter or a key, is
-    carried along.
+    """A state as one vector v (N,) of its real floats, in at least float32, and the list of its other leaves.
+
+    `join(v, rest)` restores the state.
     """
 
     v: jax.Array
@@ -43,40 +45,41 @@ class Flat(NamedTuple):
 
 def flat(state: Any) -> Flat:
     leaves, structure = jax.tree.flatten(state)
-    floats = [is_float_leaf(leaf) for leaf in leaves]
-    ours = [jnp.asarray(leaf) for leaf, is_float in zip(leaves, floats, strict=True) if is_float]
-    dtype = _precision.accumulator(_precision.promote(*ours)) if ours else np.dtype(np.float32)
-    ends = list(accumulate(leaf.size for leaf in ours))
-    v = jnp.concatenate([leaf.astype(dtype).reshape(-1) for leaf in ours]) if ours else jnp.zeros(0, dtype)
+    is_float = [is_float_leaf(leaf) for leaf in leaves]
+    floats = [jnp.asarray(leaf) for leaf, chosen in zip(leaves, is_float, strict=True) if chosen]
+    dtype = _precision.accumulator(_precision.promote(*floats)) if floats else np.dtype(np.float32)
+    ends = list(accumulate(leaf.size for leaf in floats))
+    v = jnp.concatenate([leaf.astype(dtype).reshape(-1) for leaf in floats]) if floats else jnp.zeros(0, dtype)
 
     def join(v: jax.Array, rest: list[Any]) -> Any:
-        pieces = jnp.split(v, ends[:-1])
-        numbers = iter(a.reshape(leaf.shape).astype(leaf.dtype) for a, leaf in zip(pieces, ours, strict=False))
+        parts = jnp.split(v, ends[:-1])
+        new_floats = iter(a.reshape(leaf.shape).astype(leaf.dtype) for a, leaf in zip(parts, floats, strict=False))
         others = iter(rest)
-        return structure.unflatten([next(numbers) if is_float else next(others) for is_float in floats])
+        return structure.unflatten([next(new_floats) if chosen else next(others) for chosen in is_float])
 
-    return Flat(v, [leaf for leaf, is_float in zip(leaves, floats, strict=True) if not is_float], join)
+    return Flat(v, [leaf for leaf, chosen in zip(leaves, is_float, strict=True) if not chosen], join)
 
 
 def is_float_leaf(leaf: Any) -> bool:
     return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
 
 
-def euclidean(leaves: list[jax.Array], kept: int = 0) -> jax.Array:
-    """The norm over all leaves and their axes but the first `kept`, by way of the largest: squares alone would be zero
-    or infinite long before the numbers are.
+def euclidean(leaves: list[jax.Array], leading: int = 0) -> jax.Array:
+    """Return the norm over all leaves and all axes except the first `leading`.
+
+    Values are divided by the largest magnitude first, so that their squares neither underflow nor overflow.
     """
     dtype = _precision.promote(*leaves)
     wide = [a.astype(_precision.accumulator(dtype)) for a in leaves]
-    largest = [jnp.max(jnp.abs(a), range(kept, a.ndim), initial=0) for a in wide]
+    largest = [jnp.max(jnp.abs(a), range(leading, a.ndim), initial=0) for a in wide]
     top = lax.stop_gradient(reduce(jnp.maximum, largest))
     top = jnp.where(top > 0, top, jnp.ones((), top.dtype))
-    squares = [jnp.sum((a / jnp.expand_dims(top, range(kept, a.ndim))) ** 2, range(kept, a.ndim)) for a in wide]
+    squares = [jnp.sum((a / jnp.expand_dims(top, range(leading, a.ndim))) ** 2, range(leading, a.ndim)) for a in wide]
     return (jnp.sqrt(reduce(jnp.add, squares)) * top).astype(dtype)
 
 
 def on_vectors(f: Step, state: Flat) -> Callable[[jax.Array, list[Any], Any], tuple[jax.Array, list[Any]]]:
-    """F(v, rest, x) = (v', rest')."""
+    """Return F with F(v, rest, x) = (v', rest'), the step `f` on flattened states."""
 
     def F(v: jax.Array, rest: list[Any], x: Any) -> tuple[jax.Array, list[Any]]:
         new = flat(f(state.join(v, rest), x)[0])
@@ -86,8 +89,9 @@ def on_vectors(f: Step, state: Flat) -> Callable[[jax.Array, list[Any], Any], tu
 
 
 def steps_of(f: Step, init: Any, xs: Any, length: int | None) -> tuple[Any, int]:
-    """(init as lax.scan types it, T). What is wrong with f, init or xs is told by lax. No init is zeros, of a cell that
-    takes none.
+    """Return (init with the types that `lax.scan` gives it, T). `lax.scan` raises the errors about f, init and xs.
+
+    If `init` is None, return zeros with the shapes of the carry that `f` returns.
     """
     if not callable(f):
         _checks.bad_type("f", "a step function (carry, x) -> (carry, y)", _checks.describe(f))
@@ -96,5 +100,5 @@ def steps_of(f: Step, init: Any, xs: Any, length: int | None) -> tuple[Any, int]
         init = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
     init, steps = as_pytree_function(partial(lax.scan, f, length=length), init, xs, length)
     if not any(is_float_leaf(leaf) and leaf.size for leaf in jax.tree.leaves(init)):
-        _checks.bad_type("init", "a state that holds floats", str(jax.tree.map(_checks.describe, init)))
+        _checks.bad_type("init", "a state with float leaves", str(jax.tree.map(_checks.describe, init)))
     return init, steps

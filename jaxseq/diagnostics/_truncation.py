@@ -1,10 +1,10 @@
-r"""How far a truncated gradient is from the full one, window by window.
+r"""The error of truncated gradients, as a function of the window.
 
-g_k is the gradient in which the state's cotangent is zero at t = k, 2k, ...; g, that of k >= T. For many k at once the
-boundary is a number, not a structure of the program, and no value hangs on it: they share one forward sweep and what it
-keeps, and go back side by side,
+g_k is the gradient computed with the cotangent of the state set to zero at t = k, 2k, ...; g is the full gradient, with
+k >= T. The window is an array argument of the program, and values do not depend on it. So all windows share one forward
+pass and its residuals, and their backward passes run in parallel:
 
-    gate(s, open) = s,      s̄ = open · s̄_after,      open_t = 0 where t is a multiple of k, else 1
+    gate(s, open) = s,      s̄ = open · s̄_after,      open_t = 0 where t is a positive multiple of k, else 1
 """
 
 from collections.abc import Callable, Sequence
@@ -21,16 +21,16 @@ from jaxtyping import Array, Float, Int, PyTree
 from jaxseq import _checks, _precision
 from jaxseq.diagnostics._step import euclidean, steps_of
 
-DOUBLE = 2  # from window to window where none are named
+GROWTH = 2  # the ratio of successive default windows
 
 
 class TruncationBias(NamedTuple):
-    r"""What windows of several lengths lose.
+    r"""Errors of the truncated gradient for several windows.
 
     Attributes:
-        windows: `(W,)`, k.
+        windows: `(W,)`, the windows k.
         relative_error: `(W,)`, $\lVert g_k - g \rVert / \lVert g \rVert$ over all parameters.
-        cosine: `(W,)`, of the angle between $g_k$ and g.
+        cosine: `(W,)`, the cosine of the angle between $g_k$ and g.
     """
 
     windows: Int[Array, " W"]
@@ -48,35 +48,35 @@ def truncation_bias(
     windows: Sequence[int] | None = None,
     length: int | None = None,
 ) -> TruncationBias:
-    r"""How far the gradient to the parameters is off when it is truncated every k steps, for many k at once.
+    r"""Return the error of the gradient of the parameters when it is truncated every k steps, for several k.
 
     $$\frac{\lVert g_k - g \rVert}{\lVert g \rVert}, \qquad
       \cos = \frac{\langle g_k, g \rangle}{\lVert g_k \rVert \lVert g \rVert}$$
 
-    Boundaries are at t = k, 2k, ... from the first step of xs, so that an error also says where they happen to fall: a
-    loss on the last step alone sees the last of them only.
+    Boundaries are at t = k, 2k, ... from the first step of `xs`. The error depends on these positions: for a loss
+    on the last step, only the last boundary matters.
 
     Args:
-        f: `(params, carry, x) -> (carry, y)`: a cell, for instance `jaxseq.gru_cell`, or any step with its parameters.
-        params: any pytree of floats.
-        init: the first carry; None is zeros, for a step that takes none.
-        xs: what is read, `(T, ...)` leaves; None with `length`.
-        loss: `(carry, ys) -> L`, a number made of what the scan of f returns.
-        windows: which k; None is 1, 2, 4, ... and T.
-        length: T, where there are no xs.
+        f: `(params, carry, x) -> (carry, y)`, a cell such as `jaxseq.gru_cell`, or any step function with parameters.
+        params: the parameters, any pytree of floats.
+        init: the initial carry. None is zeros, for a step that accepts None.
+        xs: the inputs, a pytree of leaves `(T, ...)`, or None with `length`.
+        loss: `(carry, ys) -> L`, a scalar function of the results of the scan.
+        windows: the windows k. None is 1, 2, 4, ... and T.
+        length: T, if `xs` is None.
 
     Returns:
         `TruncationBias(windows, relative_error, cosine)`.
 
     Raises:
-        TypeError: as `jax.lax.scan` does, of f, init and xs; a window that is no integer.
-        ValueError: a window that is below one or longer than the series; no windows.
+        TypeError: if `jax.lax.scan` raises it for `f`, `init` and `xs`, or a window is not an integer.
+        ValueError: if a window is less than 1 or more than T, or `windows` is empty.
 
     Example:
         >>> import jax.numpy as jnp
         >>> from jaxseq import diagnostics
         >>> f = lambda a, s, x: (a * s + x, s)
-        >>> bias = flow.truncation_bias(f, 0.5, 0.0, jnp.ones(64), lambda s, ys: s)
+        >>> bias = diagnostics.truncation_bias(f, 0.5, 0.0, jnp.ones(64), lambda s, ys: s)
         >>> [round(float(e), 3) for e in bias.relative_error[:3]]
         [0.5, 0.25, 0.062]
 
@@ -85,14 +85,14 @@ def truncation_bias(
     """
     init, steps = steps_of(lambda s, x: f(params, s, x), init, xs, length)
     if windows is None:
-        powers = (DOUBLE**n for n in range(max(1, steps).bit_length()))
+        powers = (GROWTH**n for n in range(max(1, steps).bit_length()))
         asked = [*(k for k in powers if k < steps), max(1, steps)]
     else:
         asked = [_checks.integer("windows", k, at_least=1) for k in windows]
         if not asked:
             _checks.bad_value("windows", "at least one", "none")
         if max(asked) > max(1, steps):
-            _checks.bad_value("windows", f"windows no longer than the series, {steps} steps", str(max(asked)))
+            _checks.bad_value("windows", f"windows of at most {steps}, the number of steps", str(max(asked)))
 
     def gradient(k: Any) -> Any:
         def of(params: Any) -> jax.Array:
@@ -110,35 +110,35 @@ def truncation_bias(
     size = euclidean(jax.tree.leaves(full))
 
     def compared(g_k: Any) -> tuple[jax.Array, jax.Array]:
-        own, off = (euclidean(jax.tree.leaves(g)) for g in (g_k, jax.tree.map(jnp.subtract, g_k, full)))
+        size_k, error = (euclidean(jax.tree.leaves(g)) for g in (g_k, jax.tree.map(jnp.subtract, g_k, full)))
         dtype = _precision.accumulator(size.dtype)
         unit = lambda g, n: [a.astype(dtype) / n.astype(dtype) for a in jax.tree.leaves(g)]  # noqa: E731
-        pairs = zip(unit(g_k, own), unit(full, size), strict=True)
-        return off / size, reduce(jnp.add, [jnp.sum(a * b) for a, b in pairs]).astype(size.dtype)
+        pairs = zip(unit(g_k, size_k), unit(full, size), strict=True)
+        return error / size, reduce(jnp.add, [jnp.sum(a * b) for a, b in pairs]).astype(size.dtype)
 
     return TruncationBias(jnp.asarray(asked, int), *jax.vmap(compared)(cut))
 
 
 def suggest_truncation(bias: TruncationBias, tolerance: float | int = 0.1) -> int:
-    """The shortest window from which on no measured one has a relative error above `tolerance`.
+    """Return the shortest window for which the relative error, and that of all longer windows, is at most `tolerance`.
 
     Args:
-        bias: what `truncation_bias` has found, not traced.
-        tolerance: of the relative error, above 0.
+        bias: the result of `truncation_bias`, not traced.
+        tolerance: the largest relative error, > 0.
 
     Returns:
         k, for `truncation=k`.
 
     Raises:
-        TypeError: a `bias` of another kind.
-        ValueError: a tolerance that is not above 0, or none of the windows that holds it.
+        TypeError: if `bias` is not a `TruncationBias`.
+        ValueError: if `tolerance` is not > 0, or the longest window exceeds it.
 
     Example:
         >>> import jax.numpy as jnp
         >>> from jaxseq import diagnostics
         >>> f = lambda a, s, x: (a * s + x, s)
-        >>> bias = flow.truncation_bias(f, 0.5, 0.0, jnp.ones(64), lambda s, ys: s)
-        >>> flow.suggest_truncation(bias, tolerance=0.1)
+        >>> bias = diagnostics.truncation_bias(f, 0.5, 0.0, jnp.ones(64), lambda s, ys: s)
+        >>> diagnostics.suggest_truncation(bias, tolerance=0.1)
         4
 
     Reference:
@@ -146,16 +146,18 @@ def suggest_truncation(bias: TruncationBias, tolerance: float | int = 0.1) -> in
     """
     bias = _checks.container("bias", bias, TruncationBias)
     if not tolerance > 0:
-        _checks.bad_value("tolerance", "a number above 0", _checks.describe(tolerance))
+        _checks.bad_value("tolerance", "a number > 0", _checks.describe(tolerance))
     k, error, first = within(bias, tolerance)
     if first == k.size:
-        expected = f"above {error[-1]:.2g}, the error of the longest window measured, {k[-1]}"
+        expected = f"more than {error[-1]:.2g}, the error of the longest window, {k[-1]}"
         _checks.bad_value("tolerance", expected, _checks.describe(tolerance))
     return int(k[first])
 
 
 def within(bias: TruncationBias, tolerance: float | int) -> tuple[np.ndarray, np.ndarray, int]:
-    """(windows, the shortest first; their errors; the place from which on no error is above the tolerance, or NaN)."""
+    """Return the windows in ascending order, their errors, and the first index from which on all errors are at most
+    `tolerance`. A NaN error counts as too large.
+    """
     k, error = np.asarray(bias.windows), np.asarray(bias.relative_error, float)
     order = np.argsort(k, kind="stable")
     bad = np.flatnonzero(~(error[order] <= tolerance))

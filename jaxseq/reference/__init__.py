@@ -1,8 +1,8 @@
-"""The plain twin of every op: the equations as they stand in a textbook, differentiated by JAX.
+"""Reference implementation of every op: the textbook equations, differentiated by JAX.
 
-Each function has the name, the signature and the meaning of the op it defines, and no custom rule anywhere below it.
-It is the oracle of the tests, and the way for what a reverse rule can't do: `jax.jvp`, `jax.jacfwd`,
-`jax.linearize`. It is written for reading, not for speed, and leaves the checking of arguments to the ops.
+Each function has the name and signature of an op, computes the same values, and contains no custom differentiation
+rule. The tests compare the ops with it. It also supports forward mode, which the ops do not: `jax.jvp`, `jax.jacfwd`
+and `jax.linearize`. It is written for readability, not speed, and does not validate its arguments.
 """
 
 from jaxseq.reference._convolution import causal_conv, conv, conv_transpose, depthwise_conv, separable_conv

@@ -1,4 +1,4 @@
-"""The twins of convolutions: a sum over taps."""
+"""Reference implementations of convolutions: a sum over taps."""
 
 from collections.abc import Sequence
 from itertools import product
@@ -26,9 +26,9 @@ def conv(
     precision: Any = None,
     method: str = "auto",
 ) -> Inexact[Array, "*batch_and_outputs c_out"]:
-    """The twin of `jaxseq.conv`: for each tap, a strided slice of the padded input times a matrix.
+    """Reference implementation of `jaxseq.conv`: for each tap, a strided slice of the padded input times a matrix.
 
-    All functions here sum directly, whatever the `method`.
+    The functions in this file ignore `method` and always sum directly.
     """
     axes = kernel.ndim - 2
     space, window = x.shape[-axes - 1 : -1], kernel.shape[:axes]
@@ -43,13 +43,13 @@ def conv(
 
     y = jnp.zeros((*batch, *outputs, c_out), accumulator(common))
     for tap in product(*map(range, window)):
-        places = [
+        positions = [
             slice(d * k, d * k + s * O, s)  # x[s n + d k], n = 0 .. O - 1
             for k, s, d, O in zip(tap, geometry.stride, geometry.dilation, outputs, strict=True)
         ]
-        seen = padded[(..., *places, slice(None))].reshape(*batch, *outputs, groups, per_in)
+        operand = padded[(..., *positions, slice(None))].reshape(*batch, *outputs, groups, per_in)
         weight = kernel[tap].astype(common).reshape(per_in, groups, c_out // groups)
-        term = jnp.einsum("...gi,igo->...go", seen, weight, precision=precision, preferred_element_type=y.dtype)
+        term = jnp.einsum("...gi,igo->...go", operand, weight, precision=precision, preferred_element_type=y.dtype)
         y = y + term.reshape(y.shape)
     if bias is not None:
         y = y + jnp.broadcast_to(bias.astype(y.dtype), y.shape)
@@ -68,7 +68,7 @@ def depthwise_conv(
     precision: Any = None,
     method: str = "auto",
 ) -> Inexact[Array, "*batch_and_outputs c_out"]:
-    """The twin of `jaxseq.depthwise_conv`: a convolution for each channel, one after the other."""
+    """Reference implementation of `jaxseq.depthwise_conv`: a separate convolution of each channel."""
     options: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation, "flip": flip}
     r = kernel.shape[-1] // x.shape[-1]
     ys = [
@@ -92,7 +92,7 @@ def separable_conv(
     precision: Any = None,
     method: str = "auto",
 ) -> Inexact[Array, "*batch_and_outputs c_out"]:
-    """The twin of `jaxseq.separable_conv`: the one after the other."""
+    """Reference implementation of `jaxseq.separable_conv`: a depthwise, then a pointwise convolution."""
     options: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation, "flip": flip}
     u = depthwise_conv(x, depthwise, **options, precision=precision)
     return conv(u, pointwise, bias, precision=precision)
@@ -111,29 +111,31 @@ def conv_transpose(
     precision: Any = None,
     method: str = "auto",
 ) -> Inexact[Array, "*batch_and_outputs c_out"]:
-    """The twin of `jaxseq.conv_transpose`: for each tap, the input times a matrix, added where the tap falls."""
+    """Reference implementation of `jaxseq.conv_transpose`: for each tap, add the input times a matrix to the strided
+    positions of the output.
+    """
     axes = kernel.ndim - 2
     outputs, window = x.shape[-axes - 1 : -1], kernel.shape[:axes]
     (per_out, c_in), batch = kernel.shape[axes:], x.shape[: -axes - 1]
     geometry, space = _geometry.resolve_transposed(outputs, window, stride, padding, dilation, groups, output_padding)
     common = promote(x, kernel)
     groups = geometry.groups
-    seen = x.astype(common).reshape(*batch, *outputs, groups, c_in // groups)
+    operand = x.astype(common).reshape(*batch, *outputs, groups, c_in // groups)
 
-    whole = [
+    full_sizes = [
         max(0, s * (O - 1) + _geometry.extent(K, d))
         for O, K, s, d in zip(outputs, window, geometry.stride, geometry.dilation, strict=True)
     ]
-    y = jnp.zeros((*batch, *whole, per_out * groups), accumulator(common))
+    y = jnp.zeros((*batch, *full_sizes, per_out * groups), accumulator(common))
     for tap in product(*map(range, window)):
-        places = [
+        positions = [
             slice(d * k, d * k + s * O, s)  # y[s n + d k], n = 0 .. O - 1
             for k, s, d, O in zip(tap, geometry.stride, geometry.dilation, outputs, strict=True)
         ]
         weight = kernel[tap].astype(common).reshape(per_out, groups, c_in // groups)
-        term = jnp.einsum("...go,igo->...gi", seen, weight, precision=precision, preferred_element_type=y.dtype)
-        y = y.at[(..., *places, slice(None))].add(term.reshape(*batch, *outputs, per_out * groups))
-    crop = [(-lo, size + lo - L, 0) for (lo, _), size, L in zip(geometry.padding, space, whole, strict=True)]
+        term = jnp.einsum("...go,igo->...gi", operand, weight, precision=precision, preferred_element_type=y.dtype)
+        y = y.at[(..., *positions, slice(None))].add(term.reshape(*batch, *outputs, per_out * groups))
+    crop = [(-lo, size + lo - L, 0) for (lo, _), size, L in zip(geometry.padding, space, full_sizes, strict=True)]
     y = lax.pad(y, jnp.zeros((), y.dtype), [(0, 0, 0)] * len(batch) + crop + [(0, 0, 0)])
     if bias is not None:
         y = y + jnp.broadcast_to(bias.astype(y.dtype), y.shape)
@@ -152,26 +154,29 @@ def causal_conv(
     precision: Any = None,
     method: str = "auto",
 ) -> tuple[Inexact[Array, "*batch reach c_in"], Inexact[Array, "*batch T c_out"]]:
-    """The twin of `jaxseq.causal_conv`: for each tap, what is of the same episode as the output, times a matrix."""
+    """Reference implementation of `jaxseq.causal_conv`: for each tap, the shifted input times a matrix. Inputs from
+    other episodes count as zero.
+    """
     (K, per_in, c_out), (*batch, T, c_in) = kernel.shape, x.shape
     reach = (K - 1) * dilation
     carry = jnp.zeros((*batch, reach, c_in), x.dtype) if carry is None else carry
     common = promote(carry, x, kernel)
     z = jnp.concatenate([carry.astype(common), x.astype(common)], -2)
-    # The number of the episode, all of the carry in the first.
+    # Number the episodes. The carry belongs to the first one.
     started = jnp.zeros((*batch, T), bool) if resets is None else resets
     episode = jnp.cumsum(jnp.concatenate([jnp.zeros((*batch, reach), bool), started], -1), -1)
 
-    def seen_from(now: jax.Array, start: int, stop: int) -> jax.Array:
-        same = episode[..., start:stop] == now
+    def in_episode(current: jax.Array, start: int, stop: int) -> jax.Array:
+        """Return steps start .. stop - 1 of carry and input, zero where their episode is not `current`."""
+        same = episode[..., start:stop] == current
         return jnp.where(same[..., None], z[..., start:stop, :], 0)
 
     y = jnp.zeros((*batch, T, c_out), accumulator(common))
     for k in range(K):
-        seen = seen_from(episode[..., reach:], dilation * k, dilation * k + T).reshape(*batch, T, groups, per_in)
+        operand = in_episode(episode[..., reach:], dilation * k, dilation * k + T).reshape(*batch, T, groups, per_in)
         weight = kernel[k].astype(common).reshape(per_in, groups, c_out // groups)
-        term = jnp.einsum("...gi,igo->...go", seen, weight, precision=precision, preferred_element_type=y.dtype)
+        term = jnp.einsum("...gi,igo->...go", operand, weight, precision=precision, preferred_element_type=y.dtype)
         y = y + term.reshape(y.shape)
     if bias is not None:
         y = y + jnp.broadcast_to(bias.astype(y.dtype), y.shape)
-    return seen_from(episode[..., -1:], T, T + reach).astype(carry.dtype), y.astype(x.dtype)
+    return in_episode(episode[..., -1:], T, T + reach).astype(carry.dtype), y.astype(x.dtype)

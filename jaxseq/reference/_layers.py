@@ -1,4 +1,4 @@
-"""The twins of layers of layers."""
+"""Reference implementations of `bidirectional` and `stack`."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Unpack
@@ -18,15 +18,15 @@ def bidirectional(
     xs: Float[Array, "*time_batch_and_space D"],
     **time: Unpack[TimeOptions],
 ) -> tuple[tuple[Any, Any], Float[Array, "*time_batch_and_outputs H"]]:
-    """The twin of `jaxseq.bidirectional`, of layers that are twins."""
+    """Reference implementation of `jaxseq.bidirectional`. `layer` is a reference implementation, too."""
     forwards, backwards = (layer, layer) if callable(layer) else layer
     first, second = (None, None) if carry is None else carry
     pairs = {
         option: value for option in ("recurrent_dropout_mask", "zoneout") if (value := time.get(option)) is not None
     }
-    near, far = ({**time, **{option: pair[i] for option, pair in pairs.items()}} for i in range(2))
-    a, ys = forwards(params[0], first, xs, **near)
-    b, zs = backwards(params[1], second, xs, **{**far, "reverse": True})
+    time_forward, time_backward = ({**time, **{option: pair[i] for option, pair in pairs.items()}} for i in range(2))
+    a, ys = forwards(params[0], first, xs, **time_forward)
+    b, zs = backwards(params[1], second, xs, **{**time_backward, "reverse": True})
     return (a, b), jnp.concatenate([ys, zs], -1)
 
 
@@ -42,18 +42,21 @@ def stack(
     key: PRNGKeyArray | None = None,
     **time: Unpack[TimeOptions],
 ) -> tuple[tuple[Any, ...], Float[Array, "*time_batch_and_outputs H"]]:
-    """The twin of `jaxseq.stack`, of layers that are twins, with the same random numbers."""
+    """Reference implementation of `jaxseq.stack`, with the same random numbers. `layer` is a reference implementation,
+    too.
+    """
     carries, y, zoneout = [], xs, time.pop("zoneout", None) or 0.0
     for i, p in enumerate(params):
         if i and dropout:
             assert key is not None
             mask = _layers.bernoulli(jax.random.fold_in(key, i), 1 - dropout, y.shape)
             y = jnp.where(mask, y / (1 - dropout), 0)
-        read, state = layer if callable(layer) else layer[i], None if carry is None else carry[i]
-        own = None if key is None else jax.random.fold_in(key, len(params) + i)
-        masks = _layers.dropout_masks(own, read, p, state, y, recurrent_dropout, zoneout, time)
-        end, out = read(p, state, y, **time, **masks)
-        below = y if i or not residual else _layers.zero_padded_steps(y, time)  # of a layer it is zero there
-        y = out + below if residual and y.shape == out.shape else out
+        f, state = layer if callable(layer) else layer[i], None if carry is None else carry[i]
+        layer_key = None if key is None else jax.random.fold_in(key, len(params) + i)
+        masks = _layers.dropout_masks(layer_key, f, p, state, y, recurrent_dropout, zoneout, time)
+        end, out = f(p, state, y, **time, **masks)
+        # The output of a layer is already zero in the padding; xs may not be.
+        skip = y if i or not residual else _layers.zero_padded_steps(y, time)
+        y = out + skip if residual and y.shape == out.shape else out
         carries.append(end)
     return tuple(carries), y

@@ -1,4 +1,4 @@
-"""The twins of recurrences: the equations of each cell, step by step."""
+"""Reference implementations of recurrences: the equations of each cell, step by step."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -28,7 +28,7 @@ def rnn(
     activation: str = "tanh",
     **time: Unpack[TimeOptions],
 ) -> tuple[Float[Array, "*batch H"], Float[Array, "*time_and_batch H"]]:
-    """The twin of `jaxseq.rnn`."""
+    """Reference implementation of `jaxseq.rnn`."""
     return through_time(partial(_rnn_cell, params, activation=activation), carry, xs, **time)
 
 
@@ -39,7 +39,7 @@ def _rnn_cell(
     a = _affine(x, params.w_x, params.b, precision) + _affine(
         _dropped(recurrent_dropout_mask, h), params.w_h, None, precision
     )
-    new = jnp.tanh(a) if activation == "tanh" else jnp.where(a <= 0, 0, a)  # relu without jax.nn's custom rule
+    new = jnp.tanh(a) if activation == "tanh" else jnp.where(a <= 0, 0, a)  # jax.nn.relu has a custom rule
     return new.astype(h.dtype), new.astype(x.dtype)
 
 
@@ -51,7 +51,7 @@ def rnn_cell(
     activation: str = "tanh",
     precision: Any = None,
 ) -> tuple[Float[Array, "*batch H"], Float[Array, "*batch H"]]:
-    """The twin of `jaxseq.rnn_cell`."""
+    """Reference implementation of `jaxseq.rnn_cell`."""
     return _rnn_cell(params, carry, x, activation=activation, precision=precision)
 
 
@@ -61,7 +61,7 @@ def gru(
     xs: Float[Array, "*time_and_batch D"],
     **time: Unpack[TimeOptions],
 ) -> tuple[Float[Array, "*batch H"], Float[Array, "*time_and_batch H"]]:
-    """The twin of `jaxseq.gru`."""
+    """Reference implementation of `jaxseq.gru`."""
     return through_time(partial(_gru_cell, params), carry, xs, **time)
 
 
@@ -82,12 +82,12 @@ def gru_cell(
     *,
     precision: Any = None,
 ) -> tuple[Float[Array, "*batch H"], Float[Array, "*batch H"]]:
-    """The twin of `jaxseq.gru_cell`."""
+    """Reference implementation of `jaxseq.gru_cell`."""
     return _gru_cell(params, carry, x, precision=precision)
 
 
 def _gru_step(u: jax.Array, recurrent: jax.Array, h: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The equations of a GRU, of what its maps give."""
+    """Apply the equations of a GRU to the outputs `u` and `recurrent` of its maps."""
     u_r, u_z, u_n = jnp.split(u, 3, axis=-1)
     r_r, r_z, r_n = jnp.split(recurrent, 3, axis=-1)
     r, z = jax.nn.sigmoid(u_r + r_r), jax.nn.sigmoid(u_z + r_z)
@@ -102,7 +102,7 @@ def lstm(
     xs: Float[Array, "*time_and_batch D"],
     **time: Unpack[TimeOptions],
 ) -> tuple[LSTMState, Float[Array, "*time_and_batch H"]]:
-    """The twin of `jaxseq.lstm`."""
+    """Reference implementation of `jaxseq.lstm`."""
     return through_time(partial(_lstm_cell, params), carry, xs, **time)
 
 
@@ -117,12 +117,12 @@ def _lstm_cell(params: Any, carry: Any, x: Any, *, precision: Any, recurrent_dro
 def lstm_cell(
     params: LSTMParams, carry: LSTMState | None, x: Float[Array, "*batch D"], *, precision: Any = None
 ) -> tuple[LSTMState, Float[Array, "*batch H"]]:
-    """The twin of `jaxseq.lstm_cell`."""
+    """Reference implementation of `jaxseq.lstm_cell`."""
     return _lstm_cell(params, carry, x, precision=precision)
 
 
 def _lstm_step(a: jax.Array, state: LSTMState, x: jax.Array) -> tuple[LSTMState, jax.Array]:
-    """The equations of an LSTM, of what its maps give."""
+    """Apply the equations of an LSTM to the pre-activations `a`."""
     a_i, a_f, a_g, a_o = jnp.split(a, 4, axis=-1)
     i, f, g, o = jax.nn.sigmoid(a_i), jax.nn.sigmoid(a_f), jnp.tanh(a_g), jax.nn.sigmoid(a_o)
     c = f * state.c.astype(f.dtype) + i * g
@@ -140,7 +140,7 @@ def conv_gru(
     dilation: int | Sequence[int] = 1,
     **time: Unpack[TimeOptions],
 ) -> tuple[Float[Array, "*batch_and_outputs F"], Float[Array, "*time_batch_and_outputs F"]]:
-    """The twin of `jaxseq.conv_gru`."""
+    """Reference implementation of `jaxseq.conv_gru`."""
     cell = partial(_conv_gru_cell, params, stride=stride, padding=padding, dilation=dilation)
     return through_time(cell, carry, xs, features=params.w_x.ndim - 1, **time)
 
@@ -168,7 +168,7 @@ def conv_gru_cell(
     dilation: int | Sequence[int] = 1,
     precision: Any = None,
 ) -> tuple[Float[Array, "*batch_and_outputs F"], Float[Array, "*batch_and_outputs F"]]:
-    """The twin of `jaxseq.conv_gru_cell`."""
+    """Reference implementation of `jaxseq.conv_gru_cell`."""
     return _conv_gru_cell(params, carry, x, stride=stride, padding=padding, dilation=dilation, precision=precision)
 
 
@@ -182,7 +182,7 @@ def conv_lstm(
     dilation: int | Sequence[int] = 1,
     **time: Unpack[TimeOptions],
 ) -> tuple[LSTMState, Float[Array, "*time_batch_and_outputs F"]]:
-    """The twin of `jaxseq.conv_lstm`."""
+    """Reference implementation of `jaxseq.conv_lstm`."""
     cell = partial(_conv_lstm_cell, params, stride=stride, padding=padding, dilation=dilation)
     return through_time(cell, carry, xs, features=params.w_x.ndim - 1, **time)
 
@@ -210,14 +210,14 @@ def conv_lstm_cell(
     dilation: int | Sequence[int] = 1,
     precision: Any = None,
 ) -> tuple[LSTMState, Float[Array, "*batch_and_outputs F"]]:
-    """The twin of `jaxseq.conv_lstm_cell`."""
+    """Reference implementation of `jaxseq.conv_lstm_cell`."""
     return _conv_lstm_cell(params, carry, x, stride=stride, padding=padding, dilation=dilation, precision=precision)
 
 
 def recurrence(
     cell: Cell, params: Any, carry: Any | None, xs: Float[Array, "*time_batch_and_space D"], **time: Unpack[TimeOptions]
 ) -> tuple[Any, Float[Array, "*time_batch_and_outputs H"]]:
-    """The twin of `jaxseq.recurrence`."""
+    """Reference implementation of `jaxseq.recurrence`."""
     features = 1 + cell.input.dimensions(params.w_x)
     step = partial(_recurrence_cell, cell, params)
     return through_time(step, carry, xs, features=features, takes_valid_mask=True, **time)
@@ -233,20 +233,18 @@ def _recurrence_cell(
     recurrent_dropout_mask: Any = None,
     valid: Any = None,
 ) -> Any:
-    given = params._asdict()
-    u = _linear(cell.input, params.w_x, given.get("b", given.get("b_x")), x, precision)
+    fields = params._asdict()
+    u = _linear(cell.input, params.w_x, fields.get("b", fields.get("b_x")), x, precision)
     us = jnp.split(u, len(cell.gates), -1)
     recurrent = len(cell.gates) - len(cell.input_only_gates)
     if carry is None:
         outputs, _ = cell.recurrent.channels(params.w_h, recurrent) or (0, 0)
-        h, other = (
-            jnp.zeros((*u.shape[:-1], outputs), accumulator(x.dtype)),
-            jnp.zeros(us[0].shape, accumulator(x.dtype)),
-        )
+        h = jnp.zeros((*u.shape[:-1], outputs), accumulator(x.dtype))
+        other = jnp.zeros(us[0].shape, accumulator(x.dtype))
         carry = h if cell.state is None else cell.state(h, *(other for _ in cell.state._fields[1:]))  # type: ignore[attr-defined]
     h = jax.tree.leaves(carry)[0]
     rs = jnp.split(
-        _linear(cell.recurrent, params.w_h, given.get("b_h"), _dropped(recurrent_dropout_mask, h), precision),
+        _linear(cell.recurrent, params.w_h, fields.get("b_h"), _dropped(recurrent_dropout_mask, h), precision),
         recurrent,
         -1,
     )
@@ -256,23 +254,26 @@ def _recurrence_cell(
         r = None if gate in cell.input_only_gates else rs[len(a)]
         a.append(u if r is None else (u, r) if gate in cell.split_gates else u + r)
     wide = lambda tree: jax.tree.map(lambda b: b.astype(us[0].dtype), tree)  # noqa: E731
-    own = (
-        [params._replace(**{f: wide(v) if f in cell.cell_params else None for f, v in given.items()})]
+    cell_params = (
+        [params._replace(**{f: wide(v) if f in cell.cell_params else None for f, v in fields.items()})]
         if cell.cell_params
         else []
     )
 
     def step(valid: Any, a: Any, s: Any) -> Any:
-        """Zeros in and out where not live, so that no derivative there is multiplied by the zero it gets."""
+        """Apply the step of the cell. Where `valid` is False its arguments and inner product are zero, because an
+        infinite derivative times a zero cotangent would be NaN.
+        """
 
-        def only(tree: Any) -> Any:
+        def masked(tree: Any) -> Any:
             return tree if valid is None else jax.tree.map(lambda v: jnp.where(expand_mask(valid, v), v, 0), tree)
 
-        inner = [lambda q: only(_affine(only(q), params.w_q, None, precision))] if "w_q" in given else []
-        new = cell.step(*only((a, s, *own)), *inner)
+        inner = [lambda q: masked(_affine(masked(q), params.w_q, None, precision))] if "w_q" in fields else []
+        new = cell.step(*masked((a, s, *cell_params)), *inner)
         return new if cell.pullback is None else new[0]
 
-    for _ in range(0 if valid is None or not own else valid.ndim):  # parameters, too, of each example
+    # The mask applies to the parameters of the cell as well, so each example needs a copy of them.
+    for _ in range(0 if valid is None or not cell_params else valid.ndim):
         step = jax.vmap(step)
     new = step(valid, tuple(a), wide(carry))
     return cast_like(new, carry), jax.tree.leaves(new)[0].astype(x.dtype)
@@ -281,12 +282,12 @@ def _recurrence_cell(
 def recurrence_cell(
     cell: Cell, params: Any, carry: Any | None, x: Float[Array, "*batch_and_space D"], *, precision: Any = None
 ) -> tuple[Any, Float[Array, "*batch_and_outputs H"]]:
-    """The twin of `jaxseq.recurrence_cell`: the step as the cell says it, whatever pullback it brings."""
+    """Reference implementation of `jaxseq.recurrence_cell`: the step of the cell. Its pullback is not used."""
     return _recurrence_cell(cell, params, carry, x, precision=precision)
 
 
 def _linear(kind: linear_maps.LinearMap, w: jax.Array, b: jax.Array | None, x: jax.Array, precision: Any) -> jax.Array:
-    """w of x by one of `jaxseq.linear_maps`, in the accumulator's dtype."""
+    """Apply a map of `jaxseq.linear_maps` with weights w and bias b to x, in the dtype of the accumulator."""
     if isinstance(kind, linear_maps.Dense):
         return _affine(x, w, b, precision)
     if isinstance(kind, linear_maps.Conv):
@@ -300,18 +301,18 @@ def _linear(kind: linear_maps.LinearMap, w: jax.Array, b: jax.Array | None, x: j
         y = jnp.concatenate(
             [_affine(head, w[n, :, g], None, precision) for g in range(w.shape[2]) for n, head in enumerate(heads)], -1
         )
-    else:  # a map of the user's own
+    else:  # a user-defined map
         y = kind.product(precision, w, x)
     return y if b is None else y + jnp.broadcast_to(b.astype(y.dtype), y.shape)
 
 
 def _wide(x: jax.Array) -> jax.Array:
-    """x in the dtype in which its products accumulate, that nothing is rounded before the cell."""
+    """Cast x to the dtype in which its products accumulate, so that nothing is rounded before the cell."""
     return x.astype(accumulator(x.dtype))
 
 
 def _affine(x: jax.Array, w: jax.Array, b: jax.Array | None, precision: Any) -> jax.Array:
-    """x w + b, accumulated in float32 at least."""
+    """Return x w + b, accumulated in at least float32."""
     common = promote(x, w)
     y = jnp.matmul(x.astype(common), w.astype(common), precision=precision, preferred_element_type=accumulator(common))
     return y if b is None else y + jnp.broadcast_to(b.astype(y.dtype), y.shape)
@@ -322,5 +323,5 @@ def _dropped(recurrent_dropout_mask: jax.Array | None, h: jax.Array) -> jax.Arra
 
 
 def _zeros(params: Any, x: jax.Array) -> jax.Array:
-    """The zero state for one input x (*B, D)."""
+    """Return the zero state for one input x (*B, D)."""
     return jnp.zeros((*x.shape[:-1], params.w_h.shape[0]), accumulator(x.dtype))

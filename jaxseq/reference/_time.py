@@ -1,4 +1,4 @@
-"""Time as the twins read it: one scan, or under windows that reach back one for each."""
+"""Time options of the reference implementations: one scan, or for a truncation (k1, k2) a scan for each window."""
 
 from collections.abc import Callable
 from functools import partial, reduce
@@ -20,36 +20,37 @@ def through_time(
     takes_valid_mask: bool = False,
     **time: Unpack[TimeOptions],
 ) -> tuple[Any, jax.Array]:
-    """Reads xs step by step, j = 0 .. T - 1 in the order of reading. `checkpoint` has no meaning here: it says what is
-    kept, not what is computed.
+    """Apply `cell` to the steps of xs. j = 0 .. T - 1 counts them in processing order. `checkpoint` is ignored: it
+    affects residuals, not results.
 
-    Where a step does not count (padding, or all of the state held by booleans) the cell reads zeros. A cell whose
-    derivative may be infinite there `takes_valid_mask`: a mask (*batch,), False where its result is not used.
+    At a skipped step (padding, or all of the state kept by boolean zoneout) the arguments of the cell are zeros. For a
+    cell whose derivative may be infinite there, set `takes_valid_mask`: it is called with a mask `valid` `(*batch,)`,
+    False where its result is unused.
     """
     options = with_defaults(time)
     lengths, resets, reverse, truncation = options.lengths, options.resets, options.reverse, options.truncation
     unroll, dtype, zoneout = options.unroll, options.state_dtype, options.zoneout
-    read = partial(cell, precision=options.precision, recurrent_dropout_mask=options.recurrent_dropout_mask)
+    apply = partial(cell, precision=options.precision, recurrent_dropout_mask=options.recurrent_dropout_mask)
     time_axis = options.time_axis % xs.ndim
-    held_in = lambda tree: jax.tree.map(lambda a: a.astype(dtype or accumulator(a.dtype)), tree)  # noqa: E731
-    if carry is None:  # shapes only: there may be no step
-        carry = jax.tree.map(jnp.zeros_like, jax.eval_shape(read, None, jnp.sum(xs, time_axis))[0])
-        carry = held_in(carry)
-    given, carry, of_xs = carry, held_in(carry), xs.dtype
+    as_state = lambda tree: jax.tree.map(lambda a: a.astype(dtype or accumulator(a.dtype)), tree)  # noqa: E731
+    if carry is None:  # shapes only: T may be 0
+        carry = jax.tree.map(jnp.zeros_like, jax.eval_shape(apply, None, jnp.sum(xs, time_axis))[0])
+        carry = as_state(carry)
+    initial, carry, output_dtype = carry, as_state(carry), xs.dtype
     state_dtype = promote(*jax.tree.leaves(carry))
-    if wider(state_dtype, accumulator(of_xs)):
+    if wider(state_dtype, accumulator(output_dtype)):
         xs = xs.astype(state_dtype)
 
     xs = jnp.moveaxis(xs, time_axis, 0)
     T, batch = xs.shape[0], xs.shape[1:-features]
     valid = reset = last = zoned_out = None
     t = order = jnp.broadcast_to(jnp.arange(T).reshape(T, *(1 for _ in batch)), (T, *batch))
-    holds = []  # of each leaf of the state
+    amounts = []  # zoneout of each leaf of the state
     for k, a in zip(jax.tree.leaves(zoneout), jax.tree.leaves(carry) if zoneout is not None else (), strict=True):
-        every = jnp.moveaxis(k, time_axis, 0) if jnp.ndim(k) else jnp.full((T, *a.shape), k, a.dtype)
-        holds.append(lax.stop_gradient(every))
-    if holds and all(k.dtype == bool for k in holds):
-        zoned_out = reduce(jnp.logical_and, (jnp.all(k, range(k.ndim - features, k.ndim)) for k in holds))
+        amount = jnp.moveaxis(k, time_axis, 0) if jnp.ndim(k) else jnp.full((T, *a.shape), k, a.dtype)
+        amounts.append(lax.stop_gradient(amount))
+    if amounts and all(k.dtype == bool for k in amounts):
+        zoned_out = reduce(jnp.logical_and, (jnp.all(k, range(k.ndim - features, k.ndim)) for k in amounts))
     if lengths is not None:
         lengths = jnp.clip(lengths, 0, T).astype(t.dtype)
         valid = t < lengths[None]
@@ -57,53 +58,58 @@ def through_time(
         reset = jnp.moveaxis(resets, time_axis, 0)
         reset = reset if valid is None else reset & valid
     if reverse:
-        if reset is not None:  # into a step goes the boundary above it, and out of the last one that below it
+        # In reverse, step t follows step t + 1: the boundary before it is resets[t + 1], and resets[0] is a boundary
+        # after the final step.
+        if reset is not None:
             last = jnp.any(reset[:1], 0)
             reset = jnp.concatenate([reset[1:], jnp.zeros_like(reset[:1])])
-        # Which step is read as the j-th: padding comes last, either way.
+        # The step at each position in processing order. Padding comes last in both directions.
         order = T - 1 - t if lengths is None else jnp.where(t < lengths[None], lengths[None] - 1 - t, t)
         xs = jnp.take_along_axis(xs, expand_mask(order, xs), 0)
-        reset, zoned_out, holds = jax.tree.map(
-            lambda a: jnp.take_along_axis(a, expand_mask(order, a), 0), (reset, zoned_out, holds)
+        reset, zoned_out, amounts = jax.tree.map(
+            lambda a: jnp.take_along_axis(a, expand_mask(order, a), 0), (reset, zoned_out, amounts)
         )
 
     def where(mask: jax.Array | None, yes: Any, no: Any) -> Any:
         return no if mask is None else jax.tree.map(lambda a, b: jnp.where(expand_mask(mask, a), a, b), yes, no)
 
     def mix(k: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
-        """What is held of a, and the rest of b."""
+        """Return the fraction k of a plus the fraction 1 - k of b."""
         return jnp.where(k, a, b) if k.dtype == bool else a * k.astype(a.dtype) + b * (1 - k.astype(a.dtype))
 
     def run(state: Any, first: int, stop: int, every: int | None) -> tuple[Any, tuple[Any, jax.Array]]:
-        """Steps first .. stop - 1 from `state`: the last state, and every state and output."""
+        """Process steps first .. stop - 1 from `state`. Return the final state, then all states and outputs.
+
+        With an integer `every`, stop the gradient of the state every so many steps.
+        """
 
         def body(state: Any, at: Any) -> Any:
-            j, x, dead, reset, zoned_out, holds = at
+            j, x, padding, reset, zoned_out, amounts = at
             if every is not None:
                 cut = jnp.broadcast_to((j > 0) & (j % every == 0), batch)
-                cut = cut if dead is None else cut & ~dead
+                cut = cut if padding is None else cut & ~padding
                 state = where(cut, lax.stop_gradient(state), state)
             before = where(reset, zeros(state), state)
-            skipped = zoned_out if dead is None else dead if zoned_out is None else dead | zoned_out
+            skipped = zoned_out if padding is None else padding if zoned_out is None else padding | zoned_out
             more = {"valid": ~skipped} if takes_valid_mask and skipped is not None else {}
-            new, _ = read(where(skipped, zeros(before), before), where(skipped, zeros(x), x), **more)
-            if holds:
-                holds = where(dead, zeros(holds), holds)
-                held = map(mix, holds, jax.tree.leaves(before), jax.tree.leaves(new))
-                new = jax.tree.unflatten(jax.tree.structure(new), held)
-            y = jax.tree.leaves(new)[0].astype(of_xs)
-            state = where(dead, state, new)
-            return state, (state, where(dead, zeros(y), y))
+            new, _ = apply(where(skipped, zeros(before), before), where(skipped, zeros(x), x), **more)
+            if amounts:
+                amounts = where(padding, zeros(amounts), amounts)
+                mixed = map(mix, amounts, jax.tree.leaves(before), jax.tree.leaves(new))
+                new = jax.tree.unflatten(jax.tree.structure(new), mixed)
+            y = jax.tree.leaves(new)[0].astype(output_dtype)
+            state = where(padding, state, new)
+            return state, (state, where(padding, zeros(y), y))
 
-        known = (xs, None if valid is None else ~valid, reset, zoned_out, holds)
-        at = (jnp.arange(first, stop), *jax.tree.map(lambda a: a[first:stop], known))
+        per_step = (xs, None if valid is None else ~valid, reset, zoned_out, amounts)
+        at = (jnp.arange(first, stop), *jax.tree.map(lambda a: a[first:stop], per_step))
         return lax.scan(body, state, at, unroll=unroll)
 
     zeros = partial(jax.tree.map, jnp.zeros_like)
     k1, k2 = truncation if isinstance(truncation, tuple) else (truncation or T + 1, truncation or T + 1)
     end, (states, ys) = run(carry, 0, T, k1 if k1 == k2 <= T else None)
     if k1 < k2 and k1 < T:
-        # Every window is run again, from k2 - k1 steps before it on.
+        # Process each window again from k2 - k1 steps before its start, with the state there as a constant.
         parts, end = [], carry
         for window in range(0, T, k1):
             first = max(0, window - (k2 - k1))
@@ -114,9 +120,9 @@ def through_time(
         ys = jnp.concatenate(parts)
     if reverse:
         ys = jnp.take_along_axis(ys, expand_mask(order, ys), 0)
-    return cast_like(where(last, zeros(end), end), given), jnp.moveaxis(ys, 0, time_axis)
+    return cast_like(where(last, zeros(end), end), initial), jnp.moveaxis(ys, 0, time_axis)
 
 
 def expand_mask(mask: jax.Array, a: jax.Array) -> jax.Array:
-    """The mask with axes of one for those of a that it lacks."""
+    """Append axes of size 1 to `mask` until it has as many axes as `a`."""
     return jnp.expand_dims(mask, range(mask.ndim, a.ndim))

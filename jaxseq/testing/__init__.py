@@ -1,6 +1,6 @@
-"""Whether a gradient is right: a checker for custom rules, ours and anybody's.
+"""Gradient checks for custom differentiation rules, those of jaxseq and those of any other code.
 
-`check_vjp(f, args)` returns a report; print it, or call its `raise_if_failed()` in a test.
+`check_vjp(f, args)` returns a report. Print it, or call its `raise_if_failed()` in a test.
 """
 
 from jaxseq.testing._check import check_jvp, check_vjp

@@ -1,4 +1,4 @@
-"""check_vjp and check_jvp: the arguments are looked at, then the checks run, cheap ones first."""
+"""`check_vjp` and `check_jvp`: validate the arguments, then run the checks, cheap ones first."""
 
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ QUICK: Mapping[str, Check] = {
     "elements": _value.elements,
     "linearity": _value.linearity,
     "determinism": _value.determinism,
-    "power": _value.power,  # it costs nothing
+    "power": _value.power,
 }
 FULL: Mapping[str, Check] = {
     **QUICK,
@@ -51,42 +51,44 @@ def check_vjp(
     tolerance: float | None = None,
     level: str = "full",
 ) -> Report:
-    r"""Whether the reverse-mode derivative of a function is right: values, contract, transformations, second order.
+    r"""Check the reverse-mode derivative of a function: values, contract, transformations, second order.
 
     For cotangents $c$ of the output and directions $u$ of an argument,
 
     $$\langle \mathrm{vjp}(c), u \rangle = \langle c, D_u f \rangle$$
 
-    where $D_u f$ is found by differences whose error is known, and every element of $\mathrm{vjp}(c)$ equals the
-    derivative that JAX takes of `reference`. Without a reference, it takes that of what f computes, the custom rules
-    in f set aside. All of that runs in float64; besides, the rule runs under every transformation, in other dtypes and
-    at other sizes. What each check asks is in `jaxseq.testing.CHECKS`.
+    where $D_u f$ is computed by finite differences with an error estimate, and every element of $\mathrm{vjp}(c)$
+    equals the derivative that JAX computes of `reference`. Without a reference, JAX differentiates f with its custom
+    rules removed. These comparisons run in float64. The rule also runs under every transformation, in other dtypes and
+    at other sizes. `jaxseq.testing.CHECKS` describes each check.
 
-    In a test of your own: `check_vjp(f, args).raise_if_failed()`.
+    In a test, write `check_vjp(f, args).raise_if_failed()`.
 
     Args:
-        f: any differentiable function of arrays and trees of arrays: a `jax.custom_vjp`, a function that calls some,
+        f: any differentiable function of arrays and trees of arrays: a `jax.custom_vjp`, or a function that calls one,
             jitted or not. Bind options with `functools.partial`.
-        args: a tuple of its positional arguments; integers and booleans may be among them. Better random, with biases
-            and states that are not zero, and sizes that are all different.
-        reference: a function with the same arguments and outputs, which JAX differentiates. It is believed.
-        argnums: the arguments to differentiate in, one or several; None for all that hold floating numbers. For those
-            left out, a rule may return None.
-        order: 1, or 2 to check the derivative of the derivative too.
-        seed: of cotangents and directions.
-        tolerance: a difference that passes everywhere, relative to a leaf's largest element; None for the built-in
-            ones: 1e-10 against a reference, 1e-7 against differences, 64 eps for the output of fwd.
+        args: a tuple of positional arguments. It may contain integers and booleans. Random values work best, with
+            nonzero biases and states and sizes that are all different.
+        reference: a function with the same arguments and outputs, which JAX differentiates. Its derivative is assumed
+            to be correct.
+        argnums: one position or several positions of the arguments to differentiate with respect to; None for all
+            arguments with floating-point leaves. A rule may return None for the other arguments.
+        order: 1, or 2 to also check the second derivative.
+        seed: the seed of the random cotangents and directions.
+        tolerance: a difference, relative to the largest element of a leaf, that every check accepts. None selects the
+            built-in tolerances: 1e-10 against a reference, 1e-7 against finite differences, 64 eps for the output of
+            fwd.
         level: `"quick"` (one point, no transformations) or `"full"`.
 
     Returns:
-        a `Report`, to print or to call `raise_if_failed` on. Each check passes, fails, is skipped, or is INCONCLUSIVE:
-        nothing wrong was seen at this point, where a wrong gradient would have looked the same.
+        A `Report`, to print or to call `raise_if_failed` on. Each check passes, fails, is skipped, or is INCONCLUSIVE:
+        it found no error, but it would not have detected a wrong gradient at this point either.
 
     Raises:
-        TypeError: f is no function, `args` is no tuple of arrays, nothing in it or in the output is floating, an
-            option is of the wrong kind.
-        ValueError: `argnums` out of range, `args` not finite, f or `reference` does not run at `args`, outputs of
-            `reference` that are not like those of f, an option out of range.
+        TypeError: `f` is not a function, `args` is not a tuple of arrays, neither `args` nor the output has a
+            floating-point leaf, or an option has the wrong type.
+        ValueError: `argnums` is out of range, `args` is not finite, `f` or `reference` does not run at `args`, the
+            outputs of `reference` differ from those of `f` in structure, shape or dtype, or an option is out of range.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -94,13 +96,13 @@ def check_vjp(
         >>> @jax.custom_vjp
         ... def square(x):
         ...     return x * x
-        >>> square.defvjp(lambda x: (x * x, x), lambda x, c: (x * c,))  # 2 x c would be right
+        >>> square.defvjp(lambda x: (x * x, x), lambda x, c: (x * c,))  # correct: 2 x c
         >>> report = check_vjp(square, (jnp.array([1.0, 2.0, 3.0]),), level="quick")
         >>> report.verdict.name, report.failures[0].diagnosis
-        ('FAIL', 'it is the right one times 0.5')
+        ('FAIL', 'it is the correct one times 0.5')
 
     Reference:
-        C. J. F. Ridders, Accurate computation of F'(x) and F'(x) F''(x) (1982), for the differences.
+        C. J. F. Ridders, Accurate computation of F'(x) and F'(x) F''(x) (1982), for the finite differences.
     """
     session = Session(f, args, reference=reference, argnums=argnums)
     return session.report(args, order=order, seed=seed, tolerance=tolerance, level=level)
@@ -117,28 +119,29 @@ def check_jvp(
     tolerance: float | None = None,
     level: str = "full",
 ) -> Report:
-    r"""Whether the forward-mode derivative of a function is right; the counterpart of `check_vjp`.
+    r"""Check the forward-mode derivative of a function; the counterpart of `check_vjp`.
 
-    $\mathrm{jvp}(u) = D_u f$ for tangents $u$ of the arguments, and where f has a reverse mode as well,
+    $\mathrm{jvp}(u) = D_u f$ for tangents $u$ of the arguments, and if f also has a reverse mode,
     $\langle c, \mathrm{jvp}(u) \rangle = \langle \mathrm{vjp}(c), u \rangle$. The leaves in the report are those of the
     output.
 
     Args:
         f: any function with a forward mode: a `jax.custom_jvp`, or plain JAX.
-        args: a tuple of its positional arguments.
-        reference: a function with the same arguments and outputs, which JAX differentiates. It is believed.
-        argnums: the arguments that get tangents; None for all that hold floating numbers.
-        order: 1, or 2 to check the derivative of the derivative too.
-        seed: of tangents and projections.
-        tolerance: a difference that passes everywhere, relative to a leaf's largest element, or None.
+        args: a tuple of positional arguments.
+        reference: a function with the same arguments and outputs, which JAX differentiates. Its derivative is assumed
+            to be correct.
+        argnums: the positions of the arguments that get tangents; None for all arguments with floating-point leaves.
+        order: 1, or 2 to also check the second derivative.
+        seed: the seed of the random tangents and projections.
+        tolerance: a difference, relative to the largest element of a leaf, that every check accepts, or None.
         level: `"quick"` or `"full"`.
 
     Returns:
-        a `Report`.
+        A `Report`.
 
     Raises:
-        TypeError: as `check_vjp`.
-        ValueError: as `check_vjp`.
+        TypeError: as in `check_vjp`.
+        ValueError: as in `check_vjp`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -147,18 +150,18 @@ def check_jvp(
         'PASS'
 
     Reference:
-        C. J. F. Ridders, Accurate computation of F'(x) and F'(x) F''(x) (1982), for the differences.
+        C. J. F. Ridders, Accurate computation of F'(x) and F'(x) F''(x) (1982), for the finite differences.
     """
     session = Session(f, args, reference=reference, argnums=argnums, mode="jvp", more={"transpose": _value.transpose})
     return session.report(args, order=order, seed=seed, tolerance=tolerance, level=level)
 
 
 class Session:
-    """One function and its checks, at as many points as there are seeds and time for: programs are compiled once.
+    """Checks of one function at any number of points. Programs are compiled once and reused at every point.
 
     Attributes:
-        subject: the function on flat leaves, and its programs.
-        more: checks beside those of `check_vjp`, which run at every level.
+        subject: the function on flat leaves, and its compiled programs.
+        more: checks in addition to those of `check_vjp`. They run at every level.
     """
 
     def __init__(
@@ -186,16 +189,16 @@ class Session:
             shapes, again = self._outputs(f, self._point(args))
             if again is not None:
                 _checks.bad_value("f", "a function that runs at `args` and that jax.jit can trace", explain(again))
-            self.notes.append(f"f does not run in float64, so it is judged in float32: {explain(error)}")
+            self.notes.append(f"f does not run in float64, so it is checked in float32: {explain(error)}")
         if not any(_point.inexact(leaf) for leaf in jax.tree.leaves(shapes)):
             got = ", ".join(_checks.describe(leaf) for leaf in jax.tree.leaves(shapes)) or "no array"
-            _checks.bad_type("f", "at least one floating output to differentiate", got)
+            _checks.bad_type("f", "at least one floating-point output to differentiate", got)
         if reference is not None:
             others, error = self._outputs(reference, self._point(args))
             if error is not None:
                 _checks.bad_value("reference", "a function that runs at `args`, as `f` does", explain(error))
             if _described(others) != _described(shapes):
-                expected = f"outputs like those of `f`, {_described(shapes)}"
+                expected = f"outputs that match those of `f`, {_described(shapes)}"
                 _checks.bad_value("reference", expected, _described(others))
         self.subject = Subject(
             f, self._point(args), positions, reference=reference, judge=judge, mode=mode, dtype=self.dtype
@@ -212,7 +215,10 @@ class Session:
         level: Any = "full",
         only: Collection[str] | None = None,
     ) -> Report:
-        """The function judged at one point, whose arguments have the structure of the first; by some checks `only`."""
+        """Check the function at one point, with arguments of the same structure as those passed to the constructor.
+
+        If `only` is passed, only the checks that it names run.
+        """
         if _checks.integer("order", order, at_least=1) > 2:
             _checks.bad_value("order", "1 or 2", str(order))
         seed = _checks.integer("seed", seed, at_least=0)
@@ -247,19 +253,21 @@ class Session:
             "seconds": round(time.perf_counter() - start, 1),
         }
         names = _point.leaf_names(self.subject.f, args)
-        taken = (
-            "a random number took the place of each" if trial.filled else "they stay, for f is finite with them alone"
+        action = (
+            "replaced by random numbers"
+            if trial.filled
+            else "not replaced, because f is not finite with random numbers"
         )
         zero = [
-            f"{names[n]} holds {'a zero' if count == 1 else f'{count} zeros'}, where wrong gradients may equal right "
-            f"ones and functions have kinks: {taken}"
+            f"{names[n]} contains {'a zero' if count == 1 else f'{count} zeros'}, where a wrong gradient may equal the "
+            f"correct one and f may have a kink: {action}"
             for n, count in _point.zeros_in(args, self.argnums).items()
         ]
         notes = [*self.notes, *zero, *trial.notes]
         return Report(_point.title(self.subject.f), self.subject.results.names, results, notes, where)
 
     def _trial(self, args: tuple[Any, ...], seed: int, tolerance: float | None) -> Trial:
-        """The trial with random numbers in the place of zeros; with the zeros where f is finite there alone."""
+        """Return the trial with zeros replaced by random numbers, or with the zeros if f is finite only there."""
         trial = Trial(self.subject, self._point(args, seed), seed, tolerance)
         trial.filled = self.argnums
         if _point.zeros_in(args, self.argnums):
@@ -270,12 +278,12 @@ class Session:
         return trial
 
     def _point(self, args: tuple[Any, ...], seed: int = 0) -> tuple[Any, ...]:
-        """The arguments as they are judged."""
+        """Return the arguments at which the checks run."""
         with jax.enable_x64(True):
             return self._cast(_point.lifted(args, seed=seed, argnums=self.argnums), args)
 
     def _cast(self, args: tuple[Any, ...], given: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Floating leaves in float64, or, where f does not run in that, in the dtype in which they were given."""
+        """Cast floating-point leaves to float64, or to at most float32 (complex64) if f does not run in float64."""
         narrow = {np.dtype(np.float64): np.float32, np.dtype(np.complex128): np.complex64}
 
         def cast(leaf: Any, given: Any) -> Any:
@@ -287,32 +295,35 @@ class Session:
         return jax.tree.map(cast, args, given)
 
     def _outputs(self, f: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, Exception | None]:
-        """The shapes of the outputs, or why there are none. An output that is no array is the caller's mistake."""
-        strange: list[str] = []
+        """Return the shapes of the outputs and None, or None and the error that f raises.
 
-        def watched(*args: Any) -> Any:
+        Raise a TypeError if an output is not an array.
+        """
+        not_arrays: list[str] = []
+
+        def checked(*args: Any) -> Any:
             out = f(*args)
             for path, leaf in jax.tree.leaves_with_path(out):
                 if not isinstance(leaf, jax.Array | np.ndarray | np.generic | bool | int | float | complex):
-                    strange.append(f"{_checks.describe(leaf)} at output{jax.tree_util.keystr(path)}")
+                    not_arrays.append(f"{_checks.describe(leaf)} at output{jax.tree_util.keystr(path)}")
             return out
 
         try:
             with jax.enable_x64(self.dtype == np.float64):
-                return jax.eval_shape(watched, *args), None
+                return jax.eval_shape(checked, *args), None
         except Exception as error:
-            if strange:
-                _checks.bad_type("f", "arrays, or trees of arrays, for its output", strange[0])
+            if not_arrays:
+                _checks.bad_type("f", "an output of arrays or trees of arrays", not_arrays[0])
             return None, error
 
 
 def _positions(argnums: Any, args: tuple[Any, ...]) -> tuple[int, ...]:
-    """Of the arguments to differentiate in."""
+    """Return the positions of the arguments to differentiate with respect to, sorted."""
     floating = [any(map(_point.inexact, jax.tree.leaves(arg))) for arg in args]
     if argnums is None:
         positions = [n for n, has in enumerate(floating) if has]
         if not positions:
-            _checks.bad_type("args", "at least one floating array to differentiate in", "none")
+            _checks.bad_type("args", "at least one floating-point array to differentiate with respect to", "none")
         return tuple(positions)
     positions = [_checks.integer("argnums", n) for n in (argnums if isinstance(argnums, tuple | list) else (argnums,))]
     if not positions:
@@ -321,10 +332,10 @@ def _positions(argnums: Any, args: tuple[Any, ...]) -> tuple[int, ...]:
         if not -len(args) <= n < len(args):
             _checks.bad_value("argnums", f"positions of the {len(args)} arguments", str(n))
         if not floating[n]:
-            _checks.bad_type("argnums", "arguments that hold floating numbers", f"{n}, which holds none")
+            _checks.bad_type("argnums", "positions of arguments with floating-point leaves", f"{n}, which has none")
     return tuple(sorted({n % len(args) for n in positions}))
 
 
 def _described(shapes: Any) -> str:
-    """A tree of shapes in a line."""
+    """Format a tree of dtypes and shapes on one line."""
     return str(jax.tree.map(lambda a: f"{a.dtype}{list(a.shape)}", shapes)).replace("'", "")

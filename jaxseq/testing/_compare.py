@@ -1,4 +1,4 @@
-"""When two arrays agree: a tolerance that says where it comes from, never scaled by the size of an array."""
+"""Comparison of arrays, with tolerances that record their origin and do not grow with the size of an array."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,17 +9,17 @@ from jaxseq._types import ArrayOrScalar
 from jaxseq.testing._diagnosis import fit
 from jaxseq.testing._report import Failure, Result, Verdict
 
-# A bound wider than this, relative to what it bounds, decides nothing.
+# A check with a bound wider than this, relative to the bounded values, is inconclusive.
 DECIDES = 1e-3
 
 
 class Tolerance(NamedTuple):
-    """How far a leaf may be off, relative to its largest element, and where that comes from.
+    """The largest accepted error of a leaf, and the origin of this bound.
 
     Attributes:
-        relative: to the largest element of what is expected.
-        origin: for readers.
-        floor: absolute, for a leaf that is zero but for rounding.
+        relative: the error relative to the largest expected element.
+        origin: a description of the bound for reports.
+        floor: an absolute error, for a leaf that is zero up to rounding.
     """
 
     relative: float
@@ -27,12 +27,12 @@ class Tolerance(NamedTuple):
     floor: float = 0.0
 
     def widened(self, rounding: float) -> "Tolerance":
-        """Plus ten times what rounding moves the leaf by."""
-        origin = f"{self.origin}, and ten times the {rounding:.0e} that rounding, or a kink, moves this leaf by"
+        """Add ten times the change of the leaf that rounding causes."""
+        origin = f"{self.origin}, plus ten times {rounding:.0e}, the change of this leaf by rounding or at a kink"
         return self._replace(floor=self.floor + 10 * rounding, origin=origin)
 
     def bound(self, expected: ArrayOrScalar) -> float:
-        """Of the difference of any element."""
+        """Return the largest accepted absolute error of an element."""
         return self.relative * largest(expected) + self.floor
 
 
@@ -48,16 +48,17 @@ def compare(
     decides: float = DECIDES,
     **known: Any,
 ) -> Result:
-    """The verdict on `got`, element by element.
+    """Compare `got` with `expected`, element by element.
 
-    Where it is off, `rounding()` is asked what rounding does to the leaf. What that excuses passes, or is INCONCLUSIVE
-    if it is so much that a wrong gradient would pass as well. `known` is what else a failure should tell.
+    If an element exceeds the tolerance, `rounding()` measures the effect of rounding on the leaf and the tolerance is
+    widened by it. An error within the widened tolerance passes, or is INCONCLUSIVE if the widened tolerance would also
+    accept a wrong gradient. `known` holds further fields of the failure.
     """
     if got.shape != expected.shape:
-        wrong = f"{message}: its shape is {got.shape}, expected {expected.shape}"
+        wrong = f"{message}: expected shape {expected.shape}, got {got.shape}"
         return Result(check, leaf, Verdict.FAIL, failure=Failure(check, wrong, leaf, **known))
     if not np.isfinite(expected).all():
-        return Result(check, leaf, Verdict.INCONCLUSIVE, "what it should equal is not finite")
+        return Result(check, leaf, Verdict.INCONCLUSIVE, "the expected value is not finite")
     index = worst(got, expected)
     if index is None:
         return Result(check, leaf, Verdict.PASS)
@@ -82,18 +83,18 @@ def compare(
         )
         return Result(check, leaf, Verdict.FAIL, failure=failure)
     if (excused or tolerance.relative > decides) and bound > decides * largest(expected):
-        note = f"no bound tighter than {bound:.0e} holds here, for numbers up to {largest(expected):.0e}"
+        note = f"the tightest possible bound here is {bound:.0e}, for values up to {largest(expected):.0e}"
         return Result(check, leaf, Verdict.INCONCLUSIVE, note)
     return Result(check, leaf, Verdict.PASS)
 
 
 def worst(got: ArrayOrScalar, expected: ArrayOrScalar) -> tuple[int, ...] | None:
-    """The index of the element that is off the most, NaN the most of all; None where there is no element."""
+    """Return the index of the element with the largest error (NaN is the largest), or None for an empty array."""
     if not got.size:
         return None
     with np.errstate(all="ignore"):
-        apart = np.abs(got - expected)
-    return tuple(int(i) for i in np.unravel_index(np.argmax(np.where(np.isnan(apart), np.inf, apart)), got.shape))
+        error = np.abs(got - expected)
+    return tuple(int(i) for i in np.unravel_index(np.argmax(np.where(np.isnan(error), np.inf, error)), got.shape))
 
 
 def largest(a: ArrayOrScalar) -> float:
@@ -101,6 +102,6 @@ def largest(a: ArrayOrScalar) -> float:
 
 
 def distance(a: ArrayOrScalar, b: ArrayOrScalar) -> float:
-    """How far b is from a, relative to the largest element of a. NaN or infinite where a or b is."""
+    """Return the largest difference relative to the largest element of a. NaN and infinity propagate."""
     with np.errstate(all="ignore"):
         return largest(a - b) / largest(a) if a.size and largest(a) else 0.0

@@ -1,4 +1,4 @@
-"""What a wrong gradient looks like: the right one with a mistake that a person makes, found by trying them."""
+"""Diagnosis of a wrong gradient: compare it with the correct one under each of a list of common mistakes."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -6,18 +6,18 @@ import numpy as np
 
 from jaxseq._types import ArrayOrScalar
 
-# A mistake is what happened where it explains the error but for this part of it.
+# A mistake explains an error if the remainder is at most this fraction of it.
 EXPLAINED = 1e-3
 
 
 def fit(got: ArrayOrScalar, right: ArrayOrScalar) -> str | None:
-    """The mistake that turns `right` into `got`, in words; None for arrays that do not compare."""
+    """Describe the mistake that turns `right` into `got`; None if the shapes differ or the arrays are empty."""
     if got.shape != right.shape or not right.size:
         return None
     if not np.isfinite(got).all():
         return f"{np.count_nonzero(~np.isfinite(got))} of {got.size} elements are not finite"
     if not got.any():
-        return "it is zero throughout"
+        return "all elements are zero"
     for mistake, result in _mistakes(right):
         if _explains(result, got, right):
             return mistake
@@ -25,7 +25,7 @@ def fit(got: ArrayOrScalar, right: ArrayOrScalar) -> str | None:
     if constant and _explains(constant * right, got, right):
         return _times(constant, right.shape)
     off = np.abs(got - right)
-    return f"{np.count_nonzero(off > EXPLAINED * off.max())} of {off.size} elements are off, by no simple mistake"
+    return f"{np.count_nonzero(off > EXPLAINED * off.max())} of {off.size} elements are wrong, by no simple mistake"
 
 
 def fit_seed(
@@ -34,13 +34,13 @@ def fit_seed(
     seed: Sequence[ArrayOrScalar],
     names: Sequence[str],
 ) -> str | None:
-    """The part of the seed that was left out, where that is the mistake.
+    """Describe the part of the seed that a wrong rule ignores; None if ignoring no part explains the error.
 
     Args:
-        got: the leaf that is wrong.
-        right: the right leaf for any seed.
-        seed: for which `got` came out.
-        names: of its leaves.
+        got: the wrong leaf.
+        right: maps a seed to the correct leaf.
+        seed: the seed of `got`.
+        names: the names of the leaves of the seed.
     """
     whole = right(list(seed))
     for n, (leaf, name) in enumerate(zip(seed, names, strict=True)):
@@ -56,19 +56,19 @@ def fit_seed(
                 at = (slice(None),) * axis + (index,)
                 one[at] = leaf[at]
                 if explained_by(leaf - one):
-                    return f"the {place} entry of {name} along axis {axis} is left out"
+                    return f"the {place} entry of {name} along axis {axis} is ignored"
                 if explained_by(one):
-                    return f"a sum over axis {axis} of {name} is missing: only its {place} entry counts"
+                    return f"a sum over axis {axis} of {name} is missing: only the {place} entry is used"
     return None
 
 
 def _mistakes(right: ArrayOrScalar) -> Iterator[tuple[str, ArrayOrScalar]]:
-    yield "it is the right one times -1", -right
+    yield "it is the correct one times -1", -right
     if right.ndim >= 2 and right.shape[-1] == right.shape[-2]:
-        yield "it is the right one transposed", right.swapaxes(-1, -2)
-        yield "it is the right one transposed, times -1", -right.swapaxes(-1, -2)
+        yield "it is the correct one transposed", right.swapaxes(-1, -2)
+        yield "it is the correct one transposed, times -1", -right.swapaxes(-1, -2)
     if np.iscomplexobj(right):
-        yield "it is the right one conjugated", right.conj()
+        yield "it is the correct one conjugated", right.conj()
     for axis in range(right.ndim):
         if right.shape[axis] < 2:
             continue
@@ -91,10 +91,10 @@ def _explains(result: ArrayOrScalar, got: ArrayOrScalar, right: ArrayOrScalar) -
 
 def _times(constant: float | complex, shape: tuple[int, ...]) -> str:
     real = constant.real if abs(constant.imag) < EXPLAINED * abs(constant) else constant
-    text = f"it is the right one times {real:.9g}"
+    text = f"it is the correct one times {real:.9g}"
     for size in sorted(set(shape)):
         if size > 1 and np.isclose(constant, 1 / size):
-            return f"{text}, one over the size of an axis: a mean where a sum belongs?"
+            return f"{text}, one over the size of an axis: a mean instead of a sum?"
         if size > 1 and np.isclose(constant, size):
             return f"{text}, the size of an axis: summed {size} times?"
     return text

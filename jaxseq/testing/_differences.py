@@ -1,4 +1,4 @@
-"""Derivatives by differences: <c, D_u f> for directions u and projections c, with an error that is known.
+"""Derivatives by finite differences: <c, D_u f> for directions u and projections c, with an error estimate.
 
 The central difference
 
@@ -8,16 +8,17 @@ is even in h, so the values at h, h/β, h/β² extrapolate to h = 0 by Neville's
 
     T[0][i] = q(h_i)        T[j][i] = (β^{2j} T[j-1][i] - T[j-1][i-1]) / (β^{2j} - 1)
 
-and the steps between neighbours in the table say how far to trust an entry. That is Ridders' method. One table can
-agree with itself and be wrong by a factor of a thousand where f is chaotic, hence three of them, from large, middle and
-small first steps. The best one counts, with its own error, the round-off floor of its last step, and what it differs by
-from the second best.
+and the differences between neighbouring entries of the table estimate the error of an entry. This is Ridders' method.
+If f is chaotic, a single table can be self-consistent and wrong by a factor of a thousand. `FIRST_STEPS` therefore
+starts several tables, from large to small first steps. The result is the best entry of all tables. Its error is the sum
+of the estimate of its table, the round-off floor of its step, and its difference from the second-best table.
 
-Where f has a kink, central differences converge, to the mean of the two slopes. What tells is that the slopes differ,
+At a kink of f, central differences converge to the mean of the two one-sided slopes. The kink shows in the difference
+of these slopes,
 
     k(h) = <c, f(x + h u) + f(x - h u) - 2 f(x)> / 2h  =  half the jump in slope + b_1 h + b_3 h³ + ...
 
-which tends to zero where f is smooth. A jump seen by all tables is a part of the error.
+which tends to zero if f is smooth. A jump that all tables show is added to the error.
 
 Source: C. J. F. Ridders, Accurate computation of F'(x) and F'(x) F''(x) (1982).
 """
@@ -42,10 +43,10 @@ class Differences(NamedTuple):
     """<c, D_u f> for each direction u and projection c, each (directions, projections).
 
     Attributes:
-        value: by differences.
-        error: how far it may be off.
-        kink: half the jump in slope, a part of the error; exactly zero where rounding explains what is seen of it.
-        scale: S = ||c * D_u f||_2, against which a difference of zero would be small.
+        value: the finite-difference estimate.
+        error: the estimated error of `value`.
+        kink: half the jump in slope, a part of `error`; exactly zero if rounding explains the measured jump.
+        scale: S = ||c * D_u f||_2, the scale to which errors are compared.
     """
 
     value: ArrayOrScalar
@@ -55,32 +56,32 @@ class Differences(NamedTuple):
 
 
 def quotients(f: Callable[[list[Any]], list[Any]], x: list[Any], directions: Any, projections: Any) -> Any:
-    """q(h), k(h), S and the round-off floor at every step: the part that is compiled, for `extrapolated` to read.
+    """Return q(h), k(h), S and the round-off floor at every step, the input of `extrapolated`. This part is compiled.
 
     Args:
         f: from a list of arrays to a list of arrays.
-        x: where.
-        directions: like x, stacked on a new first axis (d, ...).
-        projections: like f(x), stacked on a new first axis (p, ...).
+        x: the point.
+        directions: arrays like x, stacked along a new first axis (d, ...).
+        projections: arrays like f(x), stacked along a new first axis (p, ...).
 
     Returns:
-        four arrays (d, tables, rows, p).
+        Four arrays (d, tables, rows, p).
     """
     steps = jnp.asarray(STEPS.reshape(-1))
     y = f(x)
 
     def along(u: list[Any]) -> Any:
-        # Steps are relative: the largest entry of u moves x by h of its leaf's size.
+        # Steps are relative: the largest entry of u changes x by h times the RMS of its leaf.
         sizes = [_size(a) for a in x]
         alpha = 1 / jnp.max(jnp.stack([jnp.max(jnp.abs(v), initial=0) / s for v, s in zip(u, sizes, strict=True)]))
         alpha = jnp.where(jnp.isfinite(alpha), alpha, 1)
 
         def at(h: Any) -> Any:
             shifted = lambda h: f([a + _times(h * alpha, v) for a, v in zip(x, u, strict=True)])  # noqa: E731
-            both = lax.map(shifted, jnp.stack([h, -h]))  # one after the other: f itself, not its vmap
+            both = lax.map(shifted, jnp.stack([h, -h]))  # sequential: evaluates f itself, not its vmap
             slopes = [_times(1 / (2 * h * alpha), b[0] - b[1]) for b in both]
             bends = [_times(1 / (2 * h * alpha), b[0] - m + (b[1] - m)) for b, m in zip(both, y, strict=True)]
-            # A bound on what rounding alone may move the numerator by, 2 eps max|f| an element and side.
+            # A bound on the change of the numerator by rounding: 2 eps max|f| for each element and each side.
             floors = [jnp.max(jnp.abs(b), axis=0) * (4 * jnp.finfo(jnp.float64).eps / (h * alpha)) for b in both]
             return tuple(jax.vmap(reduction)(projections) for reduction in _reductions(slopes, bends, floors))
 
@@ -100,7 +101,7 @@ def _times(scalar: Any, a: Any) -> Any:
 
 
 def _reductions(slopes: list[Any], bends: list[Any], floors: list[Any]) -> Any:
-    """<c, slope>, <c, bend> and the norms of c * slope and c * floor, as functions of c."""
+    """Return <c, slope>, <c, bend> and the norms of c * slope and c * floor, as functions of c."""
 
     def inner_with(arrays: list[Any]) -> Callable[[list[Any]], Any]:
         return lambda c: sum(jnp.sum((a * s).real) for a, s in zip(c, arrays, strict=True))
@@ -115,7 +116,7 @@ def _reductions(slopes: list[Any], bends: list[Any], floors: list[Any]) -> Any:
 
 
 def extrapolated(q: ArrayOrScalar, k: ArrayOrScalar, S: ArrayOrScalar, floor: ArrayOrScalar) -> Differences:
-    """The limits h -> 0 from `quotients`, their error, and S at the smallest step of the table that won."""
+    """Extrapolate the result of `quotients` to h = 0. S is taken at the smallest step of the best table."""
     tables = range(len(FIRST_STEPS))
     values, errors = (np.stack(part) for part in zip(*(_ridders(q[:, t], floor[:, t]) for t in tables), strict=True))
     order = np.argsort(errors, axis=0)
@@ -127,16 +128,16 @@ def extrapolated(q: ArrayOrScalar, k: ArrayOrScalar, S: ArrayOrScalar, floor: Ar
 
 
 def _jump(k: ArrayOrScalar, floor: ArrayOrScalar) -> ArrayOrScalar:
-    """|k(0)| from the last two steps, beyond what rounding may add to it, where it is least of all tables: (d, p)."""
+    """Return |k(0)| from the last two steps less the bound on rounding, the minimum over tables: (d, p)."""
     limit = (beta * k[:, :, -1] - k[:, :, -2]) / (beta - 1)
     rounding = (beta * floor[:, :, -1] + floor[:, :, -2]) / (beta - 1)
     return np.nan_to_num(np.maximum(np.abs(limit) - rounding, 0), nan=0.0, posinf=0.0).min(1)
 
 
 def _ridders(q: ArrayOrScalar, floor: ArrayOrScalar) -> tuple[ArrayOrScalar, ArrayOrScalar]:
-    """The best entry of one table and its error; q and floor are (d, rows, p), the results (d, p)."""
+    """Return the best entry of one table and its error, both (d, p); q and floor are (d, rows, p)."""
     level, values, errors = q, [], []  # level holds T[j][i] for i = j, ..., ROWS - 1
-    with np.errstate(all="ignore"):  # outside the domain of f there are NaNs, and no entry built on them counts
+    with np.errstate(all="ignore"):  # entries with NaN, from outside the domain of f, get an infinite error
         for j in range(1, ROWS):
             factor = beta ** (2 * j)
             finer, coarser = level[:, 1:], level[:, :-1]

@@ -1,4 +1,4 @@
-"""Checks of the domain: other dtypes, integers and sizes than those of the arguments given."""
+"""Checks at other points of the domain: other dtypes, integers and sizes than those of the arguments."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -20,12 +20,12 @@ from jaxseq.testing._trial import Trial
 
 # --- Dtypes ---
 
-# A bound of low precision that is wider than this decides nothing: a gradient of the wrong sign must not pass.
+# In low precision, a wider bound than this is inconclusive: it could accept a gradient of the wrong sign.
 DECIDES_LOW = 0.5
 
 
 def dtypes(trial: Trial) -> Iterator[Result]:
-    """Lower precision, mixed dtypes, complex numbers where f takes them."""
+    """Check lower precision, mixed dtypes, and complex numbers if f accepts them."""
     count = len(trial.x)
     if any(wide_dtype(a) == np.complex128 for a in trial.x):
         lower = [np.complex64 if wide_dtype(a) == np.complex128 else np.float32 for a in trial.x]
@@ -35,23 +35,23 @@ def dtypes(trial: Trial) -> Iterator[Result]:
         groups = trial.subject.ins.groups
         for group in sorted(set(groups)) if len(set(groups)) > 1 else ():
             mixed = [jnp.bfloat16 if g == group else jnp.float32 for g in groups]
-            leaf = trial.subject.ins.names[groups.index(group)]
-            lower.append((f"float32 with {leaf} and its siblings in bfloat16", mixed))
+            argument = trial.subject.ins.arguments[groups.index(group)]
+            lower.append((f"float32 with {argument} in bfloat16", mixed))
         for name, each in lower:
             found = list(_lower(trial, name, each))
             yield from found
             if any(result.note.startswith(ANOTHER) for result in found):
-                break  # nor is it the same function in the other dtypes
+                break  # f also differs in the other dtypes
         yield from _complex(trial)
 
 
-# In low precision a number next to a kink falls on its other side, and nothing can be said: look elsewhere then.
+# In low precision, a value near a kink may be rounded across it, which is inconclusive: try another point.
 ATTEMPTS = 3
-ANOTHER = "f is another function in"
+ANOTHER = "f is a different function in"
 
 
 def _lower(trial: Trial, name: str, dtypes: Sequence[Any]) -> Iterator[Result]:
-    """The rule at rounded arguments, against the truth in float64 at the same rounded numbers."""
+    """Compare the rule at rounded arguments with the expected derivative in float64 at the same rounded values."""
     found: list[Result] = []
     x = wide(trial.x)
     for _ in range(ATTEMPTS):
@@ -74,7 +74,7 @@ def _lower_at(trial: Trial, name: str, exact: Arrays, dtypes: Sequence[Any]) -> 
         try:
             outputs = jax.eval_shape(s.on(trial.rest), x)
         except Exception as error:
-            yield Result(check, None, Verdict.SKIP, f"f does not take {name}: {explain(error)}")
+            yield Result(check, None, Verdict.SKIP, f"f does not accept {name}: {explain(error)}")
             return
         primals, results = (outputs, x) if s.mode == "vjp" else (x, outputs)
         seed = wide(like(primals, joint))
@@ -84,11 +84,11 @@ def _lower_at(trial: Trial, name: str, exact: Arrays, dtypes: Sequence[Any]) -> 
             if reason := trial.raising(x, seed):
                 yield Result(check, None, Verdict.SKIP, f"for {name}, {reason}")
                 return
-            failure = Failure(check, f"f takes {name}, but its derivative raises {explain(error)}")
+            failure = Failure(check, f"f accepts {name}, but its derivative raises {explain(error)}")
             yield Result(check, None, Verdict.FAIL, failure=failure)
             return
     wrong = [
-        Failure(check, f"for {name} it is {a.dtype}{list(a.shape)}, expected {r.dtype}{list(r.shape)}", leaf)
+        Failure(check, f"for {name}: expected {r.dtype}{list(r.shape)}, got {a.dtype}{list(a.shape)}", leaf)
         for leaf, a, r in zip(trial.leaves, got[1], results, strict=True)
         if (a.dtype, a.shape) != (r.dtype, r.shape)
     ]
@@ -96,14 +96,14 @@ def _lower_at(trial: Trial, name: str, exact: Arrays, dtypes: Sequence[Any]) -> 
         yield from (Result(check, failure.argument, Verdict.FAIL, failure=failure) for failure in wrong)
         return
 
-    # A gradient that is wrong in float64 has failed already; here it has to be the same one.
+    # A gradient that is wrong in float64 has failed already; here it is compared with itself.
     true = trial.true is not None and not trial.wrong
     expected = (s.by_truth if true else s.by_hand)([jnp.asarray(a) for a in wide(x)], trial.rest, seed)
     tolerance = trial.tolerance(max((a.dtype for a in x), key=lambda d: float(jnp.finfo(d).eps)))
 
     @cache
-    def own() -> tuple[list[ArrayOrScalar], list[ArrayOrScalar]] | None:
-        """`(outputs, result)` of what JAX derives in that dtype; None where it derives nothing."""
+    def jax_results() -> tuple[list[ArrayOrScalar], list[ArrayOrScalar]] | None:
+        """Return `(outputs, result)` by JAX in that dtype; None if it raises."""
         with jax.enable_x64(False):
             try:
                 outputs, result = s.by_jax(x, trial.rest, seed)
@@ -117,30 +117,32 @@ def _lower_at(trial: Trial, name: str, exact: Arrays, dtypes: Sequence[Any]) -> 
             return trial.rounding_at(x, seed)
 
     def allowed(side: int, n: int, e: ArrayOrScalar) -> Tolerance:
-        """What is asked of no rule is to be better than JAX in that dtype, or than rounding lets any be."""
-        theirs = own()
-        off = max(4 * distance(e, theirs[side][n]), 10 * rounding()[side][n]) if theirs else np.inf
+        """Return a tolerance from the errors of JAX in that dtype and of rounding: no rule has to be more accurate."""
+        by_jax = jax_results()
+        off = max(4 * distance(e, by_jax[side][n]), 10 * rounding()[side][n]) if by_jax else np.inf
         off = off if np.isfinite(off) else np.inf
-        return Tolerance(max(off, tolerance.relative), "four times the error of JAX's own, or ten times rounding's")
+        return Tolerance(
+            max(off, tolerance.relative), "four times the error of the derivative by JAX, or ten times that of rounding"
+        )
 
     def another_function(n: int, e: ArrayOrScalar) -> str | None:
-        """Why values in that dtype, those without the rule, are not those of float64."""
-        if (theirs := own()) is None:
+        """Return the reason if the values of f without its rule differ between that dtype and float64, else None."""
+        if (by_jax := jax_results()) is None:
             return None
-        if not np.isfinite(theirs[0][n]).all():
+        if not np.isfinite(by_jax[0][n]).all():
             return f"f leaves the range of {name}: its values are not finite"
-        off = distance(e, theirs[0][n])
+        off = distance(e, by_jax[0][n])
         if off <= max(tolerance.relative, 10 * rounding()[0][n]):
             return None
         return (
-            f"{ANOTHER} {name}: its values alone differ from those in float64 by {off:.0e} of the largest, more than "
-            "rounding explains. Random numbers drawn from a fixed key do so, which depend on the dtype"
+            f"{ANOTHER} {name}: its values differ from those in float64 by {off:.0e} of the largest, more than "
+            "rounding explains. One cause is random numbers from a fixed key, which depend on the dtype"
         )
 
     known = {"decides": DECIDES_LOW, "seed": trial.seed, "pattern": "joint"}
     found: list[Result] = []
     for side, names in enumerate((s.outs.names, trial.leaves)):
-        message = f"at arguments rounded to {name}, {'a value' if side == 0 else 'it'} is not what it is in float64"
+        message = f"at arguments rounded to {name}, {'an output' if side == 0 else 'it'} differs from that in float64"
         for n, (leaf, a, e) in enumerate(zip(names, got[side], wide(expected[side]), strict=True)):
             (value,) = wide([a])
             if reason := _out_of_range(e, a.dtype):
@@ -154,7 +156,7 @@ def _lower_at(trial: Trial, name: str, exact: Arrays, dtypes: Sequence[Any]) -> 
                 wider = allowed(side, n, e)
                 if np.isinf(wider.relative):
                     verdict = Verdict.INCONCLUSIVE if np.isfinite(value).all() else Verdict.SKIP
-                    result = Result(check, leaf, verdict, f"the derivative that JAX takes is not finite in {name}")
+                    result = Result(check, leaf, verdict, f"the derivative that JAX computes is not finite in {name}")
                 else:
                     result = compare(check, leaf, value, e, wider, message, **known)
             found.append(result if leaf in trial.leaves else result._replace(leaf=None))
@@ -162,37 +164,37 @@ def _lower_at(trial: Trial, name: str, exact: Arrays, dtypes: Sequence[Any]) -> 
 
 
 def _out_of_range(a: ArrayOrScalar, dtype: Any) -> str | None:
-    """Why a dtype can't hold an array; None where it can, and for an array that is not finite to begin with."""
+    """Return the reason if a finite array is out of the range of a dtype, else None."""
     info, size = jnp.finfo(dtype), largest(a)
     if 0 < size < float(info.tiny):
-        return f"its numbers are below the smallest normal one of {np.dtype(dtype)}"
+        return f"its values are below the smallest normal number of {np.dtype(dtype)}"
     if float(info.max) < size < np.inf:
-        return f"its numbers are above the largest of {np.dtype(dtype)}"
+        return f"its values are above the largest number of {np.dtype(dtype)}"
     return None
 
 
 def _complex(trial: Trial) -> Iterator[Result]:
-    """The elements once more with an imaginary part, where f takes complex numbers."""
+    """Repeat the check of elements at complex arguments, if f accepts them."""
     s, check = trial.subject, "dtypes"
     x = [jnp.asarray(a + 1j * b) for a, b in zip(wide(trial.x), varied(trial.rng, wide(trial.x), by=0.5), strict=True)]
     try:
         jax.eval_shape(s.on(trial.rest), x)
     except Exception as error:
-        yield Result(check, None, Verdict.SKIP, f"f takes no complex numbers: {explain(error)}")
+        yield Result(check, None, Verdict.SKIP, f"f does not accept complex numbers: {explain(error)}")
         return
-    yield from _elsewhere(trial, check, s.ins.join(x, trial.rest), "for complex arguments")
+    yield from _elements_at(trial, check, s.ins.join(x, trial.rest), "for complex arguments")
 
 
 # --- Integers ---
 
 
 def integers(trial: Trial) -> Iterator[Result]:
-    """Integers and booleans get float0; the rule is right where integers repeat and where none does."""
+    """Check that integers and booleans have float0 cotangents, and the rule at repeated and at distinct integers."""
     s, check = trial.subject, "integers"
     args = s.ins.join(trial.x, trial.rest)
     leaves, tree = jax.tree.flatten(args)
     if all(map(inexact, leaves)):
-        yield Result(check, None, Verdict.SKIP, "there are no integers or booleans among the arguments")
+        yield Result(check, None, Verdict.SKIP, "no argument has integers or booleans")
         return
     if s.mode == "vjp":
         yield _float0(trial, args)
@@ -201,15 +203,15 @@ def integers(trial: Trial) -> Iterator[Result]:
         changed = [change(leaf) for leaf in leaves]
         which = [name for name, old, new in zip(names, leaves, changed, strict=True) if new is not old]
         if which:
-            # The shapes are the same, and so are the programs: there is nothing to compile.
+            # The shapes do not change, so the compiled programs of the subject are reused.
             point = tree.unflatten(changed)
-            yield from _elsewhere(trial, check, point, f"{where} {' and '.join(which)}", trial.subject)
+            yield from _elements_at(trial, check, point, f"{where} {' and '.join(which)}", trial.subject)
 
 
 def _repeated(leaf: Any) -> Any:
-    """The leaf with each second number replaced by the one before; the leaf itself if it holds repeated numbers.
+    """Replace every second number by the one before it; return the leaf unchanged if it has repeated numbers.
 
-    A permutation of 0 .. n - 1 stays too: a function of permutations may be defined for them alone.
+    A permutation of 0 .. n - 1 is also unchanged, since f may be defined only for permutations.
     """
     if not jnp.issubdtype(leaf.dtype, jnp.integer) or np.unique(leaf).size < leaf.size or leaf.size < 2:
         return leaf
@@ -220,7 +222,7 @@ def _repeated(leaf: Any) -> Any:
 
 
 def _distinct(leaf: Any) -> Any:
-    """The leaf with distinct numbers in the same range and order; the leaf itself if there are too few, or no need."""
+    """Replace repeated numbers by distinct ones in the same range and order, unless the range is too small."""
     if not jnp.issubdtype(leaf.dtype, jnp.integer) or np.unique(leaf).size == leaf.size:
         return leaf
     flat = np.asarray(leaf).ravel()
@@ -233,7 +235,7 @@ def _distinct(leaf: Any) -> Any:
 
 
 def _float0(trial: Trial, args: Any) -> Result:
-    """Whether cotangents of integers and booleans have the dtype float0."""
+    """Check that cotangents of integers and booleans have the dtype float0."""
     s, check = trial.subject, "integers"
 
     def whole(args: Any) -> Any:
@@ -243,7 +245,7 @@ def _float0(trial: Trial, args: Any) -> Result:
     try:
         result = jax.eval_shape(whole, args)
     except Exception as error:
-        message = f"with integers among what is differentiated it raises {explain(error)}"
+        message = f"with integers among the differentiated arguments, it raises {explain(error)}"
         return Result(check, None, Verdict.FAIL, failure=Failure(check, message))
     cotangents = [
         c for c, leaf in zip(jax.tree.leaves(result), jax.tree.leaves(args), strict=True) if not inexact(leaf)
@@ -255,20 +257,20 @@ def _float0(trial: Trial, args: Any) -> Result:
 
 # --- Sizes ---
 
-Axes = frozenset[tuple[int, int]]  # (leaf, axis): axes that f wants to have one and the same size
+Axes = frozenset[tuple[int, int]]  # (leaf, axis): axes that f requires to have the same size
 
-# How many guesses at what sizes f takes are worth their time.
+# Maximum number of size changes to try on f.
 GUESSES = 150
 
 
 def sizes(trial: Trial) -> Iterator[Result]:
-    """Each size that f leaves free at one and at none, all with one more, all different where some are equal."""
+    """Check each free size at one and zero, all free sizes plus one, and with all sizes different."""
     s, check = trial.subject, "sizes"
     args = s.ins.join(trial.x, trial.rest)
     leaves, tree = jax.tree.flatten(args)
     free = _free_axes(trial, leaves, tree)
     if not free:
-        yield Result(check, None, Verdict.SKIP, "f takes no other sizes than these")
+        yield Result(check, None, Verdict.SKIP, "f accepts only these sizes")
         return
     names = leaf_names(s.f, args)
     size = lambda axes: leaves[min(axes)[0]].shape[min(axes)[1]]  # noqa: E731
@@ -276,30 +278,32 @@ def sizes(trial: Trial) -> Iterator[Result]:
     for axes in free:
         name = " and ".join(f"axis {axis} of {names[leaf]}" for leaf, axis in sorted(axes))
         points |= {f"with {n} along {name}": {axes: n} for n in (1, 0) if size(axes) > n}
-    full = [axes for axes in free if size(axes)]  # an empty axis has nothing to be continued with
-    if apart := _apart([(axes, size(axes)) for axes in full], {n for leaf in leaves for n in np.shape(leaf)}):
-        points["with sizes that are all different"] = apart
+    full = [axes for axes in free if size(axes)]  # an empty axis can't be extended
+    if different := _all_different(
+        [(axes, size(axes)) for axes in full], {n for leaf in leaves for n in np.shape(leaf)}
+    ):
+        points["with sizes that are all different"] = different
     more: dict[Axes, int] = {}
     for axes in full:
         wider = {**more, axes: size(axes) + 1}
-        more = wider if _takes(trial, _shaped(leaves, wider), tree) else more
+        more = wider if _accepts(trial, _shaped(leaves, wider), tree) else more
     if more:
-        points["with one more along every axis"] = more  # even sizes are odd there, odd ones even
+        points["with one more along every axis"] = more  # this changes the parity of each size
     for name, change in points.items():
         changed = _resized(trial, leaves, change)
-        if _takes(trial, changed, tree):
-            yield from _elsewhere(trial, check, tree.unflatten(changed), name)
+        if _accepts(trial, changed, tree):
+            yield from _elements_at(trial, check, tree.unflatten(changed), name)
 
 
-def _apart(free: list[tuple[Axes, int]], taken: set[int]) -> dict[Axes, int]:
-    """A new size for each axis whose size another has too. The others stay: the work is a product of all sizes."""
+def _all_different(free: list[tuple[Axes, int]], taken: set[int]) -> dict[Axes, int]:
+    """Return a new, unused size for each axis whose size occurs earlier. Small sizes keep the amount of work low."""
     new = (n for n in itertools.count(2) if n not in taken)
     sizes = [n for _, n in free]
     return {axes: next(new) for place, (axes, n) in enumerate(free) if n in sizes[:place]}
 
 
 def _free_axes(trial: Trial, leaves: list[Any], tree: Any) -> list[Axes]:
-    """The smallest sets of axes of one size that f takes with one more: found by trying, on shapes alone."""
+    """Return the smallest sets of axes of equal size that f accepts one longer, found by trial on shapes only."""
     by_size: dict[int, list[tuple[int, int]]] = {}
     for n, leaf in enumerate(leaves):
         for axis, size in enumerate(np.shape(leaf)):
@@ -313,7 +317,7 @@ def _free_axes(trial: Trial, leaves: list[Any], tree: Any) -> list[Axes]:
             candidates = (
                 frozenset((first, *more)) for k in range(len(others) + 1) for more in itertools.combinations(others, k)
             )
-            grown = (c for c in candidates if _takes(trial, _shaped(leaves, {c: size + 1}), tree))
+            grown = (c for c in candidates if _accepts(trial, _shaped(leaves, {c: size + 1}), tree))
             match = next(itertools.takewhile(lambda _: next(guesses) < GUESSES, grown), frozenset())
             found += [match] if match else []
             waiting = [a for a in others if a not in match]
@@ -321,7 +325,7 @@ def _free_axes(trial: Trial, leaves: list[Any], tree: Any) -> list[Axes]:
 
 
 def _shaped(leaves: list[Any], change: dict[Axes, int]) -> list[Any]:
-    """The shapes of the leaves, those axes of other sizes."""
+    """Return the shapes of the leaves with the sizes in `change`."""
     shapes = [list(np.shape(leaf)) for leaf in leaves]
     for axes, size in change.items():
         for leaf, axis in axes:
@@ -329,8 +333,8 @@ def _shaped(leaves: list[Any], change: dict[Axes, int]) -> list[Any]:
     return [jax.ShapeDtypeStruct(tuple(shape), leaf.dtype) for shape, leaf in zip(shapes, leaves, strict=True)]
 
 
-def _takes(trial: Trial, leaves: list[Any], tree: Any) -> bool:
-    """Whether f runs at these shapes, and the reference with the same result."""
+def _accepts(trial: Trial, leaves: list[Any], tree: Any) -> bool:
+    """Return True if f runs at these shapes, and the reference too with the same output shapes."""
     s, args = trial.subject, tree.unflatten(leaves)
     try:
         shapes = jax.eval_shape(s.f, *args)
@@ -342,7 +346,7 @@ def _takes(trial: Trial, leaves: list[Any], tree: Any) -> bool:
 
 
 def _resized(trial: Trial, leaves: list[Any], change: dict[Axes, int]) -> list[Any]:
-    """The leaves cut, or continued with numbers like those that are there."""
+    """Cut the leaves to the sizes in `change`, or extend them by repetition, with variations if differentiated."""
     out = []
     for n, leaf in enumerate(leaves):
         for axes, size in change.items():
@@ -355,13 +359,13 @@ def _resized(trial: Trial, leaves: list[Any], change: dict[Axes, int]) -> list[A
     return out
 
 
-def _elsewhere(trial: Trial, check: str, args: Any, where: str, subject: Subject | None = None) -> Iterator[Result]:
-    """The check of elements at other arguments, under another name. Power is asked for at the first point only.
+def _elements_at(trial: Trial, check: str, args: Any, where: str, subject: Subject | None = None) -> Iterator[Result]:
+    """Run the check of elements at other arguments, under the name `check`. Power is checked only at the first point.
 
-    It is skipped where f, or the derivative that JAX takes of it, does not exist: nobody said that f is called there.
+    It is skipped if f or its derivative by JAX does not exist there, since f need not be defined at this point.
     """
     if trial.wrong:
-        yield Result(check, None, Verdict.SKIP, "it is wrong to begin with")
+        yield Result(check, None, Verdict.SKIP, "the gradient is already wrong at the arguments passed")
         return
     there = Trial(subject or trial.subject.unoptimised, args, trial.seed, trial.given)
     if reason := there.undefined:
@@ -373,12 +377,12 @@ def _elsewhere(trial: Trial, check: str, args: Any, where: str, subject: Subject
         yield Result(check, None, Verdict.FAIL, failure=Failure(check, f"{where}, it raises {explain(error)}"))
         return
     failed = any(result.failure is not None for result in found)
-    # A custom_jvp in f that is meant for real numbers, such as that of a projection, runs for complex ones as well.
+    # A custom_jvp that is meant for real numbers, such as that of a projection, also runs for complex ones.
     primitives = (_surgery.RULE,) if check == "dtypes" and trial.subject.mode == "vjp" else _surgery.RULES
-    blameless = failed and not _surgery.rules(trial.subject.f, *args, primitives=primitives)
+    without_rule = failed and not _surgery.rules(trial.subject.f, *args, primitives=primitives)
     for result in found:
-        if result.failure is not None and blameless:
-            note = f"{where}, the derivative is that of JAX alone, and not what differences say"
+        if result.failure is not None and without_rule:
+            note = f"{where}, f has no custom rule, and the derivative by JAX differs from finite differences"
             yield result._replace(check=check, verdict=Verdict.SKIP, note=note, failure=None)
         elif result.failure is not None:
             failure = replace(result.failure, check=check, message=f"{where}, {result.failure.message}", repro=None)

@@ -1,8 +1,8 @@
-"""What stands against a gradient: the contradictions between it and differences, or the truth, at one point.
+"""Evidence against a gradient: contradictions with finite differences or with the expected derivative at one point.
 
-A check of numbers asks one question of its evidence: what contradicts this result? The same question, asked of a result
-that is known to be wrong (zeroed, sign-flipped, shifted), tells whether the evidence has any power here. If nothing
-contradicts that one either, its silence on the first means nothing.
+A numerical check asks its evidence for contradictions with the result. It asks the same for results that are known to
+be wrong (zeroed, sign-flipped, shifted), which measures the power of the evidence at this point. If the evidence does
+not contradict a wrong result, then its agreement with the actual result proves nothing.
 """
 
 from abc import ABC, abstractmethod
@@ -18,9 +18,9 @@ from jaxseq.testing._numbers import PROBES, Numbers
 from jaxseq.testing._point import normal, zeros
 from jaxseq.testing._report import Failure
 
-# Relative to S = ||c * D_u f||_2; ten times the error of the differences is added.
+# Relative to S = ||c * D_u f||_2, in addition to ten times the error of the finite differences.
 DIFFER = 1e-7
-# Elements of a leaf that differences look at one by one where nothing else knows them.
+# Number of elements of a leaf that are checked by finite differences one by one if there is no other reference.
 COORDINATES = 16
 
 Change = Callable[[ArrayOrScalar], ArrayOrScalar]
@@ -38,22 +38,22 @@ CHANGES: Mapping[str, Change] = {
 
 
 class Evidence(ABC):
-    """What contradicts a leaf of the result. What rounding does is measured only where something seems wrong."""
+    """Contradictions to a leaf of the result. Rounding is measured only if there is a contradiction."""
 
     def __init__(self, numbers: Numbers):
         self.numbers = numbers
-        self.excused: dict[int, float] = {}  # leaf -> what rounding and kinks move it by, where that was asked for
+        self.excused: dict[int, float] = {}  # leaf -> its change by rounding and kinks, where measured
 
     @abstractmethod
     def contradictions(self, leaf: int, change: Change, rounding: float) -> Iterator[Failure]:
-        """To that leaf, once changed: what rounding does not explain."""
+        """Yield the contradictions to `change` of that leaf, beyond ten times `rounding`."""
 
     def moved_by(self, leaf: int) -> float:
-        """What a right result may be off by for reasons that are not its own."""
+        """Return the error that a correct result may have from rounding and kinks."""
         return self.numbers.rounding_of(leaf)
 
     def against(self, leaf: int, change: Change = unchanged, pattern: str | None = None) -> Failure | None:
-        """The worst of them, for any pattern or for one."""
+        """Return the worst contradiction, over all patterns or for one pattern."""
         found = _worst(
             failure
             for failure in self.contradictions(leaf, change, self.excused.get(leaf, 0.0))
@@ -66,7 +66,7 @@ class Evidence(ABC):
 
 
 class ByDifferences(Evidence):
-    """Products of the result with probes, against differences of f in the direction of the probes."""
+    """Inner products of the result with probes, against finite differences of f in the direction of the probes."""
 
     def __init__(self, numbers: Numbers, rounds: Iterable[Sequence[list[ArrayOrScalar]]], message: str):
         super().__init__(numbers)
@@ -75,34 +75,34 @@ class ByDifferences(Evidence):
 
     @classmethod
     def random(cls, numbers: Numbers) -> "ByDifferences":
-        """Random probes, which see every element."""
+        """Use random probes, which weight every element."""
         probes = numbers.probes(lambda n: normal(numbers.rng, numbers.like[n]))
-        return cls(numbers, [probes], "its inner product with a random direction is not what differences say")
+        return cls(numbers, [probes], "its inner product with a random direction differs from finite differences")
 
     @classmethod
     def of_elements(cls, numbers: Numbers) -> "ByDifferences":
-        """One element at a time: the first, the last, and others at random, by turns where the result is zero and where
-        it is not: were all of them zero, a result of nothing but zeros would pass.
+        """Probe single elements: the first, the last, and random others, alternately where the result is nonzero and
+        where it is zero. If all probed elements were zero, a result of zeros would pass.
         """
         indices = []
         for n, a in enumerate(numbers.like):
             places = list(np.ndindex(a.shape))
             drawn = [places[k] for k in numbers.rng.permutation(len(places))]
-            says = np.any([result[n] != 0 for result in numbers.by_hand.values()], 0)
-            turns = zip_longest((p for p in drawn if says[p]), (p for p in drawn if not says[p]))
+            nonzero = np.any([result[n] != 0 for result in numbers.by_hand.values()], 0)
+            turns = zip_longest((p for p in drawn if nonzero[p]), (p for p in drawn if not nonzero[p]))
             between = [p for turn in turns for p in turn if p is not None]
             indices.append(cycle([*places[:1], *places[-1:], *between[:COORDINATES]] or [None]))
         rounds = range(COORDINATES // PROBES)
         probes = [numbers.probes(lambda n: one_hot(numbers.like[n], next(indices[n]))) for _ in rounds]
-        return cls(numbers, probes, "an element is not what differences say")
+        return cls(numbers, probes, "an element differs from finite differences")
 
     def kink(self, leaf: int | None = None) -> float:
-        """The largest kink in the directions of a leaf, or of any."""
+        """Return the largest kink in the directions of a leaf, or of all leaves."""
         rows = slice(None) if leaf is None else slice(leaf * PROBES, (leaf + 1) * PROBES)
         return max(float(measured.kink[rows].max(initial=0)) for _, measured in self.rounds)
 
     def contradictions(self, leaf: int, change: Change, rounding: float) -> Iterator[Failure]:
-        """As differences have it."""
+        """Compare with the finite differences."""
         for probes, measured in self.rounds:
             for k in range(leaf * PROBES, (leaf + 1) * PROBES):
                 probe = probes[k][leaf]
@@ -110,8 +110,8 @@ class ByDifferences(Evidence):
                     got = float(np.sum(change(result[leaf]) * probe).real)
                     value, error, S = (float(a[k, p]) for a in (measured.value, measured.error, measured.scale))
                     bound = differ(self.numbers.given, S, error) + 10 * rounding * float(np.linalg.norm(probe))
-                    blunt = bound > DECIDES * S and change is not unchanged
-                    if blunt or abs(got - value) <= bound:
+                    too_wide = bound > DECIDES * S and change is not unchanged
+                    if too_wide or abs(got - value) <= bound:
                         continue
                     yield Failure(
                         "",
@@ -128,9 +128,9 @@ class ByDifferences(Evidence):
 
 
 class ByTruth(Evidence):
-    """Every element of the result, against the derivative that JAX takes of what defines f.
+    """Every element of the result, against the derivative that JAX computes of the reference.
 
-    At a kink there are several, and `kink(leaf)` says how far they are apart.
+    At a kink there are several valid derivatives; `kink(leaf)` returns how far they differ.
     """
 
     def __init__(self, numbers: Numbers, kink: Callable[[int], float]):
@@ -138,16 +138,16 @@ class ByTruth(Evidence):
         self.kink = kink
 
     def moved_by(self, leaf: int) -> float:
-        """By rounding, and by the choice that is left at a kink."""
+        """Add the difference between the valid derivatives at a kink."""
         return super().moved_by(leaf) + self.kink(leaf)
 
     def contradictions(self, leaf: int, change: Change, rounding: float) -> Iterator[Failure]:
-        """As the truth has it."""
+        """Compare with the expected derivative."""
         assert self.numbers.true is not None
         tolerance = self.numbers.tolerance_of(leaf)
         if rounding:
             tolerance = tolerance.widened(rounding)
-        message = f"an element is not the derivative of {self.numbers.subject.source}"
+        message = f"an element differs from the derivative of {self.numbers.subject.source}"
         for pattern, result in self.numbers.by_hand.items():
             expected = self.numbers.true[pattern][leaf]
             if change is not unchanged and tolerance.bound(expected) > DECIDES * largest(expected):
@@ -159,15 +159,15 @@ class ByTruth(Evidence):
 
 
 def differ(given: float | None, S: float, error: float) -> float:
-    """How far a product may be from differences with that S and that error."""
+    """Return the accepted difference from finite differences with this S and this error."""
     return max(DIFFER, given or 0) * S + 10 * error
 
 
-DIFFER_ORIGIN = f"{DIFFER:.0e} ||c * D_u f||, ten times the error of the differences, and ten times that of rounding"
+DIFFER_ORIGIN = f"{DIFFER:.0e} ||c * D_u f||, plus ten times the errors of the finite differences and of rounding"
 
 
 def powerless(numbers: Numbers, leaf: int, evidence: Sequence[Evidence]) -> list[str]:
-    """The changes that no evidence contradicts. A leaf that is the same when shifted does not count."""
+    """Return the changes that no evidence contradicts, without a shift that does not change the leaf."""
     blind = [name for name, change in CHANGES.items() if not any(e.against(leaf, change) for e in evidence)]
     results = [result[leaf] for result in numbers.by_hand.values()]
     moves = any(largest(CHANGES["shifted"](r) - r) > DECIDES * largest(r) for r in results)
@@ -185,7 +185,7 @@ def _worst(failures: Iterable[Failure]) -> Failure | None:
 
 
 def one_hot(like: Any, index: tuple[int, ...] | None) -> ArrayOrScalar:
-    """One at the index, zero elsewhere; zero throughout for no index."""
+    """Return an array with one at the index and zeros elsewhere, or only zeros if the index is None."""
     (probe,) = zeros([like])
     if index is not None:
         probe[index] = 1
@@ -193,5 +193,5 @@ def one_hot(like: Any, index: tuple[int, ...] | None) -> ArrayOrScalar:
 
 
 def _only_index(probe: ArrayOrScalar) -> tuple[int, ...] | None:
-    """Where a probe looks, if that is one element."""
+    """Return the index of the only nonzero element of a probe, or None if there are several."""
     return tuple(map(int, np.argwhere(probe)[0])) if np.count_nonzero(probe) == 1 else None

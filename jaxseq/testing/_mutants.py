@@ -1,7 +1,7 @@
-"""mutate: a function's own gradient with one mistake in it, for every mistake that people make.
+"""`mutate`: clones of a function, each with one common mistake in its gradient.
 
-A mutant computes what f computes (but for the one whose fwd does not) under a rule of its own, whose bwd takes the
-right gradient of f and spoils it. So it works for any differentiable function, whatever its own rule is like inside.
+A mutant computes the same values as f, except for the mutant with a wrong fwd. Its custom rule computes the correct
+gradient of f and introduces the mistake. This works for any differentiable function, with or without a custom rule.
 """
 
 import inspect
@@ -26,15 +26,15 @@ Function = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Mutant:
-    """A clone of a function with one mistake in its gradient. It is called as the function is.
+    """A clone of a function with one mistake in its gradient. It has the signature of the function.
 
     Attributes:
-        name: of the mistake.
-        check: the check of `check_vjp` that has to find it.
-        what: the mistake, in words.
+        name: the name of the mistake.
+        check: the check of `check_vjp` that must find the mistake.
+        what: a description of the mistake.
         original: the function.
         clone: the function with the mistake.
-        fits: `(args, outputs) -> bool`: whether the mistake can be made there.
+        fits: `(args, outputs) -> bool`, True if the mistake can be made there.
     """
 
     name: str
@@ -45,11 +45,11 @@ class Mutant:
     fits: Callable[[Any, Any], bool]
 
     def __call__(self, *args: Any) -> Any:
-        """What the function computes."""
+        """Return the value of the function."""
         return self.clone(*args)
 
     def applies(self, *args: Any) -> bool:
-        """Whether the mistake changes anything for such arguments: nothing is transposed where no matrix is."""
+        """Return True if the mistake has an effect for these arguments: a transpose, for example, needs a matrix."""
         return self.fits(args, jax.eval_shape(self.original, *args))
 
     @property
@@ -62,17 +62,17 @@ class Mutant:
 
 
 def mutate(f: Function) -> dict[str, Mutant]:
-    """Clones of a function, each with one mistake in its gradient: to see that a check has teeth.
+    """Return clones of a function, each with one mistake in its gradient, to test that a gradient check finds it.
 
     Args:
-        f: any differentiable function of arrays and trees of arrays, such as one with a rule of your own.
+        f: any differentiable function of arrays and trees of arrays, with or without a custom rule.
 
     Returns:
-        the mutants by name. Each tells by `applies(*args)` whether its mistake shows for such arguments, and by `check`
-        which check of `check_vjp` finds it.
+        The mutants by name. `mutant.applies(*args)` tells if the mistake has an effect for these arguments, and
+        `mutant.check` names the check of `check_vjp` that finds it.
 
     Raises:
-        TypeError: f is no function.
+        TypeError: `f` is not a function.
 
     Example:
         >>> import jax.numpy as jnp
@@ -92,14 +92,14 @@ def mutate(f: Function) -> dict[str, Mutant]:
 
 
 class How(NamedTuple):
-    """How a mistake is made: the clone of a function, and whether it can be made for `(args, outputs)`."""
+    """How to make a mistake: a function that clones f, and a predicate of `(args, outputs)` for its applicability."""
 
     make: Callable[[Function], Function]
     fits: Callable[[Any, Any], bool] = lambda args, outputs: True
 
 
 class Mistake(NamedTuple):
-    """A name, the check that finds it, the mistake in words, and how it is made."""
+    """A mistake: its name, the check that finds it, a description, and how to make it."""
 
     name: str
     check: str
@@ -107,11 +107,11 @@ class Mistake(NamedTuple):
     how: How
 
 
-# --- Ways to make one ---
+# --- Constructors of mistakes ---
 
 
 def _rule(f: Function, bwd: Function, primal: Callable[[Any], Any] = lambda out: out) -> Function:
-    """f under a rule: `bwd(pull, args, c)` returns the gradient, where pull gives the right one for any cotangent."""
+    """Return f with a custom rule: `bwd(pull, args, c)` returns the gradient; `pull` is the correct pullback of f."""
 
     @jax.custom_vjp
     def clone(*args: Any) -> Any:
@@ -125,12 +125,12 @@ def _rule(f: Function, bwd: Function, primal: Callable[[Any], Any] = lambda out:
 
 
 def gradient(change: Callable[[Any, Any], Any], fits: Callable[[Any, Any], bool] = lambda args, out: True) -> How:
-    """The right gradient, changed: `change(gradient, args)`, both tuples of trees."""
+    """Change the correct gradient by `change(gradient, args)`, both tuples of trees."""
     return How(lambda f: _rule(f, lambda pull, args, c: change(pull(c), args)), fits)
 
 
 def leaf(change: Callable[[Any], Any], takes: Callable[[Any], bool] = lambda a: True) -> How:
-    """One cotangent changed: that of the largest floating leaf that the change takes."""
+    """Change the cotangent of one leaf: the largest floating-point leaf that satisfies `takes`."""
 
     def target(tree: Any) -> int | None:
         leaves = jax.tree.leaves(tree)
@@ -146,17 +146,17 @@ def leaf(change: Callable[[Any], Any], takes: Callable[[Any], bool] = lambda a: 
 
 
 def cotangent(change: Callable[[Any], Any], fits: Callable[[Any, Any], bool] = lambda args, out: True) -> How:
-    """The right gradient for another cotangent."""
+    """Return the correct gradient for a changed cotangent of the output."""
     return How(lambda f: _rule(f, lambda pull, args, c: pull(change(c))), fits)
 
 
 def _map(change: Callable[[Any], Any], tree: Any) -> Any:
-    """The floating leaves changed."""
+    """Apply `change` to the floating-point leaves."""
     return jax.tree.map(lambda a: change(a) if inexact(a) else a, tree)
 
 
 def _floats(tree: Any) -> list[int]:
-    """The places of the floating leaves."""
+    """Return the indices of the floating-point leaves."""
     return [n for n, a in enumerate(jax.tree.leaves(tree)) if inexact(a)]
 
 
@@ -168,7 +168,7 @@ def _several(tree: Any) -> bool:
 
 
 def _first_container(args: Any) -> int | None:
-    """The first argument that is a tree of several leaves."""
+    """Return the position of the first argument with several floating-point leaves, or None."""
     return next((n for n, arg in enumerate(args) if _several(arg)), None)
 
 
@@ -198,7 +198,7 @@ def _is_real(a: Any) -> bool:
 
 
 def _in_first(a: Any, value: Any) -> Any:
-    """The leaf with its first element changed by `value`."""
+    """Add `value` to the first element."""
     return a.reshape(-1).at[0].add(value).reshape(a.shape)
 
 
@@ -209,7 +209,7 @@ def _without_last_output(c: Any) -> Any:
 
 
 def _has_examples(a: Any) -> bool:
-    """Whether there is an axis before the last, to be taken for that of examples, with more than one entry."""
+    """Return True if the second-to-last axis, taken as the axis of examples, has more than one entry."""
     return inexact(a) and a.ndim > 1 and a.shape[-2] > 1
 
 
@@ -218,18 +218,18 @@ def _one_example(c: Any) -> Any:
 
 
 def _crossed(c: Any) -> Any:
-    """Each cotangent times one plus the sum of all: products of cotangents with one another."""
+    """Multiply each cotangent by one plus the sum of all cotangents."""
     total = jnp.stack([jnp.sum(a).real for a in jax.tree.leaves(c) if inexact(a)]).sum()
     return _map(lambda a: a * (1 + total.astype(a.dtype)), c)
 
 
 def _over_norm(c: Any) -> Any:
-    """c / |c| times |c|, which is c, but for zero."""
+    """Return c / |c| times |c|, which equals c except at zero."""
     norm = jnp.sqrt(sum(jnp.sum(jnp.abs(a) ** 2).astype(jnp.float32) for a in jax.tree.leaves(c) if inexact(a)))
     return _map(lambda a: a / norm.astype(a.dtype) * norm.astype(a.dtype), c)
 
 
-# --- Mistakes that show in some situations only ---
+# --- Mistakes that show only in some situations ---
 
 _CALLS = itertools.count()
 _LEAKED: list[Any] = []
@@ -242,23 +242,23 @@ def _noisy(g: Any) -> Any:
 
 
 def _stale(f: Function) -> Function:
-    """The residuals are those of the last call of fwd, whichever that was."""
-    kept: list[Any] = []
+    """Use the residuals of the most recent call of fwd."""
+    last: list[Any] = []
 
     @jax.custom_vjp
     def clone(*args: Any) -> Any:
         return f(*args)
 
     def fwd(*args: Any) -> Any:
-        kept[:] = [args]
+        last[:] = [args]
         return f(*args), None
 
-    clone.defvjp(fwd, lambda _, c: jax.vjp(f, *kept[0])[1](c))
+    clone.defvjp(fwd, lambda _, c: jax.vjp(f, *last[0])[1](c))
     return clone
 
 
 def _bypass(f: Function) -> Function:
-    """The value comes from the rule, the gradient from JAX alone."""
+    """Take the value from the rule and the gradient from JAX without the rule."""
     ruled, plain = _rule(f, lambda pull, args, c: pull(c)), _surgery.plain(f)
 
     def clone(*args: Any) -> Any:
@@ -283,7 +283,7 @@ def _leaking(g: Any) -> Any:
 
 
 def _mean_in_vmap(g: Any) -> Any:
-    """g by itself, and under vmap the mean over the new axis for every example."""
+    """Return g; under vmap, the mean over the mapped axis for every example."""
 
     @custom_vmap
     def identity(g: Any) -> Any:
@@ -297,12 +297,12 @@ def _mean_in_vmap(g: Any) -> Any:
 
 
 def _stopped(f: Function) -> Function:
-    """bwd takes its residuals for constants."""
+    """Treat the residuals as constants in bwd."""
     return _rule(f, lambda pull, args, c: jax.vjp(f, *_map(lax.stop_gradient, args))[1](c))
 
 
 def _decorated(f: Function) -> Function:
-    """fwd calls the decorated function, whose rule then stands in the way of forward over reverse."""
+    """Call the decorated function in fwd: a custom_vjp has no forward mode, so forward over reverse raises."""
 
     @jax.custom_vjp
     def clone(*args: Any) -> Any:
@@ -313,7 +313,7 @@ def _decorated(f: Function) -> Function:
 
 
 def _symbolic(f: Function) -> Function:
-    """Twice the gradient where an argument has none."""
+    """Double the gradient if an argument is not differentiated."""
 
     @jax.custom_vjp
     def clone(*args: Any) -> Any:
@@ -353,7 +353,7 @@ def _for_even(gradient: Any, args: Any) -> Any:
 
 
 def _repeats(a: Any) -> Any:
-    """Whether an integer comes twice in an array."""
+    """Return True if an integer occurs twice in the array."""
     ordered = jnp.sort(jnp.ravel(a))
     return jnp.any(ordered[1:] == ordered[:-1])
 
@@ -380,7 +380,7 @@ def _is_low(a: Any) -> bool:
 
 
 MISTAKES: Sequence[Mistake] = (
-    Mistake("none", "contract", "None for an argument of floats", gradient(_none)),
+    Mistake("none", "contract", "None for a floating-point argument", gradient(_none)),
     Mistake("short", "contract", "no cotangent for the last argument", gradient(lambda g, args: g[:-1])),
     Mistake(
         "spread",
@@ -389,8 +389,8 @@ MISTAKES: Sequence[Mistake] = (
         gradient(_spread, lambda args, out: _first_container(args) is not None),
     ),
     Mistake("float32", "contract", "a cotangent in float32", leaf(lambda g: g.astype(jnp.float32))),
-    Mistake("integer", "contract", "a cotangent of integers", leaf(lambda g: (100 * g.real).astype(jnp.int32))),
-    Mistake("axis", "contract", "a cotangent with an axis too many", leaf(lambda g: g[None])),
+    Mistake("integer", "contract", "an integer cotangent", leaf(lambda g: (100 * g.real).astype(jnp.int32))),
+    Mistake("axis", "contract", "a cotangent with an extra axis", leaf(lambda g: g[None])),
     Mistake("nan", "contract", "a NaN in a cotangent", leaf(lambda g: _in_first(g, jnp.nan))),
     Mistake(
         "primal",
@@ -398,18 +398,21 @@ MISTAKES: Sequence[Mistake] = (
         "a fwd that is off by 1e-7",
         How(lambda f: _rule(f, lambda pull, args, c: pull(c), lambda out: _map(lambda a: a * (1 + 1e-7), out))),
     ),
-    Mistake("bypass", "engagement", "a rule that the gradient does not come from", How(_bypass)),
-    Mistake("bypass in vmap", "engagement", "a rule that vmap goes around", How(_bypass_in_vmap)),
+    Mistake("bypass", "engagement", "a gradient that does not use the rule", How(_bypass)),
+    Mistake("bypass in vmap", "engagement", "a rule that vmap bypasses", How(_bypass_in_vmap)),
     Mistake("sign", "value", "a cotangent of the wrong sign", leaf(lambda g: -g)),
     Mistake("zero", "value", "a cotangent of zero", leaf(jnp.zeros_like)),
     Mistake("scale", "value", "a cotangent off by 1e-4", leaf(lambda g: g * (1 + 1e-4))),
     Mistake("transposed", "value", "a cotangent transposed", leaf(lambda g: g.swapaxes(-1, -2), _is_square)),
-    Mistake("shifted", "value", "a cotangent late by one step", leaf(lambda g: jnp.roll(g, 1, 0), _has_steps)),
+    Mistake("shifted", "value", "a cotangent delayed by one step", leaf(lambda g: jnp.roll(g, 1, 0), _has_steps)),
     Mistake("first step", "value", "the first step missing", leaf(lambda g: g.at[0].set(0), _has_steps)),
     Mistake("last step", "value", "the last step missing", leaf(lambda g: g.at[-1].set(0), _has_steps)),
-    Mistake("mean", "value", "a mean where a sum belongs", leaf(lambda g: g / g.shape[0], _has_steps)),
+    Mistake("mean", "value", "a mean instead of a sum", leaf(lambda g: g / g.shape[0], _has_steps)),
     Mistake(
-        "rounded", "value", "bfloat16 on the way", leaf(lambda g: g.astype(jnp.bfloat16).astype(g.dtype), _is_real)
+        "rounded",
+        "value",
+        "a cotangent rounded to bfloat16",
+        leaf(lambda g: g.astype(jnp.bfloat16).astype(g.dtype), _is_real),
     ),
     Mistake(
         "output",
@@ -420,7 +423,7 @@ MISTAKES: Sequence[Mistake] = (
     Mistake(
         "one example",
         "value",
-        "a sum over examples missing",
+        "a missing sum over examples",
         cotangent(_one_example, lambda args, out: any(map(_has_examples, jax.tree.leaves(out)))),
     ),
     Mistake(
@@ -434,59 +437,57 @@ MISTAKES: Sequence[Mistake] = (
     Mistake(
         "flushed",
         "linearity",
-        "cotangents below 1e-8 taken for zero",
+        "cotangents below 1e-8 treated as zero",
         cotangent(lambda c: _map(lambda a: jnp.where(jnp.abs(a) < 1e-8, jnp.zeros_like(a), a), c)),
     ),
     Mistake("noise", "determinism", "noise of 1e-7", leaf(_noisy)),
-    Mistake("stale", "determinism", "the residuals of whichever call was the last", How(_stale)),
-    Mistake("jit", "jit", "another gradient under jit", leaf(lambda g: g * (1 + 1e-6 * isinstance(g, Tracer)))),
-    Mistake("leak", "jit", "a tracer left behind", leaf(_leaking)),
+    Mistake("stale", "determinism", "the residuals of the most recent call", How(_stale)),
+    Mistake("jit", "jit", "a different gradient under jit", leaf(lambda g: g * (1 + 1e-6 * isinstance(g, Tracer)))),
+    Mistake("leak", "jit", "a leaked tracer", leaf(_leaking)),
     Mistake(
         "dtypes promoted",
         "jit",
-        "a promotion of dtypes inside",
+        "an implicit promotion of dtypes",
         leaf(lambda g: (g * jnp.ones((), jnp.bfloat16)).astype(g.dtype)),
     ),
     Mistake(
         "ranks promoted",
         "jit",
-        "a promotion of ranks inside",
+        "an implicit promotion of ranks",
         leaf(lambda g: g + jnp.zeros(g.shape[-1:], g.dtype), lambda a: a.ndim > 1),
     ),
     Mistake(
         "masked nan",
         "jit",
-        "a NaN inside that where masks",
+        "a NaN masked by where",
         leaf(lambda g: jnp.where(jnp.isfinite(g), g, jnp.sqrt(-1 - jnp.abs(g)).astype(g.dtype)), _is_real),
     ),
-    Mistake("vmap", "vmap", "a mean over what vmap adds", leaf(_mean_in_vmap)),
-    Mistake("outside", "composition", "residuals kept outside of the rule", How(_stale)),
+    Mistake("vmap", "vmap", "a mean over the axis that vmap adds", leaf(_mean_in_vmap)),
+    Mistake("outside", "composition", "residuals stored outside the rule", How(_stale)),
     Mistake("stopped", "order 2", "residuals cut off by stop_gradient", How(_stopped)),
     Mistake("decorated", "order 2", "a fwd that calls the decorated function", How(_decorated)),
     Mistake(
         "alone",
         "alone",
-        "twice the gradient where an argument has none",
+        "twice the gradient if an argument is not differentiated",
         How(_symbolic, lambda args, out: sum(bool(_floats(arg)) for arg in args) > 1),
     ),
-    Mistake("low", "dtypes", "half as much again below float64", leaf(lambda g: g * (1.5 if _is_low(g) else 1))),
+    Mistake("low", "dtypes", "1.5 times the gradient below float64", leaf(lambda g: g * (1.5 if _is_low(g) else 1))),
     Mistake(
         "widened",
         "dtypes",
         "a float32 cotangent for a lower dtype",
         leaf(lambda g: g.astype(jnp.float32) if _is_low(g) else g, _is_real),
     ),
-    Mistake(
-        "axis of one", "sizes", "twice the gradient where an axis has one element", gradient(_for_one, _has_no_one)
-    ),
+    Mistake("axis of one", "sizes", "twice the gradient if an axis has one element", gradient(_for_one, _has_no_one)),
     Mistake(
         "even size",
         "sizes",
-        "twice the gradient where the longest axis is even",
+        "twice the gradient if the longest axis is even",
         gradient(_for_even, lambda args, out: _longest(args) % 2 == 1),
     ),
     Mistake(
-        "repeated", "integers", "twice the gradient where an integer repeats", gradient(_for_repeated, _has_no_repeats)
+        "repeated", "integers", "twice the gradient if an integer repeats", gradient(_for_repeated, _has_no_repeats)
     ),
-    Mistake("empty axis", "sizes", "0 / 0 where an axis is empty", gradient(_for_none)),
+    Mistake("empty axis", "sizes", "0 / 0 if an axis is empty", gradient(_for_none)),
 )

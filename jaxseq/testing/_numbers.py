@@ -1,4 +1,4 @@
-"""A subject at one point: the numbers that several checks look at, and when two of them agree."""
+"""Results of a subject at one point, shared by several checks, and their comparison."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
@@ -17,8 +17,8 @@ from jaxseq.testing._subject import Subject, like
 
 # Relative to the largest element of a leaf, in float64.
 AGREE = 1e-10
-# In lower precision, in units of eps sqrt(T), T the longest axis. Calibrated on the rules of this library, 32 variants
-# at 20 seeds in float32, bfloat16 and float16: 7.8 at most, of a plain RNN without a bias; mostly below 2.
+# In lower precision, in units of eps sqrt(T), T the longest axis. Calibrated on the rules of jaxseq, 32 variants at 20
+# seeds in float32, bfloat16 and float16: the maximum was 7.8, for a plain RNN without a bias; most were below 2.
 LOW = 8.0
 # Random probes for each leaf of the result.
 PROBES = 2
@@ -29,15 +29,16 @@ def _finite(arrays: Sequence[ArrayOrScalar]) -> bool:
 
 
 class Numbers:
-    """A subject at one point, with the numbers that several checks look at.
+    """A subject at one point, with the results that several checks use.
 
     Attributes:
         x, rest: the differentiated and the other leaves of the arguments.
-        patterns: the seeds by name, "joint" the first and "zero" the last.
-        primals: what a seed looks like; `like`: what a result looks like.
-        asked: the same leaves as the caller gave them, zeros and all; x itself where there are none.
-        filled: the arguments in which random numbers took the place of zeros, by position.
-        notes: what a reader should know besides verdicts.
+        patterns: the seeds by name; "joint" is the first and "zero" the last.
+        primals: arrays with the shapes and dtypes of a seed.
+        like: arrays with the shapes and dtypes of a result.
+        asked: the differentiated leaves as passed, zeros included; x itself if there are no zeros.
+        filled: the positions of the arguments in which random numbers replaced zeros.
+        notes: remarks for the report.
     """
 
     def __init__(self, subject: Subject, args: tuple[Any, ...], seed: int, tolerance: float | None):
@@ -53,12 +54,12 @@ class Numbers:
 
     @property
     def leaves(self) -> tuple[str, ...]:
-        """The names of the leaves of the result."""
+        """Names of the leaves of the result."""
         return self.subject.results.names
 
     @property
     def arguments(self) -> dict[int, str]:
-        """The arguments that are differentiated, by position, and their names."""
+        """Positions and names of the differentiated arguments."""
         return dict(zip(self.subject.ins.groups, self.subject.ins.arguments, strict=True))
 
     def random_seed(self) -> list[ArrayOrScalar]:
@@ -68,12 +69,12 @@ class Numbers:
 
     @cached_property
     def by_hand(self) -> dict[str, list[ArrayOrScalar]]:
-        """The result for each pattern."""
+        """The result of the rule for each pattern."""
         return {name: wide(self.subject.by_hand(self.x, self.rest, s)[1]) for name, s in self.patterns.items()}
 
     @cached_property
     def true(self) -> dict[str, list[ArrayOrScalar]] | None:
-        """What `by_hand` has to equal; None where there is nothing to hold it against."""
+        """The expected value of `by_hand`; None if there is no reference derivative."""
         if self.subject.source is None:
             return None
         try:
@@ -81,34 +82,36 @@ class Numbers:
         except Exception as error:
             if self.subject.reference is not None:
                 raise
-            self.notes.append(f"JAX can't differentiate what f computes; differences judge alone: {explain(error)}")
+            self.notes.append(
+                f"JAX can't differentiate f without its rules, so only finite differences are used: {explain(error)}"
+            )
             return None
 
     @cached_property
     def outputs(self) -> list[ArrayOrScalar]:
-        """F(x) as it comes beside the derivative, compiled."""
+        """F(x) as computed together with the derivative, compiled."""
         return wide(self.subject.by_hand(self.x, self.rest, self.patterns["joint"])[0])
 
     @cached_property
     def true_outputs(self) -> list[ArrayOrScalar] | None:
-        """What `outputs` have to equal, where there is a reference."""
+        """The expected value of `outputs`; None if there is no reference."""
         if self.subject.reference is None:
             return None
         return wide(self.subject.by_truth(self.x, self.rest, self.patterns["joint"])[0])
 
     @cached_property
     def eager(self) -> tuple[list[ArrayOrScalar], list[ArrayOrScalar]] | None:
-        """(F(x), result) for the joint seed, one operation after the other; None where f can't run so."""
+        """(F(x), result) for the joint seed, under `jax.disable_jit`; None if f does not run that way."""
         try:
             outputs, result = self.subject.eagerly(self.x, self.rest, self.patterns["joint"])
         except Exception as error:
-            self.notes.append(f"f does not run one operation after the other, under disable_jit: {explain(error)}")
+            self.notes.append(f"f does not run under disable_jit: {explain(error)}")
             return None
         return wide(outputs), wide(result)
 
     @cached_property
     def rounding(self) -> tuple[list[float], list[float]]:
-        """What rounding moves outputs and results by, here and nearby, relative to their largest elements."""
+        """Changes of outputs and results by rounding, relative to their largest elements, here and at nearby points."""
         x, joint = wide(self.x), self.patterns["joint"]
         points = [self.x, *(like(self.x, _point.varied(self.rng, x)) for _ in range(2))]
         found = [self.rounding_at(point, joint) for point in points]
@@ -116,7 +119,7 @@ class Numbers:
         return outputs, results
 
     def rounding_at(self, x: Arrays, seed: Arrays) -> tuple[list[float], list[float]]:
-        """The same at one point, for one seed. The coin of `otherwise_rounded` hangs on the arguments' last bits."""
+        """Return `rounding` at x only. Perturbing x by a few eps changes the directions in `otherwise_rounded`."""
         s, eps = self.subject, max(float(jnp.finfo(a.dtype).eps) for a in x)
         exact = (s.by_hand if self.true is None else s.by_truth)(x, self.rest, seed)
         draws = [x, *(like(x, _point.varied(self.rng, wide(x), by=4 * eps)) for _ in range(2))]
@@ -129,7 +132,7 @@ class Numbers:
 
     @cached_property
     def finite(self) -> bool:
-        """Whether f is. A derivative that raises is for other checks to tell."""
+        """Whether f is finite. True if its derivative raises, which other checks report."""
         try:
             return _finite(self.outputs)
         except Exception:
@@ -137,9 +140,9 @@ class Numbers:
 
     @cached_property
     def undefined(self) -> str | None:
-        """Why no rule can be judged here: f, or the derivative that JAX takes of it, does not exist. None if both do.
+        """The reason if no rule can be checked here: f or its derivative by JAX raises or is not finite; else None.
 
-        For points other than those of the caller, who may know that f is never called there.
+        Used at points that the caller did not pass, where f need not be defined.
         """
         s, joint = self.subject, self.patterns["joint"]
         try:
@@ -149,15 +152,15 @@ class Numbers:
         if not _finite(outputs):
             return "f is not finite"
         right = result if s.source is None and s.mode == "vjp" else (self.true or {}).get("joint", [])
-        return None if _finite(right) else "the derivative that JAX takes is not finite"
+        return None if _finite(right) else "the derivative that JAX computes is not finite"
 
     def raising(self, x: Arrays, seed: Arrays) -> str | None:
-        """What raises where the rule does: f by itself, or the derivative that JAX takes; None if neither does."""
+        """Describe what raises besides the rule: f itself or its derivative by JAX; None if neither raises."""
         s = self.subject
         by_jax = s.by_hand if s.source is None and s.mode == "vjp" else s.by_jax
         for what, run in (
-            ("f by itself", lambda: s.value(x, self.rest)),
-            ("the derivative that JAX takes", lambda: by_jax(x, self.rest, seed)),
+            ("f itself", lambda: s.value(x, self.rest)),
+            ("the derivative that JAX computes", lambda: by_jax(x, self.rest, seed)),
         ):
             try:
                 run()
@@ -166,7 +169,7 @@ class Numbers:
         return None
 
     def measured(self, probes: Sequence[list[ArrayOrScalar]]) -> _differences.Differences:
-        """<probe, result(seed)> for each probe and each pattern, by differences."""
+        """Return <probe, result(seed)> for each probe and each pattern, by finite differences."""
         s, seeds = self.subject, list(self.patterns.values())
         if s.mode == "vjp":
             return s.differences("f", s.judged, self.x, self.rest, probes, seeds)
@@ -174,17 +177,17 @@ class Numbers:
         return _differences.Differences(*(part.T for part in found))
 
     def probes(self, draw: Callable[[int], ArrayOrScalar]) -> list[list[ArrayOrScalar]]:
-        """Probes for each leaf n of the result, `draw(n)` there and zero on all other leaves."""
+        """Return PROBES probes for each leaf n of the result: `draw(n)` on that leaf and zero on all others."""
         nothing = zeros(self.like)
         each = range(len(nothing))
         return [[draw(n) if m == n else nothing[m] for m in each] for n in each for _ in range(PROBES)]
 
-    # --- When two of them agree ---
+    # --- Comparison ---
 
     def agree_on_outputs(
         self, check: str, got: Sequence[Any], expected: Sequence[Any], message: str, **known: Any
     ) -> Iterator[Result]:
-        """Whether outputs agree, which are columns of the table in forward mode only; `message` names {output}."""
+        """Compare outputs; `message` may contain {output}. Outputs are columns of the table in forward mode only."""
         for n, (name, a, e) in enumerate(zip(self.subject.outs.names, wide(got), wide(expected), strict=True)):
             rounding = lambda n=n, e=e: self.rounding[0][n] * largest(e)  # noqa: E731
             known_ = {"tolerance": self.tolerance(), "rounding": rounding, "seed": self.seed, **known}
@@ -192,7 +195,7 @@ class Numbers:
             yield result if name in self.leaves else result._replace(leaf=None)
 
     def tolerance(self, dtype: Any = None) -> Tolerance:
-        """How far two ways to compute the same leaf may be apart."""
+        """Return the tolerance between two ways to compute the same leaf."""
         dtype = self.subject.dtype if dtype is None else np.dtype(dtype)
         if dtype == np.float64:
             base = Tolerance(AGREE, f"{AGREE:.0e} of the leaf's largest element")
@@ -201,19 +204,19 @@ class Numbers:
             c = LOW * max(longest, 1) ** 0.5
             base = Tolerance(c * float(jnp.finfo(dtype).eps), f"{c:.0f} eps of {dtype} of the leaf's largest element")
         if self.given is not None and self.given > base.relative:
-            return Tolerance(self.given, "the tolerance given, times the leaf's largest element")
+            return Tolerance(self.given, "`tolerance` times the leaf's largest element")
         return base
 
     def gross(self, leaf: int) -> float:
-        """The largest element of a leaf of the result, for any pattern."""
+        """Return the largest element of a leaf of the result, over all patterns."""
         return max(largest(result[leaf]) for result in (self.true or self.by_hand).values())
 
     def rounding_of(self, leaf: int) -> float:
-        """What rounding moves a leaf of the result by."""
+        """Return the change of a leaf of the result by rounding."""
         return self.rounding[1][leaf] * self.gross(leaf)
 
     def tolerance_of(self, leaf: int) -> Tolerance:
-        """For one leaf of the result at this point: what is zero for one seed may be off by eps of what others give."""
+        """Return the tolerance of a leaf at this point. The floor is eps times its largest element over all seeds."""
         return self.tolerance()._replace(floor=float(jnp.finfo(self.subject.dtype).eps) * self.gross(leaf))
 
     def agree(
@@ -224,7 +227,7 @@ class Numbers:
         message: str,
         rounding: Callable[[int], float] | None = None,
     ) -> Iterator[Result]:
-        """Whether two results agree, leaf by leaf, but for rounding: here, or as `rounding(leaf)` has it elsewhere."""
+        """Compare two results leaf by leaf. `rounding(leaf)` replaces the effect of rounding at this point."""
         for n, (a, e) in enumerate(zip(wide(got), wide(expected), strict=True)):
             yield self.agree_on(n, check, a, e, message, rounding)
 
@@ -237,7 +240,7 @@ class Numbers:
         message: str,
         rounding: Callable[[int], float] | None = None,
     ) -> Result:
-        """Whether one leaf of two results agrees, but for rounding."""
+        """Compare one leaf of two results."""
         return compare(
             check,
             self.leaves[leaf],

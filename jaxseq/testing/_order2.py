@@ -1,14 +1,14 @@
-"""The check of order 2: the derivative of the derivative.
+"""The check "order 2": the derivative of the derivative.
 
-With G(x) the result for one seed, three numbers have to agree for a direction u and any d like the result:
+With G(x) the result for one seed, three numbers must agree for a direction u and any d with the shape of the result:
 
-    <d, D_u G>            by differences of G
+    <d, D_u G>            by finite differences of G
     <d, G'(x) u>          forward over the rule
     <G'(x)ᵀ d, u>         reverse over the rule
 
-A rule whose residuals are cut off, or whose fwd calls the decorated function, passes every check of order 1 and fails
-here. For a truncated gradient G is not the derivative of any function, and what stands in for f (`Subject.judged`) is
-differenced instead.
+A rule that stops the gradient of its residuals, or whose fwd calls the decorated function, passes every check of order
+1 and fails this one. For a truncated gradient, G is not the derivative of f; the finite differences then use the
+substitute for f (`Subject.judged`).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -31,7 +31,7 @@ CHECK = "order 2"
 
 
 def order_2(trial: Trial) -> Iterator[Result]:
-    """Forward over the rule and reverse over the rule, against differences of the rule and against the truth."""
+    """Compare forward and reverse over the rule with finite differences and with the expected second derivative."""
     s, x, seed = trial.subject, trial.x, trial.patterns["joint"]
     d = [normal(trial.rng, a) for a in trial.like]
 
@@ -39,7 +39,7 @@ def order_2(trial: Trial) -> Iterator[Result]:
         return lambda x: derivative(s.mode, F)(x, c)[1]
 
     def forward(x: Arrays, rest: Arrays, c: Arrays, u: Arrays) -> tuple[Arrays, Arrays]:
-        # With the outputs, whose tangents come from fwd: a fwd that calls the decorated function has none.
+        # Include the outputs: their tangents come from fwd, and raise if fwd calls the decorated function.
         return jax.jvp(lambda x: derivative(s.mode, s.on(rest))(x, c), (x,), (like(x, u),))[1]
 
     def reverse(x: Arrays, rest: Arrays, c: Arrays, d: Arrays) -> tuple[Arrays, Arrays]:
@@ -50,7 +50,7 @@ def order_2(trial: Trial) -> Iterator[Result]:
         G, pull = jax.vjp(result(s.truth(x, rest) if s.source else s.on(rest), c), x)
         return pull(like(G, d))[0]
 
-    # One direction for each leaf of the arguments, zero on the others.
+    # One direction for each leaf of the arguments, zero on all other leaves.
     directions = [zeros(x) for _ in x]
     for n, u in enumerate(directions):
         u[n] = normal(trial.rng, x[n])
@@ -63,12 +63,12 @@ def order_2(trial: Trial) -> Iterator[Result]:
         try:
             found[name] = run()
         except Exception as error:
-            message = f"{name} over the rule raises {explain(error)} (order=1 leaves this check out)"
+            message = f"{name} over the rule raises {explain(error)} (order=1 skips this check)"
             yield Result(CHECK, None, Verdict.FAIL, failure=Failure(CHECK, message))
 
     @cache
     def rounding() -> list[float]:
-        """What rounding moves each leaf of the second derivative by."""
+        """Return the change of each leaf of the second derivative by rounding."""
         exact, moved = (wide(run(*at, d)) for run in (s.program("true", true), s.program("moved", moved_true)))
         return [largest(a - b) for a, b in zip(exact, moved, strict=True)]
 
@@ -100,7 +100,7 @@ def _by_differences(
     if not abs(got - value) <= bound:
         failure = Failure(
             CHECK,
-            f"{name} over the rule, in the direction of {leaf}, is not what differences of the rule say",
+            f"{name} over the rule, in the direction of {leaf}, differs from finite differences of the rule",
             column,
             pattern="joint",
             by_hand=got,
@@ -112,19 +112,21 @@ def _by_differences(
             seed=trial.seed,
         )
         return Result(CHECK, column, Verdict.FAIL, failure=failure)
-    # A rule that does not depend on a leaf at all has nothing to be powerless about.
+    # If the rule does not depend on the leaf, S is zero and there is no gradient to miss.
     if S and bound > DECIDES * S:
-        return Result(CHECK, column, Verdict.INCONCLUSIVE, f"differences of the rule in {leaf} are too rough here")
+        return Result(
+            CHECK, column, Verdict.INCONCLUSIVE, f"finite differences of the rule in {leaf} are too inaccurate here"
+        )
     return Result(CHECK, column, Verdict.PASS)
 
 
 def _to_seed(trial: Trial, to_c: list[ArrayOrScalar], d: list[ArrayOrScalar]) -> Result:
-    """The rule is linear in its seed, so <d, result(c)> = <cotangent of the seed, c> for every c."""
-    message = "reverse over the rule gives a cotangent of its seed that is not the rule's transpose"
+    """Check the cotangent of the seed. result is linear, so <d, result(c)> = <cotangent of the seed, c> for all c."""
+    message = "the cotangent of the seed, by reverse over the rule, is not the transpose of the rule"
     results = []
     for pattern, seed in trial.patterns.items():
         got, expected = (np.array(_inner(a, b)) for a, b in ((to_c, seed), (trial.by_hand[pattern], d)))
-        # Products may cancel; what counts is how large they are.
+        # Products may cancel, so the tolerance is relative to their absolute values.
         gross = sum(float(np.sum(np.abs(a * b))) for a, b in zip(trial.by_hand[pattern], d, strict=True))
         tolerance = trial.tolerance()._replace(floor=trial.tolerance().relative * gross)
         rounding = lambda: sum(trial.rounding_of(n) * float(np.linalg.norm(leaf)) for n, leaf in enumerate(d))  # noqa: E731
@@ -136,7 +138,7 @@ def _to_seed(trial: Trial, to_c: list[ArrayOrScalar], d: list[ArrayOrScalar]) ->
 def _as_truth(
     trial: Trial, got: list[ArrayOrScalar], expected: list[ArrayOrScalar], rounding: Callable[[], list[float]]
 ) -> Iterator[Result]:
-    message = f"reverse over the rule is not the second derivative of {trial.subject.source}"
+    message = f"reverse over the rule differs from the second derivative of {trial.subject.source}"
     base = trial.tolerance()
     tolerance = base._replace(relative=10 * base.relative, origin=f"ten times {base.origin}")
     for n, (leaf, a, e) in enumerate(zip(trial.subject.ins.names, got, expected, strict=True)):

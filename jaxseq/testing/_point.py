@@ -1,7 +1,7 @@
-"""The point at which a function is judged: its arguments as lists of leaves, lifted to float64, and random directions.
+"""The point at which a function is checked: its arguments as lists of leaves, cast to float64, and random directions.
 
-Everything below the public functions works on flat lists: the leaves of all arguments that are differentiated, and the
-leaves of the output that can be. `Leaves` says which those are, and what a reader calls them.
+The internal functions work on flat lists: the leaves of all differentiated arguments, and the differentiable leaves of
+the output. `Leaves` records which leaves these are, and their names.
 """
 
 import inspect
@@ -20,15 +20,15 @@ Arrays = list[Any]
 
 
 class Leaves(NamedTuple):
-    """One side of a function, its arguments or its output.
+    """The leaves of the arguments or of the output of a function.
 
     Attributes:
-        tree: the structure of the whole side.
-        chosen: for each of its leaves, whether derivatives are taken there.
-        names: of the chosen leaves, for readers: `params.w_x`.
-        places: of the chosen leaves, for Python: `[0].w_x`.
-        groups: of the chosen leaves, the position of the argument that each belongs to.
-        arguments: of the chosen leaves, the name of that argument.
+        tree: the structure of all arguments, or of the output.
+        chosen: for each leaf, True if it is differentiated.
+        names: readable names of the chosen leaves, such as `params.w_x`.
+        places: Python expressions for the chosen leaves, such as `[0].w_x`.
+        groups: for each chosen leaf, the position of its argument.
+        arguments: for each chosen leaf, the name of its argument.
     """
 
     tree: Any
@@ -39,7 +39,7 @@ class Leaves(NamedTuple):
     arguments: tuple[str, ...]
 
     def split(self, side: Any) -> tuple[Arrays, Arrays]:
-        """The chosen leaves, and the others."""
+        """Return the chosen leaves and the others."""
         leaves = self.tree.flatten_up_to(side)
         parts: tuple[Arrays, Arrays] = ([], [])
         for leaf, chosen in zip(leaves, self.chosen, strict=True):
@@ -47,43 +47,43 @@ class Leaves(NamedTuple):
         return parts
 
     def join(self, chosen: Arrays, others: Arrays) -> Any:
-        """The inverse of `split`."""
+        """Invert `split`."""
         sources = iter(chosen), iter(others)
         return self.tree.unflatten([next(sources[not c]) for c in self.chosen])
 
 
 def inexact(leaf: Any) -> bool:
-    """Whether a leaf has derivatives: real or complex floating numbers."""
+    """Return True for real and complex floating-point dtypes, which have derivatives."""
     return jnp.issubdtype(leaf.dtype, jnp.inexact)
 
 
 def wide_dtype(leaf: Any) -> Any:
-    """complex128 for a leaf of complex numbers, else float64."""
+    """Return complex128 for a complex leaf, else float64."""
     return np.complex128 if jnp.issubdtype(leaf.dtype, jnp.complexfloating) else np.float64
 
 
 def wide(arrays: Sequence[Any]) -> list[ArrayOrScalar]:
-    """On the host, in float64 or complex128."""
+    """Return NumPy arrays in float64 or complex128."""
     return [np.asarray(a).astype(wide_dtype(a)) for a in arrays]
 
 
 def zeros(arrays: Sequence[Any]) -> list[ArrayOrScalar]:
-    """In the shapes of the arrays, in float64 or complex128."""
+    """Return zeros with the shapes of the arrays, in float64 or complex128."""
     return [np.zeros(a.shape, wide_dtype(a)) for a in arrays]
 
 
 def input_leaves(f: Callable[..., Any], args: tuple[Any, ...], argnums: tuple[int, ...]) -> Leaves:
-    """The leaves of the arguments; derivatives are taken at the floating ones of `argnums`."""
+    """Return the leaves of the arguments; the floating-point leaves of `argnums` are chosen."""
     return _leaves(args, _argument_names(f, len(args)), lambda group, leaf: group in argnums and inexact(leaf))
 
 
 def leaf_names(f: Callable[..., Any], args: tuple[Any, ...]) -> tuple[str, ...]:
-    """Of every leaf of the arguments, differentiated or not."""
+    """Return the names of all leaves of the arguments, differentiated or not."""
     return _leaves(args, _argument_names(f, len(args)), lambda group, leaf: True).names
 
 
 def output_leaves(shapes: Any) -> Leaves:
-    """The leaves of an output, a tree of anything with a shape and a dtype."""
+    """Return the leaves of an output (any tree with shapes and dtypes); the floating-point leaves are chosen."""
     leaves = _leaves((shapes,), ["output"], lambda _, leaf: inexact(leaf))
     return leaves._replace(tree=jax.tree.structure(shapes), places=tuple(p.removeprefix("[0]") for p in leaves.places))
 
@@ -103,7 +103,7 @@ def _leaves(sides: tuple[Any, ...], called: Sequence[str], chosen: Callable[[int
 
 
 def _argument_names(f: Callable[..., Any], count: int) -> list[str]:
-    """As the signature has them, or args[0], args[1] where it has none."""
+    """Return the names of the positional arguments in the signature, or `args[0]`, `args[1]` where it has none."""
     names: list[str] = []
     try:
         for parameter in inspect.signature(f).parameters.values():
@@ -115,7 +115,7 @@ def _argument_names(f: Callable[..., Any], count: int) -> list[str]:
 
 
 def title(f: Callable[..., Any]) -> str:
-    """What a reader calls f: `lstm(reverse=True)` for a partial."""
+    """Return a readable name of f; for a partial, with the bound arguments: `lstm(reverse=True)`."""
     if isinstance(f, partial):
         bound = [repr(a) for a in f.args] + [f"{k}={v!r}" for k, v in f.keywords.items()]
         return title(f.func) + (f"({', '.join(b if len(b) <= 40 else '…' for b in bound)})" if bound else "")
@@ -126,20 +126,21 @@ def title(f: Callable[..., Any]) -> str:
 
 
 def lifted(args: Any, *, seed: int = 0, argnums: int | Sequence[int] | None = None) -> Any:
-    """The point at which `check_vjp` judges a function that is called with `args`.
+    """Return the point at which `check_vjp` checks a function that is called with `args`.
 
-    Floating leaves in float64 (complex128), others as they are. Zeros in them become random numbers, of half the size
-    of the others, or of 0.5 in a leaf that is zero throughout: at a zero state or bias some wrong gradients equal the
-    right ones, whatever one measures, and it is at zero that functions have kinks. In a leaf of positive numbers, and
-    zeros, they are positive: f may not be defined elsewhere. Call it under `jax.enable_x64(True)`.
+    Floating-point leaves are cast to float64 (complex128), and their zeros are replaced by random numbers: at a zero
+    state or bias, some wrong gradients equal the correct ones, and functions such as relu have kinks at zero. The
+    random numbers are half the size (RMS) of the nonzero elements of the leaf, or 0.5 if the leaf is all zeros. They
+    are positive in a leaf without negative numbers, since f may not be defined elsewhere. Call this function under
+    `jax.enable_x64(True)`.
 
     Args:
         args: a tree of arrays.
-        seed: of the random numbers.
+        seed: the seed of the random numbers.
         argnums: the arguments, entries of the tuple `args`, whose zeros are replaced; None for all.
 
     Returns:
-        the same tree.
+        A tree with the structure of `args`.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -168,7 +169,7 @@ def lifted(args: Any, *, seed: int = 0, argnums: int | Sequence[int] | None = No
 
 
 def zeros_in(args: tuple[Any, ...], argnums: Sequence[int]) -> dict[int, int]:
-    """The places of the leaves in which `lifted` puts random numbers for zeros, and for how many."""
+    """Return the number of zeros that `lifted` replaces in each leaf, by the index of the leaf."""
     leaves = jax.tree.leaves_with_path(args)
     counts = {
         n: int(np.sum(np.asarray(a) == 0))
@@ -179,43 +180,44 @@ def zeros_in(args: tuple[Any, ...], argnums: Sequence[int]) -> dict[int, int]:
 
 
 def as_arrays(args: Any) -> tuple[Any, ...]:
-    """A tuple of trees of arrays, or an error that says what else came."""
+    """Return `args` as a tuple of trees of arrays, or raise an error."""
     if not isinstance(args, tuple | list):
         _checks.bad_type("args", "a tuple of the arguments of `f`", _checks.describe(args))
 
     def array(path: Any, leaf: Any) -> Any:
         name = f"args{jax.tree_util.keystr(path)}"
         if not isinstance(leaf, jax.Array | np.ndarray | np.generic | bool | int | float | complex):
-            expected = "an array (bind what is none with functools.partial)"
+            expected = "an array (bind other arguments with functools.partial)"
             _checks.bad_type(name, expected, _checks.describe(leaf))
         leaf = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
         if leaf.dtype == object:
             _checks.bad_type(name, "an array of numbers", "an array of objects")
         if inexact(leaf) and not np.isfinite(np.asarray(leaf).astype(np.complex128)).all():
-            _checks.bad_value(name, "finite numbers", "NaN or infinity among them", **{name: leaf})
+            _checks.bad_value(name, "finite values", "NaN or infinity", **{name: leaf})
         return leaf
 
     return jax.tree.map_with_path(array, tuple(args))
 
 
-# --- Random numbers, from NumPy: the same on every device ---
+# --- Random numbers, drawn by NumPy so that they do not depend on the device ---
 
 
 def normal(rng: np.random.Generator, like: Any) -> ArrayOrScalar:
-    """Normal numbers in the shape of `like`, in float64 or complex128."""
+    """Draw standard normal numbers with the shape of `like`, in float64 or complex128."""
     draw = rng.standard_normal(like.shape)
     return draw + 1j * rng.standard_normal(like.shape) if wide_dtype(like) == np.complex128 else draw
 
 
 def varied(rng: np.random.Generator, x: Arrays, by: float = 0.01) -> Arrays:
-    """Each number times 1 ± `by` at most: another point nearby, with the signs of the first."""
+    """Return a nearby point: each number times a random factor between 1 - `by` and 1 + `by`."""
     return [np.asarray(a) * (1 + by * rng.uniform(-1, 1, a.shape)) for a in x]
 
 
 def patterns(like: Arrays, names: Sequence[str], seed: int) -> dict[str, Arrays]:
-    """What the derivative is applied to: cotangents in the shape of the outputs, or tangents in that of the inputs.
+    """Return the seeds of the derivative by name: cotangents like the outputs, or tangents like the inputs.
 
-    Random on all leaves jointly, on each leaf alone, one in the first or last element of a leaf, ones, and zero.
+    The seeds are random on all leaves jointly, random on one leaf and zero on the others, one-hot in the first or last
+    element of a leaf, all ones, and all zeros.
     """
     rng = np.random.default_rng([seed, 2])
 
@@ -236,18 +238,18 @@ def patterns(like: Arrays, names: Sequence[str], seed: int) -> dict[str, Arrays]
 
 
 def cotangents(outputs: Any, pattern: str, *, seed: int = 0) -> Any:
-    """The cotangent that a report names, for outputs as the function returned them.
+    """Return the cotangent that a report names.
 
     Args:
-        outputs: a tree of arrays.
-        pattern: such as `"joint"`, as it stands in the report.
-        seed: as it stands in the report.
+        outputs: the outputs of the function, a tree of arrays.
+        pattern: the cotangent named in the report, such as `"joint"`.
+        seed: the seed named in the report.
 
     Returns:
-        a tree like `outputs`, for the function that `jax.vjp` returned.
+        A tree like `outputs`, to pass to the pullback that `jax.vjp` returned.
 
     Raises:
-        ValueError: no pattern has that name.
+        ValueError: no cotangent has that name.
 
     Example:
         >>> import jax, jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What a check found: a verdict for each check and leaf, the failures in full, and how to print them."""
+"""Report of a gradient check: the verdict of each check on each leaf, the failures, and their formatting."""
 
 import dataclasses
 import enum
@@ -9,32 +9,32 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 CHECKS = {
-    "contract": "what bwd returns: arity, tree, shapes, dtypes, finite numbers, no None for a float",
-    "primal": "fwd returns what f returns: to 64 eps op by op, within rounding under jit",
-    "engagement": "the rule is what runs, under every transformation",
-    "value": "inner products with random directions, against differences",
+    "contract": "what bwd returns: arity, tree, shapes, dtypes, finite values, no None for a floating-point argument",
+    "primal": "fwd returns the same values as f: to 64 eps without jit, within rounding under jit",
+    "engagement": "the rule runs, under every transformation",
+    "value": "inner products with random directions, against finite differences",
     "elements": "every element, against the derivative of the reference",
-    "linearity": "linear in the cotangent, of any size, zero for zero",
-    "determinism": "twice the same to the bit, other arguments in between",
+    "linearity": "linear in the cotangent, at any scale; zero for zero",
+    "determinism": "two equal calls give bitwise equal results, with a call for other arguments in between",
     "jit": "jit, donation, leaks, debug_nans, strict dtype and rank promotion",
-    "vmap": "vmap inside, outside, and over cotangents alone, for every subset of the arguments",
-    "composition": "remat, inside scan and cond, of jit, shard_map",
-    "order 2": "reverse over reverse and forward over reverse, against differences of the gradient",
-    "alone": "each argument and each output alone gives what all together give",
+    "vmap": "vmap inside, outside, and over cotangents only, for every subset of the arguments",
+    "composition": "under remat, inside scan and cond, of a jitted function, in shard_map",
+    "order 2": "reverse over reverse and forward over reverse, against finite differences of the gradient",
+    "alone": "each argument and each output on its own gives the same result as all of them jointly",
     "dtypes": "float32, bfloat16, float16, mixed, complex",
-    "integers": "integers and booleans give float0; integers that repeat, and that are distinct",
-    "sizes": "axes of one, of none, with one more, and of lengths that are all different",
-    "power": "a zeroed, sign-flipped or shifted gradient would have been found",
-    "truncation": "nothing crosses the edge of a window; a window as long as time is the full gradient",
+    "integers": "integers and booleans give float0; repeated and distinct integers",
+    "sizes": "axes of size one, of size zero, one entry longer, and of sizes that are all different",
+    "power": "the checks would have detected a zeroed, sign-flipped or shifted gradient",
+    "truncation": "no gradient crosses a window boundary; a window of the full length gives the full gradient",
     "transpose": "forward mode and reverse mode are each other's transpose",
 }
-"""Every check by its name, and what it asks."""
+"""The names of all checks, with descriptions."""
 
 
 class Verdict(enum.StrEnum):
-    """What a check says, from the worst to the mildest; a report is as bad as the worst in it.
+    """The outcome of a check, from worst to best. The verdict of a report is the worst verdict in it.
 
-    INCONCLUSIVE: nothing wrong was seen, but at this point a wrong gradient would have looked the same.
+    INCONCLUSIVE: no error was found, but the check would not have detected a wrong gradient at this point either.
     """
 
     FAIL = "FAIL"
@@ -44,39 +44,39 @@ class Verdict(enum.StrEnum):
 
     @staticmethod
     def worst(verdicts: Iterable["Verdict"]) -> "Verdict":
-        """The first in the order above; SKIP where there is none."""
+        """Return the first verdict in the order above, or SKIP if `verdicts` is empty."""
         return min(verdicts, key=list(Verdict).index, default=Verdict.SKIP)
 
 
 SYMBOLS = {Verdict.FAIL: "FAIL", Verdict.INCONCLUSIVE: "?", Verdict.PASS: "ok", Verdict.SKIP: "-"}
 COLORS = {Verdict.FAIL: "#d32f2f", Verdict.INCONCLUSIVE: "#b08000", Verdict.PASS: "#2e7d32", Verdict.SKIP: "#888"}
-LEGEND = "ok passed, FAIL wrong, ? no power here: a wrong gradient would have passed too, - skipped"
+LEGEND = "ok passed, FAIL failed, ? inconclusive: a wrong gradient would also have passed here, - skipped"
 
 
 class GradientCheckError(AssertionError):
-    """A gradient did not pass; the message is the report."""
+    """Raised if a gradient check did not pass. The message is the report."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """One thing that is wrong. Entries that do not apply are None.
+    """One error that a check found. Entries that do not apply are None.
 
     Attributes:
-        check: which check found it, a key of CHECKS.
-        message: what is wrong, in a sentence.
-        argument: the leaf of the result whose derivative is off.
-        pattern: the cotangent (or tangent) for which it is off the most.
-        index: of the worst element in that leaf.
-        by_hand: the number that the rule gave there.
-        by_reference: that of the reference, or of what the transformation should have left as it was.
-        by_differences: that of finite differences, with `error`.
-        error: how far by_differences may be off.
-        ratio: by_hand over the truth.
+        check: the check that found the error, a key of CHECKS.
+        message: a description of the error.
+        argument: the leaf of the result that is wrong.
+        pattern: the cotangent (or tangent) with the largest error.
+        index: the index of the worst element in that leaf.
+        by_hand: the value of the rule at that index.
+        by_reference: the value of the reference there, or the value without the transformation.
+        by_differences: the value by finite differences.
+        error: the estimated error of `by_differences`.
+        ratio: `by_hand` divided by the expected value.
         tolerance: the largest difference that would have passed.
-        origin: where the tolerance comes from.
-        diagnosis: what the wrong gradient looks like.
-        seed: of the random numbers.
-        repro: code that prints the number by hand again, given `f` and `args`.
+        origin: the origin of the tolerance.
+        diagnosis: the mistake that explains the wrong gradient.
+        seed: the seed of the random numbers.
+        repro: code that prints `by_hand`, given `f` and `args`.
     """
 
     check: str
@@ -100,7 +100,7 @@ class Failure:
         differences = self.by_differences is not None and f"{number(self.by_differences)} ± {self.error:.1e}"
         entries = {
             "cotangent": self.pattern,
-            "worst element": self.index is not None and (list(self.index) or "the only one"),
+            "worst element": self.index is not None and (list(self.index) or "the only element"),
             "by hand": number(self.by_hand),
             "by reference": number(self.by_reference),
             "by differences": differences,
@@ -111,12 +111,12 @@ class Failure:
         }
         lines += [f"    {name:<16}{value}" for name, value in entries.items() if value]
         if self.repro:
-            lines += ["    again:", *(f"        {line}" for line in self.repro.splitlines())]
+            lines += ["    to reproduce:", *(f"        {line}" for line in self.repro.splitlines())]
         return "\n".join(lines)
 
 
 class Result(NamedTuple):
-    """The verdict of one check on one leaf, or on all at once (leaf None), and why."""
+    """The verdict of one check on one leaf, or on all leaves jointly (leaf None), and the reason."""
 
     check: str
     leaf: str | None
@@ -126,15 +126,15 @@ class Result(NamedTuple):
 
 
 class Report:
-    """What a check of one function at one point found. Print it; in a notebook it shows itself.
+    """The results of all checks of one function at one point. A notebook displays it as HTML.
 
     Attributes:
-        title: the function, as a reader would call it.
-        leaves: the leaves of the derivative, the columns of the table.
+        title: a readable name of the function.
+        leaves: the names of the leaves of the derivative, the columns of the table.
         results: a `Result` for each check and leaf.
-        failures: what is wrong, in full.
-        notes: what was done to the arguments, and what could not be checked.
-        where: device, versions, dtype, seed, level and seconds.
+        failures: all failures.
+        notes: changes made to the arguments, and what could not be checked.
+        where: device, versions, dtype, seed, level and run time in seconds.
     """
 
     def __init__(
@@ -153,16 +153,16 @@ class Report:
         return Verdict.worst(r.verdict for r in self.results)
 
     def of(self, check: str, leaf: str | None = None) -> Verdict:
-        """The worst verdict of one check, for one leaf or for all; SKIP where it did not run."""
+        """Return the worst verdict of one check, for one leaf or for all leaves; SKIP if it did not run."""
         return Verdict.worst(r.verdict for r in self.results if r.check == check and leaf in (None, r.leaf))
 
     def raise_if_failed(self, strict: bool = False) -> None:
-        """Raises GradientCheckError, with the report as its message, if anything failed.
+        """Raise a GradientCheckError with the report as its message if any check failed.
 
         Args:
-            strict: take INCONCLUSIVE for a failure as well.
+            strict: also raise if the verdict is INCONCLUSIVE.
         """
-        __tracebackhide__ = True  # pytest then shows the line that called, and the report
+        __tracebackhide__ = True  # pytest then shows only the calling line and the report
         if self.verdict is Verdict.FAIL or (strict and self.verdict is Verdict.INCONCLUSIVE):
             raise GradientCheckError(f"{self}")
 
@@ -177,7 +177,7 @@ class Report:
         return "\n".join([*parts, *(["", "Notes"] if remarks else []), *(f"  {remark}" for remark in remarks)])
 
     def to_json(self) -> str:
-        """All of it as JSON."""
+        """Return the report as JSON."""
         results = [{"check": r.check, "leaf": r.leaf, "verdict": r.verdict, "note": r.note} for r in self.results]
         failures = [{key: _plain(value) for key, value in dataclasses.asdict(f).items()} for f in self.failures]
         whole = {"title": self.title, "verdict": self.verdict, "where": self.where, "leaves": self.leaves}
@@ -202,7 +202,7 @@ class Report:
         )
 
     def _rows(self) -> list[tuple[Any, ...]]:
-        """(check, verdict of all, verdict of each leaf or None) for each check that ran, in the order of CHECKS."""
+        """Return (check, overall verdict, verdict or None for each leaf) of the checks that ran, in CHECKS order."""
         ran = {(r.check, r.leaf) for r in self.results}
         checks = [check for check in CHECKS if any(check == ran_check for ran_check, _ in ran)]
         return [
@@ -210,7 +210,7 @@ class Report:
         ]
 
     def _remarks(self) -> list[str]:
-        """Why a check was skipped or had no power, the same reason for several leaves once."""
+        """Return the reasons for checks that were skipped or inconclusive, with leaves of the same reason grouped."""
         leaves: dict[tuple[str, str], list[str]] = {}
         for r in self.results:
             if r.note and r.verdict is not Verdict.FAIL:
@@ -221,7 +221,7 @@ class Report:
         ]
 
     def _tables(self, width: int = 112) -> list[str]:
-        """Checks down, leaves across; a second table below where one would be too wide."""
+        """Format the verdicts with checks as rows and leaves as columns, split into several tables if too wide."""
         blocks: list[list[str]] = [["all"]]
         for leaf in self.leaves:
             if 16 + sum(len(name) + 2 for name in [*blocks[-1], leaf]) > width:
@@ -241,7 +241,7 @@ class Report:
 
 
 def number(value: float | complex | None) -> str | None:
-    """With twelve digits, complex ones with both parts."""
+    """Format a number with twelve digits."""
     if value is None:
         return None
     value = complex(value)
@@ -249,11 +249,11 @@ def number(value: float | complex | None) -> str | None:
 
 
 def _plain(value: Any) -> Any:
-    """For JSON, which has no complex numbers."""
+    """Replace a complex number by a list of two floats for JSON."""
     return [value.real, value.imag] if isinstance(value, complex) else value
 
 
 def explain(error: BaseException) -> str:
-    """An exception in one line."""
+    """Format an exception on one line."""
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {text if len(text) <= 240 else text[:240] + '…'}"

@@ -1,8 +1,9 @@
-"""What rounding does to a result: the same program once more, every number in it rounded otherwise.
+"""The effect of rounding on a result, measured by running the same program with every intermediate value perturbed.
 
-Two right ways to compute a gradient differ by rounding. Mostly that is 1e-15; where f is chaotic, or saturated so that
-1 - tanh² is all cancellation, it may be anything up to the whole gradient. How much it is at a point is measured: each
-result of arithmetic, at any depth of the program, is moved up or down by one eps, after a coin that its own bits toss.
+Two correct ways to compute a gradient differ by rounding, usually by about 1e-15. If f is chaotic, or so saturated that
+1 - tanh² cancels, the difference may be as large as the gradient. `otherwise_rounded` measures it at a point: it moves
+each arithmetic result, at any depth of the program, up or down by one eps. A hash of the bits of the value selects the
+direction.
 
 Source: D. S. Parker, Monte Carlo arithmetic: exploiting randomness in floating-point arithmetic (1997).
 """
@@ -16,7 +17,7 @@ from jax import lax
 
 from jaxseq.testing import _surgery
 
-# What moves, chooses or compares numbers without rounding any.
+# Primitives that do not round: they move, select or compare numbers.
 _EXACT = """
 abs broadcast_in_dim complex concatenate cond copy device_put dynamic_slice dynamic_update_slice expand_dims gather imag
 iota max min neg pad real reduce_max reduce_min reshape rev scan scatter select_n sign slice split squeeze stop_gradient
@@ -26,7 +27,7 @@ EXACT = frozenset(_EXACT.split())
 
 
 def otherwise_rounded(f: Callable[..., Any]) -> Callable[..., Any]:
-    """f, each number on the way moved by one eps; by which, hangs on the bits of the arguments."""
+    """Return f with each argument and intermediate value moved by one eps, in a direction that its bits determine."""
 
     def run(*args: Any) -> Any:
         program, shapes = jax.make_jaxpr(f, return_shape=True)(*args)
@@ -52,7 +53,7 @@ def _evaluate(program: Any, args: Sequence[Any]) -> list[Any]:
 def _apply(eqn: Any, values: list[Any]) -> list[Any]:
     called = next((eqn.params[name] for name in ("call_jaxpr", "jaxpr") if name in eqn.params), None)
     if called is not None and eqn.primitive.name not in ("scan", "shard_map"):
-        return _evaluate(called, values)  # jit, remat, custom rules: nothing but a call
+        return _evaluate(called, values)  # jit, remat, custom rules: inline the call
     params = _surgery.with_inner(eqn.params, _retraced)
     outs = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(params))
     outs = outs if eqn.primitive.multiple_results else [outs]
@@ -60,14 +61,14 @@ def _apply(eqn: Any, values: list[Any]) -> list[Any]:
 
 
 def _retraced(program: Any) -> Any:
-    """The program of a loop or a branch, its numbers moved."""
+    """Return the jaxpr of a loop body or a branch with its values perturbed."""
     jaxpr, _ = _surgery.opened(program)
     shapes = [v.aval for v in jaxpr.invars]
     return jax.make_jaxpr(lambda *args: _evaluate(program, args))(*shapes)
 
 
 def _nudged(a: Any) -> Any:
-    """a (1 ± eps)."""
+    """Return a (1 ± eps)."""
     if not hasattr(a, "dtype") or not jnp.issubdtype(a.dtype, jnp.inexact):
         return a
     if jnp.issubdtype(a.dtype, jnp.complexfloating):

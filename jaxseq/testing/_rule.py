@@ -17,7 +17,7 @@ from jaxseq.testing._trial import Trial
 
 
 def contract(trial: Trial) -> Iterator[Result]:
-    """What bwd returns, before JAX fills gaps and casts, and what a user gets in the end."""
+    """Check what bwd returns before JAX replaces None and casts, and the derivative that the user gets."""
     s, check = trial.subject, "contract"
     calls: list[_surgery.Call] = []
     watched = s.flat(_surgery.watched(s.f, calls.append) if s.rules else s.f, trial.rest)
@@ -25,12 +25,12 @@ def contract(trial: Trial) -> Iterator[Result]:
         _, result = jax.eval_shape(derivative(s.mode, watched), trial.x, trial.patterns["joint"])
     except Exception as error:
         found = [w for call in calls for w in _violations(call)]
-        message = "; ".join(found) or f"the derivative can't be taken: {explain(error)}"
+        message = "; ".join(found) or f"the derivative raises {explain(error)}"
         yield Result(check, None, Verdict.FAIL, failure=Failure(check, message))
         return
     for name, output in zip(s.outs.names, trial.outputs, strict=True):
         if not np.isfinite(output).all():
-            message = f"{name} of f is NaN or infinite at `args`, where no derivative can be judged: take another point"
+            message = f"{name} of f is not finite at `args`, so its derivative can't be checked: pass another point"
             yield Result(check, None, Verdict.FAIL, failure=Failure(check, message))
             return
     for message in dict.fromkeys(w for call in calls for w in _violations(call)):
@@ -38,11 +38,11 @@ def contract(trial: Trial) -> Iterator[Result]:
     undefined = _undefined(trial)
     for leaf, got, primal, numbers in zip(trial.leaves, result, trial.like, trial.by_hand["joint"], strict=True):
         if (got.shape, got.dtype) != (primal.shape, primal.dtype):
-            message = f"{_type(got)} came for {_type(primal)}"
+            message = f"expected {_type(primal)}, got {_type(got)}"
         elif not np.isfinite(numbers).all():
             message = "it is not finite for a finite cotangent"
         elif leaf in undefined:
-            message = "it is NaN at the arguments as they were given, with their zeros, where f is finite"
+            message = "it is NaN at the arguments as passed, zeros included, where f is finite"
         else:
             yield Result(check, leaf, Verdict.PASS)
             continue
@@ -50,7 +50,7 @@ def contract(trial: Trial) -> Iterator[Result]:
 
 
 def _undefined(trial: Trial) -> list[str]:
-    """The leaves of the result with NaNs at the point with its zeros, where f is finite."""
+    """Return the leaves of the result with NaN at the arguments as passed, zeros included, if f is finite there."""
     if trial.asked is trial.x:
         return []
     outputs, result = map(wide, trial.subject.by_hand(trial.asked, trial.rest, trial.patterns["joint"]))
@@ -60,21 +60,22 @@ def _undefined(trial: Trial) -> list[str]:
 
 
 def _violations(call: _surgery.Call) -> Iterator[str]:
-    """What is wrong with what one run of bwd returned."""
+    """Describe the errors in what one run of bwd returned."""
     if call.structure is None:
         return
     arguments, returned = call.structure.unflatten(range(len(call.primals))), call.returned
     if not isinstance(returned, tuple | list) or len(returned) != len(arguments):
         what = f"{len(returned)} entries" if isinstance(returned, tuple | list) else type(returned).__name__
-        yield f"bwd of {call.rule} must return a tuple of {len(arguments)} entries, one an argument; it returned {what}"
+        expected = f"a tuple of {len(arguments)} entries, one for each argument"
+        yield f"bwd of {call.rule}: expected {expected}, got {what}"
         return
     for got, argument in zip(returned, arguments, strict=True):
-        places, tree = jax.tree.flatten(argument, is_leaf=_nothing)
-        leaves, got_tree = ([None] * len(places), tree) if got is None else jax.tree.flatten(got, is_leaf=_nothing)
+        places, tree = jax.tree.flatten(argument, is_leaf=_is_none)
+        leaves, got_tree = ([None] * len(places), tree) if got is None else jax.tree.flatten(got, is_leaf=_is_none)
         if got_tree != tree:
             names = ", ".join(call.names[n] for n in places if n is not None)
-            spread = ", and JAX spreads one array over all leaves without a word" if len(leaves) == 1 else ""
-            yield f"bwd of {call.rule}, for {names}: the tree {got_tree} came for {tree}{spread}"
+            spread = ", and JAX silently uses one array for all leaves" if len(leaves) == 1 else ""
+            yield f"bwd of {call.rule}, for {names}: expected the tree {tree}, got {got_tree}{spread}"
             continue
         for n, leaf in zip(places, leaves, strict=True):
             if n is not None:
@@ -87,16 +88,16 @@ def _leaf_violations(call: _surgery.Call, n: int, leaf: Any) -> Iterator[str]:
         return
     if leaf is None:
         if call.wanted is None or call.wanted[n]:
-            yield f"{where}: None for {_type(primal)}, which JAX takes for zero (argnums leaves an argument out)"
+            yield f"{where}: expected {_type(primal)}, got None, which JAX takes as zero (`argnums` excludes arguments)"
     elif hasattr(leaf, "dtype") and (leaf.shape, leaf.dtype) != (primal.shape, primal.dtype):
-        yield f"{where}: {_type(leaf)} for {_type(primal)}"
+        yield f"{where}: expected {_type(primal)}, got {_type(leaf)}"
 
 
 def engagement(trial: Trial) -> Iterator[Result]:
-    """Whether the rule is what runs: twice its cotangents must move the gradient, and every transformation call it."""
+    """Check that the rule runs: doubling its cotangents changes the gradient, and every transformation calls it."""
     s, check = trial.subject, "engagement"
     if s.mode != "vjp" or not s.rules:
-        yield Result(check, None, Verdict.SKIP, "no custom_vjp is in f: JAX differentiates it")
+        yield Result(check, None, Verdict.SKIP, "f calls no custom_vjp: JAX differentiates it")
         return
     run = s.program("doubled", lambda x, rest, c: derivative("vjp", s.flat(_surgery.doubled(s.f), rest))(x, c)[1])
     doubled = wide(run(trial.x, trial.rest, trial.patterns["joint"]))
@@ -105,30 +106,30 @@ def engagement(trial: Trial) -> Iterator[Result]:
         if moves:
             yield Result(check, leaf, Verdict.PASS)
         elif any(moved):
-            yield Result(check, leaf, Verdict.SKIP, "its gradient is zero here, or does not come from a rule")
+            yield Result(check, leaf, Verdict.SKIP, "its gradient is zero here, or is not computed by a rule")
     if not any(largest(numbers) for numbers in trial.by_hand["joint"]):
-        yield Result(check, None, Verdict.INCONCLUSIVE, "every gradient is zero here, doubled or not")
+        yield Result(check, None, Verdict.INCONCLUSIVE, "all gradients are zero here")
     elif not any(moved):
-        message = f"no gradient changes when what the rules return ({', '.join(s.rules)}) is doubled"
+        message = f"no gradient changes if the cotangents that the rules ({', '.join(s.rules)}) return are doubled"
         yield Result(check, None, Verdict.FAIL, failure=Failure(check, message))
-    silent = []
+    without_rule = []
     for name, transform in TRANSFORMATIONS.items():
         try:
             F = transform(s.on(trial.rest))
             outputs = jax.eval_shape(F, trial.x)
         except Exception:
-            continue  # f can't be transformed so: the checks of that transformation say it
+            continue  # f does not support this transformation; the check of the transformation reports it
         calls: list[_surgery.Call] = []
         seed = [jnp.zeros(y.shape, y.dtype) for y in outputs]
         try:
             jax.eval_shape(derivative("vjp", _surgery.watched(F, calls.append)), trial.x, seed)
         except Exception as error:
-            trial.notes.append(f"engagement under {name} is not known: {explain(error)}")
+            trial.notes.append(f"engagement under {name} could not be checked: {explain(error)}")
             continue
         if not calls:
-            silent.append(name)
-    if silent:
-        message = f"the rule does not run under {', '.join(silent)}: JAX differentiates there by itself"
+            without_rule.append(name)
+    if without_rule:
+        message = f"the rule does not run under {', '.join(without_rule)}: JAX differentiates f itself there"
         yield Result(check, None, Verdict.FAIL, failure=Failure(check, message))
 
 
@@ -159,7 +160,7 @@ TRANSFORMATIONS: dict[str, Callable[[Function], Function]] = {
 }
 
 
-def _nothing(leaf: Any) -> bool:
+def _is_none(leaf: Any) -> bool:
     return leaf is None
 
 

@@ -1,12 +1,12 @@
-"""A function under judgement, on flat leaves, and its programs, each compiled once for all points and seeds.
+"""Subject: the function under test, on flat leaves, with its programs, each compiled once for all points and seeds.
 
-Both modes are one thing here. With F the function on flat leaves, reverse mode maps a cotangent of the outputs to one
-of the inputs, forward mode a tangent of the inputs to one of the outputs:
+A subject treats both modes of differentiation alike. With F the function on flat leaves, reverse mode maps a cotangent
+of the outputs to one of the inputs, and forward mode maps a tangent of the inputs to one of the outputs:
 
     vjp    seed c like F(x),  result F'(x)ᵀ c like x
     jvp    seed u like x,     result F'(x) u like F(x)
 
-A check takes seeds and judges results, and needs to know the mode only where the two differ.
+A check passes seeds and checks results. It depends on the mode only where the two differ.
 """
 
 import copy
@@ -27,7 +27,7 @@ Function = Callable[[Arrays], Arrays]
 
 
 def derivative(mode: str, F: Function) -> Callable[[Arrays, Arrays], tuple[Arrays, Arrays]]:
-    """`(x, seed) -> (F(x), result)` in one of the two modes."""
+    """Return the function `(x, seed) -> (F(x), result)` for the mode "vjp" or "jvp"."""
 
     def vjp(x: Arrays, seed: Arrays) -> tuple[Arrays, Arrays]:
         outputs, pull = jax.vjp(F, x)
@@ -40,13 +40,13 @@ def derivative(mode: str, F: Function) -> Callable[[Arrays, Arrays], tuple[Array
 
 
 def like(primals: Arrays, seed: Arrays) -> Arrays:
-    """The seed in the dtypes of its primals."""
+    """Cast the seed to the dtypes of its primals."""
     return [jnp.asarray(s).astype(p.dtype) for p, s in zip(primals, seed, strict=True)]
 
 
 @cache
-def _in_a_hurry() -> dict[str, Any]:
-    """Compiler options for programs that run a few times: on a CPU compilation is nearly all that a check costs."""
+def _fast_compilation() -> dict[str, Any]:
+    """Return compiler options for programs that run a few times: on CPUs, checks spend most of their time compiling."""
     wanted = {
         "xla_backend_optimization_level": 0,
         "xla_llvm_disable_expensive_passes": True,
@@ -56,24 +56,26 @@ def _in_a_hurry() -> dict[str, Any]:
     for name, value in wanted.items() if jax.default_backend() == "cpu" else ():
         try:
             jax.jit(lambda x: x + 1, compiler_options={name: value})(0)
-        except Exception:  # this version of XLA does not know it
+        except Exception:  # not an option of this version of XLA
             continue
         known[name] = value
     return known
 
 
 class Subject:
-    """A function on flat leaves, what it is judged against, and its compiled programs.
+    """A function on flat leaves, the functions that it is compared with, and its compiled programs.
 
     Attributes:
         f: the function.
-        reference: what defines it, or None.
-        judge: `args -> g`: the function of which differences are taken around args; None for f itself.
+        reference: a reference implementation, or None.
+        judge: `args -> g`, where g is the function whose finite differences are taken at args; None for f itself.
         mode: "vjp" or "jvp".
-        dtype: in which it is judged: float64, or a lower one where f does not run in float64.
-        rules: the names of the custom_vjp functions in it.
-        ins, outs: the leaves of arguments and output; `seeds` and `results` are these two as the mode has them.
-        source: what the derivative is held against, in words; None where there is nothing but differences.
+        dtype: the dtype of the checks: float64, or float32 if f does not run in float64.
+        rules: the names of the custom_vjp functions in f.
+        ins, outs: the leaves of the arguments and of the output.
+        seeds, results: `outs, ins` in reverse mode, `ins, outs` in forward mode.
+        source: a description of the function whose derivative by JAX is expected; None if there are only finite
+            differences.
     """
 
     def __init__(
@@ -99,32 +101,32 @@ class Subject:
 
     @cached_property
     def unoptimised(self) -> "Subject":
-        """The same, where the rule too is compiled in a hurry: for points that are not the first."""
+        """A copy that also compiles the rule without optimisation, for points other than the first."""
         other = copy.copy(self)
         other.programs, other.optimised = {**self.programs}, False
         other.programs.pop("by hand", None)
         return other
 
     def context(self) -> AbstractContextManager[Any]:
-        """In which the function runs in `dtype`."""
+        """Return the context manager in which the function runs in `dtype`."""
         return jax.enable_x64(self.dtype == np.float64)
 
     # --- Functions of flat leaves ---
 
     def flat(self, f: Callable[..., Any], rest: Arrays) -> Function:
-        """f as a function of its differentiated leaves alone, to the differentiable leaves of its output."""
+        """Return f as a function from its differentiated leaves to the differentiable leaves of its output."""
         return lambda x: self.outs.split(f(*self.ins.join(x, rest)))[0]
 
     def on(self, rest: Arrays) -> Function:
-        """F."""
+        """Return F."""
         return self.flat(self.f, rest)
 
     def judged(self, x: Arrays, rest: Arrays) -> Function:
-        """The function of which differences are taken around x."""
+        """Return the function whose finite differences are taken at x."""
         return self.flat(self.judge(self.ins.join(x, rest)) if self.judge else self.f, rest)
 
     def truth(self, x: Arrays, rest: Arrays) -> Function:
-        """The function whose derivative by JAX the one by hand has to equal at x."""
+        """Return the function whose derivative by JAX is the expected result at x."""
         if self.reference is None and self.judge is not None:
             return self.judged(x, rest)
         return self.flat(self.reference or _surgery.plain(self.f), rest)
@@ -132,25 +134,25 @@ class Subject:
     # --- Programs ---
 
     def program(self, name: str, run: Callable[..., Any], optimised: bool = False, **options: Any) -> Any:
-        """`run`, jitted; what was jitted under this name before serves again, at other points."""
+        """Return `run`, jitted. A program that was jitted before under the same name is reused."""
         if name not in self.programs:
-            self.programs[name] = jax.jit(run, compiler_options=None if optimised else _in_a_hurry(), **options)
+            self.programs[name] = jax.jit(run, compiler_options=None if optimised else _fast_compilation(), **options)
         return self.programs[name]
 
     def by_hand(self, x: Arrays, rest: Arrays, seed: Arrays) -> tuple[Arrays, Arrays]:
-        """`(outputs, result)` of the rule, compiled as its users compile it."""
+        """Return `(outputs, result)` of the rule, compiled with default options, as for users."""
         run = self.program(
             "by hand", lambda x, rest, seed: derivative(self.mode, self.on(rest))(x, seed), optimised=self.optimised
         )
         return run(x, rest, seed)
 
     def by_truth(self, x: Arrays, rest: Arrays, seed: Arrays) -> tuple[Arrays, Arrays]:
-        """`(outputs, result)` of what the rule is held against."""
+        """Return `(outputs, result)` by JAX of the function that the rule is compared with."""
         run = self.program("truth", lambda x, rest, seed: derivative(self.mode, self.truth(x, rest))(x, seed))
         return run(x, rest, seed)
 
     def by_jax(self, x: Arrays, rest: Arrays, seed: Arrays) -> tuple[Arrays, Arrays]:
-        """`by_truth`; where there is none, what JAX derives of f with its custom_jvp rules set aside."""
+        """Return `by_truth`, or without a source, the derivative by JAX of f without its custom rules."""
         if self.source:
             return self.by_truth(x, rest, seed)
         plain = _surgery.plain(self.f, jvps=True)
@@ -158,24 +160,24 @@ class Subject:
         return run(x, rest, seed)
 
     def value(self, x: Arrays, rest: Arrays) -> Arrays:
-        """F(x), not differentiated, compiled as its users compile it."""
+        """Return F(x) without its derivative, compiled with default options, as for users."""
         return self.program("f", lambda x, rest: self.on(rest)(x), optimised=True)(x, rest)
 
     def rounded(self, x: Arrays, rest: Arrays, seed: Arrays) -> tuple[Arrays, Arrays]:
-        """`by_truth`, or `by_hand` where there is none, with every number on the way rounded otherwise."""
+        """Return `by_truth`, or `by_hand` without a source, with every intermediate value rounded differently."""
         f = self.truth if self.source else lambda x, rest: self.on(rest)
         run = otherwise_rounded(lambda x, rest, seed: derivative(self.mode, f(x, rest))(x, seed))
         return self.program("rounded otherwise", run)(x, rest, seed)
 
     def eagerly(self, x: Arrays, rest: Arrays, seed: Arrays) -> tuple[Arrays, Arrays]:
-        """`(outputs, result)` of the rule, one operation after the other."""
+        """Return `(outputs, result)` of the rule under `jax.disable_jit`."""
         with jax.disable_jit():
             return derivative(self.mode, self.on(rest))(x, seed)
 
     def differences(
         self, of: str, G: Callable[[Arrays, Any], Function], x: Arrays, rest: Any, directions: Any, onto: Any
     ) -> _differences.Differences:
-        """<c, D_u g> for g = G(x, rest), each direction u and each c of `onto`; `of` names the program."""
+        """Return <c, D_u g> for g = G(x, rest), each direction u and each c of `onto`; `of` names the program."""
         run = self.program(f"differences of {of}", lambda x, rest, u, c: _differences.quotients(G(x, rest), x, u, c))
         u, c = ([np.stack(leaves) for leaves in zip(*seeds, strict=True)] for seeds in (directions, onto))
         return _differences.extrapolated(*map(np.asarray, run(x, rest, u, c)))

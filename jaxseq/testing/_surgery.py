@@ -1,11 +1,11 @@
-"""The custom_vjp rules inside any function: listed, watched, doubled or set aside.
+"""List, observe, double or remove the custom_vjp rules inside a function.
 
-JAX writes the call of a custom_vjp function into a jaxpr as one equation, `custom_vjp_call`, which holds the program of
-the undifferentiated function and the two functions of its rule. Here such equations are edited where they stand, at any
-depth (below jit, scan, cond, remat), and the edited jaxpr runs in place of the function. A function that is jitted
-already hides nothing, and nothing outside of the copy is touched.
+A jaxpr contains each call of a custom_vjp function as one equation, `custom_vjp_call`, with the jaxpr of the
+undifferentiated function and the two functions of its rule. This module edits such equations in a copy of the jaxpr, at
+any depth (inside jit, scan, cond, remat), and runs the edited copy in place of the function. This also works for jitted
+functions, and the original function does not change.
 
-This is the one file that knows how JAX writes its jaxprs down (0.10 to 0.12).
+Only this file depends on the internal format of jaxprs (JAX 0.10 to 0.12).
 """
 
 from collections.abc import Callable, Sequence
@@ -21,15 +21,15 @@ RULES = (RULE, "custom_jvp_call")
 
 
 class Call(NamedTuple):
-    """What one run of a rule's backward function returned, before JAX made anything of it.
+    """What one run of the backward function of a rule returned, before JAX processes it.
 
     Attributes:
         rule: the name of the custom_vjp function.
-        returned: the object as it came.
-        structure: the tree of the rule's arguments, a tuple of them.
-        primals: shape and dtype of each of its leaves.
-        names: a name for each of its leaves.
-        wanted: for each of its leaves, whether its cotangent goes anywhere; None where that is not known.
+        returned: the returned object.
+        structure: the tree structure of the arguments of the rule, a tuple.
+        primals: shape and dtype of each leaf of the arguments.
+        names: a name for each leaf.
+        wanted: for each leaf, True if its cotangent is used; None if that is not known.
     """
 
     rule: str
@@ -41,7 +41,7 @@ class Call(NamedTuple):
 
 
 def rules(f: Callable[..., Any], *args: Any, primitives: Sequence[str] = (RULE,)) -> list[str]:
-    """The names of the custom_vjp functions that f(*args) calls, as often as it writes them down; or of others."""
+    """Return the names of the functions with custom rules (`primitives`) that f(*args) calls, one for each call."""
     found: list[str] = []
 
     def note(eqn: Any) -> Any:
@@ -53,16 +53,16 @@ def rules(f: Callable[..., Any], *args: Any, primitives: Sequence[str] = (RULE,)
 
 
 def plain(f: Callable[..., Any], *, jvps: bool = False) -> Callable[..., Any]:
-    """f with each custom_vjp function replaced by what it computes, so that JAX differentiates that.
+    """Return f with each custom_vjp function replaced by its undecorated function, which JAX differentiates.
 
     Args:
         f: any function.
-        jvps: replace custom_jvp functions as well.
+        jvps: also replace custom_jvp functions.
     """
 
     def inline(eqn: Any) -> Any:
         program = eqn.params["call_jaxpr"]
-        # The equation that this version of JAX writes for a jitted call.
+        # The equation of a jitted call in this version of JAX.
         traced = jax.make_jaxpr(jax.jit(core.jaxpr_as_fun(program)))(*program.in_avals)
         (call,) = opened(traced)[0].eqns
         return eqn.replace(primitive=call.primitive, params=call.params)
@@ -71,7 +71,7 @@ def plain(f: Callable[..., Any], *, jvps: bool = False) -> Callable[..., Any]:
 
 
 def doubled(f: Callable[..., Any]) -> Callable[..., Any]:
-    """f with twice the cotangents that each of its rules returns."""
+    """Return f with the cotangents that its rules return doubled."""
 
     def twice(leaf: Any) -> Any:
         # None and the float0 zeros of integer arguments stay as they are.
@@ -85,12 +85,12 @@ def doubled(f: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def watched(f: Callable[..., Any], see: Callable[[Call], None]) -> Callable[..., Any]:
-    """f, whose rules tell `see` what their backward functions return, each time that one runs."""
+    """Return f with rules that call `see` with what their backward functions return, each time that one runs."""
 
     def edit(eqn: Any) -> Any:
         bwd, fwd = eqn.params["bwd"], eqn.params["fwd_jaxpr_thunk"]
         wanted: list[tuple[bool, ...]] = []
-        # The outermost transformation of a rule that nothing has transformed yet is the one that flattens its trees.
+        # In a rule that nothing has transformed yet, the outermost transformation flattens the trees.
         flattening = bwd.transforms[0][1] if bwd.transforms else ()
         structure, primals = flattening[:2] if len(flattening) >= 2 else (None, ())
 
@@ -111,7 +111,7 @@ def watched(f: Callable[..., Any], see: Callable[[Call], None]) -> Callable[...,
     return _rewritten(f, edit)
 
 
-# --- How JAX writes it down ---
+# --- Jaxprs ---
 
 
 def _rewritten(
@@ -126,7 +126,7 @@ def _rewritten(
 
 
 def _edit(jaxpr: Any, edit: Callable[[Any], Any], primitives: Sequence[str] = (RULE,)) -> Any:
-    """A copy of the jaxpr, each call of one of these primitives in it as `edit` returns it."""
+    """Return a copy of the jaxpr with `edit` applied to each equation of one of these primitives."""
     if not isinstance(jaxpr, core.Jaxpr):
         return jaxpr.replace(jaxpr=_edit(jaxpr.jaxpr, edit, primitives))
 
@@ -138,7 +138,7 @@ def _edit(jaxpr: Any, edit: Callable[[Any], Any], primitives: Sequence[str] = (R
 
 
 def with_inner(params: dict[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
-    """The parameters of an equation, each program among them changed, also inside tuples, named ones and lists."""
+    """Apply `change` to each jaxpr in the parameters of an equation, also inside tuples, NamedTuples and lists."""
 
     def changed(value: Any) -> Any:
         if isinstance(value, JAXPR):
@@ -152,7 +152,7 @@ def with_inner(params: dict[str, Any], change: Callable[[Any], Any]) -> dict[str
 
 
 def opened(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
-    """A jaxpr and its constants, whether or not this version of JAX wraps a closed one."""
+    """Return the open jaxpr and its constants, whether or not this version of JAX wraps closed jaxprs."""
     return (jaxpr, getattr(jaxpr, "consts", ())) if isinstance(jaxpr, core.Jaxpr) else (jaxpr.jaxpr, jaxpr.consts)
 
 
@@ -165,7 +165,7 @@ def _name(eqn: Any) -> str:
 
 
 def _on(wrapped: Any, f: Callable[..., Any]) -> Any:
-    """The transformations that JAX has put around one function, around another instead."""
+    """Apply the transformations of the wrapped function `wrapped` to f instead."""
     new = linear_util.wrap_init(f, debug_info=wrapped.debug_info)
     for (transformation, static), store in reversed(list(zip(wrapped.transforms, wrapped.stores, strict=True))):
         new = new.wrap(transformation, static, store)

@@ -1,7 +1,7 @@
-"""Checks under transformations: jit and its settings, vmap, remat, scan, cond, shard_map, one argument or output alone.
+"""Checks under transformations: jit, vmap, remat, scan, cond, shard_map, and single arguments or outputs.
 
-Each asks whether the result is what it is without the transformation, so that a gradient that is wrong to begin with
-fails where its numbers are checked, and not here a second time.
+Each check compares the result with the one without the transformation. A gradient that is wrong in any case therefore
+fails only in the numerical checks, not here again.
 """
 
 import gc
@@ -27,7 +27,7 @@ from jaxseq.testing._report import Failure, Result, Verdict, explain
 from jaxseq.testing._subject import Function, derivative, like
 from jaxseq.testing._trial import Trial
 
-# Subsets of the arguments that vmap is tried on, at most.
+# Maximum number of subsets of the arguments on which vmap is checked.
 SUBSETS = 15
 
 
@@ -40,25 +40,26 @@ def _compared(
     without: Callable[[], Any] | None = None,
     rounding: Callable[[int], float] | None = None,
 ) -> Iterator[Result]:
-    """What `run` returns against what is expected, leaf by leaf. Where it raises, a FAIL, unless f `without` its
-    derivative does so too.
+    """Compare the result of `run` with what is expected, leaf by leaf.
+
+    If `run` raises, the result is FAIL, or SKIP if `without()`, f without its derivative, raises too.
     """
     try:
         got = run()
     except Exception as error:
-        yield _blame(check, f"{message}: it raises", error, without)
+        yield _fail_or_skip(check, f"{message.partition(',')[0]}, it raises", error, without)
     else:
         yield from trial.agree(check, got, expected, message, rounding)
 
 
-def _blame(check: str, complaint: str, error: Exception, without: Callable[[], Any] | None) -> Result:
-    """FAIL for the derivative, or SKIP where f by itself raises too."""
+def _fail_or_skip(check: str, complaint: str, error: Exception, without: Callable[[], Any] | None) -> Result:
+    """Return FAIL for a derivative that raises, or SKIP if f without its derivative raises too."""
     try:
         if without is not None:
             without()
     except Exception:
-        where, *_ = complaint.split(",")
-        return Result(check, None, Verdict.SKIP, f"{where}, f by itself raises as well: {explain(error)}")
+        where = complaint.partition(",")[0].rstrip(":")
+        return Result(check, None, Verdict.SKIP, f"{where}, f itself also raises: {explain(error)}")
     return Result(check, None, Verdict.FAIL, failure=Failure(check, f"{complaint} {explain(error)}"))
 
 
@@ -66,25 +67,25 @@ def _blame(check: str, complaint: str, error: Exception, without: Callable[[], A
 
 
 def jit(trial: Trial) -> Iterator[Result]:
-    """Compiled as one by one; with donated arguments; without leaks; with debug_nans; with strict promotion."""
+    """Check jit against disable_jit, donated arguments, leaks, debug_nans, and strict promotion."""
     s, check, seed = trial.subject, "jit", trial.patterns["joint"]
     if trial.eager is not None:
-        message = "compiled, it is not what it is one operation after the other"
+        message = "compiled, the result differs from that under disable_jit"
         yield from trial.agree(check, trial.by_hand["joint"], trial.eager[1], message)
 
     def donated() -> Arrays:
         run = s.program("donating", lambda x, rest, c: derivative(s.mode, s.on(rest))(x, c)[1], donate_argnums=(0, 2))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a buffer may be of no use
+            warnings.simplefilter("ignore")  # JAX warns of donated buffers that are not usable
             return run([jnp.array(a) for a in trial.x], trial.rest, [jnp.array(c) for c in seed])
 
-    message = "with donated arguments, it is not what it is without"
+    message = "with donated arguments, the result differs"
     yield from _compared(trial, check, donated, trial.by_hand["joint"], message)
 
     F, typed = s.on(trial.rest), like(trial.primals, seed)
 
     def traced(f: Callable[..., Any], *args: Any) -> None:
-        with _heap_at_rest():
+        with _frozen_heap():
             jax.make_jaxpr(f)(*args)
 
     def one_by_one(f: Callable[..., Any], *args: Any) -> None:
@@ -92,33 +93,35 @@ def jit(trial: Trial) -> Iterator[Result]:
             jax.block_until_ready(f(*args))
 
     settings = [
-        ("the derivative leaves a tracer behind:", jax.checking_leaks(), traced),
-        ("the derivative fails under strict promotion of dtypes:", jax.numpy_dtype_promotion("strict"), traced),
-        ("the derivative fails where promotion of ranks raises:", jax.numpy_rank_promotion("raise"), traced),
+        ("the derivative leaks a tracer:", jax.checking_leaks(), traced),
+        ("the derivative fails under strict dtype promotion:", jax.numpy_dtype_promotion("strict"), traced),
+        ("the derivative fails if rank promotion raises:", jax.numpy_rank_promotion("raise"), traced),
     ]
     if trial.eager is not None:
-        settings.append(("the derivative makes a NaN on the way:", jax.debug_nans(True), one_by_one))
+        settings.append(("the derivative produces an intermediate NaN:", jax.debug_nans(True), one_by_one))
     for complaint, setting, run in settings:
         with setting:
             try:
                 run(derivative(s.mode, F), trial.x, typed)
                 yield Result(check, None, Verdict.PASS)
             except Exception as error:
-                yield _blame(check, complaint, error, lambda run=run: run(F, trial.x))
+                yield _fail_or_skip(check, complaint, error, lambda run=run: run(F, trial.x))
 
 
 @contextmanager
-def _heap_at_rest() -> Iterator[None]:
-    """JAX looks through all that the garbage collector watches for who holds a leaked tracer: minutes, in a large
-    process. What was there before can't have taken part, but for the one who holds it.
+def _frozen_heap() -> Iterator[None]:
+    """Exclude existing objects from garbage collection.
+
+    JAX searches all objects that the garbage collector tracks for references to leaked tracers, which takes minutes in
+    a large process. A leak involves new objects, apart from the one that holds the reference.
     """
-    resting = gc.get_freeze_count() == 0
-    if resting:
+    freeze = gc.get_freeze_count() == 0
+    if freeze:
         gc.freeze()
     try:
         yield
     finally:
-        if resting:
+        if freeze:
             gc.unfreeze()
 
 
@@ -126,14 +129,14 @@ def _heap_at_rest() -> Iterator[None]:
 
 
 def vmap(trial: Trial) -> Iterator[Result]:
-    """vmap of the derivative, derivative of the vmap, and vmap over seeds alone, against one example at a time."""
+    """Compare vmap of the derivative, the derivative of vmap, and vmap over seeds only with one example at a time."""
     s, check = trial.subject, "vmap"
     try:
         jax.eval_shape(jax.vmap(s.on(trial.rest)), [jnp.stack([a, a]) for a in trial.x])
     except Exception as error:
         yield Result(check, None, Verdict.SKIP, f"f itself can't be vmapped: {explain(error)}")
         return
-    # As many examples as no axis has elements: equal sizes hide what is summed over the wrong one.
+    # The number of examples differs from the size of every axis: equal sizes hide a sum over the wrong axis.
     size = next(n for n in itertools.count(2) if all(n not in a.shape for a in (*trial.x, *trial.primals)))
     examples = [trial.x, *(like(trial.x, _point.varied(trial.rng, wide(trial.x))) for _ in range(size - 1))]
     seeds = [trial.random_seed() for _ in range(size)]
@@ -143,7 +146,7 @@ def vmap(trial: Trial) -> Iterator[Result]:
         "vmap over seeds", lambda x, rest, cs: jax.vmap(lambda c: derivative(s.mode, s.on(rest))(x, c)[1])(cs)
     )
     each = _stack([s.by_hand(trial.x, trial.rest, seed)[1] for seed in seeds])
-    message = "vmapped over seeds alone, it is not what it is for one seed at a time"
+    message = "vmapped over seeds only, the result differs from that for one seed at a time"
     rounding = partial(_rounding_of_all, trial, [trial.x] * size, seeds, each)
     yield from _compared(trial, check, lambda: run(trial.x, trial.rest, cs), each, message, rounding=rounding)
 
@@ -163,10 +166,10 @@ def vmap(trial: Trial) -> Iterator[Result]:
             return derivative(s.mode, jax.vmap(s.on(rest), in_axes=(axes,)))(x, cs)[1]
 
         summed = [e if b else e.sum(0) for b, e in zip(batched, each, strict=True)]
-        message = f"vmapped over {which}, the derivative is not what it is for one example at a time"
+        message = f"vmapped over {which}, the derivative differs from that for one example at a time"
         ways = [(f"vmap of the derivative, {subset}", inside, each, message)]
         if s.mode == "vjp":
-            message = f"f vmapped over {which}, its derivative is not that of the examples, summed where they share"
+            message = f"f vmapped over {which}, its derivative differs from that of single examples, summed if shared"
             ways.append((f"derivative of the vmap, {subset}", outside, summed, message))
         rounding = partial(_rounding_of_all, trial, mixed, seeds, each)
         for name, way, expected, message in ways:
@@ -177,19 +180,19 @@ def vmap(trial: Trial) -> Iterator[Result]:
 
 
 def _rounding_of_all(trial: Trial, points: list[Arrays], seeds: list[Arrays], each: Arrays, leaf: int) -> float:
-    """What rounding moves a leaf of the results at several points by, all together."""
+    """Return the change of a leaf of the result by rounding, summed over several points."""
     sizes = [largest(np.asarray(e)) for e in each[leaf]]
     at = (trial.rounding_at(x, seed)[1][leaf] for x, seed in zip(points, seeds, strict=True))
     return sum(size * moved for size, moved in zip(sizes, at, strict=True))
 
 
 def _subsets(trial: Trial) -> list[tuple[int, ...]]:
-    """Of the arguments that are differentiated: every one but the empty, or as many as there is time for."""
+    """Return the nonempty subsets of the differentiated arguments, at most SUBSETS of them, drawn at random."""
     groups = sorted(trial.arguments)
     subsets = [c for k in range(1, len(groups) + 1) for c in itertools.combinations(groups, k)]
     if len(subsets) > SUBSETS:
         trial.notes.append(f"vmap: {SUBSETS} of the {len(subsets)} subsets of the arguments, chosen at random")
-        # From the function alone, not from the seed: programs are shared between seeds.
+        # A fixed seed: programs are shared between the seeds of the check.
         chosen = np.random.default_rng(0).permutation(len(subsets) - 1)[: SUBSETS - 1]
         subsets = [*(subsets[k] for k in chosen), subsets[-1]]
     return subsets
@@ -203,7 +206,7 @@ def _stack(several: list[Arrays]) -> Arrays:
 
 
 def composition(trial: Trial) -> Iterator[Result]:
-    """remat by default and by policy, inside scan and cond, of jit, and in shard_map where there are two devices."""
+    """Check remat with and without a policy, scan and cond, a jitted f, and shard_map if there are two devices."""
     s, check, seed, joint = trial.subject, "composition", trial.patterns["joint"], trial.by_hand["joint"]
     for name, transform in COMPOSITIONS.items():
         run = s.program(name, lambda x, rest, c, t=transform: derivative(s.mode, t(s.on(rest)))(x, c)[1])
@@ -212,21 +215,21 @@ def composition(trial: Trial) -> Iterator[Result]:
             check,
             lambda r=run: r(trial.x, trial.rest, seed),
             joint,
-            f"{name}, it is not what it is without",
+            f"{name}, the result differs",
             without=lambda t=transform: jax.eval_shape(t(s.on(trial.rest)), trial.x),
         )
     of_jit = derivative(s.mode, lambda x: s.value(x, trial.rest))
-    message = "of the jitted function, not jitted itself, it is not what it is jitted"
+    message = "the derivative of the jitted function, not jitted itself, differs from the jitted one"
     yield from _compared(trial, check, lambda: of_jit(trial.x, seed)[1], joint, message)
     if s.mode == "vjp":
         if len(jax.devices()) < 2:
-            yield Result(check, None, Verdict.SKIP, "shard_map wants two devices, here is one")
+            yield Result(check, None, Verdict.SKIP, "shard_map needs two devices, there is one")
         else:
             yield from _sharded(trial, check)
 
 
 def _in_scan_and_cond(F: Function) -> Function:
-    """F(x) again, as half the difference of both branches of a cond in the two steps of a scan."""
+    """Return F(x) as half the difference between the two branches of a cond, taken in the two steps of a scan."""
 
     def run(x: Arrays) -> Arrays:
         def step(carry: Any, flag: Any) -> Any:
@@ -240,40 +243,42 @@ def _in_scan_and_cond(F: Function) -> Function:
 
 COMPOSITIONS: dict[str, Callable[[Function], Function]] = {
     "under remat": jax.checkpoint,
-    "under remat that keeps products": lambda F: jax.checkpoint(F, policy=jax.checkpoint_policies.dots_saveable),
+    "under remat with the policy dots_saveable": lambda F: jax.checkpoint(
+        F, policy=jax.checkpoint_policies.dots_saveable
+    ),
     "inside scan and cond": _in_scan_and_cond,
 }
 
 
 def _sharded(trial: Trial, check: str) -> Iterator[Result]:
-    """Two examples on two devices. The last argument is each one's own; the others are shared, cotangents summed."""
+    """Check two examples on two devices: the last argument is sharded, cotangents of the others are summed."""
     s = trial.subject
-    own = [group == max(s.ins.groups) for group in s.ins.groups]
-    near = like(trial.x, _point.varied(trial.rng, wide(trial.x)))
-    second = [b if o else a for o, a, b in zip(own, trial.x, near, strict=True)]
+    sharded = [group == max(s.ins.groups) for group in s.ins.groups]
+    nearby = like(trial.x, _point.varied(trial.rng, wide(trial.x)))
+    second = [b if o else a for o, a, b in zip(sharded, trial.x, nearby, strict=True)]
     seeds = [trial.random_seed(), trial.random_seed()]
     each = [wide(s.by_hand(x, trial.rest, seed)[1]) for x, seed in zip((trial.x, second), seeds, strict=True)]
-    expected = [np.stack([a, b]) if o else a + b for o, a, b in zip(own, *each, strict=True)]
+    expected = [np.stack([a, b]) if o else a + b for o, a, b in zip(sharded, *each, strict=True)]
 
     mesh = jax.make_mesh((2,), ("examples",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
     split, shared = PartitionSpec("examples"), PartitionSpec()
-    specs = [split if o else shared for o in own]
+    specs = [split if o else shared for o in sharded]
 
-    def its_own(x: Arrays) -> Arrays:
-        return [a[0] if o else a for o, a in zip(own, x, strict=True)]
+    def local(x: Arrays) -> Arrays:
+        return [a[0] if o else a for o, a in zip(sharded, x, strict=True)]
 
     def gradient(x: Arrays, rest: Arrays, c: Arrays) -> Arrays:
         seed = [a[0] for a in c]
 
         def as_seeds(x: Arrays) -> Arrays:
-            # An output of what is shared alone is the same on both devices, but not so its seeds.
+            # An output of shared arguments only does not vary over devices, but its seed does.
             return [align_varying((y, a))[0] for y, a in zip(s.on(rest)(x), seed, strict=True)]
 
-        result = derivative("vjp", as_seeds)(its_own(x), seed)[1]
-        return [r[None] if o else r for o, r in zip(own, result, strict=True)]
+        result = derivative("vjp", as_seeds)(local(x), seed)[1]
+        return [r[None] if o else r for o, r in zip(sharded, result, strict=True)]
 
     def value(x: Arrays, rest: Arrays) -> Arrays:
-        return [y[None] for y in s.on(rest)(its_own(x))]
+        return [y[None] for y in s.on(rest)(local(x))]
 
     of_rest, of_c = [shared] * len(trial.rest), [split] * len(trial.primals)
     inside = jax.shard_map(gradient, mesh=mesh, in_specs=(specs, of_rest, of_c), out_specs=specs)
@@ -282,16 +287,16 @@ def _sharded(trial: Trial, check: str) -> Iterator[Result]:
     def around(x: Arrays, rest: Arrays, c: Arrays) -> Arrays:
         return derivative("vjp", lambda x: unchecked(x, rest))(x, c)[1]
 
-    stacked = [both if o else a for o, a, both in zip(own, trial.x, _stack([trial.x, second]), strict=True)]
+    stacked = [both if o else a for o, a, both in zip(sharded, trial.x, _stack([trial.x, second]), strict=True)]
     at = stacked, trial.rest, like(trial.primals, _stack(seeds))
     without = partial(jax.eval_shape, unchecked, stacked, trial.rest)
-    message = "in shard_map over two devices, it is not what it is on one"
+    message = "in shard_map over two devices, the result differs from that on one device"
     try:
         got = s.program("shard_map", inside)(*at)
     except Exception as error:
-        # Whoever writes a rule without devices in mind returns sums over each device's examples. JAX refuses them, but
-        # where it does not look (check_vma=False) and differentiates around the shard_map, it adds them up itself.
-        trial.notes.append(f"in shard_map the gradient needs check_vma=False, for it raises {explain(error)}")
+        # A rule that ignores devices returns the sum over the examples of each device. JAX rejects that by default.
+        # With check_vma=False, and differentiated from outside of the shard_map, JAX itself sums over devices.
+        trial.notes.append(f"in shard_map the gradient needs check_vma=False, otherwise it raises {explain(error)}")
         yield from _compared(trial, check, lambda: s.program("around", around)(*at), expected, message, without)
     else:
         yield from trial.agree(check, got, expected, message)
@@ -301,10 +306,10 @@ def _sharded(trial: Trial, check: str) -> Iterator[Result]:
 
 
 def alone(trial: Trial) -> Iterator[Result]:
-    """Each argument differentiated alone, and each output alone; what is left out is a symbolic zero then."""
+    """Differentiate with respect to each argument and each output separately; the rest is a symbolic zero."""
     s, check = trial.subject, "alone"
     for group, name in trial.arguments.items():
-        message = f"differentiated in {name} alone, it is not what it is jointly"
+        message = f"differentiated with respect to {name} only, the result differs from the joint one"
         try:
             yield from _argument_alone(trial, group, message)
         except Exception as error:
@@ -316,7 +321,7 @@ def alone(trial: Trial) -> Iterator[Result]:
             return [s.on(trial.rest)(x)[n]]
 
         expected = s.by_hand(trial.x, trial.rest, [c if m == n else 0 * c for m, c in enumerate(seed)])[1]
-        message = f"for {name} alone, the other outputs left out, it is not what it is with zeros for them"
+        message = f"for {name} only, the result differs from that with zero cotangents for the other outputs"
         yield from _compared(trial, check, lambda F=only, c=seed[n]: _run(trial, F, trial.x, [c]), expected, message)
 
 
@@ -342,7 +347,7 @@ def _argument_alone(trial: Trial, group: int, message: str) -> Iterator[Result]:
 
 
 def _run(trial: Trial, F: Function, x: Arrays, seed: Arrays) -> list[ArrayOrScalar]:
-    """The result for F, one operation after the other where f can do that: then there is nothing new to compile."""
+    """Return the result for F, under disable_jit if f supports it, which saves compilation."""
     run = derivative(trial.subject.mode, F)
     if trial.eager is None:
         return wide(jax.jit(run)(x, seed)[1])

@@ -1,12 +1,13 @@
-r"""check_truncation: the gradient of truncated backpropagation through time.
+r"""`check_truncation`: check the gradient of truncated backpropagation through time.
 
-Differences of f do not see `stop_gradient`, so they can't judge a truncated gradient. What it is the gradient of is the
-function in which the state at the start of each window but the first is frozen at the value that it has at the point,
+Finite differences of f ignore `stop_gradient`, so they do not apply to a truncated gradient. A truncated gradient is
+the exact gradient of a function g in which the state at the start of each window, except the first, is frozen:
 
     g(params, carry, xs) = y of window 0 from carry, y of window w from s*_w,     s*_w the state of f at w k, a constant
 
-where for truncation = (k1, k2) a window of k1 steps is read from k2 - k1 steps before it on, with s* the state there;
-and differences of g are as good a judge as any, as is what JAX derives of g. Of f itself only values go into g.
+For truncation = (k1, k2), a window of k1 steps is processed from k2 - k1 steps before it, and s* is the state there.
+The check compares the gradient of f with finite differences of g and with the derivative of g by JAX. g uses only the
+values of f.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -43,33 +44,34 @@ def check_truncation(
     tolerance: float | None = None,
     level: str = "full",
 ) -> Report:
-    """Whether a truncated gradient through time is right: all of `check_vjp`, and that nothing crosses a window.
+    """Check a truncated gradient through time: all of `check_vjp`, and that no gradient crosses a window boundary.
 
-    f is called as `f(params, carry, xs, truncation=k)` and returns `(carry, ys)`, time on the first axis of every leaf
-    of `xs` (marks of resets may be one) and `ys`; with `truncation=None` it has to give the same values and the full
-    gradient. The gradient with `truncation=k` is held against differences, and against the derivative by JAX, of f with
-    the state at t = k, 2k, ... frozen. Besides: a loss on one window says exactly nothing to the others; k at least as
-    long as time gives the full gradient, a smaller one another.
+    f is called as `f(params, carry, xs, truncation=k)` and returns `(carry, ys)`. Time is the first axis of every leaf
+    of `xs` (which may include reset masks) and `ys`. With `truncation=None`, f must return the same values and have the
+    full gradient. The gradient with `truncation=k` is compared with finite differences and with the derivative by JAX,
+    both of f with the state at t = k, 2k, ... frozen. In addition, the gradient of a loss on one window must be exactly
+    zero with respect to the others, a k of at least the sequence length must give the full gradient, and a smaller k
+    must not.
 
     Args:
-        f: the function; bind other options with `functools.partial`.
-        args: `(params, carry, xs)`; `carry` may be None if f takes that.
-        truncation: k, the steps of a window; or (k1, k2), windows of k1 steps whose gradient reaches back k2 steps from
-            their end.
-        reverse: whether f reads from the last step to the first; it is then passed `reverse=True`.
-        reference: a function like f, with `truncation` and `reverse` as f has them, that JAX differentiates.
+        f: the function. Bind other options with `functools.partial`.
+        args: `(params, carry, xs)`. `carry` may be None if f accepts that.
+        truncation: the number k of steps of a window, or a pair (k1, k2): the loss in each window of k1 steps is
+            backpropagated through k2 steps.
+        reverse: True if f processes the sequence from the last step to the first; f is then called with `reverse=True`.
+        reference: a function like f, with the options `truncation` and `reverse` of f, which JAX differentiates.
         argnums: as in `check_vjp`.
         order: as in `check_vjp`.
         seed: as in `check_vjp`.
         tolerance: as in `check_vjp`.
-        level: as in `check_vjp`; the check named truncation runs in both.
+        level: as in `check_vjp`. The check named truncation runs at both levels.
 
     Returns:
-        a `Report`.
+        A `Report`.
 
     Raises:
-        TypeError: as `check_vjp`, or an output that is no pair, or a truncation that is no integer.
-        ValueError: as `check_vjp`, or a truncation below one, or leaves of `xs` of different lengths.
+        TypeError: as in `check_vjp`, or `truncation` is neither an integer nor a pair of integers.
+        ValueError: as in `check_vjp`, or `truncation` is below one, or the leaves of `xs` have different lengths.
 
     Example:
         >>> import jax, jaxseq
@@ -91,7 +93,7 @@ def check_truncation(
 def session(
     f: Sequences, args: Any, *, truncation: Any, reverse: Any = False, reference: Any = None, argnums: Any = None
 ) -> Session:
-    """f with a truncated gradient, to be judged by what is frozen."""
+    """Return the session that checks f with a truncated gradient against f with frozen states."""
     pair = _checks.truncation(truncation)
     k1, k2 = pair if pair else (_checks.integer("truncation", truncation),) * 2
     k = k1 if k1 == k2 else (k1, k2)
@@ -110,7 +112,7 @@ def session(
 
 
 def _steps(f: Any, args: tuple[Any, ...]) -> int:
-    """T, the length of the first axis of every leaf of xs."""
+    """Return T, the length of the first axis of every leaf of xs."""
     if len(args) != 3:
         _checks.bad_value("args", "(params, carry, xs)", f"{len(args)} arguments")
     lengths = {np.shape(leaf)[0] if np.ndim(leaf) else -1 for leaf in jax.tree.leaves(args[2])}
@@ -122,15 +124,15 @@ def _steps(f: Any, args: tuple[Any, ...]) -> int:
 
 
 class Window(NamedTuple):
-    """Where a window lies in storage: the steps whose outputs are its own, and those that its gradient sees."""
+    """The slices of a window in storage order: the steps of its outputs, and the steps that its gradient reaches."""
 
     own: slice
     seen: slice
-    before: slice  # what is read before `seen`
+    before: slice  # the steps processed before `seen`
 
 
 def frozen(f: Sequences, windows: list[Window], reverse: bool, args: tuple[Any, ...]) -> Sequences:
-    """g: f with the state where each window's gradient ends fixed, as it is at args."""
+    """Return g: f with the state at which the gradient of each window ends frozen at its value for `args`."""
     params, carry, xs = args
     starts = [f(params, carry, _at(xs, w.before))[0] if _length(w.before) else carry for w in windows]
 
@@ -147,15 +149,15 @@ def frozen(f: Sequences, windows: list[Window], reverse: bool, args: tuple[Any, 
 
 
 def _windows(steps: int, k1: int, k2: int, reverse: bool) -> list[Window]:
-    """All windows in reading order; one that is empty where there are no steps."""
+    """Return all windows in the order of processing; a single empty window if there are no steps."""
 
-    def read(start: int, stop: int) -> slice:
+    def in_storage(start: int, stop: int) -> slice:
         return slice(steps - stop, steps - start) if reverse else slice(start, stop)
 
     windows = []
     for start in range(0, max(steps, 1), k1):
         first, stop = max(0, start - (k2 - k1)), min(start + k1, steps)
-        windows.append(Window(read(start, stop), read(first, stop), read(0, first)))
+        windows.append(Window(in_storage(start, stop), in_storage(first, stop), in_storage(0, first)))
     return windows
 
 
@@ -168,7 +170,7 @@ def _at(xs: Any, window: slice) -> Any:
 
 
 def edges(trial: Trial, f: Sequences, steps: int, k: Any, windows: list[Window]) -> Iterator[Result]:
-    """Nothing crosses the edge of a window; a window as long as time is the full gradient, a shorter one is not."""
+    """Check that no gradient crosses a window boundary, and which windows give the full gradient."""
     yield from _nothing_crosses(trial, windows)
     s, check, seed = trial.subject, "truncation", trial.patterns["joint"]
 
@@ -182,7 +184,7 @@ def edges(trial: Trial, f: Sequences, steps: int, k: Any, windows: list[Window])
     yield from trial.agree(check, gradient(max(steps, 1)), full, message)
     if len(windows) == 1:
         return
-    # What the truth says the two differ in, the rule has to differ in.
+    # If the expected truncated gradient differs from the full one, that of the rule must differ too.
     hand, true = trial.by_hand["joint"], (trial.true or trial.by_hand)["joint"]
     differs = [largest(a - b) > DECIDES * largest(b) for a, b in zip(hand, full, strict=True)]
     should = [largest(a - b) > DECIDES * largest(b) for a, b in zip(true, full, strict=True)]
@@ -192,12 +194,14 @@ def edges(trial: Trial, f: Sequences, steps: int, k: Any, windows: list[Window])
         failure = Failure(check, f"truncation={k} gives the full gradient: nothing is truncated", seed=trial.seed)
         yield Result(check, None, Verdict.FAIL, failure=failure)
     else:
-        note = "the full gradient is the truncated one here, so that a rule that truncates nothing would have passed"
+        note = (
+            "the full and the truncated gradient are equal here: a rule that truncates nothing would also have passed"
+        )
         yield Result(check, None, Verdict.INCONCLUSIVE, note)
 
 
 def _nothing_crosses(trial: Trial, windows: list[Window]) -> Iterator[Result]:
-    """A cotangent on the steps of one window: exactly zero in the carry, unless it sees that, and in all it doesn't."""
+    """Check that a cotangent on one window gives exact zeros outside of the steps that its gradient reaches."""
     s, check = trial.subject, "truncation"
     outputs = s.outs.join(trial.patterns["joint"], [None] * s.outs.chosen.count(False))
     for n, window in enumerate(windows):
@@ -210,7 +214,7 @@ def _nothing_crosses(trial: Trial, windows: list[Window]) -> Iterator[Result]:
             if group == 0 or (group == 1 and not _length(window.before)):
                 continue
             if largest(outside):
-                message = f"a loss on window {n} of reading alone says something to {leaf} outside of that window"
+                message = f"a loss on window {n} only has a nonzero gradient in {leaf} outside of that window"
                 failure = Failure(check, message, leaf, by_hand=largest(outside), by_reference=0.0, seed=trial.seed)
                 yield Result(check, leaf, Verdict.FAIL, failure=failure)
             else:
@@ -218,7 +222,7 @@ def _nothing_crosses(trial: Trial, windows: list[Window]) -> Iterator[Result]:
 
 
 def _only(window: slice, a: Any) -> Any:
-    """Those steps of a, and zero elsewhere."""
-    kept = np.zeros_like(a)
-    kept[window] = a[window]
-    return kept
+    """Return a with zeros outside of those steps."""
+    result = np.zeros_like(a)
+    result[window] = a[window]
+    return result

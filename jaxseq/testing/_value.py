@@ -1,4 +1,4 @@
-"""Checks of numbers at one point: primal, value, elements, linearity, determinism, power."""
+"""Numerical checks at one point: primal, value, elements, linearity, determinism, power, transpose."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -16,61 +16,61 @@ from jaxseq.testing._report import Failure, Result, Verdict, explain
 from jaxseq.testing._subject import derivative, like
 from jaxseq.testing._trial import Trial
 
-BITWISE = Tolerance(0.0, "equal to the bit")
-# A forward pass may compute the same outputs in another way (LAPACK's singular values with and without vectors).
+BITWISE = Tolerance(0.0, "bitwise equality")
+# The forward pass may use another algorithm (LAPACK computes singular values differently with and without vectors).
 LAST_BITS = 64
 
 
 def primal(trial: Trial) -> Iterator[Result]:
-    """f(x) as it stands, and as it comes with the derivative."""
+    """Compare f(x) with the value that is computed together with the derivative."""
     s, check = trial.subject, "primal"
-    different = "{output} is another number when f is differentiated, "
+    different = "{output} has another value when f is differentiated, "
     if trial.eager is not None:
         with jax.disable_jit():
             plain = wide(s.on(trial.rest)(trial.x))
         bound = Tolerance(LAST_BITS * float(jnp.finfo(s.dtype).eps), f"{LAST_BITS} eps of the leaf's largest element")
         exact = {"tolerance": bound, "rounding": None} if trial.given is None else {}
-        message = f"{different}run one operation after the other"
+        message = f"{different}under disable_jit"
         yield from trial.agree_on_outputs(check, trial.eager[0], plain, message, **exact)
     else:
         plain = wide(s.value(trial.x, trial.rest))
-        yield Result(check, None, Verdict.PASS, "compared within rounding only")
+        yield Result(check, None, Verdict.PASS, "compared only up to rounding")
     yield from trial.agree_on_outputs(check, trial.outputs, plain, f"{different}under jit")
 
 
 def value(trial: Trial) -> Iterator[Result]:
-    """<result(seed), probe> for random probes, against differences."""
+    """Compare <result(seed), probe> for random probes with finite differences."""
     if trial.by_differences is None:
-        yield Result("value", None, Verdict.SKIP, f"differences of {trial.subject.dtype} numbers decide nothing")
+        yield Result("value", None, Verdict.SKIP, f"finite differences in {trial.subject.dtype} are too inaccurate")
     else:
-        yield from _weigh(trial, "value", trial.by_differences)
+        yield from _verdicts(trial, "value", trial.by_differences)
 
 
 def elements(trial: Trial) -> Iterator[Result]:
-    """Every element of the result for every seed, against the truth; without one, some elements by differences."""
+    """Compare every element with the expected derivative, or without one, some elements with finite differences."""
     if trial.by_elements is None:
-        yield Result("elements", None, Verdict.SKIP, "there is no reference, and no float64 to take differences in")
+        yield Result("elements", None, Verdict.SKIP, "there is no reference, and finite differences need float64")
     else:
-        yield from _weigh(trial, "elements", trial.by_elements)
+        yield from _verdicts(trial, "elements", trial.by_elements)
     if trial.true_outputs is not None:
-        message = "{output} is not what the reference computes"
+        message = "{output} differs from that of the reference"
         yield from trial.agree_on_outputs("elements", trial.outputs, trial.true_outputs, message)
 
 
 def power(trial: Trial) -> Iterator[Result]:
-    """Whether the two checks above would have seen a wrong gradient."""
+    """Check that `value` and `elements` would have detected a wrong gradient."""
     for n, leaf in enumerate(trial.leaves):
-        yield _powered("power", trial, n, leaf, trial.evidence)
+        yield _pass_or_inconclusive("power", trial, n, leaf, trial.evidence)
     for seed in trial.subject.seeds.names if len(trial.primals) > 1 else ():
         results = trial.by_hand[f"{seed} alone"]
-        seen = [e.against(n, np.zeros_like, f"{seed} alone") for n in range(len(results)) for e in trial.evidence]
-        if not any(seen) and any(primal.size for primal in trial.primals):
-            note = f"a rule that ignores {seed} would have passed too"
+        found = [e.against(n, np.zeros_like, f"{seed} alone") for n in range(len(results)) for e in trial.evidence]
+        if not any(found) and any(primal.size for primal in trial.primals):
+            note = f"a rule that ignores {seed} would also have passed"
             yield Result("power", None, Verdict.INCONCLUSIVE, note)
 
 
 def linearity(trial: Trial) -> Iterator[Result]:
-    """result(2a - b/2) = 2 result(a) - result(b)/2 for seeds of all leaves jointly, and zero gives zero."""
+    """Check result(2a - b/2) = 2 result(a) - result(b)/2 for joint seeds a and b, and result(0) = 0."""
     s, check = trial.subject, "linearity"
     a, b = trial.random_seed(), trial.random_seed()
     of_a, of_b, of_sum = (
@@ -79,10 +79,10 @@ def linearity(trial: Trial) -> Iterator[Result]:
     )
     for n, leaf in enumerate(trial.leaves):
         expected = 2 * of_a[n] - of_b[n] / 2
-        # Terms may cancel; what counts is how large they are.
+        # Terms may cancel, so the tolerance is relative to their absolute values.
         floor = trial.tolerance_of(n).relative * (2 * largest(of_a[n]) + largest(of_b[n]) / 2)
         tolerance = trial.tolerance_of(n)._replace(floor=floor)
-        message = "result(2a - b/2) is not 2 result(a) - result(b)/2 for random a and b"
+        message = "result(2a - b/2) differs from 2 result(a) - result(b)/2 for random a and b"
         rounding = lambda n=n: trial.rounding_of(n)  # noqa: E731
         yield compare(check, leaf, of_sum[n], expected, tolerance, message, rounding=rounding, seed=trial.seed)
         zero, message = trial.by_hand["zero"][n], "the result for a cotangent of zero is not zero"
@@ -90,13 +90,13 @@ def linearity(trial: Trial) -> Iterator[Result]:
     yield from _scaled(trial, a, of_a)
 
 
-# Powers of two, by which every right rule scales to the bit, but for logarithms and the like. The outer ones lie beyond
-# the eps of float64, which some thresholds are made of; lower dtypes have no room for them.
+# Exponents of two: a correct rule scales exactly by powers of two, except through logarithms and similar functions. The
+# outer ones exceed the eps of float64, a common threshold, and the range of lower dtypes.
 SCALES = (-60, -20, 20, 60)
 
 
 def _scaled(trial: Trial, seed: list[ArrayOrScalar], result: list[ArrayOrScalar]) -> Iterator[Result]:
-    """result(2^k c) = 2^k result(c): cotangents of a loss may be of any size, not of about one alone."""
+    """Check result(2^k c) = 2^k result(c): the cotangents of a loss may have any scale."""
     s, check = trial.subject, "linearity"
     info = np.finfo(s.dtype)
     for k in SCALES if s.dtype == np.float64 else SCALES[1:3]:
@@ -104,21 +104,23 @@ def _scaled(trial: Trial, seed: list[ArrayOrScalar], result: list[ArrayOrScalar]
         for n, (leaf, got, expected) in enumerate(zip(trial.leaves, scaled, result, strict=True)):
             size = largest(expected) * 2.0**k
             if size and not float(info.tiny / info.eps) < size < float(info.max):
-                yield Result(check, leaf, Verdict.SKIP, f"for cotangents of 2^{k} it leaves the range of {s.dtype}")
+                yield Result(
+                    check, leaf, Verdict.SKIP, f"for cotangents times 2^{k} it is out of the range of {s.dtype}"
+                )
                 continue
-            message = f"result(2^{k} c) is not 2^{k} result(c) for a random c: is it cut off at some size?"
+            message = f"result(2^{k} c) differs from 2^{k} result(c) for a random c: does the rule clip or threshold?"
             rounding = lambda n=n: trial.rounding_of(n)  # noqa: E731
             tolerance = trial.tolerance_of(n)
             yield compare(check, leaf, got * 2.0**-k, expected, tolerance, message, rounding=rounding, seed=trial.seed)
 
 
 def determinism(trial: Trial) -> Iterator[Result]:
-    """Twice the same, bit for bit, with a call for other arguments in between."""
+    """Check that two equal calls give bitwise equal results, with a call for other arguments in between."""
     s, check, seed = trial.subject, "determinism", trial.patterns["joint"]
     other = like(trial.x, _point.varied(trial.rng, wide(trial.x)))
     s.by_hand(other, trial.rest, seed)
-    message = "the second of two equal calls gives another result, under jit"
-    # On an accelerator atomic sums may come in any order.
+    message = "the second of two equal calls gives a different result, under jit"
+    # On accelerators, the order of atomic additions is not fixed.
     exact = BITWISE if jax.default_backend() == "cpu" else trial.tolerance()
     again = wide(s.by_hand(trial.x, trial.rest, seed)[1])
     for leaf, now, before in zip(trial.leaves, again, trial.by_hand["joint"], strict=True):
@@ -129,22 +131,22 @@ def determinism(trial: Trial) -> Iterator[Result]:
         F = s.on(trial.rest)
         first, _, second = (wide(F(x)) for x in (trial.x, other, trial.x))
         if s.mode == "vjp":
-            # A rule that remembers its last call instead of its residuals is found out here.
+            # Detects a rule that uses state from its last call instead of its residuals.
             outputs, pull = jax.vjp(F, trial.x)
             jax.vjp(F, other)
             again = wide(pull(like(outputs, seed))[0])
         else:
             derivative(s.mode, F)(other, seed)
             again = wide(derivative(s.mode, F)(trial.x, seed)[1])
-    message = "the second of two equal calls gives another result, run one operation after the other"
+    message = "the second of two equal calls gives a different result, under disable_jit"
     for leaf, now, before in zip(trial.leaves, again, trial.eager[1], strict=True):
         yield compare(check, leaf, now, before, exact, message, seed=trial.seed, pattern="joint")
-    message = "f itself gives another {output} when it is called again: does it have side effects?"
+    message = "f itself returns a different {output} when it is called again: does it have side effects?"
     yield from trial.agree_on_outputs(check, second, first, message, tolerance=exact, rounding=None)
 
 
 def transpose(trial: Trial) -> Iterator[Result]:
-    """<c, jvp(u)> = <vjp(c), u> for random c and u."""
+    """Check <c, jvp(u)> = <vjp(c), u> for random c and u."""
     s, check = trial.subject, "transpose"
     u, c = trial.random_seed(), [_point.normal(trial.rng, a) for a in trial.like]
     reverse = s.program("reverse mode", lambda x, rest, c: derivative("vjp", s.on(rest))(x, c)[1])
@@ -158,34 +160,37 @@ def transpose(trial: Trial) -> Iterator[Result]:
     right = np.array([np.sum(a * b).real for a, b in zip(backward, u, strict=True)])
     tolerance = trial.tolerance()
     floor = tolerance.relative * float(np.abs(left).sum() + np.abs(right).sum())
-    message = "<c, jvp(u)> is not <vjp(c), u> for random c and u"
+    message = "<c, jvp(u)> differs from <vjp(c), u> for random c and u"
     yield compare(check, None, left.sum(), right.sum(), tolerance._replace(floor=floor), message, seed=trial.seed)
 
 
-# --- How evidence becomes a verdict ---
+# --- From evidence to verdicts ---
 
 
-def _weigh(trial: Trial, check: str, evidence: _evidence.Evidence) -> Iterator[Result]:
+def _verdicts(trial: Trial, check: str, evidence: _evidence.Evidence) -> Iterator[Result]:
     for n, leaf in enumerate(trial.leaves):
         failure = evidence.against(n)
         if failure is None:
-            yield _powered(check, trial, n, leaf, [evidence])
+            yield _pass_or_inconclusive(check, trial, n, leaf, [evidence])
         else:
-            yield _convicted(trial, n, replace(failure, check=check, argument=leaf, seed=trial.seed))
+            yield _complete(trial, n, replace(failure, check=check, argument=leaf, seed=trial.seed))
 
 
-def _powered(check: str, trial: Trial, n: int, leaf: str, evidence: list[_evidence.Evidence]) -> Result:
-    """PASS where the evidence would have seen a wrong gradient, else INCONCLUSIVE."""
+def _pass_or_inconclusive(check: str, trial: Trial, n: int, leaf: str, evidence: list[_evidence.Evidence]) -> Result:
+    """Return PASS if the evidence would have contradicted a wrong gradient, else INCONCLUSIVE."""
     if not trial.by_hand["joint"][n].size:
-        return Result(check, leaf, Verdict.SKIP, "it has no element")
+        return Result(check, leaf, Verdict.SKIP, "it has no elements")
     blind = _evidence.powerless(trial, n, evidence)
     if not blind:
         return Result(check, leaf, Verdict.PASS)
-    return Result(check, leaf, Verdict.INCONCLUSIVE, f"a {' or '.join(blind)} gradient would have passed too")
+    return Result(check, leaf, Verdict.INCONCLUSIVE, f"a {' or '.join(blind)} gradient would also have passed")
 
 
-def _convicted(trial: Trial, n: int, failure: Failure) -> Result:
-    """The failure with all that can be said about it."""
+def _complete(trial: Trial, n: int, failure: Failure) -> Result:
+    """Complete a failure with a diagnosis, finite differences and code to reproduce it.
+
+    Return PASS if finite differences confirm the rule and contradict the derivative by JAX.
+    """
     s, check, leaf, pattern = trial.subject, failure.check, failure.argument, failure.pattern
     assert pattern is not None
     got = trial.by_hand[pattern][n]
@@ -199,26 +204,26 @@ def _convicted(trial: Trial, n: int, failure: Failure) -> Result:
     if failure.by_hand is None or failure.by_reference is None or failure.index is None or not trial.by_differences:
         return Result(check, leaf, Verdict.FAIL, failure=failure)
 
-    # Ask differences about the worst element as well.
+    # Compute the worst element by finite differences as well.
     found = trial.measured(trial.probes(lambda m: _evidence.one_hot(trial.like[m], failure.index if m == n else None)))
     at = n * _evidence.PROBES, list(trial.patterns).index(pattern)
     by_differences, error, S = (float(part[at]) for part in (found.value, found.error, found.scale))
     hand, reference = complex(failure.by_hand).real, complex(failure.by_reference).real
     allowed = _evidence.differ(trial.given, S, error)
     if s.reference is None and abs(hand - by_differences) <= allowed < abs(reference - by_differences):
-        note = "differences agree with the rule where JAX, differentiating what f computes, is off"
+        note = "finite differences agree with the rule; the derivative by JAX of what f computes is inaccurate here"
         return Result(check, leaf, Verdict.PASS, note)
     failure = replace(failure, by_differences=by_differences, error=error, repro=_repro(trial, n, failure))
     return Result(check, leaf, Verdict.FAIL, failure=failure)
 
 
 def _truth_of(trial: Trial, n: int) -> Callable[[list[ArrayOrScalar]], ArrayOrScalar]:
-    """The right leaf n of the result, for any seed."""
+    """Return a function from seeds to leaf n of the expected result."""
     return lambda seed: wide(trial.subject.by_truth(trial.x, trial.rest, seed)[1])[n]
 
 
 def _repro(trial: Trial, n: int, failure: Failure) -> str | None:
-    """Code that prints the number by hand once more."""
+    """Return code that prints the value of the rule at the worst element."""
     if trial.subject.mode != "vjp" or failure.index is None:
         return None
     index = ", ".join(map(str, failure.index)) or "..."

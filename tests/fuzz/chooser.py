@@ -1,16 +1,16 @@
-"""Fuzz the choice of a rule for convolutions: its cost, beside that of lax and of every other rule.
+"""Fuzz the choice of the rule for convolutions: compare its cost with that of lax and of all other rules.
 
     python tests/fuzz/chooser.py --count 200
 
-Each trial draws a geometry (dense, grouped or depthwise, one to three axes, strides, dilations, padding of both signs,
-windows that overlap, do not, or cover the input) and compiles each of the three contractions (the value, the gradient
-to the input, the gradient to the kernel) by every rule that can compute it and by lax. The rule that is chosen must not
-take more than 1.5 times as long as the fastest, nor more than twice the flops of lax.
+Each trial draws a geometry: dense, grouped or depthwise, one to three axes, strides, dilations, padding of both signs,
+and receptive fields that overlap, do not overlap, or cover the input. It compiles each of the three contractions (the
+value, the input gradient, the kernel gradient) by every rule that can compute it, and by lax. The chosen rule must take
+at most 1.5 times as long as the fastest, and at most twice the flops of lax.
 
-Times are CPU seconds of one thread, the least of several runs in turns, so the machine need not be idle; 50
-microseconds are added to each, about what a call costs before and after its arithmetic. Flops are those of
-`cost_analysis`, except where a rule trades them for time on purpose: spectra and blocks, whose time alone is judged. A
-geometry at which XLA may abort the process over the gradient of lax has no figure of lax.
+A time is the CPU time of one thread, the minimum over several interleaved runs, so the machine need not be idle. The
+overhead of a call, about 50 microseconds, is added to each. Flops are those of `cost_analysis`. Rules that trade flops
+for time on purpose (`_spectrum` and merged groups) are judged by time only. lax is left out of geometries for which XLA
+may abort while compiling its gradient.
 """
 
 import os
@@ -34,14 +34,14 @@ from jaxseq import _correlation, _geometry
 from jaxseq._correlation import _blocks, _loop, _patches, _planes, _shifts, _spectrum, _xla
 from jaxseq._correlation._form import Form
 
-FLOPS, FEW_FLOPS = 2.0, 1e5  # times lax, and below how many nothing is said
-SECONDS, CALL = 1.5, 50e-6  # times the fastest, and what is added to each
-ELEMENTS, PRODUCTS = 2**19, 2**25  # the most elements of an array, and multiplications, of a geometry
+FLOPS, FEW_FLOPS = 2.0, 1e5  # limit relative to lax, and flops below which it is not applied
+SECONDS, CALL = 1.5, 50e-6  # limit relative to the fastest, and overhead added to each time
+ELEMENTS, PRODUCTS = 2**19, 2**25  # limits on the elements of an array and the multiplications of a geometry
 CONTRACTIONS = ("to_output", "to_input", "to_kernel")
 
 
 class Drawn(NamedTuple):
-    """A convolution of x (batch, *space, groups * near), in the words of `jaxseq.conv`."""
+    """A convolution of x (batch, *space, groups * in_channels), with the parameters of `jaxseq.conv`."""
 
     batch: int
     space: tuple[int, ...]
@@ -54,14 +54,14 @@ class Drawn(NamedTuple):
     out_channels: int
 
     def form(self) -> Form:
-        """What `_correlation` knows of it."""
+        """Return the convolution as a `Form`."""
         geometry = _geometry.resolve(self.space, self.window, self.stride, self.padding, self.dilation, self.groups)
         outputs = _geometry.output_sizes(geometry, self.space, self.window)
         return Form(geometry, None, self.space, outputs, self.window, self.in_channels, self.out_channels)
 
 
 def draw(r: random.Random) -> Drawn:
-    """A random convolution, small enough to be timed."""
+    """Draw a random convolution that is small enough to be timed."""
     while True:
         axes = r.choice((1, 1, 2, 2, 2, 3))
         kind = r.choice(("dense", "grouped", "depthwise"))
@@ -79,7 +79,7 @@ def draw(r: random.Random) -> Drawn:
 
 
 def _axis(r: random.Random, axes: int, style: str) -> tuple[int, int, int, int, tuple[int, int]]:
-    """(I, K, s, d, padding)."""
+    """Draw (I, K, s, d, padding) of one axis."""
     O = round(2 ** r.uniform(0, 10 / axes + 1))
     K = r.choice((9, 16, 31, 64, 128)[: 6 - axes]) if style == "long" else r.choice((1, 2, 3, 3, 4, 5, 7))
     s, d = r.choice((1, 1, 1, 2, 3)), r.choice((1, 1, 1, 2, 3))
@@ -108,7 +108,7 @@ def _fits(drawn: Drawn) -> bool:
 
 
 def able(form: Form) -> list[ModuleType]:
-    """The rules that can compute a form in reasonable time and memory."""
+    """Return the rules that can compute a form in reasonable time and memory."""
     taps, pairs = prod(form.window), form.in_channels * form.out_channels
     rules = {
         _shifts: taps * pairs <= 64,
@@ -123,7 +123,7 @@ def able(form: Form) -> list[ModuleType]:
 
 
 def by_lax(which: str, form: Form, x: Any, w: Any) -> Callable[..., Any]:
-    """The contraction as lax and its autodiff compute it."""
+    """Return the contraction as computed by lax and autodiff."""
     letters = "DHW"[3 - len(form.window) :]
     dims, g = (f"N{letters}C", f"{letters}IO", f"N{letters}C"), form.geometry
 
@@ -140,7 +140,7 @@ def by_lax(which: str, form: Form, x: Any, w: Any) -> Callable[..., Any]:
 
 
 def trial(seed: int) -> tuple[str, list[str]]:
-    """One geometry, its three contractions."""
+    """Judge the three contractions of one geometry."""
     drawn = draw(random.Random(seed))
     form, g = drawn.form(), drawn.groups
     shapes = (
@@ -150,16 +150,14 @@ def trial(seed: int) -> tuple[str, list[str]]:
     )
     keys = jax.random.split(jax.random.key(seed), 3)
     x, w, y = (jax.random.normal(key, shape, jnp.float32) for key, shape in zip(keys, shapes, strict=True))
-    found, merged = (
-        [],
-        g > 1 and drawn.in_channels * drawn.out_channels > 1,
-    )  # groups may be merged: more flops, less time
-    if not form.reaches():  # zeros, whatever the rule
+    # Groups may be merged, which takes more flops and less time.
+    found, merged = [], g > 1 and drawn.in_channels * drawn.out_channels > 1
+    if not form.reaches():  # the result is zero and uses no rule
         return str(drawn), []
     smaller, beyond, unused = form.in_reach()
 
     def by_rule(rule: ModuleType, which: str, a: Any, b: Any) -> Any:
-        """The contraction by one rule, as `_correlation` calls it."""
+        """Compute the contraction by one rule, as `_correlation` does."""
         a = _correlation._cropped(a, unused, 0) if which == "to_input" else a
         b = _correlation._cropped(b, unused, 0) if which == "to_output" else _correlation._cropped(b, beyond, 1)
         c = _correlation._apply(rule, which, smaller, a, b)
@@ -182,7 +180,7 @@ def _name(rule: ModuleType) -> str:
 
 
 def judged(chosen: str, ways: dict[str, Callable[..., Any]], args: tuple[Any, ...], merged: bool) -> list[str]:
-    """What the way that is chosen does too much of; `merged`: only its time is judged."""
+    """Return the limits that the chosen program exceeds. With `merged`, judge only its time."""
     programs = {name: jax.jit(f).lower(*args).compile() for name, f in ways.items()}
     seconds = dict.fromkeys(programs, float("inf"))
     for _ in range(8):

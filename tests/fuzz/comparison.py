@@ -1,4 +1,4 @@
-"""Compare the leaves of two trees, one of them in low precision and the other in float64."""
+"""Compare the leaves of a tree in low precision with those of a tree in float64."""
 
 from typing import Any
 
@@ -11,12 +11,12 @@ BOUNDS = {"float32": 3e-5, "bfloat16": 5e-2}
 
 
 def rounded(tree: Any, dtype: Any) -> Any:
-    """The floats of a tree in `dtype`; all other leaves as they are."""
+    """Convert the floats of a tree to `dtype`; leave other leaves as they are."""
     return jax.tree.map(lambda a: jnp.asarray(a, dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree)
 
 
 def problems(actual: Any, expected: Any, dtype: str) -> list[str]:
-    """One line for each leaf that has another shape, is not finite, or is farther from float64 than the bound."""
+    """Return one line for each leaf with another shape or with an error above the bound or not finite."""
     found = []
     for (path, got), want in zip(jax.tree.leaves_with_path(actual), jax.tree.leaves(expected), strict=True):
         where = f"{dtype} {jax.tree_util.keystr(path)}"
@@ -26,5 +26,5 @@ def problems(actual: Any, expected: Any, dtype: str) -> list[str]:
         low, exact = (np.asarray(a).astype(np.float64) for a in (got, want))
         error = np.abs(low - exact).max(initial=0) / (np.abs(exact).max(initial=0) or 1)
         if not error < BOUNDS[dtype]:
-            found.append(f"{where} is off by {error:.1e} of its largest element")
+            found.append(f"{where} has the error {error:.1e}, relative to its largest element")
     return found

@@ -1,9 +1,9 @@
-"""Fuzz convolutions: random geometries in float32 and bfloat16, value and gradients, against sums written in NumPy.
+"""Fuzz convolutions: values and gradients of random geometries in float32 and bfloat16, against NumPy.
 
     python tests/fuzz/geometries.py --count 500
 
-Each trial draws an op, sizes, stride, dilation, padding of both signs and groups, and compares with float64 NumPy: one
-matrix product for each tap, forward and backward. It also counts flops and temporary bytes beside those of
+Each trial draws an op, sizes, stride, dilation, padding of both signs and groups. It compares with NumPy in float64, as
+one matrix product for each tap, forward and backward. It also compares flops and temporary bytes with those of
 `lax.conv_general_dilated` under `jax.vjp`.
 """
 
@@ -20,12 +20,12 @@ from comparison import problems, rounded
 
 import jaxseq
 
-# Most flops and temporary bytes, relative to lax, and how many more are too few to matter.
+# Limits on flops and temporary bytes relative to lax, and the excess that is ignored.
 FLOPS, FEW_FLOPS, BYTES, FEW_BYTES = 2.0, 1e5, 12.0, 2**20
 
 
 class Drawn(NamedTuple):
-    """A convolution of x (N, *space, C_in), in the words of `jaxseq.conv`."""
+    """A convolution of x (N, *space, C_in), with the parameters of `jaxseq.conv`."""
 
     space: tuple[int, ...]
     window: tuple[int, ...]
@@ -39,7 +39,7 @@ class Drawn(NamedTuple):
 
     @property
     def outputs(self) -> tuple[int, ...]:
-        """Size of the output; a size below one is not a convolution."""
+        """The size of the output. The convolution is invalid if a size is below one."""
         return tuple(
             (n + lo + hi - d * (k - 1) - 1) // s + 1
             for n, (lo, hi), d, k, s in zip(
@@ -49,7 +49,7 @@ class Drawn(NamedTuple):
 
 
 def draw(rng: np.random.Generator) -> Drawn:
-    """A random convolution with at least one output, of at most some million products."""
+    """Draw a random convolution with at least one output and fewer than 3e7 multiplications."""
     while True:
         axes = int(rng.choice([1, 1, 2, 2, 3]))
         longest = (90, 24, 10)[axes - 1]
@@ -80,7 +80,7 @@ def draw(rng: np.random.Generator) -> Drawn:
 
 
 def taps(c: Drawn) -> Any:
-    """For each tap, the positions of the padded input that it reads."""
+    """Yield each tap with the positions of the padded input that it reads."""
     for tap in product(*map(range, c.window)):
         yield (
             tap,
@@ -95,10 +95,10 @@ def taps(c: Drawn) -> Any:
 
 
 def padded(c: Drawn, x: np.ndarray) -> np.ndarray:
-    """x with its padding, cropped where that is negative."""
+    """Pad x, or crop it where the padding is negative."""
     for axis, (n, (lo, hi)) in enumerate(zip(c.space, c.padding, strict=True), 1):
         x = np.take(x, range(min(n, max(0, -lo)), max(0, n - max(0, -hi))), axis)
-        missing = n + lo + hi - (x.shape[axis] + max(0, lo) + max(0, hi))  # a crop beyond the other edge
+        missing = n + lo + hi - (x.shape[axis] + max(0, lo) + max(0, hi))  # nonzero if it crops beyond the other edge
         x = np.pad(x, [(max(0, lo), max(0, hi)) if a == axis else (0, 0) for a in range(x.ndim)])
         if missing:
             x = (
@@ -110,7 +110,7 @@ def padded(c: Drawn, x: np.ndarray) -> np.ndarray:
 
 
 def unpadded(c: Drawn, z: np.ndarray) -> np.ndarray:
-    """The transpose of `padded`, by index."""
+    """Apply the transpose of `padded`."""
     index = padded(c, np.broadcast_to(1 + np.arange(prod(c.space)).reshape(1, *c.space, 1), (1, *c.space, 1)))[
         0, ..., 0
     ]
@@ -120,12 +120,12 @@ def unpadded(c: Drawn, z: np.ndarray) -> np.ndarray:
 
 
 def grouped(c: Drawn, a: np.ndarray) -> np.ndarray:
-    """The last axis as (groups, channels of a group)."""
+    """Split the last axis into (groups, channels of a group)."""
     return a.reshape(*a.shape[:-1], c.groups, -1)
 
 
 def oracle(c: Drawn, x: np.ndarray, w: np.ndarray, y_bar: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(y, x_bar, w_bar) of a convolution without bias."""
+    """Return (y, x_bar, w_bar) of a convolution without bias."""
     z = grouped(c, padded(c, x))
     ct = grouped(c, y_bar)
     y, z_bar, w_bar = np.zeros(ct.shape), np.zeros(z.shape), np.zeros((*c.window, w.shape[-2], c.groups, ct.shape[-1]))
@@ -143,18 +143,18 @@ def oracle(c: Drawn, x: np.ndarray, w: np.ndarray, y_bar: np.ndarray) -> tuple[n
 
 
 def trial(seed: int) -> tuple[str, list[str]]:
-    """One geometry, of one of three ops."""
+    """Compare one geometry of one of three ops."""
     rng = np.random.default_rng(seed)
     return causal_trial(rng) if rng.random() < 0.15 else conv_trial(rng)
 
 
 def low(*arrays: np.ndarray) -> list[np.ndarray]:
-    """The arrays rounded to bfloat16, so that every dtype starts from the same numbers."""
+    """Round the arrays to bfloat16, so that every dtype starts from the same numbers."""
     return [np.asarray(jnp.asarray(a, jnp.bfloat16)).astype(np.float64) for a in arrays]
 
 
 def conv_trial(rng: np.random.Generator) -> tuple[str, list[str]]:
-    """`conv` or `conv_transpose` in both dtypes, and the work of `conv` beside that of lax."""
+    """Compare `conv` or `conv_transpose` in both dtypes with NumPy, and the cost of `conv` with that of lax."""
     c, transposed = draw(rng), bool(rng.integers(2))
     x, y_bar = (rng.normal(size=(c.batch, *size, n)) for size, n in ((c.space, c.c_in), (c.outputs, c.c_out)))
     w = rng.normal(size=(*c.window, c.c_in // c.groups, c.c_out)) / np.sqrt(prod(c.window))
@@ -162,7 +162,7 @@ def conv_trial(rng: np.random.Generator) -> tuple[str, list[str]]:
     x, w, b, y_bar = low(x, w, b, y_bar)
     options: dict[str, Any] = {"stride": c.stride, "dilation": c.dilation, "padding": c.padding, "groups": c.groups}
     value, back, w_bar = oracle(c, x, w, y_bar)
-    if transposed:  # the transpose of the convolution, from the sizes of its output to those of its input
+    if transposed:  # map the output size of the convolution to its input size
         options["output_padding"] = tuple(
             n - ((o - 1) * s + d * (k - 1) + 1 - lo - hi) for n, o, k, s, d, (lo, hi) in axes_of(c)
         )
@@ -187,12 +187,12 @@ def conv_trial(rng: np.random.Generator) -> tuple[str, list[str]]:
 
 
 def axes_of(c: Drawn) -> Any:
-    """(I, O, K, s, d, (lo, hi)) of each axis."""
+    """Iterate over (I, O, K, s, d, (lo, hi)) of each axis."""
     return zip(c.space, c.outputs, c.window, c.stride, c.dilation, c.padding, strict=True)
 
 
 def work(program: Any, c: Drawn, args: Any) -> list[str]:
-    """What the program does too much of, beside lax."""
+    """Return the limits relative to lax that the program exceeds."""
     letters = "DHW"[-len(c.window) :]
     numbers = f"N{letters}C", f"{letters}IO", f"N{letters}C"
 
@@ -208,7 +208,8 @@ def work(program: Any, c: Drawn, args: Any) -> list[str]:
         y, pull = jax.vjp(lambda x, w, b: conv(x, w) + b, x, w, b)
         return y, pull(cotangent)
 
-    # jax.vjp of lax may end the process: no overlap of windows along one axis, more taps than outputs along another.
+    # XLA may abort over jax.vjp of lax if receptive fields do not overlap along one axis, and another has more taps
+    # than outputs.
     gaps = any(1 < s >= k for s, k in zip(c.stride, c.window, strict=True))
     if gaps and any(k > o for k, o in zip(c.window, c.outputs, strict=True)):
         return []
@@ -216,7 +217,7 @@ def work(program: Any, c: Drawn, args: Any) -> list[str]:
     flops = [p.cost_analysis()["flops"] for p in (program, lax)]
     sizes = [p.memory_analysis().temp_size_in_bytes for p in (program, lax)]
     found = []
-    if flops[0] > FLOPS * flops[1] + FEW_FLOPS and c.groups == 1:  # groups are merged: more flops, less time
+    if flops[0] > FLOPS * flops[1] + FEW_FLOPS and c.groups == 1:  # merged groups take more flops, less time
         found.append(f"{flops[0] / flops[1]:.1f} times the flops of lax")
     if sizes[0] > BYTES * sizes[1] + FEW_BYTES:
         found.append(f"{sizes[0] / 2**20:.1f} MiB of temporaries, lax {sizes[1] / 2**20:.1f}")
@@ -224,7 +225,7 @@ def work(program: Any, c: Drawn, args: Any) -> list[str]:
 
 
 def causal_trial(rng: np.random.Generator) -> tuple[str, list[str]]:
-    """`causal_conv` with a carry and resets: the oracle gathers, for each step, what its taps may see."""
+    """Compare `causal_conv` with a carry and resets; the oracle masks, for each step, the taps before a boundary."""
     T, K, d, g, B = (
         int(n) for n in (rng.integers(1, 60), rng.integers(1, 7), rng.integers(1, 4), rng.choice([1, 4]), 2)
     )
@@ -237,7 +238,7 @@ def causal_trial(rng: np.random.Generator) -> tuple[str, list[str]]:
     carry, x, w, b, y_bar, carry_bar = low(carry, x, w, b, y_bar, carry_bar)
 
     z = np.concatenate([carry, x], 1)
-    since = np.maximum.accumulate(np.where(resets, np.arange(T), -P - 1), 1)  # time of the last boundary
+    since = np.maximum.accumulate(np.where(resets, np.arange(T), -P - 1), 1)  # the step of the last reset
     time = np.arange(-P, T)
     y, z_bar, w_bar = np.zeros(y_bar.shape), np.zeros(z.shape), np.zeros(w.shape)
     grouped_w = w.reshape(K, per_in, g, per_out)

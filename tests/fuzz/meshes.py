@@ -1,13 +1,13 @@
 """Fuzz every op over meshes: values and gradients in float32 against the reference implementation in float64.
 
 Each case draws an op with its options, a mesh of up to 8 CPU devices whose axes are explicit, automatic or of both
-kinds, and for every array the mesh axes that divide it, in any order, some of them idle. An error that says why the
-arrays cannot be divided so is a right answer; wrong numbers, other errors and an abort of the process are not.
+types, and for every array the mesh axes that shard it, in any order, some of them idle. An error that states why the
+arrays cannot be sharded in this way is accepted. Wrong results, other errors and an abort of the process are faults.
 
     python tests/fuzz/meshes.py --count 200            # cases 0 to 199
     python tests/fuzz/meshes.py --first 17 --count 1   # case 17 again, with its traceback
 
-Cases run in subprocesses, several in each, since XLA may abort.
+Each subprocess runs several cases, since XLA may abort.
 """
 
 import argparse
@@ -21,14 +21,14 @@ from pathlib import Path
 
 SIZES = (2, 2), (2, 2), (4, 2), (2, 4), (2, 2, 2), (8,)
 KINDS = "explicit", "automatic", "mixed"
-# What an explicit mesh refuses: outputs that do not divide as their inputs do (ours), sizes that do not (JAX's).
-REFUSALS = "expected along an axis of space that is divided", "does not evenly divide"
-TOLERANCE = 2e-4  # of the largest number of an array
+# Accepted errors on explicit meshes: outputs that cannot be sharded like the inputs (jaxseq), indivisible sizes (JAX).
+REFUSALS = "expected along a spatial axis sharded over", "does not evenly divide"
+TOLERANCE = 2e-4  # relative to the largest element of an array
 PER_PROCESS = 10
 
 
 def draw_op(rng):
-    """(name, function of a namespace and arrays, arrays)."""
+    """Return a description, a function of a namespace and arrays, and the arrays."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -53,7 +53,7 @@ def draw_op(rng):
             options |= {"stride": pick(1, 1, 2), "padding": pick("SAME", "SAME", "VALID", 1)}
         if rng.random() < 0.1 and axes == 1 and name != "causal_conv":
             options["padding"], options["stride"], options["dilation"] = "SAME", window[0], 1
-        if rng.random() < 0.1 and axes == 1:  # a long window: spectra
+        if rng.random() < 0.1 and axes == 1:  # a long kernel, for `_spectrum`
             window, groups, space = (pick(70, 90),), C, (128,)
         if name == "causal_conv":
             x, w, b = normal(B, *space, C), scaled(*window, C // groups, 8), normal(8)
@@ -68,7 +68,7 @@ def draw_op(rng):
             kernel = (*window, C // groups, c_out) if name == "conv" else (*window, c_out // groups, C)
             arrays = normal(B, *space, C), scaled(*kernel), normal(c_out) if rng.random() < 0.7 else None
             options["groups"] = groups
-            if rng.random() < 0.1:  # several axes of batch
+            if rng.random() < 0.1:  # several batch axes
                 arrays = (normal(2, 4, *space, C), *arrays[1:])
         else:
             arrays = normal(B, *space, C), scaled(*window, 1, C * pick(1, 2))
@@ -122,7 +122,7 @@ def draw_op(rng):
 
 
 def draw_spec(rng, shape, mesh):
-    """Mesh axes for the axes of an array, where they divide its size, in any order."""
+    """Return a random spec of mesh axes that divide the axes of an array, in any order."""
     from jax.sharding import PartitionSpec
 
     names, parts = list(rng.permutation(mesh.axis_names)), [None] * len(shape)
@@ -136,7 +136,7 @@ def draw_spec(rng, shape, mesh):
 
 
 def one(index):
-    """Run a case: None, "refused", or what went wrong."""
+    """Run a case. Return None if it is right, "refused" for an accepted error, or a description of the fault."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -191,7 +191,7 @@ def one(index):
             cotangents = structure.unflatten(map(placed, leaves, out_specs))
             got = jax.jit(pullback(jaxseq))(args, cotangents)
         except Exception as error:
-            # A step of the user's own obeys JAX's rules for explicit meshes.
+            # A user-defined step has to follow JAX's rules for explicit meshes.
             of_step = name.startswith("scan") and type(error).__name__ in ("TypeError", "ShardingTypeError")
             if kind != "automatic" and (of_step or any(words in str(error) for words in REFUSALS)):
                 return "refused"
@@ -199,7 +199,7 @@ def one(index):
     for part, (a, e) in enumerate(zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True)):
         off = np.abs(np.asarray(a, np.float64) - np.asarray(e)).max(initial=0) / np.abs(e).max(initial=1e-30)
         if not off < TOLERANCE:
-            return f"output {part} of shape {e.shape} is off by {off:.3g} of its largest number"
+            return f"output {part} of shape {e.shape} has the error {off:.3g}, relative to its largest element"
     return None
 
 
@@ -245,11 +245,11 @@ def main():
                     print(f"{line['index']}: {fault}\n    {label}", flush=True)
         index += done
         if done < count:
-            print(f"{index}: the process died with {process.returncode}\n    {label}", flush=True)
+            print(f"{index}: the process exited with {process.returncode}\n    {label}", flush=True)
             faults.append(index)
             index += 1
-        print(f"{index - args.first} of {args.count} done", file=sys.stderr)
-    print(f"{args.count} cases, {refused} refused, {len(faults)} wrong: {faults}")
+        print(f"{index - args.first} of {args.count} cases done", file=sys.stderr)
+    print(f"{args.count} cases, {refused} refused, {len(faults)} faults: {faults}")
     sys.exit(bool(faults))
 
 

@@ -1,10 +1,10 @@
-"""Fuzz the time options of recurrences in float32 and bfloat16, value and gradients, against loops in float64.
+"""Fuzz the time options of recurrences: values and gradients in float32 and bfloat16, against loops in float64.
 
     python tests/fuzz/options.py --count 300
 
-Each trial draws a cell, sizes and a mix of options. The oracle is a Python loop for each sequence of the batch, which
-contains the meaning of every option as a plain `if`, differentiated by `jax.vjp`. Padding and steps that are held as a
-whole contain NaN.
+Each trial draws a cell, sizes and a mix of options. The oracle is a Python loop over each sequence of the batch, which
+implements every option as a plain `if` and is differentiated by `jax.vjp`. xs is NaN in the padding and at steps where
+zoneout keeps the whole state.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from jaxseq import cells
 
 Tree = Any
 
-# --- The equations of each cell, of one sequence: (params, state, x, mask of h) -> state, a tuple with h first ---
+# --- Equations of each cell for one sequence: (params, state, x, mask of h) -> state, a tuple with h first ---
 
 
 def _sigmoid(a: Any) -> Any:
@@ -88,7 +88,7 @@ CELLS = {
 def one_sequence(
     step: Any, state: Any, xs: Any, o: dict[str, Any], *, stop: int | None = None
 ) -> tuple[Any, dict[int, Any]]:
-    """(state after the last step, h by time) of one sequence; the gradient stops before step `stop` of reading."""
+    """Return (final state, h by time) of one sequence. The gradient is cut before the `stop`-th processed step."""
     n = o["length"]
     order = range(n) if not o["reverse"] else range(n)[::-1]
     outputs = {}
@@ -117,7 +117,7 @@ def _mixed(k: Any, before: Any, after: Any) -> Any:
 
 
 def truncated(step: Any, state: Any, xs: Any, o: dict[str, Any]) -> tuple[Any, dict[int, Any]]:
-    """The same, each window of k1 losses backpropagated through k2 steps: one run of the loop for each window."""
+    """Do the same with truncation: run the loop once for each window of k1 steps, backpropagated through k2 steps."""
     n = o["length"]
     if o["truncation"] is None or o["truncation"][0] >= o["steps"]:
         return one_sequence(step, state, xs, o)
@@ -132,7 +132,7 @@ def truncated(step: Any, state: Any, xs: Any, o: dict[str, Any]) -> tuple[Any, d
 
 
 def oracle(cell: str, options: dict[str, Any], params: Any, carry: Any, xs: Any) -> Any:
-    """(carry, ys) of a batch, xs (T, B, D)."""
+    """Return (carry, ys) of a batch, for xs (T, B, D)."""
     _, _, equations, _, state = CELLS[cell]
     T, B, _ = xs.shape
     ends, ys = [], []
@@ -160,14 +160,14 @@ def oracle(cell: str, options: dict[str, Any], params: Any, carry: Any, xs: Any)
 
 
 def draw_options(rng: np.random.Generator, T: int, B: int, H: int, leaves: int) -> dict[str, Any]:
-    """A random mix of time options."""
+    """Draw a random mix of time options."""
     yes = lambda p: rng.random() < p  # noqa: E731
     k1 = int(rng.integers(1, T + 2))
     zoneout = None
     if yes(0.4):
         booleans = yes(0.7)
         zoneout = tuple(rng.random((T, B, H)) < 0.3 if booleans else rng.random((T, B, H)) for _ in range(leaves))
-        if booleans:  # some steps of some sequences held as a whole
+        if booleans:  # at some steps of some sequences, keep the whole state
             whole = rng.random((T, B, 1)) < 0.25
             zoneout = tuple(leaf | whole for leaf in zoneout)
     return {
@@ -184,7 +184,7 @@ def draw_options(rng: np.random.Generator, T: int, B: int, H: int, leaves: int) 
 
 
 def trial(seed: int) -> tuple[str, list[str]]:
-    """One cell under one mix of options, in both dtypes."""
+    """Compare one cell with one mix of options, in both dtypes."""
     rng = np.random.default_rng(seed)
     cell = str(rng.choice(list(CELLS)))
     op, kind, _, gates, state = CELLS[cell]
@@ -241,7 +241,7 @@ def trial(seed: int) -> tuple[str, list[str]]:
 
 
 def _with_nan(xs: np.ndarray, options: dict[str, Any]) -> np.ndarray:
-    """NaN in padding, and in the steps that are held as a whole."""
+    """Put NaN in the padding, and at steps where zoneout keeps the whole state."""
     T, B, _ = xs.shape
     missing = np.zeros((T, B), bool)
     if options["lengths"] is not None:
@@ -257,7 +257,7 @@ def _static(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _keywords(options: dict[str, Any], state: Any) -> dict[str, Any]:
-    """The options that are arrays, by the names of the public functions."""
+    """Return the options that are arrays, with the names of the public functions."""
     found = {name: options[name] for name in ("lengths", "resets") if options[name] is not None}
     if options["mask"] is not None:
         found["recurrent_dropout_mask"] = options["mask"]

@@ -1,7 +1,8 @@
-"""Functions of other libraries whose gradients are right: `check_vjp` must not FAIL any of them.
+"""Functions of other libraries with correct gradients, for which `check_vjp` must not FAIL.
 
-Run from the project's root as `python -m tests.fuzz.right_functions`; needs optax, Flax and Equinox. The tests import
-`RIGHT` and check a sample. With arguments: names (parts of them) to select functions; `--seeds N` (default 3).
+Run from the root of the repository as `python -m tests.fuzz.right_functions`; needs optax, Flax and Equinox. Arguments
+select functions by parts of their names; `--seeds N` sets the number of seeds (default 3). The tests import `RIGHT` and
+check a sample.
 """
 
 import argparse
@@ -31,7 +32,7 @@ class Right(NamedTuple):
     options: dict[str, Any] = {}  # noqa: RUF012
 
     def reports(self, seeds: Iterable[int], only: Collection[str] | None = None) -> Iterator[Report]:
-        """The report of `check_vjp` for each seed of arguments and cotangents, with JAX set up as users have it."""
+        """Yield the report of `check_vjp` for each seed of arguments and cotangents, under JAX's default settings."""
         settings = jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow")
         with settings[0], settings[1], settings[2], warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -43,7 +44,7 @@ class Right(NamedTuple):
 
 
 def normal(*shapes: tuple[int, ...], scale: float = 1.0) -> Callable[[jax.Array], tuple[Any, ...]]:
-    """Normal numbers in these shapes."""
+    """Return a function that draws normal numbers in these shapes."""
 
     def draw(key: jax.Array) -> tuple[Any, ...]:
         keys = jax.random.split(key, len(shapes))
@@ -53,7 +54,7 @@ def normal(*shapes: tuple[int, ...], scale: float = 1.0) -> Callable[[jax.Array]
 
 
 def uniform(*shapes: tuple[int, ...], low: float = 0.1, high: float = 0.9) -> Callable[[jax.Array], tuple[Any, ...]]:
-    """Uniform numbers in these shapes."""
+    """Return a function that draws uniform numbers in these shapes."""
 
     def draw(key: jax.Array) -> tuple[Any, ...]:
         keys = jax.random.split(key, len(shapes))
@@ -63,7 +64,7 @@ def uniform(*shapes: tuple[int, ...], low: float = 0.1, high: float = 0.9) -> Ca
 
 
 def both(first: Callable[[jax.Array], tuple[Any, ...]], *others: Any) -> Callable[[jax.Array], tuple[Any, ...]]:
-    """The arguments of `first`, and fixed ones."""
+    """Append fixed arguments to those of `first`."""
     return lambda key: (*first(key), *others)
 
 
@@ -78,7 +79,7 @@ def symmetric(key: jax.Array) -> tuple[Any, ...]:
 
 
 def of_symmetric(f: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """f of the symmetric part of its argument."""
+    """Apply f to the symmetric part of its argument."""
 
     def run(a: Any) -> Any:
         return f((a + a.T) / 2)
@@ -88,7 +89,7 @@ def of_symmetric(f: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def equinox_layer(make: Callable[..., Any]) -> tuple[Callable[..., Any], Callable[[jax.Array], Any]]:
-    """`(f, parameters)` of an Equinox layer: f takes the parameters as its first argument."""
+    """Return `(f, parameters)` of an Equinox layer, where f takes the parameters as its first argument."""
     _, static = eqx.partition(make(key=jax.random.key(0)), eqx.is_inexact_array)
 
     def f(params: Any, *args: Any) -> Any:
@@ -99,13 +100,13 @@ def equinox_layer(make: Callable[..., Any]) -> tuple[Callable[..., Any], Callabl
 
 
 def equinox(make: Callable[..., Any], *shapes: tuple[int, ...], **options: Any) -> Right:
-    """An Equinox layer at normal arguments."""
+    """Return an Equinox layer at normal arguments."""
     f, parameters = equinox_layer(make)
     return Right(f, lambda key: (parameters(key), *normal(*shapes)(jax.random.fold_in(key, 1))), options)
 
 
 def flax(layer: nn.Module, *shapes: tuple[int, ...], **options: Any) -> Right:
-    """A Flax layer at normal arguments; its statistics, if any, are its own."""
+    """Return a Flax layer at normal arguments. Batch statistics, if any, start from their initial values."""
 
     def f(params: Any, *args: Any) -> Any:
         return layer.apply({"params": params}, *args, mutable=["batch_stats"])[0]
@@ -286,7 +287,7 @@ RIGHT: dict[str, Right] = {
 
 
 def main() -> int:
-    """Print a line for each function and seed; 1 if any fails."""
+    """Print the verdicts of each function; return 1 if any function fails."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="parts of names; all functions by default")
     parser.add_argument("--seeds", type=int, default=3)

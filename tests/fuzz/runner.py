@@ -1,7 +1,7 @@
-"""Run numbered random trials in child processes, so that an abort inside XLA is one more finding.
+"""Run numbered random trials in child processes, so that an abort inside XLA is reported as a problem.
 
-A fuzzer is a script with a function `trial(seed) -> (description, problems)`. Its number is the only source of
-randomness, so `--first N --count 1` repeats one.
+A fuzzer is a script with a function `trial(seed) -> (description, problems)`. The number of a trial is its seed and its
+only source of randomness, so `--first N --count 1` repeats trial N.
 """
 
 import argparse
@@ -14,15 +14,15 @@ from typing import Any
 
 Trial = Callable[[int], tuple[str, list[str]]]
 
-# Trials per child process: enough to share the start-up, few enough that compiled programs do not fill the memory.
+# Trials per child process: enough to amortize the start-up, few enough that compiled programs do not fill the memory.
 BATCH = 25
 
 
 def main(trial: Trial, *, count: int) -> None:
-    """Run `count` trials and exit with 1 if any of them found a problem."""
+    """Run `count` trials, and exit with status 1 if any trial found a problem."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--first", type=int, default=0, help="number of the first trial")
-    parser.add_argument("--count", type=int, default=count, help="how many trials")
+    parser.add_argument("--count", type=int, default=count, help="number of trials")
     parser.add_argument("--seconds", type=float, default=600, help="time limit of one child process")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -46,12 +46,12 @@ def main(trial: Trial, *, count: int) -> None:
 def _attempt(trial: Trial, seed: int) -> tuple[str, list[str]]:
     try:
         return trial(seed)
-    except Exception as error:  # whatever it raises is the finding
+    except Exception as error:  # any exception is a problem
         return "", [f"{type(error).__name__}: {str(error)[:300]}"]
 
 
 def _batch(first: int, count: int, seconds: float) -> list[str]:
-    """The problems of a batch; a trial that ends its process is one, and the trials after it run in another child."""
+    """Return the problems of a batch. After a trial that ends its process, the others run in another child."""
     found, seed, end = [], first, first + count
     while seed < end:
         command = [sys.executable, sys.argv[0], "--child", "--first", str(seed), "--count", str(end - seed)]
@@ -73,11 +73,11 @@ def _batch(first: int, count: int, seconds: float) -> list[str]:
 
 
 def _output(command: list[str], seconds: float) -> tuple[list[str], str]:
-    """The lines that a child printed, and how it failed; empty if it did not."""
+    """Return the lines that a child printed, and a description of its failure, empty if it succeeded."""
     try:
         child = subprocess.run(command, capture_output=True, timeout=seconds, check=False)
     except subprocess.TimeoutExpired as error:
         return (error.stdout or b"").decode().splitlines(), f"took more than {seconds:.0f} s"
     last = child.stderr.decode(errors="replace").strip().splitlines()[-1:]
-    failure = f"the process ended with {child.returncode}: {' '.join(last)[:300]}" if child.returncode else ""
+    failure = f"the process exited with {child.returncode}: {' '.join(last)[:300]}" if child.returncode else ""
     return child.stdout.decode().splitlines(), failure

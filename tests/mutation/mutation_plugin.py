@@ -1,4 +1,4 @@
-"""A pytest plugin for one mutant: refuse another package than the mutated one, and report what ran."""
+"""Pytest plugin for one mutant: check that the mutated package is the one imported, and report the results."""
 
 import json
 import os

@@ -1,9 +1,9 @@
-"""Break the library in the named ways of `table.py`, one at a time, and see whether the suite notices.
+"""Apply the mutants of `table.py` to the library, one at a time, and report whether the suite detects them.
 
     python tests/mutation/run_mutants.py --only gru-update-gate-sign --baseline
 
-Each mutant is a folder that looks like the repository: `jaxseq/` is a copy with one replacement, everything else is a
-link. A child process runs the mutant's tests there.
+Each mutant gets a folder in which `jaxseq/` is a copy with one replacement, and everything else is a link to the
+repository. A child process runs the mutant's tests there.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from table import MUTANTS, Mutant
 
 ROOT = Path(__file__).parents[2]
-# Beginnings of names in the root of the repository that no test reads.
+# Prefixes of names in the root of the repository that no test reads.
 UNUSED = (".cache", ".git", ".hypothesis", ".venv", "dist", "out")
 
 PAGE = """\
@@ -32,35 +32,34 @@ PAGE = """\
 
 Written by `make mutants ARGS="--markdown docs/mutants.md"` ({date}, jax {jax}).
 
-A mutant is the library with one deliberate mistake: a wrong sign, a missing term, an index off by one, a mask that is
-not applied, a cast left out, two arguments exchanged, a check not made. If no test of the default suite fails, a test
-is missing.
+A mutant is the library with one intentional mistake: a wrong sign, a missing term, an index off by one, a mask that is
+not applied, a missing cast, two swapped arguments, a missing check. If no test of the default suite fails, a test is
+missing.
 
 - *killed*: a test failed.
 - *survived*: all of the mutant's tests passed.
-- *error*: no test ran, the time limit was reached, or the tests fail without the mutant as well.
+- *error*: no test ran, the time limit was exceeded, or the tests also fail without the mutant.
 
-`make mutants` runs all of them, one after the other; this takes about an hour and is not part of CI.
+`make mutants` runs all mutants in sequence. This takes about an hour and is not part of CI.
 `make mutants ARGS="--only NAME"` runs one, `--list` prints the names, `--baseline` runs the unmutated tests first,
 `--suite` runs the whole default suite instead of the mutant's own tests.
 
 The mutants are in [table.py](../tests/mutation/table.py). An entry names a file, a text that occurs in it exactly once,
-its replacement, and the tests that are meant to notice. After a change of the source, `tests/mutation/test_table.py`
-reports the entries whose text is gone: update the text, or delete the entry together with the code that it was about.
-After a change of the tests, update the paths of the entries that name them. If you add a rule or a check, add a mutant
-of it.
+its replacement, and the tests that have to detect the mistake. If the source changes, `tests/mutation/test_table.py`
+reports the entries whose text no longer exists: update the text, or delete the entry if its code was deleted. If tests
+change, update the paths of the entries that name them. If you add a rule or a check, add a mutant for it.
 
 {summary}
 
-On the suite before `tests/contract.py` replaced overlapping grids, 161 of 187 mutants were killed and one could not
-be judged (`separable-precision`). These 25 survived, and each got a test: `backward-output-cotangent-replaces`,
+Before `tests/contract.py` replaced overlapping grids of tests, 161 of 187 mutants were killed, and one could not be
+judged (`separable-precision`). These 25 survived, and a test was added for each: `backward-output-cotangent-replaces`,
 `inner-product-called-twice`, `truncation-second-order-carry`, `scan-head-too-short`, `scan-checkpoint-parameters`,
 `indrnn-initial-bound`, `conv-map-stride`, `taps-output-dilation`, `shifts-kernel-blocks`, `patches-output-dilation`,
-`causal-relay-rounds`, `halo-divisible-check`, `time-shards-last-state`, `shards-groups-divided`,
-`stack-masks-of-dropout-key`, `convert-use-bias-check`, `check-recurrent-weights`, `check-drop-shape`,
+`causal-carry-rounds`, `halo-divisible-check`, `time-shards-last-state`, `shards-groups-divided`,
+`stack-masks-of-dropout-key`, `convert-use-bias-check`, `check-recurrent-weights`, `check-dropout-mask-shape`,
 `check-hold-shape`, `dtype-state-rounded-before-product`, `testing-nan-passes`, `testing-differences-extrapolation`,
-`testing-rounding-in-loops`, `testing-determinism`, `testing-second-order`. In place of `stack-masks-of-dropout-key`,
-which no caller can observe, the table now has `stack-masks-of-one-key`.
+`testing-rounding-in-loops`, `testing-determinism`, `testing-second-order`. `stack-masks-of-one-key` has replaced
+`stack-masks-of-dropout-key`, which no caller can observe.
 
 | mutant | area | what is broken | result | CPU seconds |
 | --- | --- | --- | --- | ---: |
@@ -69,14 +68,14 @@ which no caller can observe, the table now has `stack-masks-of-one-key`.
 
 
 class Selection(NamedTuple):
-    """Tests to run: paths from the root of the repository, and an expression for `-k`."""
+    """Tests to run: paths from the root of the repository, and an expression for pytest's `-k`."""
 
     paths: tuple[str, ...]
     expression: str
 
 
 class Outcome(NamedTuple):
-    """What became of one run of tests."""
+    """The outcome of one run of tests."""
 
     result: str  # "killed", "survived" or "error"
     detail: str
@@ -84,13 +83,13 @@ class Outcome(NamedTuple):
 
 
 def main() -> int:
-    """Run the mutants that the command line names; return 1 if any of them survived or could not be judged."""
+    """Run the mutants named on the command line; return 1 if any mutant survived or could not be judged."""
     args = _arguments()
     mutants = _chosen(args.only)
     if args.list:
         print(*(f"{m.name:<44} {m.what}" for m in mutants), sep="\n")
         return 0
-    for mutant in mutants:  # refuse a table that is out of date before anything runs
+    for mutant in mutants:  # fail early if the table is out of date
         mutated(mutant, _source(mutant))
     with tempfile.TemporaryDirectory(prefix="mutants-cache-") as args.cache:
         broken = _baseline(mutants, args) if args.baseline else {}
@@ -106,13 +105,13 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="mutation testing of the suite")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="these mutants; all by default")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="run these mutants only (default: all)")
     parser.add_argument("--list", action="store_true", help="print the names and run nothing")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="mutants at a time; their CPU seconds mix")
-    parser.add_argument("--limit", type=float, default=900, metavar="SECONDS", help="time limit of one run of tests")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="parallel mutants; above 1, CPU seconds mix")
+    parser.add_argument("--limit", type=float, default=900, metavar="SECONDS", help="time limit for each run of tests")
     parser.add_argument("--baseline", action="store_true", help="first run all selected tests without any mutant")
     parser.add_argument("--suite", action="store_true", help="run the whole default suite for each mutant")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there, as a page of docs/")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the results to this file, as a docs page")
     return parser.parse_args()
 
 
@@ -128,7 +127,7 @@ def _source(mutant: Mutant) -> str:
 
 
 def mutated(mutant: Mutant, source: str) -> str:
-    """Return the source with the mutant's replacement; refuse a text that does not occur exactly once."""
+    """Return the source with the mutant's replacement; raise if the text does not occur exactly once."""
     count = source.count(mutant.old)
     if count != 1:
         raise ValueError(
@@ -144,15 +143,15 @@ def selection(mutant: Mutant, *, suite: bool = False) -> Selection:
 
 
 def _baseline(mutants: Iterable[Mutant], args: argparse.Namespace) -> dict[Selection, str]:
-    """Run every distinct selection without a mutant; return those that are not green, and why."""
+    """Run every distinct selection without a mutant; return those that do not pass, with the reason."""
     broken = {}
     selections = dict.fromkeys(selection(mutant, suite=args.suite) for mutant in mutants)
     for n, tests in enumerate(selections, 1):
         outcome = _run(tests, None, args)
-        green = outcome.result == "survived"
-        print(f"[{n}/{len(selections)}] {'green' if green else 'not green':<9} {outcome.seconds:5.0f} s  {tests}")
-        if not green:
-            broken[tests] = f"the tests are not green without the mutant: {outcome.detail}"
+        passed = outcome.result == "survived"
+        print(f"[{n}/{len(selections)}] {'passed' if passed else 'failed':<9} {outcome.seconds:5.0f} s  {tests}")
+        if not passed:
+            broken[tests] = f"the tests do not pass without the mutant: {outcome.detail}"
     return broken
 
 
@@ -175,7 +174,7 @@ def _run_all(
 
 
 def _run(tests: Selection, mutant: Mutant | None, args: argparse.Namespace) -> Outcome:
-    """Run tests in a child process on a tree that holds the mutant."""
+    """Run tests in a child process on a tree with the mutant."""
     with tempfile.TemporaryDirectory(prefix="mutant-") as name:
         tree = Path(name)
         _grow(tree, mutant, args.cache)
@@ -211,13 +210,13 @@ def _grow(tree: Path, mutant: Mutant | None, cache: str) -> None:
 def _command(tests: Selection) -> list[str]:
     options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "tests.mutation.mutation_plugin"]
     options += ["-k", tests.expression] if tests.expression else []
-    # Its own test would find the mutant in the source, not in what the library does.
+    # tests/mutation would detect the mutant in the source, not in the behaviour of the library.
     return [sys.executable, "-m", "pytest", *options, "--ignore", "tests/mutation", *tests.paths]
 
 
 def _environment(tree: Path) -> dict[str, str]:
     paths = [str(tree), *filter(None, [os.environ.get("PYTHONPATH")])]
-    # Bytecode of linked files would be written beside the originals, with the paths of this tree.
+    # Otherwise Python would write bytecode with paths of this tree next to the original files.
     mutation = {"MUTANT_TREE": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
     return os.environ | mutation | {"PYTHONPATH": os.pathsep.join(paths)}
 
@@ -228,7 +227,7 @@ def _child_seconds() -> float:
 
 
 def judged(code: int, report: dict[str, Any] | None, output: str) -> tuple[str, str]:
-    """Return the result and its detail, by pytest's exit status and by what the plugin has seen."""
+    """Return the result and its detail, from pytest's exit status and the report of the plugin."""
     if report is not None and code == 1 and report["failed"]:
         return "killed", report["failed"][0]
     if report is not None and code == 0 and report["passed"]:
@@ -237,7 +236,7 @@ def judged(code: int, report: dict[str, Any] | None, output: str) -> tuple[str, 
     if report is not None and code == 0 and report["skipped"]:
         return "error", f"all {report['skipped']} tests were skipped"
     lines = [line for line in output.splitlines() if line.strip()]
-    return "error", f"pytest ended with {code}: {' / '.join(lines[-3:])[:300]}"
+    return "error", f"pytest exited with {code}: {' / '.join(lines[-3:])[:300]}"
 
 
 def _summary(outcomes: Iterable[Outcome]) -> str:

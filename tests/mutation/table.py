@@ -1,8 +1,8 @@
-"""The mutants: each breaks the library in one named way, and names the tests that are meant to notice.
+"""The mutants. Each introduces one named mistake into the library, and names the tests that have to detect it.
 
-An entry replaces `old`, which occurs exactly once in `file`, by `new`. Keep `old` short and ASCII, so that it outlives
-edits nearby. `tests` are paths from the root of the repository, and `expression` is pytest's `-k`: as narrow as they
-can be while they notice.
+An entry replaces `old`, which occurs exactly once in `file`, by `new`. Keep `old` short and ASCII, so that it survives
+edits nearby. `tests` are paths from the root of the repository, and `expression` is the argument of pytest's `-k`.
+Choose them as narrow as possible.
 """
 
 from typing import NamedTuple
@@ -34,7 +34,7 @@ PEERS = ("tests/test_peers.py",)
 RECURRENCE = ("tests/test_recurrence.py",)
 SCAN = ("tests/test_scan.py",)
 SHARDING = ("tests/test_sharding.py",)
-SHARDS = ("tests/test_stretches.py",)
+SHARDS = ("tests/test_time_shards.py",)
 STATE_DTYPE = ("tests/test_state_dtype.py",)
 TIME = ("tests/test_time.py",)
 TRANSPOSE = ("tests/test_conv_transpose.py",)
@@ -57,7 +57,7 @@ ENGINE = (
     Mutant(
         "backward-state-offset",
         "backward pass",
-        "a chunk begins with the state of the chunk after it",
+        "a chunk starts from the state of the next chunk",
         FORWARD,
         "jnp.concatenate([a, b[:-1]])",
         "jnp.concatenate([a, b[1:]])",
@@ -77,7 +77,7 @@ ENGINE = (
     Mutant(
         "backward-cell-parameters-mean",
         "backward pass",
-        "the gradient of a cell's parameters is a mean over the batch instead of a sum",
+        "the gradient of the cell parameters is a mean over the batch instead of a sum",
         BACKWARD,
         ", p: jnp.sum(",
         ", p: jnp.mean(",
@@ -87,7 +87,7 @@ ENGINE = (
     Mutant(
         "backward-reverse-chunks",
         "backward pass",
-        "reversed, chunks of the backward pass begin too late by their length",
+        "in reverse, chunks of the backward pass start too late, by their length",
         BACKWARD,
         "block.steps - i * c - length",
         "block.steps - i * c",
@@ -99,7 +99,7 @@ ENGINE = (
         "backward pass",
         "a gate whose pre-activations are split gets the cotangent of the input side on both sides",
         "jaxseq/_recurrence/_cell.py",
-        "next(beyond) if gate in cell.split_gates else gates[g]",
+        "next(r_sides) if gate in cell.split_gates else gates[g]",
         "gates[g]",
         PEERS,
         "recurrence_equals_torch and gru",
@@ -107,7 +107,7 @@ ENGINE = (
     Mutant(
         "forward-split-gate-exchanged",
         "forward pass",
-        "the two pre-activations of a split gate are exchanged",
+        "the two pre-activations of a split gate are swapped",
         "jaxseq/_recurrence/_cell.py",
         "(us[g], rs[g])",
         "(rs[g], us[g])",
@@ -117,7 +117,7 @@ ENGINE = (
     Mutant(
         "forward-saves-output-under-zoneout",
         "forward pass",
-        "the output stands in for the saved cell state under zoneout, where the two differ",
+        "under zoneout, the output is used in place of the saved cell state, although they differ",
         FORWARD,
         "if share and zoneout is None:",
         "if share:",
@@ -129,36 +129,36 @@ ENGINE = (
         "second order",
         "the tangent of the output cotangents is ignored",
         "jaxseq/_recurrence/_rule.py",
-        "(directions.floats, turned))",
-        "(directions.floats, jax.tree.map(jnp.zeros_like, turned)))",
+        "(directions.floats, cotangent_directions))",
+        "(directions.floats, jax.tree.map(jnp.zeros_like, cotangent_directions)))",
         ("tests/test_order2_in_loops.py",),
     ),
     Mutant(
         "second-order-rule-in-loops",
         "second order",
-        "the values carry no derivative of their own where JAX drops the custom rule",
+        "values have no derivative where JAX drops the custom rule",
         "jaxseq/_recurrence/_rule.py",
-        "return with_derivative_of(partial(_forward_of_floats, cell, options), out, inputs, *inputs.floats), kept",
-        "return out, kept",
+        "return with_derivative_of(partial(_forward_of_floats, cell, options), out, inputs, *inputs.floats), residuals",
+        "return out, residuals",
         ("tests/test_order2_in_loops.py",),
     ),
     Mutant(
         "second-order-product-of-nan",
         "second order",
-        "the product inside of a step reads what is masked out",
+        "the product inside a step reads masked values",
         "jaxseq/_recurrence/_phi.py",
-        "L=L: seen(L(seen(q)))",
-        "L=L: seen(L(q))",
+        "L=L: masked(L(masked(q)))",
+        "L=L: masked(L(q))",
         TIME,
         "padding_is_not_differentiated and product",
     ),
     Mutant(
         "inner-product-called-twice",
         "checks",
-        "a step that calls its inner product twice is not refused",
+        "a step that calls its inner product twice is accepted",
         "jaxseq/_recurrence/_phi.py",
-        "if len(seen) != 1:",
-        "if len(seen) < 1:",
+        "if len(qs) != 1:",
+        "if len(qs) < 1:",
         CELLS,
         "calls_of_the_inner_product",
     ),
@@ -188,7 +188,7 @@ MASKS = (
     Mutant(
         "lengths-state-moves",
         "masks",
-        "the state moves on in the padding",
+        "the state changes in the padding",
         FORWARD,
         "return _time.select(valid, s, s_prev)",
         "return _time.select(None, s, s_prev)",
@@ -198,7 +198,7 @@ MASKS = (
     Mutant(
         "lengths-cotangent-lost",
         "masks",
-        "the cotangent of the last state does not go through the padding",
+        "the cotangent of the last state does not pass through the padding",
         BACKWARD,
         "out = _time.select(valid, ",
         "out = _time.select(None, ",
@@ -208,17 +208,17 @@ MASKS = (
     Mutant(
         "lengths-first-state-recomputed",
         "masks",
-        "reversed and recomputed, the first valid step finds an output of the padding instead of the carry",
+        "in reverse with recomputation, the first valid step starts from an output of the padding instead of the carry",
         BACKWARD,
-        "if valid is not None:  # before the first live step",
-        "if valid is not None and not options.reverse:  # before the first live step",
+        "if valid is not None:  # in reverse, padding",
+        "if valid is not None and not options.reverse:  # in reverse, padding",
         TIME,
         "every_pair_of_options",
     ),
     Mutant(
         "lengths-reversed-in-place",
         "masks",
-        "sequences that are reversed within their lengths are shifted by one",
+        "sequences reversed within their lengths are shifted by one",
         "jaxseq/_time.py",
         "jnp.expand_dims(lengths, axis) - 1 - _step_index(",
         "jnp.expand_dims(lengths, axis) - _step_index(",
@@ -228,7 +228,7 @@ MASKS = (
     Mutant(
         "lengths-last-window",
         "masks",
-        "a sequence that ends with a window gives its last cotangent to the window after it",
+        "the last cotangent of a sequence that ends with a window goes to the next window",
         "jaxseq/_time.py",
         "jnp.maximum(jnp.sum(valid, options.axis) - 1, 0)",
         "jnp.maximum(jnp.sum(valid, options.axis), 0)",
@@ -268,7 +268,7 @@ MASKS = (
     Mutant(
         "resets-reverse-shift",
         "masks",
-        "reversed, a reset counts one step too early",
+        "in reverse, a reset takes effect one step too early",
         "jaxseq/_time.py",
         "jnp.concatenate([at(reset, 1, steps), jnp.zeros_like(below)], axis)",
         "reset",
@@ -278,7 +278,7 @@ MASKS = (
     Mutant(
         "resets-reverse-last-state",
         "masks",
-        "reversed, a reset at the first step does not reset the last state",
+        "in reverse, a reset at the first step does not reset the last state",
         "jaxseq/_recurrence/_call.py",
         "_time.zero_where(last, out)",
         "out",
@@ -288,7 +288,7 @@ MASKS = (
     Mutant(
         "resets-in-padding",
         "masks",
-        "resets in the padding count",
+        "resets in the padding take effect",
         "jaxseq/_time.py",
         "resets & valid",
         "resets",
@@ -328,29 +328,29 @@ MASKS = (
     Mutant(
         "zoneout-boolean-exchanged",
         "masks",
-        "a boolean zoneout mask keeps the units that it should let go",
+        "a boolean zoneout mask keeps the units that it should update",
         "jaxseq/_recurrence/_cell.py",
         "jnp.where(k, a, b)",
         "jnp.where(k, b, a)",
         TIME,
-        "all_held",
+        "zoneout_of_all",
     ),
     Mutant(
         "zoneout-rate-exchanged",
         "masks",
-        "a zoneout rate keeps the complement",
+        "a zoneout rate is replaced by its complement",
         "jaxseq/_recurrence/_cell.py",
         "k * a + (1 - k) * b",
         "(1 - k) * a + k * b",
         TIME,
-        "a_hold_of_one",
+        "zoneout_of_one",
     ),
     Mutant(
         "zoneout-backward",
         "masks",
-        "the cotangent that zoneout hands to the step before is lost",
+        "the cotangent that zoneout passes to the previous state is lost",
         BACKWARD,
-        "else jax.tree.map(jnp.add, out, kept)",
+        "else jax.tree.map(jnp.add, out, to_previous)",
         "else out",
         TIME,
         "every_pair_of_options",
@@ -358,7 +358,7 @@ MASKS = (
     Mutant(
         "zoneout-idle-step",
         "masks",
-        "a step counts as idle where zoneout holds one part of the state",
+        "a step is treated as idle if zoneout keeps only one part of the state",
         "jaxseq/_recurrence/_call.py",
         "reduce(jnp.logical_and,",
         "reduce(jnp.logical_or,",
@@ -391,7 +391,7 @@ WINDOWS = (
     Mutant(
         "truncation-cut-reversed",
         "truncation",
-        "reversed, the last step that a gradient reaches is off by one",
+        "in reverse, the last step that a gradient reaches is off by one",
         BACKWARD,
         "block.steps - 1 - cut if",
         "block.steps - cut if",
@@ -401,7 +401,7 @@ WINDOWS = (
     Mutant(
         "truncation-losses-counted-again",
         "truncation",
-        "the losses of a window count again in later stages",
+        "the losses of a window are counted again in later stages",
         BACKWARD,
         "w_bar, x_bar, losses=False",
         "w_bar, x_bar, losses=True",
@@ -411,17 +411,17 @@ WINDOWS = (
     Mutant(
         "truncation-carry-of-last-stage",
         "truncation",
-        "of the gradient of the carry only the last stage is kept",
+        "only the last stage contributes to the gradient of the carry",
         BACKWARD,
-        "nothing, jax.tree.map(jnp.add, ",
-        "nothing, jax.tree.map(lambda a, b: b, ",
+        "zero_state, jax.tree.map(jnp.add, ",
+        "zero_state, jax.tree.map(lambda a, b: b, ",
         TRUNCATION,
         "any_windows_in_any_pieces",
     ),
     Mutant(
         "truncation-input-gradient-lost",
         "truncation",
-        "later stages drop their own part of the input gradient",
+        "later stages do not contribute to the input gradient",
         BACKWARD,
         "piece if losses else piece + take(",
         "piece if losses else take(",
@@ -431,7 +431,7 @@ WINDOWS = (
     Mutant(
         "truncation-push-reversed",
         "truncation",
-        "reversed, a window hands its cotangent to the wrong neighbour",
+        "in reverse, a window passes its cotangent to the wrong neighbour",
         "jaxseq/_time.py",
         "[b[None], a[:-1]] if options.reverse else",
         "[a[1:], b[None]] if options.reverse else",
@@ -441,7 +441,7 @@ WINDOWS = (
     Mutant(
         "truncation-anchor-reversed",
         "truncation",
-        "reversed, the windows begin at the end of time that is read last",
+        "in reverse, windows start at the wrong end of the sequence",
         "jaxseq/_time.py",
         "rest if options.reverse else 0, count",
         "0, count",
@@ -451,7 +451,7 @@ WINDOWS = (
     Mutant(
         "truncation-second-order-carry",
         "truncation",
-        "at second order, the carry gets no gradient from the window that begins with it",
+        "at second order, the carry gets no gradient from the window that starts with it",
         FORWARD,
         "jnp.arange(count) * k1 > before",
         "jnp.arange(count) * k1 >= before",
@@ -461,7 +461,7 @@ WINDOWS = (
     Mutant(
         "checkpoint-ignored",
         "checkpoint",
-        "`checkpoint` keeps what it should recompute",
+        "`checkpoint` stores what it should recompute",
         BACKWARD,
         "options.checkpoint is None and not cheap",
         "not cheap",
@@ -471,7 +471,7 @@ WINDOWS = (
     Mutant(
         "checkpoint-chunks-reversed",
         "checkpoint",
-        "reversed, the first state of a chunk is kept one step too late",
+        "in reverse, the first state of a chunk is stored one step too late",
         "jaxseq/_time.py",
         "t = steps - 1 - t",
         "t = steps - t",
@@ -481,17 +481,17 @@ WINDOWS = (
     Mutant(
         "scan-carry-gradient",
         "scan",
-        "the first window gives no gradient to the carry",
+        "the first window contributes no gradient to the carry",
         "jaxseq/_scan.py",
         "if not plan.head and at == 0:",
         "if False:",
         SCAN,
-        "it_is_the_twin",
+        "it_is_the_reference",
     ),
     Mutant(
         "scan-large-state-carry-gradient",
         "scan",
-        "with a large state, the gradient is cut before the first step too",
+        "with a large state, the gradient is also cut before the first step",
         "jaxseq/_scan.py",
         "cut = (t > 0) & (t % plan.k1 == 0)",
         "cut = t % plan.k1 == 0",
@@ -501,7 +501,7 @@ WINDOWS = (
     Mutant(
         "scan-head-too-short",
         "scan",
-        "the first window that begins with a detached state is one too early",
+        "the first window that starts from a detached state is one too early",
         "jaxseq/_scan.py",
         "head = (before // k1 + 1) * k1 if before else 0",
         "head = -(-before // k1) * k1",
@@ -556,7 +556,7 @@ CELL_RULES = (
     Mutant(
         "rnn-relu-hides-nan",
         "cells",
-        "relu makes zero of NaN",
+        "relu turns NaN into zero",
         "jaxseq/_rnn.py",
         "jnp.where(a <= 0, 0, a)",
         "jnp.where(a > 0, a, 0)",
@@ -616,7 +616,7 @@ CELL_RULES = (
     Mutant(
         "lstm-output-to-memory",
         "cells",
-        "what reaches the memory through the output lacks the output gate",
+        "the cotangent of the cell state through the output lacks the output gate",
         "jaxseq/_lstm.py",
         ".h * o * (1 - tanh_c * tanh_c)",
         ".h * (1 - tanh_c * tanh_c)",
@@ -666,7 +666,7 @@ CELL_RULES = (
     Mutant(
         "peephole-lstm-input-peephole",
         "cells",
-        "the memory gets no cotangent through the peephole of the input gate",
+        "the cell state gets no cotangent through the peephole of the input gate",
         "jaxseq/cells/_peephole_lstm.py",
         "* f + _each(p.p_i, ",
         "* f + 0 * _each(p.p_i, ",
@@ -676,7 +676,7 @@ CELL_RULES = (
     Mutant(
         "projected-lstm-projection-operand",
         "cells",
-        "the gradient of the projection reads the memory instead of its tanh",
+        "the gradient of the projection reads the cell state instead of its tanh",
         "jaxseq/cells/_projected_lstm.py",
         "m = o * jnp.tanh(f * s_prev.c + i * g)",
         "m = o * (f * s_prev.c + i * g)",
@@ -726,10 +726,10 @@ CELL_RULES = (
     Mutant(
         "slstm-first-step",
         "cells",
-        "the first step is compared with a stabilizer that there is not yet",
+        "the first step is compared with a stabilizer that does not exist yet",
         "jaxseq/cells/_slstm.py",
-        "larger = begun & (kept > a_i)",
-        "larger = kept > a_i",
+        "larger = started & (forget_exponent > a_i)",
+        "larger = forget_exponent > a_i",
         CELLS,
         "slstm",
     ),
@@ -746,7 +746,7 @@ CELL_RULES = (
     Mutant(
         "any-cell-gate-order",
         "checks",
-        "a cell whose input-only gates are not the last ones is not refused",
+        "a cell whose input-only gates are not the last ones is accepted",
         "jaxseq/_any_cell.py",
         "if not gates.endswith(input_only_gates) or input_only_gates == gates:",
         "if input_only_gates == gates:",
@@ -756,7 +756,7 @@ CELL_RULES = (
     Mutant(
         "conv-recurrence-stride-exchanged",
         "cells",
-        "stride and dilation of a convolutional recurrence are exchanged",
+        "stride and dilation of a convolutional recurrence are swapped",
         "jaxseq/_conv_recurrence.py",
         "Conv(static(stride), static(padding), static(dilation))",
         "Conv(static(dilation), static(padding), static(stride))",
@@ -779,7 +779,7 @@ MAPS = (
     Mutant(
         "dense-bias-gradient",
         "linear maps",
-        "a bias gradient does not sum over the first axis alone but over all",
+        "a bias gradient sums over all axes instead of only the first",
         "jaxseq/_dense.py",
         ".ndim - 1), dtype=",
         ".ndim), dtype=",
@@ -804,7 +804,7 @@ MAPS = (
         "...nd,ndgi->...gni",
         "...nd,ndgi->...ngi",
         CELLS,
-        "pullbacks_of_a_map and Blocks",
+        "pullbacks_of_a_map and BlockDiagonal",
     ),
     Mutant(
         "conv-map-stride",
@@ -844,7 +844,7 @@ RULES = (
     Mutant(
         "form-reaches",
         "convolution",
-        "a window that reaches the last input alone counts as one that reaches none",
+        "a kernel that reaches only the last input is treated as reaching none",
         "jaxseq/_correlation/_form.py",
         "s * n + d * k - lo < I for",
         "s * n + d * k - lo < I - 1 for",
@@ -854,7 +854,7 @@ RULES = (
     Mutant(
         "xla-output-zeros",
         "convolution",
-        "rule `_xla`, output: zeros are put back on the wrong sides",
+        "rule `_xla`, output: zeros are restored on the wrong sides",
         "jaxseq/_correlation/_xla.py",
         "zeros=(n[0], outputs - 1 - n[1])",
         "zeros=(outputs - 1 - n[1], n[0])",
@@ -874,7 +874,7 @@ RULES = (
     Mutant(
         "xla-kernel-dilation",
         "convolution",
-        "rule `_xla`, kernel gradient: stride and dilation are not exchanged",
+        "rule `_xla`, kernel gradient: stride and dilation are not swapped",
         "jaxseq/_correlation/_xla.py",
         "stride=geometry.dilation,",
         "stride=geometry.stride,",
@@ -914,7 +914,7 @@ RULES = (
     Mutant(
         "shifts-output-channel",
         "convolution",
-        "rule `_shifts`, output: the kernel of another group is read",
+        "rule `_shifts`, output: the kernel of another group is used",
         "jaxseq/_correlation/_shifts.py",
         "kernel[(*tap, i, slice(o, None, form.out_channels))]",
         "kernel[(*tap, i, slice(o, None, form.out_channels))][::-1]",
@@ -934,7 +934,7 @@ RULES = (
     Mutant(
         "shifts-kernel-channels",
         "convolution",
-        "rule `_shifts`, kernel gradient: groups and output channels are exchanged",
+        "rule `_shifts`, kernel gradient: groups and output channels are swapped",
         "jaxseq/_correlation/_shifts.py",
         ".swapaxes(-1, -2)",
         "",
@@ -954,7 +954,7 @@ RULES = (
     Mutant(
         "shifts-kernel-last-block",
         "convolution",
-        "rule `_shifts`, kernel gradient: the last block of outputs is left out",
+        "rule `_shifts`, kernel gradient: the last block of outputs is omitted",
         "jaxseq/_correlation/_shifts.py",
         "jnp.arange(blocks))",
         "jnp.arange(blocks - 1))",
@@ -983,7 +983,7 @@ RULES = (
     Mutant(
         "cropped-taps",
         "convolution",
-        "taps that reach no input are cut off at the wrong end",
+        "taps that reach no input are removed at the wrong end",
         "jaxseq/_correlation/_form.py",
         "taps.append((k0, K - k0 - K_))",
         "taps.append((K - k0 - K_, k0))",
@@ -1023,7 +1023,7 @@ RULES = (
     Mutant(
         "spectrum-kernel-scales",
         "convolution",
-        "rule `_spectrum`, kernel gradient: batch entries of different scale are summed as if of one",
+        "rule `_spectrum`, kernel gradient: batch entries of different scales are summed without rescaling",
         "jaxseq/_correlation/_spectrum.py",
         "_times_power(X, e + h - largest)",
         "X",
@@ -1043,7 +1043,7 @@ RULES = (
     Mutant(
         "blocks-off-diagonal",
         "convolution",
-        "rule `_blocks`, output and input gradient: groups of a block see each other",
+        "rule `_blocks`, output and input gradient: groups of a block affect each other",
         "jaxseq/_correlation/_blocks.py",
         "jnp.eye(m, dtype=bool)",
         "jnp.ones((m, m), bool)",
@@ -1053,7 +1053,7 @@ RULES = (
     Mutant(
         "blocks-kernel-channels",
         "convolution",
-        "rule `_blocks`, kernel gradient: groups and output channels are exchanged",
+        "rule `_blocks`, kernel gradient: groups and output channels are swapped",
         "jaxseq/_correlation/_blocks.py",
         ".swapaxes(-1, -2)",
         "",
@@ -1083,7 +1083,7 @@ RULES = (
     Mutant(
         "loop-kernel-taps",
         "convolution",
-        "rule `_loop`, kernel gradient: all taps read the inputs of the first",
+        "rule `_loop`, kernel gradient: all taps read the inputs of the first tap",
         "jaxseq/_correlation/_loop.py",
         "_inputs_of_tap(form, x, at[0])",
         "_inputs_of_tap(form, x, 0 * at[0])",
@@ -1123,7 +1123,7 @@ RULES = (
     Mutant(
         "choose-direct",
         "convolution",
-        '`method="direct"` takes spectra all the same',
+        '`method="direct"` uses Fourier transforms',
         "jaxseq/_correlation/__init__.py",
         "    if not direct:",
         "    if True:",
@@ -1133,7 +1133,7 @@ RULES = (
     Mutant(
         "conv-flip-one-axis",
         "convolution",
-        "`flip` reverses the first axis of the kernel alone",
+        "`flip` reverses only the first axis of the kernel",
         "jaxseq/_conv.py",
         "jnp.flip(kernel, range(axes))",
         "jnp.flip(kernel, 0)",
@@ -1168,12 +1168,12 @@ RULES = (
         "(prod(strides) / (",
         "(1 / (",
         TRANSPOSE,
-        "first_weights",
+        "initial_parameters",
     ),
     Mutant(
         "conv-transpose-channels-check",
         "checks",
-        "transposed: input channels that the kernel does not have are not refused",
+        "transposed: an input with the wrong number of channels is accepted",
         "jaxseq/_conv_transpose.py",
         "if x.shape[-1] != c_in:",
         "if x.shape[-1] < c_in and False:",
@@ -1203,7 +1203,7 @@ RULES = (
     Mutant(
         "separable-window-check",
         "checks",
-        "separable: a pointwise kernel with several taps is not refused",
+        "separable: a pointwise kernel with several taps is accepted",
         "jaxseq/_separable.py",
         "pointwise.ndim < 3 or any(K != 1 for K in pointwise.shape[:-2])",
         "pointwise.ndim < 3",
@@ -1216,7 +1216,7 @@ CAUSAL_RULES = (
     Mutant(
         "causal-reset-output",
         "causal convolution",
-        "with resets, an output does not see the first step of its own episode",
+        "with resets, an output does not depend on the first step of its episode",
         "jaxseq/_causal_conv.py",
         "_time.zero_padding(P - start <= age, lax",
         "_time.zero_padding(P - start < age, lax",
@@ -1228,8 +1228,8 @@ CAUSAL_RULES = (
         "causal convolution",
         "with resets, no gradient reaches the first step of an episode",
         "jaxseq/_causal_conv.py",
-        "seen = P - start <= age",
-        "seen = P - start < age",
+        "valid = P - start <= age",
+        "valid = P - start < age",
         CAUSAL,
         "each_episode or equals_loops",
     ),
@@ -1246,7 +1246,7 @@ CAUSAL_RULES = (
     Mutant(
         "causal-reset-age",
         "causal convolution",
-        "before the first reset, the oldest step of the carry is not seen",
+        "before the first reset, the oldest step of the carry is ignored",
         "jaxseq/_causal_conv.py",
         "jnp.where(resets, t, -reach)",
         "jnp.where(resets, t, 1 - reach)",
@@ -1274,9 +1274,9 @@ CAUSAL_RULES = (
         "equals_loops",
     ),
     Mutant(
-        "causal-relay-rounds",
+        "causal-carry-rounds",
         "sharding",
-        "over time shards, a carry that spans several shards is handed on in one round too few",
+        "over time shards, a carry that spans several shards is passed on in one round too few",
         "jaxseq/_causal_conv.py",
         "rounds = -(-carry.shape[-2] // x.shape[-2])",
         "rounds = max(1, carry.shape[-2] // x.shape[-2])",
@@ -1287,41 +1287,41 @@ CAUSAL_RULES = (
 
 DEVICES = (
     Mutant(
-        "relay-reverse-direction",
+        "carry-across-shards-reverse-direction",
         "sharding",
-        "reversed, the state is handed to the wrong neighbour",
+        "in reverse, the state is passed to the wrong neighbour",
         "jaxseq/_carry_across_shards.py",
         "-1 if reverse else 1",
         "1",
         SHARDS,
-        "relay_goes_through",
+        "carry_goes_through",
     ),
     Mutant(
-        "relay-one-round-less",
+        "carry-across-shards-one-round-less",
         "sharding",
-        "the last time shard begins with an older state",
+        "the last time shard starts from an outdated state",
         "jaxseq/_carry_across_shards.py",
         "rounds = devices - 1 if rounds is None",
         "rounds = devices - 2 if rounds is None",
         SHARDS,
-        "relay_takes_as_many_rounds",
+        "the_carry_takes_as_many_rounds",
     ),
     Mutant(
-        "relay-axis-check",
+        "carry-across-shards-axis-check",
         "checks",
-        "a mesh axis that is named twice is not refused",
+        "a mesh axis that is named twice is accepted",
         "jaxseq/_carry_across_shards.py",
         " or len(set(names)) < len(names):",
         ":",
         SHARDS,
-        "mistakes_with_the_relay",
+        "mistakes_with_carry_across_shards",
     ),
     Mutant(
         "halo-borrowed-rows",
         "sharding",
-        "the rows borrowed from the shard before are its first instead of its last",
+        "the rows received from the previous shard are its first instead of its last",
         "jaxseq/_halo.py",
-        "first = size - count if towards == 1 else 0",
+        "first = size - count if offset == 1 else 0",
         "first = 0",
         SHARDS,
         "halos_and_no_more and conv",
@@ -1329,7 +1329,7 @@ DEVICES = (
     Mutant(
         "halo-several-shards",
         "sharding",
-        "rows borrowed from several shards are in reverse order",
+        "rows received from several shards are in reverse order",
         "jaxseq/_halo.py",
         "[::-1], own",
         ", own",
@@ -1349,7 +1349,7 @@ DEVICES = (
     Mutant(
         "halo-divisible-check",
         "checks",
-        "outputs that cannot be divided like the inputs are not refused",
+        "outputs that cannot be sharded like the inputs are accepted",
         "jaxseq/_halo.py",
         "if s * O != I or O % devices:",
         "if O % devices:",
@@ -1359,7 +1359,7 @@ DEVICES = (
     Mutant(
         "time-shards-truncation",
         "sharding",
-        "truncated gradients cross from time shard to time shard",
+        "truncated gradients cross from one time shard to another",
         "jaxseq/_recurrence/_devices.py",
         "lax.stop_gradient(start)",
         "start",
@@ -1369,7 +1369,7 @@ DEVICES = (
     Mutant(
         "time-shards-last-state",
         "sharding",
-        "a sequence that ends with a time shard takes its last state from the next",
+        "the last state of a sequence that ends with a time shard is taken from the next shard",
         "jaxseq/_recurrence/_devices.py",
         "jnp.maximum(length - 1, 0) // steps",
         "length // steps",
@@ -1379,7 +1379,7 @@ DEVICES = (
     Mutant(
         "time-shards-windows",
         "sharding",
-        "windows that do not divide a time shard are truncated at its edge too",
+        "windows that do not divide a time shard are also cut at its edge",
         "jaxseq/_recurrence/_devices.py",
         "(k1 == k2 and steps // devices % k1 == 0)",
         "k1 == k2",
@@ -1394,12 +1394,12 @@ DEVICES = (
         ".transpose([in_mesh.index(name) for name in names])",
         "",
         SHARDS,
-        "relay_goes_through or corners",
+        "carry_goes_through or corners",
     ),
     Mutant(
         "shards-groups-divided",
         "sharding",
-        "each device computes as many groups as there are in all",
+        "each device computes the total number of groups",
         "jaxseq/_sharding.py",
         "here = groups // count if groups > 1 and part else groups",
         "here = groups",
@@ -1412,7 +1412,7 @@ LAYER_RULES = (
     Mutant(
         "bidirectional-directions",
         "layers",
-        "the first layer reads backwards instead of the second",
+        "the first layer runs in reverse instead of the second",
         "jaxseq/_layers.py",
         '"reverse": i == 1,',
         '"reverse": i == 0,',
@@ -1432,7 +1432,7 @@ LAYER_RULES = (
     Mutant(
         "stack-dropout-input",
         "layers",
-        "dropout applies to the input of the stack too",
+        "dropout is also applied to the input of the stack",
         "jaxseq/_layers.py",
         "if i and rate and",
         "if rate and",
@@ -1452,7 +1452,7 @@ LAYER_RULES = (
     Mutant(
         "stack-zoneout-rate",
         "layers",
-        "zoneout keeps the complement of its rate",
+        "zoneout uses the complement of its rate",
         "jaxseq/_layers.py",
         "bernoulli(next(keys), zoneout, shape)",
         "bernoulli(next(keys), 1 - zoneout, shape)",
@@ -1462,7 +1462,7 @@ LAYER_RULES = (
     Mutant(
         "stack-residual-padding",
         "layers",
-        "a residual link reads the padding of the input",
+        "a residual connection reads the padding of the input",
         "jaxseq/_layers.py",
         "y if i or not residual else zero_padded_steps(y, time)",
         "y",
@@ -1485,7 +1485,7 @@ CONVERTERS = (
     Mutant(
         "torch-biases-exchanged",
         "converters",
-        "torch: the two biases of a GRU are exchanged",
+        "torch: the two biases of a GRU are swapped",
         "jaxseq/convert/_torch.py",
         'own.get("bias_ih"), own.get("bias_hh")',
         'own.get("bias_hh"), own.get("bias_ih")',
@@ -1495,7 +1495,7 @@ CONVERTERS = (
     Mutant(
         "torch-projection-check",
         "checks",
-        "torch: an LSTM with a projection passes as one without",
+        "torch: an LSTM with a projection is accepted as one without",
         "jaxseq/convert/_torch.py",
         'if (op == "projected_lstm") != ("weight_hr" in own):',
         'if op == "projected_lstm" and "weight_hr" not in own:',
@@ -1505,7 +1505,7 @@ CONVERTERS = (
     Mutant(
         "haiku-forget-bias",
         "converters",
-        "Haiku and Flax: what their forget gate adds is subtracted, both ways",
+        "Haiku and Flax: the constant added to the forget gate is subtracted, in both directions",
         "jaxseq/convert/_layout.py",
         "f + amount",
         "f - amount",
@@ -1515,7 +1515,7 @@ CONVERTERS = (
     Mutant(
         "haiku-update-gate",
         "converters",
-        "Haiku: the update gate of a GRU, which is the complement of ours, keeps its sign, both ways",
+        "Haiku: the update gate of a GRU, the complement of that of jaxseq, keeps its sign, in both directions",
         "jaxseq/convert/_layout.py",
         "[s * part for s, part in",
         "[part for s, part in",
@@ -1525,7 +1525,7 @@ CONVERTERS = (
     Mutant(
         "keras-gate-order",
         "converters",
-        "gates are not put into our order, both ways",
+        "gates are not reordered, in either direction",
         "jaxseq/convert/_layout.py",
         "parts[given.index(gate)] for gate in wanted",
         "parts[given.index(gate)] for gate in given",
@@ -1535,7 +1535,7 @@ CONVERTERS = (
     Mutant(
         "flax-transposed-kernel",
         "converters",
-        "a transposed kernel is not reversed, both ways",
+        "a transposed kernel is not reversed, in either direction",
         "jaxseq/convert/_layout.py",
         "return jnp.flip(kernel, range(kernel.ndim - 2))",
         "return kernel",
@@ -1555,7 +1555,7 @@ CONVERTERS = (
     Mutant(
         "nnx-bias-place",
         "converters",
-        "nnx: the bias of an LSTM is put beside the input",
+        "nnx: the bias of an LSTM is stored with the input weights",
         "jaxseq/convert/_flax.py",
         'place = "dense_h" if op == "lstm" else "dense_i"',
         'place = "dense_i"',
@@ -1565,7 +1565,7 @@ CONVERTERS = (
     Mutant(
         "equinox-groups",
         "converters",
-        "Equinox: the groups of a transposed kernel are not untangled",
+        "Equinox: the groups of a transposed kernel are not rearranged",
         "jaxseq/convert/_equinox.py",
         "weight.reshape(groups, -1, *weight.shape[1:])",
         "weight.reshape(-1, groups, *weight.shape[1:]).swapaxes(0, 1)",
@@ -1575,7 +1575,7 @@ CONVERTERS = (
     Mutant(
         "convert-all-biases-check",
         "checks",
-        "biases of some gates only are not refused",
+        "biases of only some gates are accepted",
         "jaxseq/convert/_layout.py",
         "if there and missing:",
         "if there and missing and False:",
@@ -1585,7 +1585,7 @@ CONVERTERS = (
     Mutant(
         "convert-use-bias-check",
         "checks",
-        "a layer that holds a bias which it does not add is not refused",
+        "a layer with a bias that it does not add is accepted",
         "jaxseq/convert/_layout.py",
         "isinstance(use_bias, bool) and use_bias != (bias is not None)",
         "isinstance(use_bias, bool) and use_bias and bias is None",
@@ -1598,7 +1598,7 @@ CHECKS = (
     Mutant(
         "check-integer-boolean",
         "checks",
-        "a boolean passes for an integer",
+        "a boolean is accepted as an integer",
         "jaxseq/_checks.py",
         'isinstance(value, bool | np.bool_ | jax.Array):\n        bad_type(name, expected + ", known',
         'isinstance(value, jax.Array):\n        bad_type(name, expected + ", known',
@@ -1607,7 +1607,7 @@ CHECKS = (
     Mutant(
         "check-truncation-pair",
         "checks",
-        "a pair (k1, k2) with k2 < k1 is not refused",
+        "a pair (k1, k2) with k2 < k1 is accepted",
         "jaxseq/_checks.py",
         "if k2 < k1:",
         "if k2 < 1:",
@@ -1616,7 +1616,7 @@ CHECKS = (
     Mutant(
         "check-lengths-beyond",
         "checks",
-        "lengths beyond the number of steps are not refused",
+        "lengths beyond the number of steps are accepted",
         "jaxseq/_checks.py",
         "if low < 0 or high > steps:",
         "if low < 0:",
@@ -1625,7 +1625,7 @@ CHECKS = (
     Mutant(
         "check-lengths-traced",
         "checks",
-        "traced lengths are not clipped",
+        "traced lengths are not clamped",
         "jaxseq/_checks.py",
         "jnp.clip(n, 0, limit).astype(jnp.int32)",
         "n.astype(jnp.int32)",
@@ -1643,7 +1643,7 @@ CHECKS = (
     Mutant(
         "check-mask-dtype",
         "checks",
-        "a mask of integers is not refused",
+        "a mask of integers is accepted",
         "jaxseq/_checks.py",
         "if not isinstance(found, ARRAYS) or found.dtype != bool:",
         "if not isinstance(found, ARRAYS):",
@@ -1652,7 +1652,7 @@ CHECKS = (
     Mutant(
         "check-rate-one",
         "checks",
-        "a dropout rate of one is not refused",
+        "a dropout rate of one is accepted",
         "jaxseq/_checks.py",
         "if not 0 <= value < 1:",
         "if not 0 <= value <= 1:",
@@ -1672,7 +1672,7 @@ CHECKS = (
     Mutant(
         "check-recurrent-weights",
         "checks",
-        "recurrent weights that are not square are not refused",
+        "recurrent weights that are not square are accepted",
         "jaxseq/_recurrence/_call.py",
         "if sizes is None or (w_q is None and sizes[0] != sizes[1]):",
         "if sizes is None:",
@@ -1680,19 +1680,19 @@ CHECKS = (
         "recurrent",
     ),
     Mutant(
-        "check-drop-shape",
+        "check-dropout-mask-shape",
         "checks",
-        "a recurrent dropout mask of another shape is not refused",
+        "a recurrent dropout mask of another shape is accepted",
         "jaxseq/_recurrence/_call.py",
-        'recurrent_dropout_mask, h_of(carry).shape, "that of h")',
-        'recurrent_dropout_mask, recurrent_dropout_mask.shape, "that of h")',
+        'recurrent_dropout_mask, h_of(carry).shape, "the shape of h")',
+        'recurrent_dropout_mask, recurrent_dropout_mask.shape, "the shape of h")',
         ERRORS,
         "dropout",
     ),
     Mutant(
         "check-hold-shape",
         "checks",
-        "a zoneout mask of another shape is not refused",
+        "a zoneout mask of another shape is accepted",
         "jaxseq/_recurrence/_call.py",
         "_checks.shape(name, amount, shape,",
         "_checks.shape(name, amount, amount.shape,",
@@ -1702,7 +1702,7 @@ CHECKS = (
     Mutant(
         "check-groups",
         "checks",
-        "groups that do not divide the output channels are not refused",
+        "groups that do not divide the output channels are accepted",
         "jaxseq/_conv.py",
         "if c_in % groups or c_out % groups:",
         "if c_in % groups:",
@@ -1712,7 +1712,7 @@ CHECKS = (
     Mutant(
         "check-complex-kernel",
         "checks",
-        "a complex kernel for a real input is not refused",
+        "a complex kernel for a real input is accepted",
         "jaxseq/_conv.py",
         "value is not None and jnp.iscomplexobj(value) != jnp.iscomplexobj(x)",
         "value is not None and jnp.iscomplexobj(x) and not jnp.iscomplexobj(value)",
@@ -1721,7 +1721,7 @@ CHECKS = (
     Mutant(
         "check-window-extent",
         "checks",
-        "a window larger than the padded input is not refused",
+        "a window larger than the padded input is accepted",
         "jaxseq/_geometry.py",
         "size > 0 and size + lo + hi < extent(taps, d)",
         "size > 0 and size + lo + hi < 0",
@@ -1730,7 +1730,7 @@ CHECKS = (
     Mutant(
         "check-output-padding",
         "checks",
-        "an output padding as large as the stride is not refused",
+        "an output padding as large as the stride is accepted",
         "jaxseq/_geometry.py",
         "e >= max(s, d) for",
         "e > max(s, d) for",
@@ -1740,7 +1740,7 @@ CHECKS = (
     Mutant(
         "geometry-same-odd",
         "convolution",
-        'padding "SAME" puts an odd row in front',
+        'padding "SAME" puts the extra row at the start',
         "jaxseq/_geometry.py",
         "return total // 2, total - total // 2",
         "return total - total // 2, total // 2",
@@ -1750,7 +1750,7 @@ CHECKS = (
     Mutant(
         "geometry-causal-side",
         "convolution",
-        'padding "CAUSAL" pads behind',
+        'padding "CAUSAL" pads at the end',
         "jaxseq/_geometry.py",
         "((extent(window[0], dilation[0]) - 1, 0),)",
         "((0, extent(window[0], dilation[0]) - 1),)",
@@ -1760,7 +1760,7 @@ CHECKS = (
     Mutant(
         "geometry-output-padding",
         "convolution",
-        "transposed: output padding is added in front",
+        "transposed: output padding is added at the start",
         "jaxseq/_geometry.py",
         "(lo, hi - e) for",
         "(lo - e, hi) for",
@@ -1793,7 +1793,7 @@ NUMBERS = (
     Mutant(
         "dtype-wider",
         "dtypes",
-        "a wide state between narrow products does not widen them",
+        "a wide state does not widen the narrow products that use it",
         "jaxseq/_precision.py",
         "return dtype != other and common(dtype, other) == dtype",
         "return False",
@@ -1821,7 +1821,7 @@ NUMBERS = (
     Mutant(
         "dtype-recompute-from-rounded-output",
         "dtypes",
-        "states are recomputed from outputs that are rounded",
+        "states are recomputed from rounded outputs",
         BACKWARD,
         "*(a.dtype for a in leaves)}) == 1",
         "*(a.dtype for a in leaves)}) >= 1",
@@ -1840,7 +1840,7 @@ NUMBERS = (
     Mutant(
         "dtype-backward-accumulator",
         "dtypes",
-        "weight gradients are summed up in the dtype of the weights",
+        "weight gradients are accumulated in the dtype of the weights",
         BACKWARD,
         "_sharding.zeros_like(_precision.cast(inputs.floats[0], acc))",
         "_sharding.zeros_like(inputs.floats[0])",
@@ -1862,7 +1862,7 @@ TESTING = (
     Mutant(
         "testing-nan-passes",
         "testing",
-        "a NaN is no difference",
+        "a NaN does not count as a difference",
         "jaxseq/testing/_compare.py",
         "if not off <= bound:",
         "if off > bound:",
@@ -1872,7 +1872,7 @@ TESTING = (
     Mutant(
         "testing-differences-extrapolation",
         "testing",
-        "differences are extrapolated by the wrong order",
+        "differences are extrapolated with the wrong order",
         "jaxseq/testing/_differences.py",
         "** (2 * j)",
         "** (j + 1)",
@@ -1882,7 +1882,7 @@ TESTING = (
     Mutant(
         "testing-differences-error",
         "testing",
-        "the error of differences leaves out rounding",
+        "the error estimate of differences omits rounding",
         "jaxseq/testing/_differences.py",
         "apart + floor[:, j:]",
         "apart",
@@ -1892,7 +1892,7 @@ TESTING = (
     Mutant(
         "testing-rounding-in-loops",
         "testing",
-        "rounding errors inside of loops are not seen",
+        "rounding errors inside loops are not detected",
         "jaxseq/testing/_rounding.py",
         "params = _surgery.with_inner(eqn.params, _retraced)",
         "params = eqn.params",
@@ -1902,7 +1902,7 @@ TESTING = (
     Mutant(
         "testing-none-for-float",
         "testing",
-        "None for an argument of floats is not reported",
+        "None as the cotangent of a float argument is not reported",
         "jaxseq/testing/_rule.py",
         "if call.wanted is None or call.wanted[n]:",
         "if call.wanted is not None and not call.wanted[n]:",
@@ -1911,7 +1911,7 @@ TESTING = (
     Mutant(
         "testing-determinism",
         "testing",
-        "a rule that gives another result when it is called again is found out under `jax.disable_jit` alone",
+        "a nondeterministic rule is detected only under `jax.disable_jit`",
         "jaxseq/testing/_value.py",
         "again = wide(s.by_hand(trial.x, trial.rest, seed)[1])",
         'again = trial.by_hand["joint"]',
@@ -1930,7 +1930,7 @@ TESTING = (
     Mutant(
         "testing-second-order",
         "testing",
-        "second order is compared at a bound of its own size",
+        "second order is compared with a much looser tolerance",
         "jaxseq/testing/_order2.py",
         "relative=10 * base.relative",
         "relative=1.0",

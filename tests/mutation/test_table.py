@@ -1,4 +1,4 @@
-"""The table of mutants fits the source, and the runner judges runs of tests as it says."""
+"""The table of mutants matches the source, and the runner judges runs of tests as documented."""
 
 import ast
 from collections import Counter
@@ -9,7 +9,7 @@ from table import MUTANTS, Mutant
 
 
 def without_docstrings(source):
-    """The syntax tree of a module in words."""
+    """Return a dump of the syntax tree of a module, without docstrings."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
@@ -48,9 +48,9 @@ def test_a_text_that_is_not_there_once_is_refused(source):
         (1, {"passed": 3, "skipped": 0, "failed": ["test_a"]}, ("killed", "test_a")),
         (0, {"passed": 3, "skipped": 1, "failed": []}, ("survived", "3 passed, 1 skipped")),
         (0, {"passed": 0, "skipped": 2, "failed": []}, ("error", "all 2 tests were skipped")),
-        (5, {"passed": 0, "skipped": 0, "failed": []}, ("error", "pytest ended with 5: b")),
-        (2, {"passed": 0, "skipped": 0, "failed": ["test_a.py"]}, ("error", "pytest ended with 2: b")),
-        (3, None, ("error", "pytest ended with 3: b")),
+        (5, {"passed": 0, "skipped": 0, "failed": []}, ("error", "pytest exited with 5: b")),
+        (2, {"passed": 0, "skipped": 0, "failed": ["test_a.py"]}, ("error", "pytest exited with 2: b")),
+        (3, None, ("error", "pytest exited with 3: b")),
     ],
 )
 def test_how_a_run_is_judged(code, report, result):

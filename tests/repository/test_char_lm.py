@@ -111,13 +111,13 @@ def test_the_same_seed_gives_the_same_curve(char_lm, prose, tmp_path):
 
 
 def test_a_wrong_gradient_stops_it(char_lm, prose, tmp_path, monkeypatch, capsys):
-    """The twin's gradient stops at every second step: the comparison has to see that."""
-    twin = jaxseq.reference.lstm
-    monkeypatch.setattr(jaxseq.reference, "lstm", lambda *args: twin(*args, truncation=2))
+    """The reference's gradient stops at every second step: the comparison has to see that."""
+    reference = jaxseq.reference.lstm
+    monkeypatch.setattr(jaxseq.reference, "lstm", lambda *args: reference(*args, truncation=2))
     status = char_lm.main([f"--text={prose}", f"--out={tmp_path}", *TINY, "--window=6"])
     assert status == 1
     error = capsys.readouterr().err
-    assert error.startswith("char_lm.py: error: the gradient by hand is not that of jax.grad")
+    assert error.startswith("char_lm.py: error: the gradient of jaxseq differs from jax.grad by ")
     assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
@@ -173,7 +173,7 @@ def test_a_loss_that_is_not_finite_stops_it(char_lm, prose, tmp_path, monkeypatc
     step = char_lm.train_step
     monkeypatch.setattr(char_lm, "train_step", lambda *a, **k: (step(*a, **k)[0], jnp.float32(jnp.nan)))
     assert char_lm.main([f"--text={prose}", f"--out={tmp_path}", *TINY]) == 1
-    assert capsys.readouterr().err == ("char_lm.py: error: the loss is nan at step 1: try a smaller --learning-rate\n")
+    assert capsys.readouterr().err == ("char_lm.py: error: the loss is nan at step 1; use a smaller --learning-rate\n")
 
 
 def test_a_curve_that_cannot_be_written_costs_one_line(char_lm, prose, tmp_path, monkeypatch, capsys):
@@ -189,7 +189,7 @@ def test_a_curve_that_cannot_be_written_costs_one_line(char_lm, prose, tmp_path,
 
 
 def test_windows_read_every_place_on_and_on(char_lm):
-    text, T = char_lm.stretches(np.arange(23), 2), 4
+    text, T = char_lm.streams(np.arange(23), 2), 4
     assert text.shape == (2, 11)
     read = [np.asarray(char_lm.windows(jnp.array(text), step, T)) for step in range(9)]
     for now, later in pairwise(read):
@@ -220,20 +220,22 @@ def test_dropout_keeps_the_mean_and_is_drawn_anew_each_step(char_lm, key):
 
 
 def plain_bits(model, stream):
-    """What each character of a stream but the first costs, by the twin and in float64, the stream read in one piece."""
+    """What each character of a stream but the first costs, computed by
+    the reference implementation and in float64, the stream read in one piece.
+    """
     _, hs = jaxseq.reference.lstm(model.lstm, None, model.E[stream[:-1]])
     logits = np.asarray(hs @ model.W + model.b, np.float64)
     probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     return -np.log2(probabilities[np.arange(stream.size - 1), stream[1:]])
 
 
-def test_held_out_bits_are_those_of_the_plain_twin(char_lm):
+def test_held_out_bits_are_those_of_the_reference(char_lm):
     model = char_lm.init(jax.random.key(1), vocabulary=5, hidden=3)
     text = jax.random.randint(jax.random.key(2), (2, 19), 0, 5)
     new = jax.random.bernoulli(jax.random.key(3), 0.5, (2, 19))
     mean, mean_of_new = char_lm.evaluate(model, text, new, T=4)
 
-    costs = np.concatenate([plain_bits(model, stretch[:17]) for stretch in text])  # 4 whole windows of 4 characters
+    costs = np.concatenate([plain_bits(model, part[:17]) for part in text])  # 4 whole windows of 4 characters
     marks = np.asarray(new)[:, 1:17].ravel()
     assert float(mean) == pytest.approx(costs.mean(), rel=1e-5)
     assert float(mean_of_new) == pytest.approx(costs[marks].mean(), rel=1e-5)
@@ -290,7 +292,7 @@ MISTAKES = {
     "empty": (a_file("empty.txt", b""), r"empty\.txt is empty"),
     "only a mark of byte order": (a_file("bom.txt", b"\xef\xbb\xbf"), r"bom\.txt is empty"),
     "undecodable": (a_file("latin.txt", b"caf\xe9 " * 999), r"latin\.txt is not UTF-8: .* at byte 3"),
-    "too short": (a_file("short.txt", b"x" * 47), r"too short: 47 characters, .* read 48"),
+    "too short": (a_file("short.txt", b"x" * 47), r"too short: it has 47 characters, .* need 48"),
     "out is a file": (lambda path: ["--out", str(SCRIPT)], r"cannot write to .*char_lm\.py: File exists"),
     "out under a file": (a_folder_under_a_file, r"cannot write to .*out: Not a directory"),
     "no steps": (lambda path: ["--steps=0"], r"--steps: expected int from 1 to \d+, got '0'"),

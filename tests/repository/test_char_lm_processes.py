@@ -49,18 +49,18 @@ def free_port():
 # --- Mistakes ---
 
 MISTAKES = {
-    "batch": (["--batch=6"], r"--batch 6 cannot be divided by 4, the devices of the mesh over process=2 x device=2"),
-    "more of them": (["--processes=3"], r"--batch 4 cannot be divided by 6, .* process=3 x device=2"),
-    "over one axis": (["--batch=3", "--over=device", "--devices=4"], r"--batch 3 cannot .* by 4, .* over device=4"),
+    "batch": (["--batch=6"], r"--batch 6 is not divisible by 4, the number of devices over process=2 x device=2"),
+    "more of them": (["--processes=3"], r"--batch 4 is not divisible by 6, .* process=3 x device=2"),
+    "over one axis": (["--batch=3", "--over=device", "--devices=4"], r"--batch 3 is not .* by 4, .* over device=4"),
     "by hand": (
         ["--batch=5", "--process=0", "--coordinator=:7000", "--devices=2"],
-        r"--batch 5 cannot be divided by 4",
+        r"--batch 5 is not divisible by 4",
     ),
-    "axis": (["--over=data"], r"--over: the mesh has the axes process and device, and none named 'data'"),
-    "axis twice": (["--over=device,device"], r"--over: an axis divides the batch once, got device,device"),
-    "no coordinator": (["--process=1"], r"--process, from 0 to 1, and --coordinator HOST:PORT belong together"),
-    "no number": (["--coordinator=:7000"], r"--process, from 0 to 1, and --coordinator HOST:PORT belong together"),
-    "number": (["--coordinator=:7000", "--process=2"], r"--process, from 0 to 1, and --coordinator .* belong together"),
+    "axis": (["--over=data"], r"--over: expected mesh axes among process and device, got 'data'"),
+    "axis twice": (["--over=device,device"], r"--over: expected each mesh axis at most once, got device,device"),
+    "no coordinator": (["--process=1"], r"pass both --process, from 0 to 1, and --coordinator HOST:PORT"),
+    "no number": (["--coordinator=:7000"], r"pass both --process, from 0 to 1, and --coordinator HOST:PORT"),
+    "number": (["--coordinator=:7000", "--process=2"], r"pass both --process, from 0 to 1, and --coordinator"),
     "no port": (["--coordinator=host", "--process=1"], r"--coordinator: expected int from 1 to 65535, got 'host'"),
     "of char_lm": (["--hidden=0"], r"--hidden: expected int from 1 to \d+, got '0'"),
 }
@@ -115,14 +115,15 @@ def test_who_has_met_learns_of_the_other_ones_death(processes, monkeypatch, caps
         assert not watching.is_alive()
         host.close()
         assert ends == [[], [processes.LEFT]][not farewell]
-    assert capsys.readouterr().err == "char_lm_processes.py: error: another process ended before the work was done\n"
+    message = "char_lm_processes.py: error: another process ended before training was complete"
+    assert capsys.readouterr().err == f"{message}\n"
 
 
 def test_one_that_does_not_come_is_named_and_not_waited_for(processes, monkeypatch):
     monkeypatch.setattr(processes, "PATIENCE", 0.5)
     place = "127.0.0.1", free_port()
     begun = time.monotonic()
-    with pytest.raises(processes.MissingError, match=r"^of 4 processes, no 1, 2, 3 came within 0.5 s$"):
+    with pytest.raises(processes.MissingError, match=r"^expected 4 processes; 1, 2, 3 did not connect within 0.5 s$"):
         processes.meet(place, 0, 4)
     expected = rf"^no process 0 at 127.0.0.1:{place[1]} within 0.5 s: Connection refused$"
     with pytest.raises(processes.MissingError, match=expected):
@@ -140,15 +141,15 @@ def test_one_too_many_is_turned_away(processes, who, of):
                 processes.meet(place, 0, 2)
         return
     found = both(processes, (who, of))
-    assert found["host"] == f"of 2 processes, one came as process {who} of {of}"
-    assert found["guest 0"] == f"process 0 has not let process {who} of {of} in; see what it says"
+    assert found["host"] == f"expected 2 processes; one connected as process {who} of {of}"
+    assert found["guest 0"] == f"process 0 rejected process {who} of {of}; see its error message"
 
 
 # --- The parts of the text ---
 
 
 @pytest.mark.eight_devices
-def test_each_device_holds_its_own_stretches(processes):
+def test_each_device_holds_its_own_streams(processes):
     """On the devices of this process; that each process holds its own is seen below."""
     devices = jax.device_count()
     options = processes.parser().parse_args(["--processes=1"])
@@ -241,8 +242,8 @@ def test_two_processes_by_hand_have_the_losses_of_one(processes, text, tmp_path)
     train, held_out = TEXT[:-42], TEXT[-42:]
     assert len(held_out) == len(TEXT) // 20
     index = {character: i for i, character in enumerate([processes.char_lm.UNKNOWN, *sorted({*train})])}
-    stretches = np.reshape([index[c] for c in train[: len(train) // 4 * 4]], (4, -1))
-    np.testing.assert_array_equal(np.concatenate([*held[0], *held[1]]), stretches)  # each once, in order
+    streams = np.reshape([index[c] for c in train[: len(train) // 4 * 4]], (4, -1))
+    np.testing.assert_array_equal(np.concatenate([*held[0], *held[1]]), streams)  # each once, in order
 
 
 def test_two_processes_stop_together_and_go_on(start, tmp_path):
@@ -256,13 +257,13 @@ def test_two_processes_stop_together_and_go_on(start, tmp_path):
         run.send_signal(number)
         said = run.communicate()
         assert run.returncode == 128 + number, said
-        assert re.fullmatch(r"interrupted after \d+ of 100 steps; --resume goes on from there\n", said[1])
+        assert re.fullmatch(r"interrupted after \d+ of 100 steps; pass --resume to continue\n", said[1])
         assert not living(parts)
     again = start(parts, "--steps=100", "--resume")
     said = again.communicate()
     assert again.returncode == 0, said
     assert "Gloo" not in said[0]
-    assert "going on after step " in said[0]
+    assert "resuming after step " in said[0]
     assert losses(parts) == losses(whole)
 
 
@@ -292,16 +293,20 @@ def test_by_hand_too_none_waits_for_one_that_died(start, tmp_path):
     until(lambda: (out / "checkpoints" / "10").exists() or any(run.poll() is not None for run in runs))
     runs[1].kill()
     begun = time.monotonic()
-    message = "char_lm_processes.py: error: another process ended before the work was done"
+    message = "char_lm_processes.py: error: another process ended before training was complete"
     assert runs[0].communicate()[1].splitlines()[-1] == message
     assert runs[0].returncode == 3
     assert time.monotonic() - begun < 5
 
 
-def test_the_commands_mistakes_are_told_within_seconds(start, tmp_path):
+def test_the_commands_mistakes_are_reported_within_seconds(start, tmp_path):
     for options, status, expected in (
-        (["--batch=6"], 2, "--batch 6 cannot be divided by 4, the devices of the mesh over process=2 x device=2"),
-        (["--process=0", f"--coordinator=127.0.0.1:{free_port()}"], 1, "of 2 processes, no 1 came within 10 s"),
+        (["--batch=6"], 2, "--batch 6 is not divisible by 4, the number of devices over process=2 x device=2"),
+        (
+            ["--process=0", f"--coordinator=127.0.0.1:{free_port()}"],
+            1,
+            "expected 2 processes; 1 did not connect within 10 s",
+        ),
     ):
         begun = time.monotonic()
         run = start(tmp_path / "out", *options)

@@ -16,18 +16,18 @@ def as_users_have_it():
 
 
 def suspects(*names):
-    found = {s.name: s for s in [*checkers.mutants(), *checkers.by_hand()]}  # of the two right rules, that by hand
+    found = {s.name: s for s in [*checkers.mutants(), *checkers.hand_derived()]}  # of the two right rules, that by hand
     return [found[name] for name in names]
 
 
 def said(checker, *names):
-    return [checkers.ask(suspect, [checker]).said[checker.name] for suspect in suspects(*names)]
+    return [checkers.run_checkers(suspect, [checker]).results[checker.name] for suspect in suspects(*names)]
 
 
 @pytest.mark.parametrize(
     ("name", "finds", "misses"),
     [
-        ("JAX alone", "a cotangent with an axis too many", "sign flipped"),
+        ("jax.vjp", "a cotangent with an axis too many", "sign flipped"),
         ("check_grads", "sign flipped", "fwd primal off by 1e-7"),
         ("gradcheck", "sign flipped", "g |g|"),
         ("gradcheck, fast", "sign flipped", "weight gradient off by 1e-4"),
@@ -70,7 +70,7 @@ def test_the_page():
     lines = "\n".join(checkers.page(panel, quick=True))
     assert "| sign flipped | – | found: all | found |\n" in lines
     assert lines.count("| **found, of 1** | **0** | **1** | **1** |") == 2  # the right rule does not count
-    assert lines.count("| the right rule is | – | found | found |\n| wrong ones found, of 1 | 0 | 1 | 1 |") == 2
+    assert lines.count("| correct rule | – | found | found |\n| incorrect rules: found, of 1 | 0 | 1 | 1 |") == 2
 
 
 def test_a_bar_in_a_name_is_no_column():

@@ -116,7 +116,7 @@ def test_any_damage_is_seen_and_the_one_before_is_taken(checkpoints, good, tmp_p
         DAMAGES[damage](folder / file.relative_to(good))
         fault = checkpoints.broken(folder / "3" / item)
         name = f"{item}/{file.relative_to(good / '3' / item).as_posix()}"
-        expected = f"{name} cannot be read" if file.name == "seal.json" else f"{name} is not what was written"
+        expected = f"{name} cannot be read" if file.name == "seal.json" else f"{name} has changed since it was written"
         if file.name == "seal.json" and damage == "flipped":  # it may still be JSON
             assert fault
         else:
@@ -128,7 +128,7 @@ def test_any_damage_is_seen_and_the_one_before_is_taken(checkpoints, good, tmp_p
     assert equal(arrays, tree(2))
     said = capsys.readouterr().err
     assert said.startswith(f"warning: skipped the checkpoint of step 3: {item}/")
-    assert said.endswith(f"; going on from step 2 ({folder}/unreadable/3.0)\n")
+    assert said.endswith(f"; resuming from step 2 ({folder}/unreadable/3.0)\n")
     assert said.count("\n") == 1
 
 
@@ -173,9 +173,7 @@ def test_where_none_can_be_read_it_says_so_and_touches_nothing(checkpoints, good
     for step in "23":
         (folder / step / "arrays" / "seal.json").unlink()
     kept = checkpoints.Checkpoints(folder, keep=2)
-    with pytest.raises(
-        checkpoints.CheckpointError, match=r"no checkpoint in .* can be read; in that of step 3, arrays/"
-    ):
+    with pytest.raises(checkpoints.CheckpointError, match=r"no checkpoint in .* can be read; step 3: arrays/"):
         kept.newest()
     assert kept.steps() == [3, 2]
 
@@ -221,7 +219,7 @@ def test_a_full_disk_costs_one_line_and_no_checkpoint(tmp_path):
     disk, env = tmp_path / "disk", os.environ | {"PYTHONPATH": str(EXAMPLES)}
     result, message = on_a_small_disk(disk, [sys.executable, "-c", FILL, str(disk)], 2000, env=env)
     assert result.returncode == 0, result.stderr
-    line = f"cannot save the checkpoint of step 3: {message}; the last one is that of step 2"
+    line = f"cannot save the checkpoint of step 3: {message}; the latest one is of step 2"
     assert result.stdout.splitlines() == [line, "[2, 1]", "2 True", "3"]
     assert result.stderr == ""
 
@@ -275,8 +273,8 @@ def test_stopped_and_resumed_is_as_undisturbed(char_lm, text, tmp_path, monkeypa
         killed_after(3, signal.SIGINT)(char_lm, patch)
         assert char_lm.main([*base, f"--out={parts}", "--resume", "--keep=2"]) == 130
     said = capsys.readouterr()
-    assert "going on after step 4 of 9\n" in said.out
-    assert said.err == "interrupted after 7 of 9 steps; --resume goes on from there\n"
+    assert "resuming after step 4 of 9\n" in said.out
+    assert said.err == "interrupted after 7 of 9 steps; pass --resume to continue\n"
     assert steps() == ["4", "7"]
 
     # The last one is damaged: two steps and a half are done again, and give what they gave.
@@ -298,17 +296,17 @@ def test_resume_asks_for_the_same_options_and_the_same_text(char_lm, text, tmp_p
     other.write_text(TEXT[1:], "utf-8")
     folder = tmp_path / "checkpoints"
     for options, fault in (
-        ([f"--text={text}", "--hidden=9"], "--hidden 8, not 9; give the same --hidden"),
-        ([f"--text={other}"], "another text; give the same --text"),
+        ([f"--text={text}", "--hidden=9"], "--hidden 8, not 9; pass the same --hidden"),
+        ([f"--text={other}"], "another text; pass the same --text"),
     ):
         capsys.readouterr()
         assert char_lm.main([*base, *options, "--resume"]) == 2
-        expected = f"cannot resume: the checkpoints in {folder} are of a run with {fault}, or take another --out"
+        expected = f"cannot resume: the checkpoints in {folder} are from a run with {fault}, or use another --out"
         assert capsys.readouterr().err == f"char_lm.py: error: {expected}\n"
     with pytest.raises(SystemExit) as stop:
         char_lm.main([*base, f"--text={text}", "--checkpoint-every=1"])
     assert stop.value.code == 2
-    assert f"{folder} is not empty: --resume goes on" in capsys.readouterr().err
+    assert f"{folder} is not empty: pass --resume" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -316,7 +314,7 @@ def test_resume_asks_for_the_same_options_and_the_same_text(char_lm, text, tmp_p
 )
 def test_notes_of_another_program_are_refused(char_lm, tmp_path, notes):
     kept = SimpleNamespace(newest=lambda: 1, notes=lambda step: notes, folder=tmp_path)
-    with pytest.raises(char_lm.Mistake, match=r"cannot resume: .* not of this program; take another --out"):
+    with pytest.raises(char_lm.Mistake, match=r"cannot resume: .* not written by this program; use another --out"):
         char_lm.resumed(kept, {"text": "a"}, None, {"gradient_difference": {}, "steps": [], "train_bits": []})
 
 
@@ -395,5 +393,5 @@ def test_the_command_on_a_full_disk(text, tmp_path):
     result, message = on_a_small_disk(disk, [*command, *options], 9000, env=environment(tmp_path))
     assert result.returncode == 1
     assert result.stderr.startswith("char_lm.py: error: cannot save the checkpoint of step ")
-    assert f": {message}; the last one is that of step " in result.stderr
+    assert f": {message}; the latest one is of step " in result.stderr
     assert result.stderr.count("\n") == 1

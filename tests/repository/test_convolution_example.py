@@ -114,10 +114,10 @@ def test_it_says_what_it_does_and_leaves_a_picture(convolution, tmp_path, capsys
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--x 1 2 --w 1 2 3", "the kernel is longer than the input: it has 3 taps, and there are 2 numbers"),
-        ("--x 1 2 3 4", "the kernel is longer than the input: 3 taps, 2 apart, span 5, and there are 4 numbers"),
-        ("--x 1 2 3 4 5 6 7 8 9", "expected up to 8 numbers in --x and 4 in --w, from -9 to 9"),
-        ("--w 10", "expected up to 8 numbers in --x and 4 in --w, from -9 to 9"),
+        ("--x 1 2 --w 1 2 3", "the kernel is longer than the input: it has 3 taps, the input has 2 numbers"),
+        ("--x 1 2 3 4", "the kernel is longer than the input: 3 taps with dilation 2 span 5, the input has 4 numbers"),
+        ("--x 1 2 3 4 5 6 7 8 9", "expected at most 8 numbers in --x and 4 in --w, from -9 to 9"),
+        ("--w 10", "expected at most 8 numbers in --x and 4 in --w, from -9 to 9"),
         ("--digit 10", "--digit: invalid choice"),
     ],
 )

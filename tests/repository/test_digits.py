@@ -29,29 +29,29 @@ def test_it_learns(digits, capsys):
     assert digits.main(["--steps=80", "--quiet"]) == 0
     said = capsys.readouterr()
     sizes = 9 * 32 + 32, 9 * 32 * 32 + 32, 9 * 32 * 64 + 64, 9 * 64 * 64 + 64, 4 * 64 * 10 + 10
-    assert f"1437 digits to train on, 360 held out; {sum(sizes)} parameters" in said.out
+    assert f"1437 training images, 360 held out; {sum(sizes)} parameters" in said.out
     (difference,) = re.findall(r"float64: largest relative difference (\S+)", said.out)
     assert 0 < float(difference) < 1e-12
-    ((right, wrong),) = re.findall(r"held out: (\S+)% right, (\d+) of 360 wrong", said.out)
+    ((right, wrong),) = re.findall(r"held out: accuracy (\S+)%, (\d+) of 360 wrong", said.out)
     assert float(right) == pytest.approx(100 * (1 - int(wrong) / 360), abs=0.01)
     assert float(right) >= 90
-    assert re.search(r"\d+ s with compilation", said.out)
+    assert re.search(r"\d+ s including compilation", said.out)
     assert said.err == "", "--quiet"
 
 
 def test_a_wrong_gradient_stops_it(digits, monkeypatch, capsys):
-    """The twin's gradient does not reach the bias: the comparison has to see that."""
-    twin = jaxseq.reference.conv
+    """The reference implementation's gradient does not reach the bias: the comparison has to see that."""
+    reference = jaxseq.reference.conv
 
     def without(x, kernel, bias, **options):
-        return twin(x, kernel, jax.lax.stop_gradient(bias), **options)
+        return reference(x, kernel, jax.lax.stop_gradient(bias), **options)
 
     monkeypatch.setattr(jaxseq.reference, "conv", without)
     monkeypatch.setattr(digits, "learn", lambda *_, **__: pytest.fail("it went on"))
-    digits.gradient_difference.clear_cache()  # it may have been traced with the true twin
+    digits.gradient_difference.clear_cache()  # it may have been traced with the true reference implementation
     assert digits.main(["--quiet"]) == 1
     assert re.fullmatch(
-        r"digits\.py: error: the gradient by hand is not that of jax\.grad: \S+\n", capsys.readouterr().err
+        r"digits\.py: error: the gradient of jaxseq differs from jax\.grad by \S+\n", capsys.readouterr().err
     )
     digits.gradient_difference.clear_cache()
 
@@ -93,4 +93,4 @@ def test_a_mistake_ends_with_status_2(digits, option, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         digits.main([option])
     assert stop.value.code == 2
-    assert "expected --steps from 1 on" in capsys.readouterr().err
+    assert "expected --steps >= 1" in capsys.readouterr().err

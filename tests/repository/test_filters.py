@@ -129,7 +129,7 @@ def test_sizes(filters, stride, padding, dilation):
 
 def test_a_size_that_is_not_the_formula_s_stops_it(filters, monkeypatch):
     monkeypatch.setattr(filters, "output_size", lambda *_, **__: 1)
-    with pytest.raises(ArithmeticError, match=r"blur: \(19, 19\) outputs, where the formula says \(1, 1\)"):
+    with pytest.raises(ArithmeticError, match=r"blur: \(19, 19\) outputs, expected \(1, 1\) by the formula"):
         filters.filtered("blur", jnp.ones((21, 21, 1)), filters.questions(filters.box(1)))
 
 
@@ -140,7 +140,7 @@ def test_it_says_what_it_does_and_leaves_a_picture(filters, tmp_path, capsys):
     (difference,) = re.findall(r"largest difference (\S+)", said)
     assert float(difference) < 1e-5
     for line in (
-        r"a picture of 427 x 640 x 3",
+        r"image size 427 x 640 x 3",
         r"box +9x9 +1 +4 +1 +427 x 640 x 3",
         r"Gaussian +7x7 +2 +0 +1 +211 x 317 x 3",
         r"Laplacian +3x3 +1 +0 +2 +423 x 636 x 1",

@@ -74,7 +74,7 @@ def test_an_answer_that_is_right_costs_nothing(long_memory, key):
 @pytest.mark.parametrize("window", [None, 5, 11, 20])
 def test_what_crosses_is_what_jax_says(long_memory, key, task, lag, window):
     """The gradient of each answer to each input that it is about, through `jaxseq.rnn` itself."""
-    pairs = long_memory.TASKS[task].asks(lag)
+    pairs = long_memory.TASKS[task].dependencies(lag)
     xs = jax.random.normal(key, (1 + pairs[-1][1], 1))
     params = jaxseq.rnn_init(key, 1, 4)
     answers = jax.jit(jax.jacobian(lambda xs: jaxseq.rnn(params, None, xs, truncation=window)[1].sum(-1)))
@@ -124,7 +124,7 @@ def test_a_mistake_ends_with_status_2(long_memory, option, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         long_memory.main([option])
     assert stop.value.code == 2
-    assert "expected --lag from 10 to 1000, --steps from 1 on" in capsys.readouterr().err
+    assert "expected --lag from 10 to 1000, --steps >= 1" in capsys.readouterr().err
 
 
 def test_a_place_that_cannot_be_written_costs_one_line(long_memory, tmp_path, capsys, monkeypatch):

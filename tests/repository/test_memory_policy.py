@@ -123,10 +123,10 @@ def test_with_the_lamp_in_mind_the_return_is_one_and_without_a_half(example, key
 def acted(small, cell, plan):
     """A policy of random weights throughout, its world before, after, and what it did between."""
     key_policy, key_world, key_before, key_act = jax.random.split(jax.random.key(21), 4)
-    leaves, structure = jax.tree.flatten(small.first_policy(key_policy, cell))
+    leaves, structure = jax.tree.flatten(small.init_policy(key_policy, cell))
     keys = jax.random.split(key_policy, len(leaves))
     policy = structure.unflatten([0.7 * jax.random.normal(k, a.shape) for k, a in zip(keys, leaves, strict=True)])
-    world = small.first_world(key_world, cell, policy, 6)
+    world = small.init_world(key_world, cell, policy, 6)
     act = jax.jit(partial(small.act, cell=cell, plan=small.PLANS[plan], policy=policy, steps=11))
     world, _ = act(key_before, world=world)  # so that there is a carry to begin with, and not every maze opens
     return policy, world, *act(key_act, world=world)
@@ -265,7 +265,7 @@ def test_a_mistake_ends_with_status_2(example, option, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         example.main([option])
     assert stop.value.code == 2
-    assert "expected --iterations from 1 on and --seed from 0" in capsys.readouterr().err
+    assert "expected --iterations >= 1 and --seed from 0" in capsys.readouterr().err
 
 
 def test_a_place_that_cannot_be_written_costs_one_line(example, tmp_path, capsys, monkeypatch):

@@ -131,18 +131,18 @@ def test_the_readout_moves_pixels_and_makes_new_ones(moving, key):
 
 
 def test_what_is_measured(moving, parts, key):
-    """By hand, and going on by itself is to read what it has foreseen as though it had been seen."""
+    """By hand, and going on by itself is to process its own prediction as though it had been seen."""
     model, n = moving.init(key), moving.GIVEN
     video = moving.videos(key, parts[1], 2, n + moving.AHEAD)
     result = moving.measure(model, video)
     x = np.asarray(video)
-    seen = jnp.concatenate([video[:n], result.alone[:-1]])
-    np.testing.assert_allclose(result.alone, moving.next_frames(model, seen)[1][n - 1 :], atol=1e-5)
+    seen = jnp.concatenate([video[:n], result.generated[:-1]])
+    np.testing.assert_allclose(result.generated, moving.next_frames(model, seen)[1][n - 1 :], atol=1e-5)
     for j in range(moving.AHEAD):
-        np.testing.assert_allclose(result.errors[j], ((result.alone[j] - x[n + j]) ** 2).mean(), rtol=1e-5)
+        np.testing.assert_allclose(result.errors[j], ((result.generated[j] - x[n + j]) ** 2).mean(), rtol=1e-5)
         np.testing.assert_allclose(result.errors_of_copy[j], ((x[n - 1] - x[n + j]) ** 2).mean(), rtol=1e-5)
     np.testing.assert_allclose(result.one_ahead, moving.next_frames(model, video)[1][:-1], atol=1e-5)
-    counted = ((result.one_ahead - x[1:]) ** 2)[1:]  # the second frame cannot be foreseen
+    counted = ((result.one_ahead - x[1:]) ** 2)[1:]  # the second frame cannot be predicted
     np.testing.assert_allclose(moving.loss(model, video), counted.sum((2, 3, 4)).mean(), rtol=1e-5)
 
 
@@ -177,10 +177,10 @@ def test_it_learns_and_leaves_a_picture(moving, monkeypatch, tmp_path, capsys):
     assert np.mean(costs[-5:]) < 0.8 * np.mean(costs[:5])
     said = capsys.readouterr()
     parameters = 9 * (1 + 32) * 128 + 128 + 16 * 11 * 32 + 11
-    assert f"1437 digits to train on, 360 held out; {parameters} parameters" in said.out
+    assert f"1437 training images, 360 held out; {parameters} parameters" in said.out
     (difference,) = re.findall(r"float64: largest relative difference (\S+)", said.out)
     assert 0 < float(difference) < 1e-12
-    pattern = r"of the next frame: (\S+); of the last frame given, copied: (\S+), (\S+) times as much\n$"
+    pattern = r"of the next frame: (\S+); repeating the last given frame: (\S+), (\S+) times as large\n$"
     ((error, of_copy, ratio),) = re.findall(pattern, said.out)
     assert float(ratio) == pytest.approx(float(of_copy) / float(error), abs=0.1)
     assert said.err == "", "--quiet"
@@ -191,23 +191,23 @@ def test_it_learns_and_leaves_a_picture(moving, monkeypatch, tmp_path, capsys):
 
 def test_it_foresees_far_better_than_a_copy(moving, tmp_path, capsys):
     assert moving.main(["--quiet", f"--out={tmp_path / 'videos.png'}"]) == 0
-    (ratio,) = re.findall(r"copied: \S+, (\S+) times as much", capsys.readouterr().out)
+    (ratio,) = re.findall(r"given frame: \S+, (\S+) times as large", capsys.readouterr().out)
     assert float(ratio) > 5
 
 
 def test_a_wrong_gradient_stops_it(moving, monkeypatch, tmp_path, capsys):
-    """The twin's gradient does not reach the bias: the comparison has to see that."""
-    twin = jaxseq.reference.conv_lstm
+    """The reference implementation's gradient does not reach the bias: the comparison has to see that."""
+    reference = jaxseq.reference.conv_lstm
 
     def without(params, carry, xs, **options):
-        return twin(params._replace(b=jax.lax.stop_gradient(params.b)), carry, xs, **options)
+        return reference(params._replace(b=jax.lax.stop_gradient(params.b)), carry, xs, **options)
 
     monkeypatch.setattr(jaxseq.reference, "conv_lstm", without)
     monkeypatch.setattr(moving, "learn", lambda *_, **__: pytest.fail("it went on"))
-    moving.gradient_difference.clear_cache()  # it may have been traced with the true twin
+    moving.gradient_difference.clear_cache()  # it may have been traced with the true reference implementation
     assert moving.main(["--quiet", f"--out={tmp_path / 'videos.png'}"]) == 1
     assert re.fullmatch(
-        r"moving_digits\.py: error: the gradient by hand is not that of jax\.grad: \S+\n", capsys.readouterr().err
+        r"moving_digits\.py: error: the gradient of jaxseq differs from jax\.grad by \S+\n", capsys.readouterr().err
     )
     moving.gradient_difference.clear_cache()
 
@@ -225,7 +225,7 @@ def test_a_mistake_ends_with_status_2(moving, option, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         moving.main([option])
     assert stop.value.code == 2
-    assert "expected --steps from 1 on" in capsys.readouterr().err
+    assert "expected --steps >= 1" in capsys.readouterr().err
 
 
 def test_a_place_that_cannot_be_written_costs_one_line(moving, tmp_path, capsys, monkeypatch):

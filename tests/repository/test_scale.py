@@ -123,7 +123,7 @@ def test_what_is_kept(kind, D, autodiff):
         lambda params, xs: jax.vjp(lambda params: f(params, None, xs), params)[1], params, jnp.zeros((r.T, r.B, r.D))
     )
     over_time = [a for a in jax.tree.leaves(residuals) if a.shape[:2] == (r.T, r.B)]
-    less = r.kept_bytes(autodiff) - sum(a.size * a.dtype.itemsize for a in over_time)
+    less = r.residual_bytes(autodiff) - sum(a.size * a.dtype.itemsize for a in over_time)
     # JAX 0.12 has learnt to keep the output of a tanh once.
     assert less == 0 or (kind, autodiff, less) == ("rnn", True, cost.NUMBER * r.T * r.b * r.H)
 
@@ -144,9 +144,9 @@ def test_predictions_move_as_they_should():
             on_8, on_256 = (r._replace(n=n) for n in (8, 256))
             assert cost.seconds(machine, r) > cost.seconds(machine, on_8) > cost.seconds(machine, on_256) * 0.99
             # T sums cost what one costs, T times; elsewhere the two forms of autodiff are the same.
-            apart = cost.seconds_by_autodiff(machine, on_8) - cost.seconds_with_sums_behind(machine, on_8)
+            apart = cost.seconds_by_autodiff(machine, on_8) - cost.seconds_with_one_sum(machine, on_8)
             assert np.isclose(apart, (r.T - 1) * machine.all_reduce(8, r.sum_bytes))
-            assert cost.seconds_by_autodiff(machine, r) == cost.seconds_with_sums_behind(machine, r)
+            assert cost.seconds_by_autodiff(machine, r) == cost.seconds_with_one_sum(machine, r)
 
 
 # --- The benchmark ---
@@ -166,11 +166,11 @@ def test_libraries_compute_the_same_with_their_batch_over_two_devices(kind, libr
     monkeypatch.setattr(sharding, "PEERS", libraries)
     problem = sharding.over_devices(kind, TINY)
     rows = harness.measure(problem, 2)
-    assert [row["name"] for row in rows] == ["hand", "hand, explicit", *libraries]
+    assert [row["name"] for row in rows] == ["jaxseq", "jaxseq, explicit", *libraries]
     assert all(row["apart"] < 1e-5 for row in rows)
     lines = [sharding.line(candidate) for candidate in problem.candidates]
     for line in lines[:2]:
-        assert re.fullmatch(r"  hand.* +1 collectives, +0 of them in a loop, +0.00 MB", line)
+        assert re.fullmatch(r"  jaxseq.* +1 collectives, +0 of them in a loop, +0.00 MB", line)
     for line in lines[2:]:  # Keras has one sum of a GRU's outside
         assert re.search(rf" ({TINY.T}|{TINY.T + 1}) collectives,", line)
         assert f" {TINY.T} of them in a loop" in line
@@ -183,7 +183,7 @@ def test_the_table_of_two_devices(monkeypatch, capsys):
     sharding.main(["--quick", "--rounds", "2"])
     _, _, *lines = capsys.readouterr().out.splitlines()
     title = "rnn, B=2 T=5 D=3 H=4, 2 devices"
-    rows = ["  hand  ", "  hand, explicit  ", "  flax  "]
-    starts = [f"{title}: between devices", *rows, title, *rows]
+    rows = ["  jaxseq  ", "  jaxseq, explicit  ", "  flax  "]
+    starts = [f"{title}: communication", *rows, title, *rows]
     assert all(line.startswith(start) for line, start in zip(lines, starts, strict=True))
     assert ["not installed" in line for line in lines] == [False, False, False, True] * 2

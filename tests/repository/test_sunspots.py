@@ -36,10 +36,10 @@ def least_squares(x, order):
 
 
 def one_ahead(x, coefficients, begin=TRAIN):
-    """The root mean square error from there on, each year foreseen from those before it."""
+    """The root mean square error from there on, each year predicted from those before it."""
     *a, b = coefficients
-    foreseen = [b + sum(a_j * x[t - j] for j, a_j in enumerate(a, 1)) for t in range(begin, len(x))]
-    return np.sqrt(np.mean((np.array(foreseen) - x[begin:]) ** 2))
+    predicted = [b + sum(a_j * x[t - j] for j, a_j in enumerate(a, 1)) for t in range(begin, len(x))]
+    return np.sqrt(np.mean((np.array(predicted) - x[begin:]) ** 2))
 
 
 def table(said):
@@ -77,16 +77,16 @@ def test_the_criterion_compares_the_same_years(sunspots, x64):
     for order in (2, 12):
         later = z[12 - order :]
         *a, b = least_squares(later, order)
-        foreseen = b + sum(a_j * later[order - j : -j] for j, a_j in enumerate(a, 1))
-        expected = np.log(np.mean((foreseen - z[12:]) ** 2)) + 2 * (order + 1) / (TRAIN - 12)
+        predicted = b + sum(a_j * later[order - j : -j] for j, a_j in enumerate(a, 1))
+        expected = np.log(np.mean((predicted - z[12:]) ** 2)) + 2 * (order + 1) / (TRAIN - 12)
         found = float(sunspots.criterion(jnp.asarray(z), order=order, largest=12))
         assert found == pytest.approx(expected, abs=1e-10)
 
 
-def test_a_year_is_foreseen_without_a_look_at_it(sunspots, key, x64):
+def test_a_year_is_predicted_without_a_look_at_it(sunspots, key, x64):
     x = jax.random.normal(key, (50,))
     model = sunspots.learn(key, jax.random.normal(key, (80,)), steps=3)[0]
-    before, after = sunspots.foresee(model, x), sunspots.foresee(model, x.at[30:].add(1))
+    before, after = sunspots.predict(model, x), sunspots.predict(model, x.at[30:].add(1))
     for a, b in zip(before, after, strict=True):
         np.testing.assert_array_equal(a[:31], b[:31])
         assert (a[31:] != b[31:]).all()
@@ -118,7 +118,7 @@ def test_a_short_run_and_that_it_learns_nothing_of_what_is_held_out(sunspots, mo
     picture = pytest.importorskip("matplotlib.image").imread(path)
     assert picture.shape[0] > 800 < picture.shape[1]
     assert picture[..., :3].std() > 0.1
-    assert "221 years to train on, 1700 to 1920; 88 held out" in said
+    assert "221 training years, 1700 to 1920; 88 held out" in said
 
     years, x = sunspots.numbers()
     rows, order = table(said), int(re.search(r"order (\d)", said)[1])
@@ -142,14 +142,14 @@ def test_a_wrong_fit_stops_it(sunspots, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(sunspots, "by_windows", lambda x, order: np.zeros(order + 1))
     monkeypatch.setattr(sunspots, "learn", lambda *_, **__: pytest.fail("it went on"))
     assert sunspots.main([f"--out={tmp_path / 'a.png'}"]) == 1
-    assert re.fullmatch(r"sunspots\.py: error: `fit` is not least squares: .*\n", capsys.readouterr().err)
+    assert re.fullmatch(r"sunspots\.py: error: `fit` does not match least squares: .*\n", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("--steps=0", "expected --steps from 1 on"),
-        ("--seed=-1", "expected --steps from 1 on"),
+        ("--steps=0", "expected --steps >= 1"),
+        ("--seed=-1", "expected --steps >= 1"),
         ("--out=.", "cannot write to .: Is a directory"),
     ],
 )
@@ -168,7 +168,7 @@ def test_what_the_docstring_says_of_who_is_ahead(sunspots, tmp_path, capsys):
     naive, ar, convolution, gru = rows.values()
     assert "AR(9), least squares" in rows
     assert convolution == ar
-    assert float(re.search(r"largest difference to it is (\S+)", said)[1]) < 1e-7
+    assert float(re.search(r"largest difference to `fit` after \d+ steps is (\S+)", said)[1]) < 1e-7
     assert ar[0] < gru[0] < 0.8 * naive[0], "in error"
     assert gru[1] > ar[1] > naive[1], "in probability"
 

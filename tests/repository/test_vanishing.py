@@ -53,7 +53,7 @@ def test_norms_are_those_of_the_product_of_jacobians(vanishing, key, text):
 
 @pytest.mark.parametrize("gain", [0.5, 1.0])
 def test_exponents_where_they_are_known(vanishing, key, text, gain):
-    """Without inputs h stays zero, tanh' is 1, and each step stretches every direction by the gain."""
+    """Without inputs h stays zero, tanh' is 1, and each step scales every direction by the gain."""
     model = vanishing.init("RNN", key, 6, gain)._replace(E=jnp.zeros((6, 3)))
     np.testing.assert_allclose(vanishing.exponents("RNN", model, text).exponents, [np.log(gain)] * 3, atol=1e-5)
 
@@ -114,7 +114,7 @@ def test_a_mistake_ends_with_status_2(vanishing, option, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         vanishing.main([option])
     assert stop.value.code == 2
-    assert "expected --steps from 1 on" in capsys.readouterr().err
+    assert "expected --steps >= 1" in capsys.readouterr().err
 
 
 def test_a_place_that_cannot_be_written_costs_one_line(vanishing, tmp_path, capsys, monkeypatch):

@@ -1,1 +1,1 @@
-"""Code shared by tests and benchmarks: a reader of compiled programs, and rules that are wrong on purpose."""
+"""Code shared by tests and benchmarks: pytest plugins, an HLO parser, and intentionally wrong rules."""

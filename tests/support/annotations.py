@@ -1,9 +1,9 @@
-"""Pytest plugin: runs with `--jaxtyping-packages=jaxseq,beartype.beartype`, in which annotations are executed.
+"""Pytest plugin: check annotations at run time, with `--jaxtyping-packages=jaxseq,beartype.beartype`.
 
-jaxtyping then checks the arguments and the result of every function of the library. Tests marked `other_types` pass
-what annotations forbid; such a run leaves them out.
+jaxtyping then checks the arguments and the result of every function of the library. Tests marked `other_types` violate
+annotations on purpose and are deselected.
 
-PYTEST_DONT_REWRITE: the process of eight devices has imported it before pytest does.
+PYTEST_DONT_REWRITE: the process with eight devices imports this module before pytest does.
 """
 
 import pytest
@@ -18,12 +18,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def packages(config: pytest.Config) -> str | None:
-    """Return the value of the option: packages, and last the type checker."""
+    """Return the value of the option: packages, followed by the type checker."""
     return config.getoption("jaxtyping_packages", None)
 
 
 def execute(packages: str | None) -> None:
-    """Check these packages in a process that has not imported them yet; None: check nothing."""
+    """Check the annotations of `packages`, which must not be imported yet; None checks nothing."""
     if packages:
         *names, checker = packages.split(",")
         install_import_hook(names, checker)

@@ -1,12 +1,12 @@
-"""An Elman network with a hand-derived rule that can be broken in every way the derivation can go wrong.
+"""An Elman network with a hand-derived rule, and variants of the rule with common mistakes.
 
     a_t = x_t W_x + h_{t-1} W_h + b        h_t = tanh(a_t)        y_t = h_t
 
     δ_t = (ȳ_t + δ_{t+1} W_hᵀ) (1 - h_t²)       h̄_0 = δ_1 W_hᵀ
     W̄_x = sum_t x_tᵀ δ_t     W̄_h = sum_t h_{t-1}ᵀ δ_t     b̄ = sum_t δ_t     x̄_t = δ_t W_xᵀ
 
-What a person gets wrong when deriving a gradient, one at a time: `broken(name)`. `benchmarks/checkers.py` holds the
-checkers of several libraries against them, the tests hold ours.
+`broken(name)` returns the network under a rule with one mistake. `benchmarks/checkers.py` runs the gradient checkers of
+several libraries on these rules, and the tests run `jaxseq.testing` on them.
 """
 
 import random
@@ -22,7 +22,7 @@ from jax.core import Tracer
 
 Function = Callable[..., Any]
 
-# What is wrong, and the check of `jaxseq.testing` that has to find it.
+# The mistake, and the check of `jaxseq.testing` that has to find it.
 BROKEN = {
     "sign flipped": "value",
     "wrong activation derivative": "value",
@@ -51,7 +51,7 @@ BROKEN = {
 
 
 def arguments(key: Any, *, T: int = 4, B: int = 2, D: int = 3, H: int = 5, gain: float = 0.7) -> tuple[Any, ...]:
-    """(w_x, w_h, b, h, xs), none of them zero, all sizes different."""
+    """Return (w_x, w_h, b, h, xs), nonzero, with pairwise different sizes."""
     keys = jax.random.split(key, 5)
     shapes = (D, H), (H, H), (H,), (B, H), (T, B, D)
     scales = gain * D**-0.5, gain * H**-0.5, 0.5, 0.5, 1.0
@@ -59,7 +59,7 @@ def arguments(key: Any, *, T: int = 4, B: int = 2, D: int = 3, H: int = 5, gain:
 
 
 def plain(w_x: Any, w_h: Any, b: Any, h: Any, xs: Any) -> tuple[Any, Any]:
-    """(h_T, ys) in plain JAX."""
+    """Return (h_T, ys), computed in plain JAX."""
 
     def step(h: Any, x: Any) -> Any:
         h = jnp.tanh(x @ w_x + h @ w_h + jnp.broadcast_to(b, h.shape))
@@ -69,7 +69,7 @@ def plain(w_x: Any, w_h: Any, b: Any, h: Any, xs: Any) -> tuple[Any, Any]:
 
 
 def broken(wrong: str | None = None) -> Function:
-    """The network under its rule, with one of BROKEN wrong in it, or none."""
+    """Return the network under its rule, with the mistake `wrong` of BROKEN, or the correct rule for None."""
 
     @jax.custom_vjp
     def elman(w_x: Any, w_h: Any, b: Any, h: Any, xs: Any) -> Any:

@@ -1,10 +1,10 @@
-"""Pytest plugin: JAX's persistent compilation cache in the ignored folder .cache/, and a limit on what stays in memory.
+"""Pytest plugin: JAX's persistent compilation cache in .cache/, and a limit on the memory of compiled programs.
 
-JAX writes an entry in place, so that a process may read what another has not written to its end. Therefore every
-process has a folder of its own: it starts with hard links to the common entries, and at the end links its new ones
-back, which is atomic. `JAX_ENABLE_COMPILATION_CACHE=0` turns the cache off, `make clean` empties it.
+JAX writes cache entries in place, so one process may read an entry that another has not finished writing. Therefore
+every process uses a separate folder. It starts with hard links to the common entries, and at the end the process links
+its new entries back, which is atomic. `JAX_ENABLE_COMPILATION_CACHE=0` turns the cache off, `make clean` empties it.
 
-PYTEST_DONT_REWRITE: the process of eight devices has imported it before pytest does.
+PYTEST_DONT_REWRITE: the process with eight devices imports this module before pytest does.
 """
 
 import contextlib
@@ -20,10 +20,10 @@ import jax
 import pytest
 
 FOLDER = Path(__file__).parents[2] / ".cache" / "jax"
-LIMIT = 2**30  # bytes of common entries, beyond which the older half goes
-MEMORY = 7 * 2**27  # bytes of a process, from which on it drops its programs
-GROWTH = 2**27  # bytes by which it grows at least before it drops them again
-STALE = 24 * 3600  # seconds after which the folder of a process that was killed goes
+LIMIT = 2**30  # bytes of common entries beyond which the older half is removed
+MEMORY = 7 * 2**27  # resident bytes beyond which a process drops its compiled programs
+GROWTH = 2**27  # least growth in bytes before it drops them again
+STALE = 24 * 3600  # seconds after which the folder of a killed process is removed
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -34,19 +34,19 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def folder() -> str | None:
-    """Return the folder of the cache that is in use."""
+    """Return the folder of the current compilation cache."""
     return jax.config.values["jax_compilation_cache_dir"]
 
 
 def use(folder: str | None) -> None:
-    """Keep every program, however small, in that folder; None: keep none."""
+    """Cache all programs in `folder`, however small; None caches nothing."""
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 class CompilationCache:
-    """The folders of one process."""
+    """Pytest plugin that manages the cache folder of one process."""
 
     def __init__(self) -> None:
         self.own, self.common = FOLDER / f"process-{os.getpid()}", FOLDER / "common"
@@ -67,14 +67,14 @@ class CompilationCache:
 
 
 class Memory:
-    """Compiled programs that are dropped."""
+    """Pytest plugin that limits the memory of compiled programs."""
 
     def __init__(self) -> None:
         self.limit = MEMORY
 
     @pytest.hookimpl(trylast=True)
     def pytest_runtest_teardown(self) -> None:
-        """Drop compiled programs where they take much memory."""
+        """Drop all compiled programs if the process exceeds its memory limit."""
         if resident_bytes() > self.limit:
             jax.clear_caches()
             gc.collect()
@@ -83,7 +83,7 @@ class Memory:
 
 
 def resident_bytes() -> int:
-    """Memory of this process; 0 where the system has no /proc."""
+    """Return the resident memory of this process; 0 on a system without /proc."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     except FileNotFoundError:
@@ -91,13 +91,13 @@ def resident_bytes() -> int:
 
 
 def return_free_memory() -> None:
-    """Have glibc return what is free, half a gigabyte after some hundred programs; other libraries do so unasked."""
+    """Return free heap memory to the system. glibc otherwise retains half a gigabyte after some hundred programs."""
     with contextlib.suppress(AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def link(source: Path, target: Path) -> None:
-    """Link every entry of one folder in another; what is there already stays."""
+    """Hard-link every entry of `source` into `target`; do not replace existing entries."""
     for entry in source.glob("*-cache"):
         # Another process may have linked or removed it in between.
         with contextlib.suppress(FileExistsError, FileNotFoundError):
@@ -105,7 +105,7 @@ def link(source: Path, target: Path) -> None:
 
 
 def prune(folder: Path, limit: int) -> None:
-    """Remove the older half of the entries where all together are larger than the limit."""
+    """Remove the older half of the entries if their total size exceeds `limit`."""
     entries = sorted(folder.glob("*-cache"), key=lambda entry: entry.stat().st_mtime)
     if sum(entry.stat().st_size for entry in entries) > limit:
         for entry in entries[: len(entries) // 2]:

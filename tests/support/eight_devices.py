@@ -1,9 +1,9 @@
-"""Pytest plugin: tests marked `eight_devices` run in a second process, whose CPU is split into eight devices.
+"""Pytest plugin: run tests marked `eight_devices` in a second process, whose CPU is split into eight devices.
 
-The second process runs one session of pytest for each file. It collects the file once, and runs a test of it when the
-first process asks for it.
+The second process runs one pytest session for each file. It collects the file once, and runs a test when the first
+process requests it.
 
-PYTEST_DONT_REWRITE: the process of eight devices has imported it before pytest does.
+PYTEST_DONT_REWRITE: the process with eight devices imports this module before pytest does.
 """
 
 import multiprocessing
@@ -15,7 +15,7 @@ import pytest
 from tests.support import annotations, compilation, usage
 
 OPTIONS = ("--override-ini=addopts=", "--strict-markers", "-pno:cacheprovider", "-pno:terminal", "-pno:xdist")
-OPTIONS += ("-Wignore:Module already imported:pytest.PytestAssertRewriteWarning",)  # jaxtyping, by this module
+OPTIONS += ("-Wignore:Module already imported:pytest.PytestAssertRewriteWarning",)  # this module imports jaxtyping
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -33,13 +33,13 @@ def pytest_sessionfinish(session):
 
 
 def run(item):
-    """Run the test in the other process; skip or fail as it does there."""
+    """Run the test in the other process, and skip or fail as it does there."""
     try:
         request = str(item.path), item.nodeid.partition("::")[2]
         outcome, reason, seconds, peak_bytes = other_process(annotations.packages(item.config)).run(request)
         usage.add_process(seconds, peak_bytes)
     except EOFError:
-        other_process.cache_clear()  # the next test gets another process
+        other_process.cache_clear()  # start a new process for the next test
         raise
     if outcome == "skipped":
         pytest.skip(reason)
@@ -49,22 +49,22 @@ def run(item):
 
 @cache
 def other_process(annotated):
-    """Return the other process: started once, it runs one test after the other and keeps what it has compiled."""
+    """Return the other process. It is started once, so that tests share compiled programs."""
     return OtherProcess(annotated)
 
 
 class OtherProcess:
-    """The process of eight devices, as the first one sees it."""
+    """Client for the process with eight devices."""
 
     def __init__(self, annotated):
         context = multiprocessing.get_context("spawn")
         self.connection, end = context.Pipe()
         self.process = context.Process(target=serve, args=(end, 8, compilation.folder(), annotated))
         self.process.start()
-        end.close()  # the process holds it; when it dies, `recv` raises EOFError
+        end.close()  # only the child keeps it open, so `recv` raises EOFError when the child dies
 
     def run(self, request):
-        """Run a test, (path, name): return "passed", "skipped" or "failed", the reason, CPU seconds, peak memory."""
+        """Run a test (path, name). Return "passed", "skipped" or "failed", the reason, CPU seconds and peak memory."""
         self.connection.send(request)
         return self.connection.recv()
 
@@ -74,8 +74,9 @@ class OtherProcess:
 
 
 def configure(devices, cache=None, annotated=None):
-    """Split the CPU; share the compilation cache of the first process, which waits while this one compiles; execute
-    the annotations of the same packages.
+    """Split the CPU into devices, use the compilation cache of the first process, and check the same annotations.
+
+    Sharing the cache is safe, since the first process waits while this one compiles.
     """
     annotations.execute(annotated)
     jax.config.update("jax_platforms", "cpu")
@@ -87,7 +88,7 @@ def configure(devices, cache=None, annotated=None):
 
 
 def serve(connection, devices, cache, annotated):
-    """Run tests as they are asked for, until the first process closes the connection."""
+    """Run tests on request, until the first process closes the connection."""
     configure(devices, cache, annotated)
     server = Server(connection)
     server.receive()
@@ -95,17 +96,17 @@ def serve(connection, devices, cache, annotated):
         asked = server.request
         status = pytest.main([asked[0], *OPTIONS], plugins=[server])
         if server.request == asked:  # the file cannot be collected
-            server.answer("failed", f"pytest does not run {asked[0]}: {status!r}")
+            server.answer("failed", f"pytest did not run {asked[0]}: {status!r}")
             server.receive()
 
 
 class Server:
-    """Pytest plugin: a session of one file, which ends when a test of another file is asked for."""
+    """Pytest plugin: a session for one file, which ends when a test of another file is requested."""
 
     def __init__(self, connection):
         self.connection = connection
-        self.request: tuple[str, str] | None = None  # the path and the name of a test; None at the end
-        self.reports: list[pytest.TestReport] = []  # of the setup, call and teardown of a test
+        self.request: tuple[str, str] | None = None  # path and name of a test; None at the end
+        self.reports: list[pytest.TestReport] = []  # setup, call and teardown of one test
         self.start = 0.0
 
     def receive(self):
@@ -128,7 +129,7 @@ class Server:
         while self.request is not None and self.request[0] == path:
             item = items.get(self.request[1])
             if item is None:
-                self.answer("failed", f"there is no {self.request[1]} in {path}")
+                self.answer("failed", f"{path} has no test {self.request[1]}")
             else:
                 item.config.hook.pytest_runtest_protocol(item=item, nextitem=sibling(item, items.values()))
                 self.answer(*outcome_of(self.reports))
@@ -137,7 +138,7 @@ class Server:
 
 
 def sibling(item, items):
-    """Return another test of the file, so that what belongs to the file is kept: fixtures, compiled programs."""
+    """Return another test of the file, so that module-scoped fixtures are not torn down between requests."""
     others = (other for other in items if other is not item and isinstance(other.parent, pytest.Module))
     return next(others, None)
 
@@ -148,4 +149,4 @@ def outcome_of(reports):
             return "skipped", report.longrepr[2]
         if report.failed:
             return "failed", f"{report.longreprtext}\n{report.capstdout}{report.capstderr}"
-    return ("passed", "") if reports else ("failed", "pytest has run nothing")
+    return ("passed", "") if reports else ("failed", "pytest ran no test")

@@ -1,14 +1,14 @@
-"""Options of XLA's compiler: as users have them, and for programs that run once.
+"""XLA compiler options: the defaults, and options for programs that run once.
 
-Without LLVM's optimisation and, where jaxlib 0.10 has a choice, without the emitters that lower each fusion through
-MLIR, a program compiles in half the time.
+Without LLVM's optimisation and, for jaxlib 0.10, without the emitters that lower each fusion through MLIR, a program
+compiles in half the time.
 """
 
 from importlib.metadata import version
 
 OPTIMISED: dict[str, int | bool] = {"xla_backend_optimization_level": 3}
 UNOPTIMISED: dict[str, int | bool] = {"xla_backend_optimization_level": 0}
-if version("jaxlib").startswith("0.10."):  # an option that jaxlib does not know ends the process
+if version("jaxlib").startswith("0.10."):  # jaxlib aborts the process over an unknown option
     OPTIMISED["xla_cpu_use_fusion_emitters"] = True
     UNOPTIMISED["xla_cpu_use_fusion_emitters"] = False
 

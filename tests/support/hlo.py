@@ -1,14 +1,14 @@
-"""What a compiled program does, read from its HLO text, counted without a clock.
+"""Parse the HLO text of a compiled program, and count its collectives and floating-point operations.
 
     hlo = jax.jit(f).lower(*args).compile().as_text()
 
-A program is a tree of computations: the entry calls fusions, branches and the bodies of loops, and these call others.
-`collectives` and `flops` walk it from the entry and know of every instruction in how many loops it stands and how often
-it runs in one call of the program: the product of the trip counts of these loops, which XLA writes beside a loop where
-it knows them (`known_trip_count`, which every `lax.scan` has). A loop's condition runs once more than its body. Of a
-conditional every branch counts, so that numbers are upper bounds there.
+A program is a tree of computations: the entry calls fusions, branches and loop bodies, which call other computations.
+`collectives` and `flops` traverse this tree from the entry. For every instruction they determine the number of
+enclosing loops, and how often it runs in one call of the program: the product of the trip counts of these loops. XLA
+annotates a loop with its trip count if it is known (`known_trip_count`), as it is for every `lax.scan`. A loop's
+condition runs once more than its body. All branches of a conditional count, so the result is then an upper bound.
 
-All shapes are those of one device: the text is the program that each of them runs.
+All shapes are per device: the text is the program that each device runs.
 """
 
 import math
@@ -28,17 +28,17 @@ ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\]")
 CALLED = re.compile(r"(body|condition|calls|to_apply|true_computation|false_computation)=%?([\w.-]+)")
 BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-# What a compiler hands to a library of products, whose sizes only that library's own configuration tells.
+# Matrix products that the compiler delegates to a library, with their sizes in the library's configuration only.
 LIBRARY_PRODUCT = re.compile(r'custom_call_target="([^"]*(?:gemm|matmul|conv)[^"]*)"', re.IGNORECASE)
 
 
 class Collective(NamedTuple):
-    """One collective of a program, its `-start` form included.
+    """One collective of a program, synchronous or in its `-start` form.
 
-    bytes: what it leaves on each device, all results of a variadic one together. Of an all-reduce that is as much as it
-        takes, of an all-gather n times, of a reduce-scatter an n-th.
-    loops: in how many loops it stands.
-    times: how often it runs in one call; None where the trip count of a loop around it isn't known.
+    bytes: the size of its results on each device, summed over the results of a variadic collective. Relative to the
+        operands, an all-reduce returns as many bytes, an all-gather n times as many, a reduce-scatter 1 / n.
+    loops: the number of enclosing loops.
+    times: how often it runs in one call; None if the trip count of an enclosing loop is unknown.
     """
 
     kind: str
@@ -57,7 +57,7 @@ class Instruction(NamedTuple):
 
 
 class Place(NamedTuple):
-    """An instruction as the program meets it; `shapes` are those of its operands."""
+    """An instruction at one place in the call tree; `shapes` are those of its operands."""
 
     instruction: Instruction
     shapes: tuple[str, ...]
@@ -66,7 +66,7 @@ class Place(NamedTuple):
 
 
 def collectives(hlo: str) -> list[Collective]:
-    """All collectives, in the order in which the program meets them."""
+    """Return all collectives, in program order."""
     found = []
     for instruction, _, loops, times in places(hlo):
         kind = instruction.opcode.removesuffix("-start")
@@ -79,15 +79,15 @@ def collectives(hlo: str) -> list[Collective]:
 
 
 def flops(hlo: str, once: bool = False) -> int:
-    """Multiplications and additions of all matrix products and convolutions, of one call and one device.
+    """Count the multiplications and additions of all matrix products and convolutions, for one call and one device.
 
-    A product y[N, g] = sum_k x[N, k] w[k, g], with any number of axes each, takes 2 |y| K, K being the size of all k
-    together. In a convolution K is C_in / groups times the taps that fall on the input: what falls on padding, or
-    between the elements of a dilated input, is not counted, nor is it by XLA. With `once` a loop's body counts once,
-    however often it runs, as in XLA's own `cost_analysis()`.
+    A product y[N, g] = sum_k x[N, k] w[k, g], where N, g and k may be several axes, takes 2 |y| K operations; K is the
+    total size of k. For a convolution, K is C_in / groups times the number of taps that fall on the input. As in
+    XLA, taps on padding or between the elements of a dilated input do not count. With `once`, a loop body counts once,
+    however often it runs, as in XLA's `cost_analysis()`.
 
     Raises:
-        ValueError: where the trip count of a loop around a product isn't known, or a library is called for a product.
+        ValueError: if the trip count of a loop around a product is unknown, or if a product is a library call.
     """
     total = 0
     for instruction, shapes, _, times in places(hlo):
@@ -97,15 +97,15 @@ def flops(hlo: str, once: bool = False) -> int:
         elif instruction.opcode == "convolution":
             own = _convolution(instruction, *shapes)
         elif instruction.opcode == "custom-call" and (target := LIBRARY_PRODUCT.search(instruction.attributes)):
-            raise ValueError(f"a product is a custom call, `{target[1]}`, of which HLO doesn't tell the sizes")
+            raise ValueError(f"expected products whose sizes are in the HLO text, got a custom call, `{target[1]}`")
         if own and times is None and not once:
-            raise ValueError(f"the trip count of the loop around `{instruction.attributes}` isn't known")
+            raise ValueError(f"expected a known trip count of the loop around `{instruction.attributes}`")
         total += own * (1 if once or times is None else times)
     return total
 
 
 def places(hlo: str) -> Iterator[Place]:
-    """Every instruction that the entry reaches, as often as it is called from different places."""
+    """Yield every instruction reachable from the entry, once for each path of calls to it."""
     computations, entry = {}, ""
     for is_entry, name, body in COMPUTATION.findall(re.sub(r"/\*index=\d+\*/", "", hlo)):
         computations[name] = {name: _parsed(text) for name, text in INSTRUCTION.findall(body)}
@@ -130,7 +130,7 @@ def places(hlo: str) -> Iterator[Place]:
 
 
 def _parsed(text: str) -> Instruction:
-    """The text behind `name = `. A shape is an array's, without spaces, or a tuple of shapes."""
+    """Parse the text after `name = `. A shape is that of an array, without spaces, or a tuple of shapes."""
     end = _closing(text) if text.startswith("(") else text.index(" ")
     shape, rest = text[:end], text[end:].lstrip()
     opcode, _, _ = rest.partition("(")
@@ -140,17 +140,17 @@ def _parsed(text: str) -> Instruction:
 
 
 def _closing(text: str) -> int:
-    """Where the parenthesis that opens the text is closed: the index behind it."""
+    """Return the index after the parenthesis that closes the one at the start of the text."""
     depth = 0
     for i, letter in enumerate(text):
         depth += (letter == "(") - (letter == ")")
         if depth == 0:
             return i + 1
-    raise ValueError(f"a parenthesis is not closed: {text}")
+    raise ValueError(f"expected balanced parentheses, got {text}")
 
 
 def _called(instruction: Instruction) -> list[tuple[str, str]]:
-    """(role, name) of the computations it calls."""
+    """Return (role, name) of each computation that the instruction calls."""
     found = CALLED.findall(instruction.attributes)
     for names in BRANCHES.findall(instruction.attributes):
         found += [("branch", name.strip().removeprefix("%")) for name in names.split(",")]
@@ -158,7 +158,7 @@ def _called(instruction: Instruction) -> list[tuple[str, str]]:
 
 
 def _parts(shape: str) -> list[str]:
-    """The shapes that a tuple consists of."""
+    """Split a tuple shape into its elements."""
     parts, depth = [""], 0
     for letter in shape[1:-1]:
         depth += (letter in "([{") - (letter in ")]}")
@@ -170,14 +170,14 @@ def _parts(shape: str) -> list[str]:
 
 
 def _bytes(shape: str) -> int:
-    """Of an array, or of all arrays of a tuple."""
+    """Return the bytes of an array, or of all arrays of a tuple."""
     return sum(math.prod(_sizes(size)) * _width(dtype) // 8 for dtype, size in ARRAY.findall(shape))
 
 
 def _width(dtype: str) -> int:
-    """Bits of one element: the first number in the name of a dtype, as in f8e4m3fn, c64, u32."""
+    """Return the bits of one element: the first number in the name of the dtype, as in f8e4m3fn, c64, u32."""
     bits = re.search(r"\d+", dtype)
-    return int(bits[0]) if bits else {"pred": 8}.get(dtype, 0)  # a token has none
+    return int(bits[0]) if bits else {"pred": 8}.get(dtype, 0)  # a token has no bits
 
 
 def _sizes(text: str) -> list[int]:
@@ -185,7 +185,7 @@ def _sizes(text: str) -> list[int]:
 
 
 def _axes(shape: str) -> list[int]:
-    """The sizes of one array."""
+    """Return the axis sizes of one array."""
     found = ARRAY.match(shape)
     if found is None:
         raise ValueError(f"expected the shape of an array, got {shape}")
@@ -199,10 +199,10 @@ def _dot(instruction: Instruction, lhs: str, _: str) -> int:
 
 
 def _convolution(instruction: Instruction, lhs: str, rhs: str) -> int:
-    """2 B C_out (C_in / groups) times the pairs of an output position and a tap that meet on an input element.
+    """Return 2 B C_out (C_in / groups) times the number of pairs (output position, tap) that fall on an input element.
 
-    With stride s, padding p before, dilation d of the window and e of the input, tap k of output o reads the element i
-    for which i e = o s - p + k d. Axes are told apart by labels: b0f_0io->b0f.
+    With stride s, padding p before, kernel dilation d and input dilation e, tap k of output o reads the element i for
+    which i e = o s - p + k d. Labels such as b0f_0io->b0f identify the axes.
     """
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
     assert labels is not None

@@ -1,9 +1,9 @@
-"""Pytest plugin: CPU seconds of each test file, and the peak memory of the largest process that ran tests.
+"""Pytest plugin: print the CPU seconds of each test file, and the peak memory of the largest test process.
 
-The time of a file is that of its collection and its tests, with the child processes that these waited for. Under
-pytest-xdist it is summed over the workers.
+The time of a file covers its collection and its tests, including child processes that they waited for. Under
+pytest-xdist, it is summed over the workers.
 
-PYTEST_DONT_REWRITE: the process of eight devices has imported it before pytest does.
+PYTEST_DONT_REWRITE: the process with eight devices imports this module before pytest does.
 """
 
 import resource
@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes, of `ru_maxrss`
+RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # the unit of `ru_maxrss` in bytes
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -25,7 +25,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class Others:
-    """Resources that processes used which this one has not waited for."""
+    """Resources of processes that are not waited-for children of this one."""
 
     seconds: float = 0.0
     peaks: tuple[int, ...] = (0,)
@@ -35,7 +35,7 @@ OTHERS = Others()
 
 
 def add_process(seconds: float, peak_bytes: int) -> None:
-    """Count what another process has used for the test that runs, and its peak memory so far."""
+    """Add the CPU time that another process used for the current test, and its peak memory so far."""
     OTHERS.seconds += seconds
     OTHERS.peaks = (*OTHERS.peaks, peak_bytes)
 
@@ -49,7 +49,7 @@ class Usage:
 
     @contextmanager
     def measure(self, path: str) -> Iterator[None]:
-        """Add the CPU time of the block to that of a file."""
+        """Add the CPU time of the `with` block to that of a file."""
         start = cpu_seconds() + OTHERS.seconds
         try:
             yield
@@ -76,7 +76,7 @@ class Usage:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
-        """Add what a worker of pytest-xdist has used; a worker that crashed reports nothing."""
+        """Add the resources of a pytest-xdist worker; a worker that crashed reports none."""
         used = getattr(node, "workeroutput", {}).get("usage")
         if used:
             for path, seconds in used["seconds"].items():
@@ -93,11 +93,11 @@ class Usage:
 
 
 def peak_bytes() -> int:
-    """Peak memory of this process."""
+    """Return the peak memory of this process."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT
 
 
 def cpu_seconds() -> float:
-    """User and system time of this process and of the children it waited for."""
+    """Return the user and system time of this process and of the children it waited for."""
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.process_time() + children.ru_utime + children.ru_stime

@@ -1,4 +1,4 @@
-"""Each broken rule fails by its named check, and the rule that is not broken passes all of them."""
+"""Each broken rule fails its named check, and the correct rule passes all checks."""
 
 import functools
 
@@ -14,7 +14,7 @@ from tests.support.broken_rules import BROKEN, arguments, broken, plain
 
 @pytest.fixture(autouse=True)
 def as_users_have_it():
-    """Some of these rules promote dtypes and ranks, which they are to be caught at, not to be kept from."""
+    """Allow promotion of dtypes and ranks, since some of these rules have to fail a check because of it."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 
@@ -24,10 +24,13 @@ def args():
     return arguments(jax.random.key(3))
 
 
-# What a check compares in more than one way, and what each of them says.
-SAID = {
-    "nondeterministic at 1e-7": ("another result, under jit", "another result, run one operation after the other"),
-    "right in first order only": ("is not the second derivative of", "is not what differences of the rule say"),
+# Rules that fail a check in several comparisons, and the message of each comparison.
+MESSAGES = {
+    "nondeterministic at 1e-7": ("a different result, under jit", "a different result, under disable_jit"),
+    "right in first order only": (
+        "differs from the second derivative of",
+        "differs from finite differences of the rule",
+    ),
 }
 
 
@@ -36,7 +39,7 @@ def test_fails_by_its_named_check(wrong, args):
     report = Session(broken(wrong), args).report(args, only=("contract", BROKEN[wrong]))
     assert report.of(BROKEN[wrong]) is Verdict.FAIL
     assert BROKEN[wrong] in {failure.check for failure in report.failures}
-    for words in SAID.get(wrong, ()):
+    for words in MESSAGES.get(wrong, ()):
         assert any(words in failure.message for failure in report.failures)
 
 
@@ -52,15 +55,15 @@ def test_passes_where_nothing_is_broken(level, args):
 def test_a_broken_rule_fails_with_a_reference_too(level, args):
     report = check_vjp(broken("recurrent weight not transposed"), args, reference=plain, level=level)
     assert report.of("value") is report.of("elements") is Verdict.FAIL
-    # What is wrong to begin with is told once: nothing else is.
+    # Checks that would fail for the same reason are not reported.
     assert {failure.check for failure in report.failures} == {"value", "elements"}
 
 
-# A function with several outputs, a matrix, a container among its arguments, and integers.
+# --- Mutants of a function with several outputs, a matrix, a container among its arguments, and integers ---
 
 
 def pooled(params, xs, lengths):
-    """A linear map and a gate, summed up to a length."""
+    """Apply a linear map and a gate, and sum up to a length."""
     a = jnp.tanh(xs @ params["w"]) * jnp.broadcast_to(params["b"], (*xs.shape[:-1], xs.shape[-1]))
     inside = jnp.arange(xs.shape[0], dtype=lengths.dtype)[:, None] < lengths[None]
     return {"last": a[-1], "sum": jnp.where(inside[..., None], a, 0).sum(0)}, jnp.sum(lengths)
@@ -78,7 +81,7 @@ def mutants():
     return mutate(pooled)
 
 
-# The first for each check but two that cost most; the long tests have all of them.
+# The first mutant for each check, except for the two most expensive ones. The long tests run all mutants.
 FIRST = set({mutant.check: name for name, mutant in reversed(mutants().items())}.values()) - {"axis of one", "low"}
 
 

@@ -1,5 +1,7 @@
-"""What is no fault of a rule never fails; a rule that is right only for cotangents, sizes or integers like those given
-does. The functions are small, and only the checks that are asked about run.
+"""No false alarms: correct rules never fail, and rules that are right only for some inputs do.
+
+Such inputs are particular cotangents, sizes or integers. The functions are small, and each test runs the checks that it
+is about.
 """
 
 import jax
@@ -26,7 +28,7 @@ def ask(f, args, *checks, **options):
 
 
 def ruled(f, bwd):
-    """f under a rule: `bwd(pull, args, c)`, where pull gives the right gradient for any cotangent."""
+    """Return f under the rule `bwd(pull, args, c)`, where `pull` is the correct pullback."""
     g = jax.custom_vjp(f)
     g.defvjp(lambda *args: (f(*args), args), lambda args, c: bwd(jax.vjp(f, *args)[1], args, c))
     return g
@@ -47,7 +49,7 @@ def test_float0_for_an_integer_argument_is_what_jax_asks_for():
 
 
 def test_programs_in_named_tuples():
-    """`custom_linear_solve` keeps its four in one."""
+    """`custom_linear_solve` stores its four programs in a NamedTuple."""
     a = jnp.asarray(3 * np.eye(3) + 0.1 * RNG.normal(size=(3, 3)), jnp.float32)
     ask(ruled(jnp.linalg.solve, right), (a, X[:, :2]), "value", "elements").raise_if_failed(strict=True)
 
@@ -64,7 +66,7 @@ def noisy(x):
 
 
 def lower(f, x, dtype):
-    """What `dtypes` says of one dtype."""
+    """Return the results of the check `dtypes` for one dtype."""
     trial = trial_of(f, x)
     with trial.subject.context():
         return list(_domain._lower(trial, dtype.__name__, [dtype]))
@@ -82,10 +84,10 @@ def trial_of(f, x):
 
 @pytest.mark.parametrize("f", [dropped, ruled(noisy, right)])
 def test_random_numbers_from_a_fixed_key_depend_on_the_dtype(f):
-    """What is another function in float32 is not asked about any lower dtype."""
+    """A function that differs in float32 is not checked in lower dtypes."""
     report = ask(f, (X,), "dtypes")
     assert report.verdict is Verdict.PASS
-    assert "f is another function in float32: its values alone differ from those in float64" in str(report)
+    assert "f is a different function in float32: its values differ from those in float64" in str(report)
     assert "bfloat16" not in str(report)
 
 
@@ -96,12 +98,12 @@ def pooled(x):
 @pytest.mark.parametrize(
     ("f", "x", "dtype", "reason"),
     [
-        (jnp.square, 1e-20 * X, jnp.float32, "below the smallest normal one of float32"),
+        (jnp.square, 1e-20 * X, jnp.float32, "below the smallest normal number of float32"),
         (jnp.square, 1e-20 * X, jnp.float16, "the arguments are out of the range of float16"),
-        (jnp.exp, 12 + X, jnp.float16, "its numbers are above the largest of float16"),
+        (jnp.exp, 12 + X, jnp.float16, "its values are above the largest number of float16"),
         (lambda x: jnp.exp(x + 12) * 6e-6, X, jnp.float16, "f leaves the range of float16: its values are not finite"),
         (lambda x: jnp.exp(x + 10) / jnp.exp(x + 9).sum(), X, jnp.float16, "not finite"),
-        (lambda a: jnp.linalg.eigvalsh(a @ a.T), X, jnp.bfloat16, "Error: "),  # what JAX raises
+        (lambda a: jnp.linalg.eigvalsh(a @ a.T), X, jnp.bfloat16, "Error: "),  # raised by JAX
     ],
     ids=["below", "lost", "above", "overflow", "overflow on the way", "unsupported"],
 )
@@ -114,11 +116,11 @@ def test_what_a_dtype_can_not_hold_is_skipped(f, x, dtype, reason):
 @pytest.mark.parametrize(
     ("f", "x", "reason"),
     [
-        (pooled, X, "for complex arguments, the derivative that JAX takes raises"),
+        (pooled, X, "for complex arguments, the derivative that JAX computes raises"),
         (
             jnp.linalg.eigh,
             jnp.diag(jnp.arange(1.0, 4.0)) + 0.1,
-            "for complex arguments, the derivative is that of JAX alone",
+            "for complex arguments, f has no custom rule",
         ),
     ],
     ids=["order", "free phases"],
@@ -141,17 +143,17 @@ def test_a_custom_jvp_that_raises_in_a_lower_dtype_still_fails():
     f = jax.custom_jvp(jnp.sin)
     f.defjvp(lambda x, u: (jnp.sin(*x), (u[0] * jnp.cos(*x)).astype(jnp.promote_types(x[0].dtype, jnp.float32))))
     report = ask(f, (X,), "dtypes", mode="jvp")
-    assert "f takes bfloat16, but its derivative raises TypeError" in report.failures[0].message
+    assert "f accepts bfloat16, but its derivative raises TypeError" in report.failures[0].message
 
 
-# --- Points that nobody gave ---
+# --- Points chosen by the checker ---
 
 
 @pytest.mark.parametrize(
     ("f", "args", "reason"),
     [
         (lambda x: jnp.log(jnp.sum(x * x)), (X[0],), "with 0 along axis 0 of x, f is not finite"),
-        (jnp.fft.rfft, (X[0],), "with 0 along axis 0 of a, f by itself raises"),
+        (jnp.fft.rfft, (X[0],), "with 0 along axis 0 of a, f itself raises"),
         (lambda x: jnp.take(x, jnp.array([0, 2])), (X[0],), "with 1 along axis 0 of x, f is not finite"),
     ],
     ids=["minus infinity", "raises", "an index out of bounds"],
@@ -163,7 +165,7 @@ def test_sizes_at_which_f_does_not_exist_are_skipped(f, args, reason):
 
 
 def test_zeros_stay_in_arguments_that_are_not_differentiated():
-    """Of labels, say: one that is no zero and no one makes the loss NaN."""
+    """Labels, for example: a label other than zero or one makes this loss NaN."""
 
     def loss(x, labels):
         p = jax.nn.sigmoid(x)
@@ -189,10 +191,10 @@ def test_zeros_stay_where_f_needs_them():
 
     report = ask(f, (jnp.array([1.0, -2.0, 0.0]),))
     assert report.verdict is Verdict.PASS
-    assert any("they stay" in note for note in report.notes)
+    assert any("not replaced" in note for note in report.notes)
 
 
-# --- What a rule may be right for by chance ---
+# --- Rules that are right for some inputs by chance ---
 
 
 @pytest.mark.parametrize(
@@ -212,14 +214,14 @@ def test_cotangents_of_any_size(bwd):
 def test_scales_at_which_float64_ends_are_no_mistake():
     report = ask(lambda x: x * 1e295, (X,), "linearity")
     assert report.verdict is Verdict.PASS
-    assert "for cotangents of 2^60 it leaves the range of float64" in str(report)
+    assert "for cotangents times 2^60 it is out of the range of float64" in str(report)
 
 
 def test_odd_and_even_sizes():
     f = ruled(lambda x: jnp.cumsum(x, 0), lambda pull, args, c: (pull(c)[0] * (1 + (len(args[0]) in (3, 5, 7))),))
     x = jnp.asarray(RNG.normal(size=(6, 3)), jnp.float32)
     (failure,) = {failure.message for failure in ask(f, (x,), "sizes").failures}
-    assert failure.startswith("with one more along every axis, an element is not the derivative")
+    assert failure.startswith("with one more along every axis, an element differs from the derivative")
 
 
 def take(x, i):

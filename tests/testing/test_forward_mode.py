@@ -1,4 +1,4 @@
-"""check_jvp: right and wrong custom_jvp rules, by their named checks."""
+"""check_jvp: correct custom_jvp rules pass, wrong ones fail their named checks."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from jaxseq.testing import Verdict, check_jvp
 
 
 def ruled(jvp):
-    """sin(x) w and its sum, under a forward rule."""
+    """Return f(x, w) = (y, sum(y)) with y = sin(x) w, under a forward-mode rule."""
 
     @jax.custom_jvp
     def f(x, w):

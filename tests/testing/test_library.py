@@ -1,8 +1,8 @@
 """Variants of this library pass the checks, and nothing is INCONCLUSIVE.
 
-The default suite judges some variants at the level quick, that of `conv` by all checks. The long tests judge each
-variant of `python -m jaxseq verify`, one for each rule and for each branch of an engine, some by all checks;
-`verify --level full` does so for all. Whether every variant computes what it should is the matter of test_contract.py.
+The default suite runs the quick level on some variants, and all checks on one of `conv`. The long tests cover each
+variant of `python -m jaxseq verify`, one for each rule and each branch of an engine, some of them with all checks.
+`verify --level full` runs all checks on all variants. test_contract.py tests what every variant computes.
 """
 
 import pytest
@@ -14,11 +14,11 @@ from jaxseq.testing import Verdict, _check, check_jvp
 
 
 def passes(report, checks, name, label):
-    """It passes, and as many checks ran as there are."""
+    """Assert that the report passes, and that all checks ran."""
     report.raise_if_failed(strict=True)
     ran = {result.check for result in report.results if result.verdict is Verdict.PASS}
-    checks -= name == "scan"  # it has no rule of its own that could go astray: engagement
-    checks -= any("no integers or booleans" in result.note for result in report.results)
+    checks -= name == "scan"  # scan has no custom_vjp rule, so `engagement` is skipped
+    checks -= any("no argument has integers" in result.note for result in report.results)
     assert len(ran) == checks + ("truncation" in CASES[name].variants[label].options)
 
 
@@ -30,7 +30,7 @@ DEFAULT = [
 ]
 
 
-# Judged by all checks among the long tests: one of each kind of rule and engine.
+# Variants on which the long tests run all checks: one for each kind of rule and engine.
 FULL = [
     *(("conv", "depthwise"), ("conv_transpose", "gaps, dilated, causal"), ("causal_conv", "resets")),
     *(("lstm", "batch first, lengths, checkpoint"), ("recurrence", "twice"), ("scan", "checkpoint"), ("stack", "gru")),
@@ -61,18 +61,18 @@ def test_every_check_passes_at_another_seed(name, label):
     ),
 )
 def test_shard_map_over_two_devices(name, label):
-    """What `composition` skips on one device."""
+    """The part of `composition` that is skipped on one device."""
     report = session(name, label)(only=("composition",))
     report.raise_if_failed(strict=True)
     assert all(result.verdict is Verdict.PASS for result in report.results)
-    conceded = [note for note in report.notes if "shard_map" in note]  # what other rules need
-    if name == "scan":  # that of lax.scan: if xs vary over devices, the carry has to vary over them too
+    conceded = [note for note in report.notes if "shard_map" in note]  # notes about restrictions under shard_map
+    if name == "scan":  # lax.scan requires a carry that varies over devices if xs does
         assert all("scan body function carry input and carry output" in note for note in conceded)
     else:
         assert not conceded
 
 
-# Of recurrences, lstm has all options of time.
+# Among recurrences, lstm covers all time options.
 WHOLE = [
     p
     for p in GRID
@@ -84,7 +84,7 @@ WHOLE = [
 @pytest.mark.parametrize(
     ("name", "label"), long_where(WHOLE, lambda *which: which not in FIRST or which[0] not in FAMILIES)
 )
-def test_forward_mode_of_every_twin(name, label, key):
-    """The way out that ops point to. A truncated gradient is none of forward mode's."""
+def test_forward_mode_of_every_reference(name, label, key):
+    """Reference implementations support forward mode, as ops document. Forward mode does not truncate."""
     variant = CASES[name].variants[label]
-    check_jvp(bound(name, label, twin=True), variant.arguments(key), level="quick").raise_if_failed(True)
+    check_jvp(bound(name, label, reference=True), variant.arguments(key), level="quick").raise_if_failed(True)

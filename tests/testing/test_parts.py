@@ -1,5 +1,6 @@
-"""The parts that a verdict stands on: differences, comparison, rounding, surgery, sizes, patterns; each against what is
-known.
+"""The parts behind a verdict: differences, comparison, rounding, surgery, points, patterns and sizes.
+
+Each is compared with known results.
 """
 
 import jax
@@ -25,7 +26,7 @@ def differences(f, x, directions, projections):
 
 
 def exact(f, x, directions, projections):
-    """<c, f'(x) u> by forward mode."""
+    """Return <c, f'(x) u>, computed in forward mode."""
     columns = [jax.jvp(f, (x,), ([u[d] for u in directions],))[1] for d in range(len(directions[0]))]
     return np.array(
         [
@@ -51,7 +52,7 @@ def test_differences_are_as_good_as_they_say():
 
 
 def test_differences_of_a_chaotic_recurrence_know_their_error():
-    """Errors grow 1e4-fold over 30 steps. No bound is broken, and the values are good to a millionth."""
+    """Errors grow by a factor of 1e4 over 30 steps, and the estimates of the error remain valid."""
     w = jnp.asarray(RNG.normal(size=(8, 8))) * 1.2
 
     def f(x):
@@ -81,7 +82,7 @@ def test_differences_of_a_constant_are_zero():
 def test_differences_see_a_kink(jump):
     f = lambda x: [jnp.sin(x[0]) + jump * jnp.abs(x[0] - 1)]  # noqa: E731
     found = differences(f, [jnp.ones(1)], [np.ones((1, 1))], [np.ones((1, 1))])
-    assert found.kink == pytest.approx(jump, rel=0.2)  # less what rounding may have added
+    assert found.kink == pytest.approx(jump, rel=0.2)  # the estimate subtracts a bound on rounding
     assert found.error >= found.kink
 
 
@@ -93,7 +94,7 @@ def test_a_kink_nearby_is_none():
 
 
 def test_differences_of_an_even_polynomial_are_exact():
-    """Its degree is 14, so eight steps determine it; all of its terms are one at the largest step."""
+    """The degree is 14, so eight steps determine it. At the largest step, all terms are one."""
     h = _differences.STEPS[0] / _differences.STEPS[0, 0]
     q = 3 + sum(h ** (2 * j) for j in range(1, _differences.ROWS))
     value, _ = _differences._ridders(q[None, :, None], np.zeros((1, _differences.ROWS, 1)))
@@ -116,7 +117,7 @@ SMALL = 2.0**-40  # 1 - SMALL is exact, and so is 1 - (1 - SMALL)
 
 
 def test_rounding_is_seen_where_terms_cancel():
-    """1 - (1 - x) keeps four digits; x itself keeps all."""
+    """1 - (1 - x) retains four digits, and 2 x all of them."""
     x = jnp.array([SMALL])
     cancelled = jax.jit(otherwise_rounded(lambda x: 1 - (1 - x)))(x)
     assert 1e-6 < abs(float(cancelled[0]) / SMALL - 1) < 1e-3
@@ -154,7 +155,7 @@ def test_rounding_moves_by_one_eps_either_way(dtype):
 
 @jax.custom_vjp
 def halved(x, w):
-    """A rule with a gradient that is half of what it should be."""
+    """A function whose rule returns half the gradient."""
     return jnp.sin(x) * w
 
 
@@ -198,7 +199,7 @@ def test_rules_are_found_watched_doubled_and_set_aside_wherever_they_are(wrapper
     calls = []
     np.testing.assert_allclose(gradient(_surgery.watched(f, calls.append)), right / 2)
     assert calls
-    np.testing.assert_allclose(gradient(f), right / 2)  # the original is what it was
+    np.testing.assert_allclose(gradient(f), right / 2)  # the original is unchanged
 
 
 def test_what_bwd_returned_is_seen_before_jax_fills_its_gaps():
@@ -255,7 +256,7 @@ def free_sizes(f, *args):
 
 
 def test_sizes_that_a_function_leaves_free_are_found_by_trying():
-    """In x (4, 3) @ w (3, 3): the rows of x, the inner axis, and the columns of w, though three of four are equal."""
+    """In x (4, 3) @ w (3, 3), rows of x, the inner axis and columns of w are free, though three of four are equal."""
     x, w = jnp.ones((4, 3)), jnp.ones((3, 3))
     assert free_sizes(lambda x, w: x @ w, x, w) == {
         frozenset({(0, 0)}),
@@ -269,14 +270,14 @@ def test_a_size_that_is_a_multiple_of_another_is_not_free():
 
 
 def test_only_sizes_that_another_has_too_are_changed():
-    """The work is a product of all sizes: with nine of them new, a small convolution took half an hour."""
+    """The cost is a product of all sizes. With nine sizes changed, a small convolution took half an hour."""
     a, b, c, d = (frozenset({(leaf, 0)}) for leaf in range(4))
-    assert _domain._apart([(a, 3), (b, 4), (c, 3), (d, 3)], {2, 3, 4, 6}) == {c: 5, d: 7}
-    assert _domain._apart([(a, 3), (b, 4)], {3, 4}) == {}
+    assert _domain._all_different([(a, 3), (b, 4), (c, 3), (d, 3)], {2, 3, 4, 6}) == {c: 5, d: 7}
+    assert _domain._all_different([(a, 3), (b, 4)], {3, 4}) == {}
 
 
 def test_equal_sizes_are_pulled_apart():
-    """A symmetric matrix hides that it should have been transposed. Where it is none, that is found."""
+    """A symmetric matrix hides a missing transpose. Different sizes reveal it."""
     f = jax.custom_vjp(jnp.matmul)
     f.defvjp(lambda x, w: (x @ w, (x, w)), lambda res, c: (c @ res[1], res[0].T @ c))
     w = RNG.normal(size=(3, 3))
@@ -291,7 +292,7 @@ def test_equal_sizes_are_pulled_apart():
 
 @pytest.mark.eight_devices
 def test_an_output_of_what_is_shared_alone_needs_no_concession():
-    """It is the same on both devices, though its seeds are not."""
+    """The output is the same on both devices, though its cotangents are not."""
     report = check_vjp(lambda a, b: (jnp.sin(a), a * b), (jnp.array([1.0, 2.0, 4.0]), jnp.array([1.0, 3.0, -1.0])))
     report.raise_if_failed(strict=True)
     assert not report.notes

@@ -1,4 +1,4 @@
-"""What a person, a program and a notebook read of a report."""
+"""Reports as text, JSON and HTML; diagnosis of mistakes."""
 
 import json
 import re
@@ -46,7 +46,7 @@ def test_a_failure_says_all_there_is_to_say(report):
     assert abs(failure.by_hand - failure.by_reference) > failure.tolerance > 0
     assert "1e-10 of the leaf's largest element" in failure.origin
     text = str(failure)
-    for part in ("by hand", "by reference", "by differences", "±", "ratio", "tolerance", "diagnosis", "again:"):
+    for part in ("by hand", "by reference", "by differences", "±", "ratio", "tolerance", "diagnosis", "to reproduce:"):
         assert part in text
 
 
@@ -70,7 +70,7 @@ def test_a_notebook_shows_a_table(report):
     assert page.count("<tr>") == 1 + len({r.check for r in report.results})
     assert "<th>w_h</th>" in page
     assert "FAIL" in page
-    assert "previous state" not in page  # nothing but what the report holds
+    assert "previous state" not in page  # the page has only the content of the report
     assert html_is_closed(page)
 
 
@@ -120,7 +120,7 @@ def test_many_leaves_go_into_several_tables():
     assert all(leaf in text for leaf in leaves)
 
 
-def test_a_reason_is_told_once_for_all_leaves():
+def test_a_reason_is_reported_once_for_all_leaves():
     results = [Result("power", leaf, Verdict.INCONCLUSIVE, "blind") for leaf in "abc"]
     assert "  power of a, b, c: blind" in str(Report("f", "abc", results, [], {})).splitlines()
 
@@ -130,7 +130,7 @@ def test_every_check_is_described():
 
 
 def test_one_line_in_somebodys_test(pytester):
-    """The report is what pytest shows, without the frames of the checker."""
+    """pytest shows the report, without stack frames of the checker."""
     pytester.makepyfile(
         """
         import jax.numpy as jnp
@@ -142,7 +142,7 @@ def test_one_line_in_somebodys_test(pytester):
     )
     result = pytester.runpytest_subprocess("-p", "no:cacheprovider")
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*sin with a cotangent of the wrong sign: FAIL*", "*it is the right one times -1*"])
+    result.stdout.fnmatch_lines(["*sin with a cotangent of the wrong sign: FAIL*", "*it is the correct one times -1*"])
     assert "_report.py" not in "\n".join(line for line in result.outlines if ":" in line and "Error" not in line)
 
 
@@ -158,15 +158,15 @@ A = np.random.default_rng(0).normal(size=(4, 4))
         (A.T, "transposed"),
         (-A.T, "transposed, times -1"),
         (2.5 * A, "times 2.5"),
-        (A / 4, "a mean where a sum belongs"),
+        (A / 4, "a mean instead of a sum"),
         (4 * A, "summed 4 times"),
         (A * (1 + 1e-4), "times 1.0001"),
         (np.roll(A, 1, 0), "shifted to the later entry along axis 0, and wraps around"),
         (np.vstack([A[1:], np.zeros((1, 4))]), "shifted to the earlier entry along axis 0"),
         (np.hstack([A[:, :-1], np.zeros((4, 1))]), "its last entry along axis 1 is missing"),
-        (0 * A, "zero throughout"),
+        (0 * A, "all elements are zero"),
         (A + np.inf, "16 of 16 elements are not finite"),
-        (A + np.eye(4), "4 of 16 elements are off, by no simple mistake"),
+        (A + np.eye(4), "4 of 16 elements are wrong, by no simple mistake"),
     ],
 )
 def test_a_mistake_is_recognised(wrong, words):
@@ -178,7 +178,7 @@ def test_a_conjugate_is_recognised():
 
 
 def test_what_was_left_out_of_the_cotangent_is_recognised():
-    """The gradient is sum over batch and time of two outputs."""
+    """For a gradient that sums two cotangents over batch and time, the missing part is named."""
     rng = np.random.default_rng(1)
     last, ys = rng.normal(size=(2, 3)), rng.normal(size=(5, 2, 3))
     right = lambda seed: seed[0].sum(0) + 2 * seed[1].sum((0, 1))  # noqa: E731
@@ -186,21 +186,21 @@ def test_what_was_left_out_of_the_cotangent_is_recognised():
     assert words(right([0 * last, ys])) == "the cotangent of last is ignored"
     assert words(right([last, 0 * ys])) == "the cotangent of ys is ignored"
     assert (
-        words(right([last, np.concatenate([ys[:-1], 0 * ys[-1:]])])) == "the last entry of ys along axis 0 is left out"
+        words(right([last, np.concatenate([ys[:-1], 0 * ys[-1:]])])) == "the last entry of ys along axis 0 is ignored"
     )
     assert (
-        words(right([last, np.stack([0 * ys[:, 0], ys[:, 1]], 1)])) == "the first entry of ys along axis 1 is left out"
+        words(right([last, np.stack([0 * ys[:, 0], ys[:, 1]], 1)])) == "the first entry of ys along axis 1 is ignored"
     )
     assert words(right([last, ys]) + 1) is None
 
 
 def test_diagnoses_in_a_report(args):
-    """Named as a person would name the mistake."""
+    """The diagnosis names the mistake."""
     expected = {
         "sign flipped": ("w_x", "times -1"),
         "weight gradient off by 1e-4": ("w_h", "times 1.0001"),
         "bias gradient a mean": ("b", "times 0.5"),
-        "initial-state gradient zero": ("h", "zero throughout"),
+        "initial-state gradient zero": ("h", "all elements are zero"),
         "final-state cotangent ignored": ("xs", "the cotangent of output[0] is ignored"),
     }
     for wrong, (leaf, words) in expected.items():

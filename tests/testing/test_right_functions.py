@@ -1,4 +1,4 @@
-"""Functions of JAX, optax, Equinox and Flax, whose gradients are right: none fails, whatever the point."""
+"""Functions of JAX, optax, Equinox and Flax have correct gradients, so none fails at any point."""
 
 import pytest
 
@@ -8,11 +8,11 @@ pytest.importorskip("flax", reason="needs optax, Equinox and Flax, whose functio
 
 from jaxseq.testing import Verdict
 
-# `primal`, and the checks at points of the checker's own choice: those that raised false alarms.
+# The checks that have raised false alarms: `primal`, and those at points chosen by the checker.
 OTHER_POINTS = ("primal", "contract", "linearity", "dtypes", "integers", "sizes")
 
 
-# Those that once raised false alarms; `python -m tests.fuzz.right_functions` asks all functions, at three seeds.
+# Functions that have raised false alarms. `python -m tests.fuzz.right_functions` checks all functions at three seeds.
 SAMPLE = (
     "jax.nn.logsumexp",
     "linalg.solve",
@@ -32,7 +32,7 @@ SAMPLE = (
 @pytest.mark.long
 @pytest.mark.parametrize("name", SAMPLE)
 def test_right_functions_do_not_fail(name):
-    from fuzz.right_functions import RIGHT  # takes a second
+    from fuzz.right_functions import RIGHT  # slow to import
 
     reports = list(RIGHT[name].reports([0], OTHER_POINTS))
     assert reports

@@ -1,4 +1,4 @@
-"""check_truncation: judged by frozen states, with and without a reference, and against rules that leak."""
+"""check_truncation, with and without a reference, on correct rules and on rules that leak."""
 
 from functools import partial
 from itertools import product
@@ -15,7 +15,7 @@ from jaxseq.testing._truncation import _windows, frozen
 
 
 def elman(params, carry, xs, *, truncation=None, reverse=False, leak=0, wrong=None):
-    """An Elman network in plain JAX whose gradient stops every `truncation` steps of reading, or somewhere else."""
+    """An Elman network in plain JAX. Its gradient is cut every `truncation` steps, or as `wrong` specifies."""
     w_x, w_h = params
 
     def step(h, at):
@@ -40,7 +40,7 @@ def args():
     return (w_x, w_h), h, xs
 
 
-# Windows of some steps and of all; of one step and beyond all, and all combinations, among the long tests.
+# Windows of some steps and of all steps. The long tests add windows of one step, longer windows, and all combinations.
 FIRST = [(3, elman, True), (7, None, False)]
 REST = [case for case in product((1, 3, 7, 9), (None, elman), (False, True)) if case not in FIRST]
 
@@ -56,7 +56,7 @@ def test_stop_gradient_on_the_carry_passes(k, reference, reverse, args):
 
 
 def test_plain_differences_do_not_see_a_stop(args):
-    """Why truncated gradients have a checker of their own."""
+    """check_vjp fails a correct truncated gradient, which is why check_truncation exists."""
     assert check_vjp(partial(elman, truncation=3), args, level="quick").of("value") is Verdict.FAIL
 
 
@@ -70,15 +70,15 @@ def test_a_leak_of_a_millionth_is_found(reference, args):
         for f in report.failures
         if f.check == "truncation" and f.argument == "carry" and "window 1" in f.message
     }
-    assert message == "a loss on window 1 of reading alone says something to carry outside of that window"
+    assert message == "a loss on window 1 only has a nonzero gradient in carry outside of that window"
 
 
 @pytest.mark.parametrize("wrong", ["not at all", "late"])
 def test_a_truncation_elsewhere_is_found(wrong, args):
     report = check_truncation(partial(elman, wrong=wrong), args, truncation=3, level="quick")
     assert report.of("truncation") is report.of("value") is Verdict.FAIL
-    said = any("nothing is truncated" in failure.message for failure in report.failures)
-    assert said == (wrong == "not at all")
+    reported = any("nothing is truncated" in failure.message for failure in report.failures)
+    assert reported == (wrong == "not at all")
 
 
 def test_a_window_as_long_as_time_has_to_be_the_full_gradient(args):
@@ -91,7 +91,7 @@ def test_a_window_as_long_as_time_has_to_be_the_full_gradient(args):
 
 
 def test_where_truncation_changes_nothing_the_check_has_no_power(args):
-    """Without a recurrence no gradient crosses anything."""
+    """Without a recurrence, no gradient crosses a boundary."""
     (w_x, w_h), h, xs = args
     report = check_truncation(elman, ((w_x, 1e-30 * w_h), h, xs), truncation=3, level="quick")
     assert report.of("truncation") is Verdict.INCONCLUSIVE
@@ -100,7 +100,7 @@ def test_where_truncation_changes_nothing_the_check_has_no_power(args):
 @pytest.mark.long
 @pytest.mark.parametrize("reverse", [False, True])
 def test_the_frozen_function_has_the_truncated_gradient(reverse, args):
-    """Both orders, by JAX alone: what is frozen has the value of f, and the gradient of f with stops."""
+    """The frozen function has the value of f and the truncated gradient of f, at first and second order."""
     f = partial(elman, reverse=reverse)
     g = frozen(f, _windows(7, 3, 3, reverse), reverse, args)
     assert_close(g(*args), f(*args), relative=1e-14)

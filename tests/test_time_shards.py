@@ -1,4 +1,4 @@
-"""Time and space over devices: halos for a convolution, a relay for a recurrence, and how many bytes they move."""
+"""Sharded time and space: halo exchange, `carry_across_shards`, and the number of bytes that they move."""
 
 from functools import partial
 from itertools import product
@@ -17,7 +17,7 @@ from tests.support import hlo
 
 pytestmark = pytest.mark.eight_devices
 
-# --- Convolution: x, kernel, options; rows borrowed forward from before and behind ---
+# --- Convolutions: x, kernel, options, and the rows that a shard receives from its neighbours in the forward pass ---
 
 CONVOLUTIONS = {
     "causal": ((4, 24, 3), (5, 3, 2), {"padding": "CAUSAL"}, 4),
@@ -47,15 +47,16 @@ SPACES = [
 
 @pytest.mark.parametrize(("op", "shape", "window", "options", "rows"), SPACES)
 def test_space_over_devices_moves_halos_and_no_more(op, shape, window, options, rows, key):
-    """Beside an idle mesh axis. Forward borrows the rows that the window reaches into, backward sends their cotangents
-    home, one sum ends it.
+    """Forward receives the rows that the kernel reaches, backward returns their cotangents, and one sum follows.
+
+    The mesh has an idle axis too.
     """
-    f, twin = (partial(getattr(module, op), **options) for module in (jaxseq, jaxseq.reference))
+    f, reference = (partial(getattr(module, op), **options) for module in (jaxseq, jaxseq.reference))
     keys = jax.random.split(key)
     channels = window[-1] if op == "conv" else window[-2] * options.get("groups", 1)
     x, w, b = normals(keys[0], (jnp.ones(shape), jnp.ones(window), jnp.ones(channels)))
-    y_bar = cotangents_for(twin, (x, w, b), keys[1])
-    expected = jax.jit(pullback(twin))((x, w, b), y_bar)
+    y_bar = cotangents_for(reference, (x, w, b), keys[1])
+    expected = jax.jit(pullback(reference))((x, w, b), y_bar)
     mesh = mesh_of((2, 4), ("idle", "t"), "explicit")
     with jax.set_mesh(mesh):
         placed = place(mesh, (x, w, b), (P(None, "t"), P(), P())), place(mesh, y_bar, P(None, "t"))
@@ -67,7 +68,7 @@ def test_space_over_devices_moves_halos_and_no_more(op, shape, window, options, 
     assert {c.kind for c in collectives} <= {"collective-permute", "all-reduce"}
     assert sum(c.kind == "all-reduce" for c in collectives) <= 2  # kernel and bias
     moved = sum(c.bytes for c in collectives if c.kind == "collective-permute")
-    assert moved == 2 * rows * x.nbytes // x.shape[1]  # there and back
+    assert moved == 2 * rows * x.nbytes // x.shape[1]  # forward and backward
 
 
 @pytest.mark.parametrize(
@@ -108,7 +109,7 @@ def test_without_jit_and_without_a_mesh_in_context(key):
 
 
 def test_automatic_axes_leave_halos_to_the_compiler(key):
-    """It has them for the convolutions that XLA computes itself."""
+    """The compiler exchanges halos for the convolutions that are computed by XLA's own operation."""
     run = lambda conv: pullback(partial(conv, padding="CAUSAL"))  # noqa: E731
     x, w, y_bar = normals(key, (jnp.ones((4, 24, 3)), jnp.ones((3, 3, 2)), jnp.ones((4, 24, 2))))
     mesh = mesh_of((8,), ("t",), "automatic")
@@ -117,13 +118,13 @@ def test_automatic_axes_leave_halos_to_the_compiler(key):
         program = jax.jit(run(jaxseq.conv)).lower(*placed).compile()
         assert_close(program(*placed), jax.jit(run(jaxseq.reference.conv))((x, w), y_bar))
     moved = [c.bytes // (x.itemsize * 4) for c in hlo.collectives(program.as_text()) if c.kind == "collective-permute"]
-    assert sorted(moved) == [2 * 2, 2 * 3, 2 * 3]  # two rows: of ȳ for x̄, of x for y and once more for w̄
+    assert sorted(moved) == [2 * 2, 2 * 3, 2 * 3]  # two rows each: of ȳ for x̄, of x for y, of x again for w̄
 
 
 REFUSED = {
     "valid": ((2, 16, 3), {}, "16 inputs and 14 outputs at stride 1 over 4"),
     "valid, outputs in equal parts": ((2, 16, 3), {"dilation": 2}, "16 inputs and 12 outputs at stride 1 over 4"),
-    "a stride that is no divisor": (
+    "a stride that does not divide": (
         (2, 12, 3),
         {"stride": 2, "padding": "SAME"},
         "12 inputs and 6 outputs at stride 2",
@@ -136,7 +137,8 @@ def test_outputs_that_cannot_be_divided_alike_are_refused(label):
     shape, options, got = REFUSED[label]
     mesh = mesh_of((4,), ("t",), "explicit")
     x = place(mesh, jnp.ones(shape), P(None, "t"))
-    with jax.set_mesh(mesh), pytest.raises(ValueError, match=rf"`x`: expected along an axis .* \('t',\).* got {got}"):
+    match = rf"`x`: expected along a spatial axis .* \('t',\).* got {got}"
+    with jax.set_mesh(mesh), pytest.raises(ValueError, match=match):
         jaxseq.conv(x, jnp.ones((3, 3, 2)), **options)
 
 
@@ -147,7 +149,7 @@ def test_a_transpose_that_cannot_be_divided_alike_is_refused():
         jaxseq.conv_transpose(x, jnp.ones((3, 2, 3)))
 
 
-# --- An idle mesh axis: XLA's partitioner multiplies by the number of its devices ---
+# --- An idle mesh axis, over which XLA's partitioner may sum equal terms ---
 
 
 IDLE = [("conv", "automatic"), ("conv_transpose", "automatic"), ("causal_conv", "explicit"), ("conv_lstm", "automatic")]
@@ -160,7 +162,7 @@ REST = [
 
 @pytest.mark.parametrize(("name", "kind"), [*IDLE, *REST])
 def test_an_idle_axis_beside_space_counts_nothing_twice(name, kind, key):
-    """Values and gradients in float32, with the kernel in one place and divided over the idle axis."""
+    """Values and gradients in float32, with the kernel replicated or sharded over the idle axis."""
     draw = lambda *shape: normals(jax.random.fold_in(key, len(shape)), jnp.ones(shape, jnp.float32))  # noqa: E731
     over_a = P(None, "a")
     if name in ("conv_lstm", "conv_gru"):
@@ -173,9 +175,9 @@ def test_an_idle_axis_beside_space_counts_nothing_twice(name, kind, key):
     else:
         args = draw(2, 8, 4), draw(1, 1, 3, *((4, 8) if name == "conv" else (8, 4)))[0, 0]
         call = lambda ns, x, w: getattr(ns, name)(x, w, padding="SAME")  # noqa: E731
-    twin = partial(call, jaxseq.reference)
-    y_bar = cotangents_for(twin, args, key)
-    expected = jax.jit(pullback(twin))(args, y_bar)
+    reference = partial(call, jaxseq.reference)
+    y_bar = cotangents_for(reference, args, key)
+    expected = jax.jit(pullback(reference))(args, y_bar)
     mesh = mesh_of((2, 2), ("a", "b"), kind)
     with jax.set_mesh(mesh):
         for of_kernel in P(), P(None, None, "b"):
@@ -186,7 +188,7 @@ def test_an_idle_axis_beside_space_counts_nothing_twice(name, kind, key):
 
 
 def test_a_transposed_convolution_over_two_mesh_axes_that_divide_space(key):
-    """XLA aborts over a pad that crops and puts zeros between elements, along an axis that is divided."""
+    """XLA aborts over a pad that crops and dilates along a sharded axis."""
     args = normals(key, (jnp.ones((2, 16, 4), jnp.float32), jnp.ones((5, 2, 4), jnp.float32)))
     call = lambda ns, x, w: ns.conv_transpose(x, w, stride=2, padding="SAME", groups=2)  # noqa: E731
     placed = place(mesh_of((2, 2), ("a", "b"), "automatic"), args, (P(None, ("b", "a")), P()))
@@ -198,17 +200,18 @@ def test_the_mesh_of_a_cotangent_alone_has_an_idle_axis(jit, key):
     """The arguments were never placed, and no mesh is in context."""
     args = normals(key, (jnp.ones((2, 8, 4), jnp.float32), jnp.ones((3, 4, 8), jnp.float32)))
     y_bar = normals(jax.random.fold_in(key, 1), jnp.ones((2, 8, 8), jnp.float32))
-    of_ours, of_twin = (jax.vjp(partial(ns.conv, padding="SAME"), *args)[1] for ns in (jaxseq, jaxseq.reference))
+    of_ours, of_reference = (jax.vjp(partial(ns.conv, padding="SAME"), *args)[1] for ns in (jaxseq, jaxseq.reference))
     placed = place(mesh_of((2, 2), ("a", "b"), "automatic"), y_bar, P(None, "a"))
-    assert_close((jax.jit(of_ours) if jit else of_ours)(placed), of_twin(y_bar), 1e-5)
+    assert_close((jax.jit(of_ours) if jit else of_ours)(placed), of_reference(y_bar), 1e-5)
 
 
-# --- Time: every variant of what reads it, over four devices, the batch over two ---
+# --- Time over four devices and the batch over two, for every op with a time axis ---
 
 
 def time_specs(make):
-    """The batch over b and time over t and u, not in the order of the mesh: the axes that grow with the one and with
-    the other.
+    """Return specs that shard the batch over b, and time over u and t, which is not the order of the mesh.
+
+    These are the axes that grow with the batch and with the length.
     """
 
     def spec(a, b, c):
@@ -225,7 +228,7 @@ FIRST = {
     "bidirectional": ["lstm"],
     "causal_conv": ["resets, depthwise, dilated"],
 }
-THOROUGH = ("lstm", "causal_conv")  # of the others, made of the same, the first
+THOROUGH = ("lstm", "causal_conv")  # for the other ops, which use the same code, test the first variant
 OVER_TIME = [
     pytest.param(name, label, id=f"{name}-{label}", marks=[] if label in FIRST.get(name, []) else [pytest.mark.long])
     for name, case in CASES.items()
@@ -242,7 +245,7 @@ def test_time_over_devices(name, label, key):
     args, specs = make(4, 12), time_specs(make)
     assert any(("u", "t") in s for s in jax.tree.leaves(specs, is_leaf=lambda s: isinstance(s, P)))
     cotangents = cotangents_for(f, args, jax.random.fold_in(key, 1))
-    expected = compiled(name, label, twin=True)(args, cotangents)
+    expected = compiled(name, label, reference=True)(args, cotangents)
     mesh = mesh_of((2, 2, 2), ("b", "t", "u"), "explicit")
     with jax.set_mesh(mesh):
         placed = place(mesh, args, specs)
@@ -253,7 +256,7 @@ def test_time_over_devices(name, label, key):
 
 
 def test_a_causal_convolution_over_time_moves_its_carry(key):
-    """A halo of window - 1 steps forward, one back, and to all devices what the next chunk begins with."""
+    """Move a halo of window - 1 steps forward and one back, and send the returned carry to all devices."""
     (T, B, C), K = (24, 2, 3), 4
     carry, x, w = normals(key, (jnp.ones((B, K - 1, C)), jnp.ones((B, T, C)), jnp.ones((K, C, 5))))
     f = lambda carry, x, w: jaxseq.causal_conv(carry, x, w)[1]  # noqa: E731
@@ -268,7 +271,7 @@ def test_a_causal_convolution_over_time_moves_its_carry(key):
 
 
 def test_a_carry_of_two_shards():
-    """Two steps on each of four devices: a sum over four steps takes the first three from the two devices before."""
+    """With two steps on each of four devices, a sum over four steps needs three steps from the two previous devices."""
     x = jnp.arange(1.0, 9.0)
     mesh = mesh_of((4,), ("t",), "explicit")
     with jax.set_mesh(mesh):
@@ -279,7 +282,7 @@ def test_a_carry_of_two_shards():
 
 
 def test_the_last_state_is_that_of_the_shard_in_which_a_sequence_ends():
-    """Sums of ones: over no step, a part of the first of two shards, all of it, and all of both."""
+    """Sums of ones over no step, a part of the first of two shards, all of it, and both shards."""
     lengths, ones = jnp.array([0, 1, 2, 4]), jnp.ones((1, 1))
     f = partial(jaxseq.rnn, jaxseq.RNNParams(ones, ones, None), None, activation="relu", lengths=lengths)
     mesh = mesh_of((2,), ("t",), "explicit")
@@ -289,7 +292,7 @@ def test_the_last_state_is_that_of_the_shard_in_which_a_sequence_ends():
 
 
 def over_time(truncation, devices, key, kind="explicit", reverse=False):
-    """(the compiled gradient of an LSTM over so many devices, its parameters, its input)."""
+    """Return the compiled gradient of an LSTM with time over `devices` devices, its parameters and its input."""
     params = jaxseq.lstm_init(key, 3, 4, dtype=jnp.float64)
     xs = normals(key, jnp.ones((256, 2, 3)))
     run = lambda params, xs: jaxseq.lstm(params, None, xs, truncation=truncation, reverse=reverse)[1]  # noqa: E731
@@ -300,15 +303,15 @@ def over_time(truncation, devices, key, kind="explicit", reverse=False):
         return jax.jit(gradient).lower(*placed).compile(), params, xs
 
 
-def test_truncated_windows_go_back_on_all_devices_at_once(key):
-    """Forward hands a state from device to device; backward has one sum, and nothing else that devices share."""
+def test_truncated_windows_run_backward_on_all_devices_at_once(key):
+    """Forward passes the state from device to device. Backward communicates once, in one sum."""
     program, params, xs = over_time(16, 8, key)
     state = 2 * 4 * xs.itemsize  # of h or c
     weights = sum(p.nbytes for p in params)
     collectives = hlo.collectives(program.as_text())
-    relay = [c for c in collectives if c.kind == "collective-permute"]
-    assert [(c.bytes, c.loops, c.times) for c in relay] == [(state, 1, 7)] * 2
-    (total,) = (c for c in collectives if c not in relay)
+    permutes = [c for c in collectives if c.kind == "collective-permute"]
+    assert [(c.bytes, c.loops, c.times) for c in permutes] == [(state, 1, 7)] * 2
+    (total,) = (c for c in collectives if c not in permutes)
     assert (total.kind, total.bytes, total.loops) == ("all-reduce", weights, 0)
 
 
@@ -319,7 +322,7 @@ def test_memory_is_divided_over_devices(key):
 
 
 def test_automatic_axes_gather_the_input_and_divide_the_windows(key):
-    """The compiler puts what is kept for backward, and its windows, on the devices that hold them: no sum in a loop."""
+    """The compiler shards the residuals and the windows of the backward pass, with no sum in a loop."""
     program, params, xs = over_time(16, 8, key, kind="automatic")
     collectives = hlo.collectives(program.as_text())
     assert not any(c.loops for c in collectives)
@@ -329,32 +332,32 @@ def test_automatic_axes_gather_the_input_and_divide_the_windows(key):
     assert program.memory_analysis().temp_size_in_bytes < one.memory_analysis().temp_size_in_bytes / 2
 
 
-# --- The relay, in shard_map ---
+# --- carry_across_shards, in shard_map ---
 
 
-def stretched(f, devices):
+def over_shards(f, devices):
     mesh = mesh_of((devices,), ("t",), "automatic")
     return jax.shard_map(f, mesh=mesh, in_specs=(P(), P(), P("t")), out_specs=P("t"))
 
 
 @pytest.mark.parametrize("reverse", [False, True], ids=["forwards", "backwards"])
-def test_relay_goes_through_all_stretches_and_back(reverse, key):
-    """Over two mesh axes, not in the order of the mesh, which has a third that is idle."""
+def test_the_carry_goes_through_all_shards_and_back(reverse, key):
+    """Over two mesh axes, not in the order of the mesh, which has a third, idle axis."""
     params, h, xs = arguments("gru", "plain", key, batch=(2,), length=12)
 
     def run(params, h, xs):
         gru = partial(jaxseq.gru, params, xs=xs, reverse=reverse)
         return gru(jaxseq.carry_across_shards(lambda h: gru(h)[0], h, ("u", "t"), reverse=reverse))[1]
 
-    twin = lambda params, h, xs: jaxseq.reference.gru(params, h, xs, reverse=reverse)[1]  # noqa: E731
-    y_bar = cotangents_for(twin, (params, h, xs), key)
-    expected = jax.jit(pullback(twin))((params, h, xs), y_bar)
+    reference = lambda params, h, xs: jaxseq.reference.gru(params, h, xs, reverse=reverse)[1]  # noqa: E731
+    y_bar = cotangents_for(reference, (params, h, xs), key)
+    expected = jax.jit(pullback(reference))((params, h, xs), y_bar)
     mesh, over_time = mesh_of((2, 2, 2), ("t", "idle", "u"), "automatic"), P(("u", "t"))
     over_devices = jax.shard_map(run, mesh=mesh, in_specs=(P(), P(), over_time), out_specs=over_time)
     assert_close(jax.jit(pullback(over_devices))((params, h, xs), y_bar), expected)
 
 
-def test_relay_whose_gradient_stops_is_truncation(key):
+def test_a_carry_whose_gradient_stops_is_truncation(key):
     params, h, xs = arguments("gru", "plain", key, batch=(2,), length=12)
 
     def run(params, h, xs):
@@ -362,14 +365,14 @@ def test_relay_whose_gradient_stops_is_truncation(key):
         first = lax.axis_index("t") == 0
         return jaxseq.gru(params, jnp.where(first, h, start), xs, truncation=3)[1]
 
-    twin = lambda params, h, xs: jaxseq.reference.gru(params, h, xs, truncation=3)[1]  # noqa: E731
-    y_bar = cotangents_for(twin, (params, h, xs), key)
-    expected = jax.jit(pullback(twin))((params, h, xs), y_bar)
-    assert_close(jax.jit(pullback(stretched(run, 4)))((params, h, xs), y_bar), expected)
+    reference = lambda params, h, xs: jaxseq.reference.gru(params, h, xs, truncation=3)[1]  # noqa: E731
+    y_bar = cotangents_for(reference, (params, h, xs), key)
+    expected = jax.jit(pullback(reference))((params, h, xs), y_bar)
+    assert_close(jax.jit(pullback(over_shards(run, 4)))((params, h, xs), y_bar), expected)
 
 
-@pytest.mark.parametrize("window", [3, 6], ids=["shorter than a stretch", "longer"])
-def test_a_causal_convolution_by_relay(window, key):
+@pytest.mark.parametrize("window", [3, 6], ids=["shorter than a shard", "longer"])
+def test_a_causal_convolution_with_a_carry_across_shards(window, key):
     carry, x, w, b = normals(
         key, (jnp.ones((2, window - 1, 3)), jnp.ones((2, 16, 3)), jnp.ones((window, 3, 2)), jnp.ones(2))
     )
@@ -383,19 +386,19 @@ def test_a_causal_convolution_by_relay(window, key):
     mesh = mesh_of((4,), ("t",), "automatic")
     over_time = P(None, "t")
     divided = jax.shard_map(run, mesh=mesh, in_specs=(P(), over_time, P(), P()), out_specs=over_time)
-    twin = lambda *args: jaxseq.reference.causal_conv(*args)[1]  # noqa: E731
-    y_bar = cotangents_for(twin, (carry, x, w, b), key)
-    expected = jax.jit(pullback(twin))((carry, x, w, b), y_bar)
+    reference = lambda *args: jaxseq.reference.causal_conv(*args)[1]  # noqa: E731
+    y_bar = cotangents_for(reference, (carry, x, w, b), key)
+    expected = jax.jit(pullback(reference))((carry, x, w, b), y_bar)
     assert_close(jax.jit(pullback(divided))((carry, x, w, b), y_bar), expected)
 
 
-def test_relay_takes_as_many_rounds_as_it_is_told(key):
-    """A sum over the last three numbers forgets in one round what lies more than one stretch of three behind."""
+def test_the_carry_takes_as_many_rounds_as_requested(key):
+    """If a step depends only on its own shard of three numbers, one round is enough."""
     xs = jnp.arange(1.0, 13.0)
 
     def starts(rounds, forgets):
         step = lambda s, xs: xs.sum() if forgets else s + xs.sum()  # noqa: E731
-        return stretched(
+        return over_shards(
             lambda _, s, xs: jaxseq.carry_across_shards(partial(step, xs=xs), s, "t", rounds=rounds)[None], 4
         )
 
@@ -408,7 +411,7 @@ def test_relay_takes_as_many_rounds_as_it_is_told(key):
 
 def test_one_device_has_nobody_to_hand_to():
     run = lambda _, carry, xs: jaxseq.carry_across_shards(lambda s: s + xs.sum(), carry, "t")[None]  # noqa: E731
-    assert stretched(run, 1)(0.0, jnp.full((), 5.0), jnp.ones(4)).tolist() == [5.0]
+    assert over_shards(run, 1)(0.0, jnp.full((), 5.0), jnp.ones(4)).tolist() == [5.0]
 
 
 MISTAKES = {
@@ -420,7 +423,7 @@ MISTAKES = {
     "an axis twice": (
         lambda s: jaxseq.carry_across_shards(lambda s: s, s, ("t", "t")),
         ValueError,
-        r"each once, got \('t', 't'\)",
+        r"expected distinct manual mesh axes .*, got \('t', 't'\)",
     ),
     "no function": (
         lambda s: jaxseq.carry_across_shards(1, s, "t"),
@@ -433,12 +436,12 @@ MISTAKES = {
 
 @pytest.mark.other_types
 @pytest.mark.parametrize("label", MISTAKES)
-def test_mistakes_with_the_relay(label):
+def test_mistakes_with_carry_across_shards(label):
     wrong, error, match = MISTAKES[label]
     with pytest.raises(error, match=match):
-        stretched(lambda _, carry, xs: wrong(carry), 2)(0.0, jnp.zeros(()), jnp.ones(4))
+        over_shards(lambda _, carry, xs: wrong(carry), 2)(0.0, jnp.zeros(()), jnp.ones(4))
 
 
-def test_the_relay_outside_of_shard_map():
-    with pytest.raises(ValueError, match=r"`axis_name`: expected mesh axes that `shard_map` divides.*got 't'"):
+def test_the_carry_outside_of_shard_map():
+    with pytest.raises(ValueError, match=r"`axis_name`: expected distinct manual mesh axes of `shard_map`.*got 't'"):
         jaxseq.carry_across_shards(lambda s: s, jnp.zeros(()), "t")

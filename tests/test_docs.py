@@ -109,6 +109,13 @@ def test_links_lead_somewhere(page, targets):
         assert "://" in target or (page.parent / target).exists(), target
 
 
+@pytest.mark.parametrize(("page", "rows"), found(r"(?m)^(\|[^\n]*)\n\|(?:[ :-]+\|)+$"))
+def test_tables_have_headers(page, rows):
+    """At most the first column has no name."""
+    for row in rows:
+        assert all(cell.strip() for cell in row.strip("|").split("|")[1:]), row
+
+
 def test_every_check_is_described():
     text = (ROOT / "docs" / "gradient-checks.md").read_text(encoding="utf-8")
     for check in _check.FULL:

@@ -58,6 +58,7 @@ def test_the_site_reads_from_a_disk(tmp_path):
     built = subprocess.run(build, cwd=ROOT, env=quiet, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stdout + built.stderr
 
+    assert f"jaxseq {jaxseq.__version__}" in (site / "index.html").read_text("utf-8")
     wrong = [f"{name} has no entry in the reference" for name in sorted(public_names() - entries(site))]
     with playwright.sync_playwright() as p:
         browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])

@@ -75,9 +75,7 @@ def resolve(
             _checks.bad_value(
                 "x",
                 f"a padded size of at least the kernel's extent, {extent(taps, d)}",
-                f"{size} + {lo} + {hi} = {size + lo + hi}",
-                space=space,
-                window=window,
+                f"{size} + {lo} + {hi} = {size + lo + hi} (space {tuple(space)}, kernel size {tuple(window)})",
             )
     return Geometry(*_bounded(space, window, stride, pads, dilation), groups)
 

@@ -1,9 +1,10 @@
 """Decorator for public ops: named scope, expanded signature and docstring, forward-mode hint."""
 
+import difflib
 import functools
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import ParamSpec, TypeVar
 
 import jax
@@ -27,7 +28,7 @@ def op(f: Callable[P, R]) -> Callable[P, R]:
         try:
             signature.bind(*args, **kwargs)
         except TypeError as error:
-            raise TypeError(f"jaxseq.{name}: {error}") from None
+            raise TypeError(f"jaxseq.{name}: {error}{suggestion(kwargs, signature)}") from None
         try:
             with jax.named_scope(f"jaxseq.{name}"):
                 return f(*args, **kwargs)
@@ -42,6 +43,36 @@ def op(f: Callable[P, R]) -> Callable[P, R]:
     public.__signature__ = signature  # type: ignore[attr-defined]
     public.__doc__ = docstring_with_time_options(f)
     return public
+
+
+# Names in other libraries, and former names: what to use here.
+HINTS = {
+    "batch_first": "`time_axis=1`",
+    "time_major": "`time_axis`",
+    "seq_lengths": "`lengths`",
+    "mask": "`lengths`",
+    "go_backwards": "`reverse`",
+    "bidirectional": "`jaxseq.bidirectional`",
+    "num_layers": "`jaxseq.stack`",
+    "dropout": "`jaxseq.stack(..., dropout=, key=)`",
+    "drop": "`recurrent_dropout_mask`",
+    "hold": "`zoneout`",
+    "strides": "`stride`",
+    "feature_group_count": "`groups`",
+    "rhs_dilation": "`dilation`",
+    "lhs_dilation": "`jaxseq.conv_transpose`",
+}
+
+
+def suggestion(kwargs: Mapping[str, object], signature: inspect.Signature) -> str:
+    """Return what to use instead of the first keyword argument that the signature does not have, or an empty string."""
+    unknown = next((name for name in kwargs if name not in signature.parameters), None)
+    if unknown is None:
+        return ""
+    keyword_only = [name for name, p in signature.parameters.items() if p.kind is p.KEYWORD_ONLY]
+    close = difflib.get_close_matches(unknown, signature.parameters, n=1)
+    hint = HINTS.get(unknown) or (f"`{close[0]}`" if close else None)
+    return (f"; use {hint}" if hint else "") + f". Options: {', '.join(keyword_only) or 'none'}"
 
 
 def signature_with_time_options(f: Callable[..., object]) -> inspect.Signature:

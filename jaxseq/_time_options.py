@@ -32,7 +32,7 @@ class TimeOptions(TypedDict, total=False):
             do not change. The backward pass runs in parallel over windows.
         checkpoint: store the state only every `checkpoint` steps for the backward pass, and recompute the rest.
             `"auto"` is about sqrt(T). None stores what makes the backward pass fastest.
-        time_axis: the axis of time in `xs`, `resets` and `ys`; 1 for arrays `(batch, T, D)`.
+        time_axis: the axis of time in `xs`, `resets`, `zoneout` and `ys`; 1 for arrays `(batch, T, D)`.
         unroll: the number of steps per iteration of the compiled loop, as in `jax.lax.scan`.
         precision: the precision of matrix products, as in `jax.lax.dot_general`.
         state_dtype: the dtype of the state between steps. None is float32, or the dtype of the state if that is wider.
@@ -41,10 +41,10 @@ class TimeOptions(TypedDict, total=False):
         recurrent_dropout_mask: `(*batch, H)` floats. h is multiplied by this mask before the recurrent map, with the
             same mask at every step. A mask of zeros and 1 / (1 - p), drawn once for each sequence, is recurrent
             dropout. No gradient flows to it.
-        zoneout: the weight of the previous state in the new one: a number, or a tree with the structure of the state
-            whose leaves are `(T, *batch, H)` booleans or floats. No gradient flows to it. Where booleans keep all of
-            the state of a sequence, the step is not read: NaN in `xs` affects no value and no gradient there. Floats
-            mix both states and do not stop a NaN.
+        zoneout: the weight of the previous state in the new one: a number >= 0 and < 1, or a tree with the structure of
+            the state whose leaves are booleans or floats `(T, *batch, H)`, with time at `time_axis`. No gradient flows
+            to it. Where booleans keep all of the state of a sequence, the step is not read: NaN in `xs` affects no
+            value and no gradient there. Floats mix both states and do not stop a NaN.
     """
 
     lengths: Annotated[Integer[AnyArray, "*batch"] | None, Default(None)]

@@ -527,6 +527,16 @@ MISTAKES = {
         ValueError,
         r"`hidden_size`: expected an integer >= 1, got 0",
     ),
+    "an option of another library": (
+        lstm(batch_first=True),
+        TypeError,
+        r"jaxseq\.lstm: got an unexpected keyword argument 'batch_first'; use `time_axis=1`\. Options: lengths, resets,",
+    ),
+    "a misspelt option": (
+        conv(dilatation=2),
+        TypeError,
+        r"jaxseq\.conv: .* 'dilatation'; use `dilation`\. Options: stride, padding, dilation, groups, flip, precision, method$",
+    ),
     "init size as float": (
         lambda: jaxseq.gru_init(jax.random.key(0), 3.0, 2),
         TypeError,

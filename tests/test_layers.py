@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_close, cotangents_for, pullback
+from helpers import arguments, assert_close, cotangents_for, pullback
 
 import jaxseq
 from jaxseq import _layers, bidirectional, cells, gru, stack
@@ -150,6 +150,14 @@ def test_recurrent_dropout_is_one_mask_for_a_sequence_and_layer(key):
         np.testing.assert_allclose(np.unique(recurrent_dropout_mask), [0, 1 / 0.7])
         assert 0.67 < (recurrent_dropout_mask > 0).mean() < 0.73
     assert (first["recurrent_dropout_mask"] != second["recurrent_dropout_mask"]).any()
+
+
+def test_a_number_of_zoneout_holds_for_every_leaf_of_the_state(key):
+    params, carry, xs = arguments("lstm", "plain", key, length=4)
+    both = jaxseq.LSTMState(0.3, 0.3)
+    expected = jaxseq.reference.lstm(params, carry, xs, zoneout=both)
+    for op in (jaxseq.lstm, jaxseq.reference.lstm):
+        assert_close(op(params, carry, xs, zoneout=0.3), expected)
 
 
 def test_zoneout_is_drawn_for_each_step_and_leaf_or_taken_in_the_mean(key):

@@ -132,6 +132,8 @@ def _check_zoneout(cell: Cell, value: Any, carry: State, axis: int, steps: int) 
     """Check the weight of the previous state, for each leaf of the state and every step. No gradient flows to it."""
     if value is None:
         return None
+    if cell.state is not None and _is_number(value):  # the same for every leaf
+        value = cell.state(*[value] * len(jax.tree.leaves(carry)))
     found = [
         _check_zoneout_leaf(name, part, (*leaf.shape[:axis], steps, *leaf.shape[axis:]), leaf.dtype)
         for (name, part), leaf in zip(_named_leaves(cell, "zoneout", value), jax.tree.leaves(carry), strict=True)
@@ -157,7 +159,7 @@ def _named_leaves(cell: Cell, name: str, value: Any) -> list[tuple[str, Any]]:
 
 def _check_zoneout_leaf(name: str, value: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     """Check one leaf: booleans or floats of this shape, or a number for all of it."""
-    if isinstance(value, int | float | np.floating) and not isinstance(value, bool):
+    if _is_number(value):
         return jnp.full(shape, _checks.rate(name, value), dtype)
     amount = _checks.converted(value)
     if not isinstance(amount, _checks.ARRAYS) or not (
@@ -167,6 +169,10 @@ def _check_zoneout_leaf(name: str, value: Any, shape: tuple[int, ...], dtype: An
     amount = jnp.asarray(amount)
     _checks.shape(name, amount, shape, "the shape of the state, with the time axis of `xs`")
     return jax.lax.stop_gradient(amount)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.floating) and not isinstance(value, bool)
 
 
 def _check_params(cell: Cell, params: Any) -> Weights:

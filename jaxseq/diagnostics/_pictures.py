@@ -20,7 +20,7 @@ def _axes(ax: Any) -> Any:
     try:
         from matplotlib.figure import Figure  # noqa: PLC0415
     except ModuleNotFoundError as error:
-        error.add_note("The plots need matplotlib: pip install 'jaxseq[plot]'.")
+        error.add_note("The plots need matplotlib: pip install matplotlib.")
         raise
     return Figure(figsize=(7, 4), layout="constrained").add_subplot()
 

@@ -46,7 +46,9 @@ def through_time(
     valid = reset = last = zoned_out = None
     t = order = jnp.broadcast_to(jnp.arange(T).reshape(T, *(1 for _ in batch)), (T, *batch))
     amounts = []  # zoneout of each leaf of the state
-    for k, a in zip(jax.tree.leaves(zoneout), jax.tree.leaves(carry) if zoneout is not None else (), strict=True):
+    leaves = jax.tree.leaves(carry) if zoneout is not None else []
+    weights = [zoneout] * len(leaves) if isinstance(zoneout, int | float) else jax.tree.leaves(zoneout)
+    for k, a in zip(weights, leaves, strict=True):
         amount = jnp.moveaxis(k, time_axis, 0) if jnp.ndim(k) else jnp.full((T, *a.shape), k, a.dtype)
         amounts.append(lax.stop_gradient(amount))
     if amounts and all(k.dtype == bool for k in amounts):

@@ -800,19 +800,7 @@ def test_pictures_say_what_they_need(draw, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ModuleNotFoundError, match="matplotlib") as caught:
         getattr(diagnostics, draw)(given[draw])
-    assert any("pip install 'jaxseq[" in note for note in caught.value.__notes__)
-
-
-def test_the_extra_that_pictures_name_is_there(monkeypatch):
-    tomllib = pytest.importorskip("tomllib")
-    from pathlib import Path
-
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ModuleNotFoundError, match="matplotlib") as caught:
-        diagnostics.plot_norms({"a": [1.0]})
-    (extra,) = [note.split("jaxseq[")[1].split("]")[0] for note in caught.value.__notes__]
-    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
-    assert any(need.startswith("matplotlib") for need in project["optional-dependencies"].get(extra, []))
+    assert any("pip install matplotlib" in note for note in caught.value.__notes__)
 
 
 # --- Mistakes ---

@@ -608,6 +608,7 @@ CASES: dict[str, Case] = {
             "depthwise, long",
             "grouped, direct",
             "2d",
+            "2d depthwise, long",
             "3d, windows that overlap",
         ),
     ),

@@ -51,6 +51,11 @@ def normals(key, tree, stream=0):
     return jax.tree.map(lambda leaf: jax.device_put(generator.standard_normal(leaf.shape).astype(leaf.dtype)), tree)
 
 
+def draw(*shape):
+    """Return random normal float32 numbers, the same at every call."""
+    return jax.device_put(np.random.default_rng(len(shape)).normal(size=shape).astype(np.float32))
+
+
 def pullback(f):
     """Return the function `(args, cotangents) -> (outputs, cotangents of args)`, not jitted."""
 

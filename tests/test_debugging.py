@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import draw
 from jax import lax
 from jax.experimental import checkify
 
@@ -14,10 +15,6 @@ from jaxseq import cells
 
 pytestmark = pytest.mark.usefixtures("as_users_have_jax")
 KEY = jax.random.key(0)
-
-
-def draw(*shape):
-    return jax.device_put(np.random.default_rng(len(shape)).normal(size=shape).astype(np.float32))
 
 
 LSTM = jaxseq.LSTMParams(draw(3, 16), draw(4, 16), draw(16))

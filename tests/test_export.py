@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import draw
 from jax import export
 
 import jaxseq
@@ -18,11 +19,6 @@ from jaxseq import _serialization, autoregressive, cells, diagnostics
 pytestmark = pytest.mark.usefixtures("as_users_have_jax")
 ROOT = Path(__file__).parents[1]
 KEY = jax.random.key(0)
-
-
-def draw(*shape):
-    """Return an array that is the same at every trace."""
-    return jax.device_put(np.random.default_rng(len(shape)).normal(size=shape).astype(np.float32))
 
 
 def lengths_of(x, axis=0):

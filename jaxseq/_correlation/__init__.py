@@ -50,6 +50,7 @@ known about the form when it is traced. docs/measured-convolution.md has the mea
 these convolutions.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from math import log2, prod
 from types import ModuleType
@@ -61,7 +62,7 @@ from jax import lax
 
 from jaxseq import _precision, _sharding
 from jaxseq._correlation import _blocks, _loop, _patches, _planes, _shifts, _spectrum, _xla
-from jaxseq._correlation._form import Form, padded
+from jaxseq._correlation._form import Contraction, Form, padded
 from jaxseq._geometry import Geometry, extent
 
 # The reason for each constant is stated here. docs/measured-convolution.md has the measurements.
@@ -185,10 +186,7 @@ def to_output(
     """Return y of (1), of spatial size `outputs`."""
     out_channels = kernel.shape[-1] // geometry.groups
     form = Form(geometry, precision, x.shape[1:-1], outputs, kernel.shape[:-2], kernel.shape[-2], out_channels)
-    if not _any_product(form, x, kernel):
-        return _zeros((x.shape[0], *outputs, kernel.shape[-1]), x, kernel)
-    form, padding_outputs, padding_taps = _in_reach(form)
-    return _padded(_contract("to_output", form, x, _cropped(kernel, padding_taps, 0)), padding_outputs, 1)
+    return _contract("to_output", form, x, kernel, (x.shape[0], *outputs, kernel.shape[-1]))
 
 
 def to_input(
@@ -197,52 +195,47 @@ def to_input(
     """Return x̄ of (2), for an input of spatial size `space`."""
     in_channels, out_channels = kernel.shape[-2], kernel.shape[-1] // geometry.groups
     form = Form(geometry, precision, space, y_bar.shape[1:-1], kernel.shape[:-2], in_channels, out_channels)
-    if not _any_product(form, kernel, y_bar):
-        return _zeros((y_bar.shape[0], *space, in_channels * geometry.groups), kernel, y_bar)
-    form, padding_outputs, padding_taps = _in_reach(form)
-    return _contract("to_input", form, _cropped(kernel, padding_taps, 0), _cropped(y_bar, padding_outputs, 1))
+    return _contract("to_input", form, kernel, y_bar, (y_bar.shape[0], *space, in_channels * geometry.groups))
 
 
 def to_kernel(geometry: Geometry, precision: Any, x: jax.Array, y_bar: jax.Array, window: tuple[int, ...]) -> jax.Array:
     """Return w̄ of (3), for a kernel of spatial size `window`."""
     in_channels, out_channels = x.shape[-1] // geometry.groups, y_bar.shape[-1] // geometry.groups
     form = Form(geometry, precision, x.shape[1:-1], y_bar.shape[1:-1], window, in_channels, out_channels)
-    if not _any_product(form, x, y_bar):
-        return _zeros((*window, in_channels, y_bar.shape[-1]), x, y_bar)
-    form, padding_outputs, padding_taps = _in_reach(form)
-    return _padded(_contract("to_kernel", form, x, _cropped(y_bar, padding_outputs, 1)), padding_taps, 0)
+    return _contract("to_kernel", form, x, y_bar, (*window, in_channels, y_bar.shape[-1]))
 
 
-Sides = list[tuple[int, int]]  # elements before and after, for each spatial axis
-
-
-def _in_reach(form: Form) -> tuple[Form, Sides, Sides]:
-    """Return the form without outputs and taps that read padding only, and how many of them each side has."""
-    return form.in_reach() if form.is_known() else (form, [], [])
-
-
-def _cropped(a: jax.Array, sides: Sides, first: int) -> jax.Array:
-    return padded(a, [(-before, -after, 0) for before, after in sides], first) if any(map(any, sides)) else a
-
-
-def _padded(a: jax.Array, sides: Sides, first: int) -> jax.Array:
-    return padded(a, [(before, after, 0) for before, after in sides], first) if any(map(any, sides)) else a
-
-
-def _any_product(form: Form, a: jax.Array, b: jax.Array) -> bool:
-    """Return False if the sums of all three contractions are empty."""
-    return a.size != 0 and b.size != 0 and form.reaches()
-
-
-def _zeros(shape: tuple[int, ...], a: jax.Array, b: jax.Array) -> jax.Array:
-    zeros = jnp.zeros(shape, _precision.accumulator(_precision.promote(a, b)))
-    return _sharding.align_varying((zeros, a, b))[0]
-
-
-def _contract(which: str, form: Form, a: jax.Array, b: jax.Array) -> jax.Array:
-    """Compute one contraction of the operands `a` and `b` by the rule for the form and the platform."""
+def _contract(which: str, form: Form, a: jax.Array, b: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Compute one contraction, whose result has this shape. It is zero if no tap of any output reads an input."""
     common = _precision.promote(a, b)
-    a, b = a.astype(common), b.astype(common)
+    if a.size == 0 or b.size == 0 or not form.reaches():
+        zeros = jnp.zeros(shape, _precision.accumulator(common))
+        return _sharding.align_varying((zeros, a, b))[0]
+    return within_reach(partial(_by_chosen_rule, which), which, form, a.astype(common), b.astype(common))
+
+
+def within_reach(contract: Contraction, which: str, form: Form, a: jax.Array, b: jax.Array) -> jax.Array:
+    """Return `contract(form, a, b)`, computed without the outputs and taps that read padding only.
+
+    Crop them from the operands, and pad the result with zeros.
+    """
+    if not form.is_known():
+        return contract(form, a, b)
+    form, outputs, taps = form.in_reach()
+    x, w, y = ([], 1), (taps, 0), (outputs, 1)
+    first, second, result = {"to_output": (x, w, y), "to_input": (w, y, x), "to_kernel": (x, y, w)}[which]
+    return _resize(contract(form, _resize(a, *first, sign=-1), _resize(b, *second, sign=-1)), *result, sign=1)
+
+
+def _resize(a: jax.Array, sides: Sequence[tuple[int, int]], first: int, *, sign: int) -> jax.Array:
+    """Pad (sign 1) or crop (sign -1) the axes from `first` on by (before, after)."""
+    if not any(map(any, sides)):
+        return a
+    return padded(a, [(sign * before, sign * after, 0) for before, after in sides], first)
+
+
+def _by_chosen_rule(which: str, form: Form, a: jax.Array, b: jax.Array) -> jax.Array:
+    """Compute one contraction by the rule for the form and the platform."""
     on_cpu, elsewhere = (choose(which, form, cpu) for cpu in (True, False))
     # The rule for the smaller form that `_patches` makes may depend on the platform.
     has_smaller_form = on_cpu is _patches and not all(_patches.disjoint(form))

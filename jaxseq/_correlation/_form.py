@@ -45,16 +45,13 @@ class Form(NamedTuple):
         """
         if not self.is_known():
             return True
-        for I, O, K, s, d, (lo, _) in self.axes():
-            first = [max(0, -(-(lo - d * k) // s)) for k in range(K)]  # the first output with tap k at 0 or above
-            if not any(n < O and s * n + d * k - lo < I for k, n in enumerate(first)):
-                return False
-        return True
+        return all(any(_reads(n, I, K, s, d, lo) for n in range(O)) for I, O, K, s, d, (lo, _) in self.axes())
 
     def in_reach(self) -> tuple["Form", list[tuple[int, int]], list[tuple[int, int]]]:
         """Return the form without the leading and trailing outputs and taps that read padding only.
 
-        Also return the numbers of removed outputs and of removed taps, (before, after) for each axis.
+        Also return the numbers of removed outputs and of removed taps, (before, after) for each axis. The form must
+        read an input: see `reaches`.
         """
         window, sizes, padding, outputs, taps = [], [], [], [], []
         for I, O, K, s, d, (lo, hi) in self.axes():
@@ -75,15 +72,17 @@ class Form(NamedTuple):
         return zip(self.space, self.outputs, self.window, g.stride, g.dilation, g.padding, strict=True)
 
 
+def _reads(n: int, I: int, K: int, s: int, d: int, lo: int) -> bool:
+    """Return True if some tap k of output n reads an input, 0 <= s n + d k - lo < I."""
+    k = max(0, -(-(lo - s * n) // d))  # the first tap at 0 or above
+    return k < K and s * n + d * k - lo < I
+
+
 def _range_in_reach(I: int, O: int, K: int, s: int, d: int, lo: int) -> tuple[int, int]:
-    """Return the first output n with 0 <= s n + d k - lo < I for some tap k, and the number of outputs to the last."""
-
-    def reads(n: int) -> bool:
-        k = max(0, -(-(lo - s * n) // d))  # the first tap at 0 or above
-        return k < K and s * n + d * k - lo < I
-
-    first = next(n for n in range(O) if reads(n))
-    return first, next(n for n in reversed(range(O)) if reads(n)) - first + 1
+    """Return the first output that reads an input, and the number of outputs from it to the last one that does."""
+    first = next(n for n in range(O) if _reads(n, I, K, s, d, lo))
+    last = next(n for n in reversed(range(O)) if _reads(n, I, K, s, d, lo))
+    return first, last - first + 1
 
 
 # Computes one of the three contractions of a form from its two operands.

@@ -6,6 +6,7 @@ from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxseq._precision import accumulator, cast_like, promote, wider
@@ -47,7 +48,7 @@ def through_time(
     t = order = jnp.broadcast_to(jnp.arange(T).reshape(T, *(1 for _ in batch)), (T, *batch))
     amounts = []  # zoneout of each leaf of the state
     leaves = jax.tree.leaves(carry) if zoneout is not None else []
-    weights = [zoneout] * len(leaves) if isinstance(zoneout, int | float) else jax.tree.leaves(zoneout)
+    weights = [zoneout] * len(leaves) if isinstance(zoneout, int | float | np.floating) else jax.tree.leaves(zoneout)
     for k, a in zip(weights, leaves, strict=True):
         amount = jnp.moveaxis(k, time_axis, 0) if jnp.ndim(k) else jnp.full((T, *a.shape), k, a.dtype)
         amounts.append(lax.stop_gradient(amount))

@@ -154,20 +154,12 @@ def trial(seed: int) -> tuple[str, list[str]]:
     found, merged = [], g > 1 and drawn.in_channels * drawn.out_channels > 1
     if not form.reaches():  # the result is zero and uses no rule
         return str(drawn), []
-    smaller, beyond, unused = form.in_reach()
-
-    def by_rule(rule: ModuleType, which: str, a: Any, b: Any) -> Any:
-        """Compute the contraction by one rule, as `_correlation` does."""
-        a = _correlation._cropped(a, unused, 0) if which == "to_input" else a
-        b = _correlation._cropped(b, unused, 0) if which == "to_output" else _correlation._cropped(b, beyond, 1)
-        c = _correlation._apply(rule, which, smaller, a, b)
-        sides = {"to_output": (beyond, 1), "to_kernel": (unused, 0), "to_input": ([], 0)}
-        return _correlation._padded(c, *sides[which])
-
+    smaller, *_ = form.in_reach()
     for which, args in zip(CONTRACTIONS, ((x, w), (w, y), (x, y)), strict=True):
         chosen = _correlation.choose(which, smaller)
         ways: dict[str, Callable[..., Any]] = {
-            _name(rule): partial(by_rule, rule, which) for rule in {*able(smaller), chosen}
+            _name(rule): partial(_correlation.within_reach, partial(_correlation._apply, rule, which), which, form)
+            for rule in {*able(smaller), chosen}
         }
         if _patches.xla_differentiates(form):
             ways["lax"] = by_lax(which, form, x, w)

@@ -70,7 +70,7 @@ def mutants() -> Iterator[Suspect]:
     yield Suspect(RIGHT, "", network, network, args)
     for mutant in mutate(network).values():
         if mutant.applies(*args):
-            yield Suspect(mutant.what, mutant.check, mutant, network, args)
+            yield Suspect(mutant.description, mutant.check, mutant, network, args)
 
 
 # --- Checkers ---

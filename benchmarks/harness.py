@@ -78,7 +78,7 @@ def measure(problem: Problem, rounds: int) -> list[Row]:
             calls[name], known[name] = _compile(problem.title, candidate, candidate.run)
             outputs[name] = jax.tree.map(np.asarray, candidate.common(calls[name]()))
     for name, actual in outputs.items():
-        known[name]["apart"] = _error(problem, name, actual, outputs[problem.baseline])
+        known[name]["error"] = _error(problem, name, actual, outputs[problem.baseline])
     del outputs
 
     # Shuffle the order: with a fixed order, each candidate would always run after the same other one, with its caches.
@@ -156,7 +156,7 @@ def line(row: Row) -> str:
     compiled = [
         "-" if row[key] is None else f"{row[key] / unit:.2f}" for key, unit in (("compile_s", 1), ("temp_bytes", 1e6))
     ]
-    return LINE.format(row["name"], *times, *ratios, *compiled, f"{row['apart']:.0e}")
+    return LINE.format(row["name"], *times, *ratios, *compiled, f"{row['error']:.0e}")
 
 
 def main(problems: Callable[[bool], Iterable[Problem]], about: str, peers: Sequence[str], argv: Any = None) -> None:

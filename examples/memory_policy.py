@@ -26,16 +26,16 @@ and a value v_t. With γ_t = γ (1 - done[t]):
 
 The script trains the same network with five plans, which differ in the resets or in the truncation of the gradient:
 
-    memory       as above
-    none         reset at every step, in acting and in learning: π depends on x_t only
-    window       as `memory`, but with truncation=WINDOW in learning
-    early marks  learning resets at done[t] instead of done[t-1]: one step too early
-    no marks     learning does not reset, although acting does
+    memory         as above
+    none           reset at every step, in acting and in learning: π depends on x_t only
+    window         as `memory`, but with truncation=WINDOW in learning
+    early resets   learning resets at done[t] instead of done[t-1]: one step too early
+    no resets      learning does not reset, although acting does
 
-`memory` reaches the best return. `none` and `early marks` stay at chance, because they have no information at the fork.
-`window` learns later and less reliably: values cross a cut, and the readout can use what the state happens to contain.
-`no marks` learns too, because the observations reveal where an episode starts; but its gradient belongs to a policy
-other than the one that acts, and returns collapse repeatedly, for some seeds permanently.
+`memory` reaches the best return. `none` and `early resets` stay at chance, because they have no information at the
+fork. `window` learns later and less reliably: values cross a cut, and the readout can use what the state happens to
+contain. `no resets` learns too, because the observations reveal where an episode starts; but its gradient belongs to a
+policy other than the one that acts, and returns collapse repeatedly, for some seeds permanently.
 
     python examples/memory_policy.py               about a minute; writes out/memory_policy.png
     python examples/memory_policy.py --cell lstm   the same with an LSTM
@@ -141,13 +141,13 @@ def read(policy: Policy, h: Float[Array, "*batch H"]) -> tuple[Float[Array, "*ba
     return z[..., :3], z[..., 3]
 
 
-def forget(carry: Any, marks: Bool[Array, " mazes"]) -> Any:
-    return jax.tree.map(lambda c: jnp.where(marks[:, None], 0, c), carry)
+def forget(carry: Any, resets: Bool[Array, " mazes"]) -> Any:
+    return jax.tree.map(lambda c: jnp.where(resets[:, None], 0, c), carry)
 
 
-def one(cell: str, policy: Policy, carry: Any, x: Float[Array, "mazes D"], marks: Bool[Array, " mazes"]) -> Any:
+def one(cell: str, policy: Policy, carry: Any, x: Float[Array, "mazes D"], resets: Bool[Array, " mazes"]) -> Any:
     """Return (carry, logits, values) after one step."""
-    carry, h = CELLS[cell][2](policy.recurrence, forget(carry, marks), x)
+    carry, h = CELLS[cell][2](policy.recurrence, forget(carry, resets), x)
     return carry, *read(policy, h)
 
 
@@ -156,11 +156,11 @@ def replay(
     policy: Policy,
     carry: Any,
     xs: Float[Array, "T mazes D"],
-    marks: Bool[Array, "T mazes"],
+    resets: Bool[Array, "T mazes"],
     window: int | None = None,
 ) -> tuple[Float[Array, "T mazes 3"], Float[Array, "T mazes"]]:
-    """Return (logits, values) of all steps. They equal those of `one` for the same carry and marks."""
-    _, hs = CELLS[cell][1](policy.recurrence, carry, xs, resets=marks, truncation=window)
+    """Return (logits, values) of all steps. They equal those of `one` for the same carry and resets."""
+    _, hs = CELLS[cell][1](policy.recurrence, carry, xs, resets=resets, truncation=window)
     return read(policy, hs)
 
 
@@ -170,8 +170,8 @@ def replay(
 class Plan(NamedTuple):
     """The resets of acting, and the `resets` and `truncation` of learning."""
 
-    acting: Callable[[Any], Any]  # first -> marks
-    learning: Callable[[Any, Any], Any]  # first, done -> marks
+    acting: Callable[[Any], Any]  # first -> resets
+    learning: Callable[[Any, Any], Any]  # first, done -> resets
     window: int | None = None
 
 
@@ -179,8 +179,8 @@ PLANS = {
     "memory": Plan(lambda first: first, lambda first, done: first),
     "none": Plan(jnp.ones_like, lambda first, done: jnp.ones_like(first)),
     "window": Plan(lambda first: first, lambda first, done: first, WINDOW),
-    "early marks": Plan(lambda first: first, lambda first, done: done),
-    "no marks": Plan(lambda first: first, lambda first, done: jnp.zeros_like(first)),
+    "early resets": Plan(lambda first: first, lambda first, done: done),
+    "no resets": Plan(lambda first: first, lambda first, done: jnp.zeros_like(first)),
 }
 
 
@@ -246,8 +246,8 @@ def advantages(rollout: Rollout) -> Float[Array, "T mazes"]:
 
 
 def loss(policy: Policy, cell: str, plan: Plan, carry: Any, rollout: Rollout) -> Float[Array, ""]:
-    marks = plan.learning(rollout.first, rollout.done)
-    logits, values = replay(cell, policy, carry, rollout.xs, marks, plan.window)
+    resets = plan.learning(rollout.first, rollout.done)
+    logits, values = replay(cell, policy, carry, rollout.xs, resets, plan.window)
     log_pi = jax.nn.log_softmax(logits)
     A = advantages(rollout)
     chosen = jnp.take_along_axis(log_pi, rollout.actions[..., None], -1)[..., 0]
@@ -388,7 +388,7 @@ def run(cell: str, iterations: int, seed: int, out: Path) -> None:
             _, rollout = act(key, cell, plan, policy, jax.tree.map(lambda a: a[:12], world), 3 * LONGEST)
         after = f"{steps[returns >= 0.9][0]:,}" if (returns >= 0.9).any() else "never"
         rate = iterations * per_iteration / seconds
-        print(f"{name:12} {returns[-1]:7.3f}  {right[-1]:11.3f}  {after:>16}  {rate:15,.0f}", flush=True)
+        print(f"{name:13}{returns[-1]:7.3f}  {right[-1]:11.3f}  {after:>16}  {rate:15,.0f}", flush=True)
     assert rollout is not None
     draw_all(found, rollout, out)
     print(f"\n{time.perf_counter() - started:.0f} s including compilation; curves: {out}")

@@ -50,7 +50,8 @@ BATCH, T = 32, 64  # batch size, sequence length
 ADAM_RATE, SGD_RATE = 1e-2, 1.0
 CLIP = 1.0
 EXAMPLES, LONG, BURN_IN, EXPONENTS = 16, 1200, 200, 24  # short texts; length, burn-in and exponents for one long text
-DEAD, TOLERANCE = 1e-3, 0.1  # a gradient below this fraction of its maximum has vanished; tolerated truncation error
+# A gradient below this fraction of its maximum has vanished; tolerated truncation error.
+VANISHED, TOLERANCE = 1e-3, 0.1
 LAST = 50  # the final loss is the mean over this number of steps
 
 
@@ -165,8 +166,8 @@ def measure(name: str, model: Model, text: Text) -> Measured:
 
 
 def lasts(norms: Any) -> int | None:
-    """Return the largest lag with |P_l| above DEAD times its maximum, or None if it is the last measured lag."""
-    above = np.flatnonzero(np.asarray(norms) > DEAD * np.max(norms))
+    """Return the largest lag with |P_l| above VANISHED times its maximum, or None if it is the last measured lag."""
+    above = np.flatnonzero(np.asarray(norms) > VANISHED * np.max(norms))
     return int(above[-1]) if above.size and above[-1] + 1 < len(norms) else None
 
 
@@ -179,9 +180,9 @@ def draw(
     figure = Figure(figsize=(19, 10), layout="constrained")
     axes: Any = figure.subplots(2, 3)
     for ax, when, title in zip(axes[0], (0, 1), ("before", "after"), strict=False):
-        diagnostics.plot_norms({name: pair[when].norms for name, pair in found.items()}, ax=ax, dead=DEAD)
+        diagnostics.plot_norms({name: pair[when].norms for name, pair in found.items()}, ax=ax, vanished=VANISHED)
         what = r"$\|\,\partial h_T / \partial h_{T-l}\,\|$"
-        ax.set(title=f"{title} training: {what}; × marks the drop below {DEAD:g} of the maximum", ylim=(1e-9, 1e2))
+        ax.set(title=f"{title} training: {what}, × at {VANISHED:g} of the maximum", ylim=(1e-9, 1e2))
     spectra = {name: after.lyapunov for name, (_, after) in found.items()} | {"RNN, exploding": exploding}
     diagnostics.plot_spectrum(spectra, ax=axes[0, 2])
     axes[0, 2].set_title("Lyapunov exponents: above 0 exploding, below 0 vanishing")

@@ -159,16 +159,16 @@ def _separable_example(
     dtype: Any,
     batch: tuple[int, ...],
     length: int,
-    window: tuple[int, ...],
+    kernel_size: tuple[int, ...],
     c_in: int,
     c_middle: int,
     c_out: int | None,
     bias: bool,
     width: int = 1,
 ) -> tuple[Any, ...]:
-    draw, axes = _normals(_generator(key), dtype), len(window)
+    draw, axes = _normals(_generator(key), dtype), len(kernel_size)
     c_in, c_middle, c_out = c_in * width, c_middle * width, c_out and c_out * width
-    kernels = [draw(*window, 1, c_middle)] + ([draw(*(1,) * axes, c_middle, c_out)] if c_out else [])
+    kernels = [draw(*kernel_size, 1, c_middle)] + ([draw(*(1,) * axes, c_middle, c_out)] if c_out else [])
     args = (draw(*batch, *(length, 6, 5)[:axes], c_in), *kernels)
     return (*args, draw(c_out or c_middle)) if bias else args
 
@@ -281,7 +281,7 @@ def _conv_variants(transposed: bool) -> dict[str, Variant]:
         return {
             "1d": variant((3, 4, 6)),
             "strided same": variant((3, 4, 6), stride=2, padding="SAME"),
-            "gaps, dilated, causal": variant((2, 4, 6), stride=5, dilation=2, padding=((0, -2),), bias=False),
+            "strided, dilated, causal": variant((2, 4, 6), stride=5, dilation=2, padding=((0, -2),), bias=False),
             "output padding, grouped": variant((2, 2, 6), groups=2, stride=3, output_padding=2, padding=1),
             "cropped": variant((4, 4, 3), padding=((-2, 3),), stride=2),
             "depthwise": variant((4, 1, 3), groups=3, stride=2, padding=((3, 0),)),
@@ -300,7 +300,7 @@ def _conv_variants(transposed: bool) -> dict[str, Variant]:
         "flipped, grouped": variant((2, 2, 6), groups=2, flip=True, padding=3),
         "cropped": variant((2, 4, 3), padding=((-2, 1),), stride=3),
         "depthwise": variant((4, 1, 3), groups=3, padding=((3, -1),), dilation=2, stride=2),
-        "depthwise, two outputs a channel": variant((4, 1, 16), groups=8, padding=((3, 0),)),
+        "depthwise, depth multiplier 2": variant((4, 1, 16), groups=8, padding=((3, 0),)),
         "depthwise, long": variant((90, 1, 3), groups=3, padding=((80, 90),)),
         "2d depthwise, long": variant((9, 8, 1, 3), groups=3, padding="SAME", dilation=(1, 2), bias=False),
         "grouped, direct": variant((3, 2, 6), groups=2, padding=((2, -1),), stride=2, method="direct"),
@@ -311,19 +311,26 @@ def _conv_variants(transposed: bool) -> dict[str, Variant]:
         ),
         "2d depthwise": variant((2, 3, 1, 4), groups=4, padding="SAME", stride=(1, 2), dilation=(2, 1)),
         "3d": variant((2, 3, 1, 3, 4), stride=(2, 1, 3), dilation=(1, 2, 1), padding=1),
-        "3d, windows that overlap": variant((2, 2, 2, 2, 3), padding="SAME"),
+        "3d, overlapping patches": variant((2, 2, 2, 2, 3), padding="SAME"),
     }
 
 
 def _separable_variants(pointwise: bool) -> dict[str, Variant]:
-    def variant(window: tuple[int, ...], c_in: int, c_middle: int, *, bias: bool = True, **options: Any) -> Variant:
+    def variant(
+        kernel_size: tuple[int, ...], c_in: int, c_middle: int, *, bias: bool = True, **options: Any
+    ) -> Variant:
         example = partial(
-            _separable_example, window=window, c_in=c_in, c_middle=c_middle, c_out=5 if pointwise else None, bias=bias
+            _separable_example,
+            kernel_size=kernel_size,
+            c_in=c_in,
+            c_middle=c_middle,
+            c_out=5 if pointwise else None,
+            bias=bias,
         )
         return Variant(example, options)
 
     return {
-        "1d, two outputs a channel": variant((4,), 3, 6, padding="CAUSAL", dilation=2),
+        "1d, depth multiplier 2": variant((4,), 3, 6, padding="CAUSAL", dilation=2),
         "2d strided, flipped": variant((2, 3), 4, 4, padding="SAME", stride=(1, 2), flip=True, bias=False),
     }
 
@@ -362,15 +369,15 @@ def _time_variants(example: Callable[..., tuple], **options: Any) -> dict[str, V
         "reverse": variant(reverse=True),
         "truncation": variant(truncation=3),
         "truncation, reverse": variant(truncation=2, reverse=True, unroll=2),
-        "windows that reach back": variant(truncation=(2, 5)),
+        "overlapping windows": variant(truncation=(2, 5)),
         "resets, truncation, reverse": variant("resets", truncation=3, reverse=True),
-        "checkpoint, windows that reach back": variant(truncation=(2, 3), checkpoint=4, reverse=True),
+        "checkpoint, overlapping windows": variant(truncation=(2, 3), checkpoint=4, reverse=True),
         "lengths": variant("lengths"),
         "lengths, resets, reverse": variant("lengths", "resets", reverse=True),
         "resets, checkpoint": variant("resets", checkpoint=3),
         "batch first, lengths, checkpoint": variant("lengths", time_axis=1, checkpoint="auto"),
-        "drop, hold": variant("recurrent_dropout_mask", "zoneout"),
-        "resets, hold, truncation, checkpoint": variant("resets", "zoneout", truncation=3, checkpoint=2),
+        "recurrent dropout, zoneout": variant("recurrent_dropout_mask", "zoneout"),
+        "resets, zoneout, truncation, checkpoint": variant("resets", "zoneout", truncation=3, checkpoint=2),
     }
 
 
@@ -414,11 +421,11 @@ _GRU = partial(_recurrence_example, params=GRUParams, gates=3)
 _LSTM = partial(_recurrence_example, params=LSTMParams, gates=4, state=LSTMState)
 
 
-def _kernels(gates: int, *window: int) -> dict[str, tuple[int, ...]]:
+def _kernels(gates: int, *kernel_size: int) -> dict[str, tuple[int, ...]]:
     """Return parameter shapes of a convolutional recurrence from 2 to 3 channels, with kernels of different sizes."""
     return {
-        "w_x": (*window, 2, 3 * gates),
-        "w_h": (*(k + 1 for k in window), 3, 3 * gates),
+        "w_x": (*kernel_size, 2, 3 * gates),
+        "w_h": (*(k + 1 for k in kernel_size), 3, 3 * gates),
         **dict.fromkeys(("b", "b_x", "b_h"), (3 * gates,)),
     }
 
@@ -427,7 +434,7 @@ def _conv_recurrence_variants(params: type, gates: int, state: type | None, *, t
     """Return variants over 1 to 3 spatial axes, and for a sequence also with time options."""
 
     def variant(
-        window: tuple[int, ...],
+        kernel_size: tuple[int, ...],
         space: tuple[int, ...],
         outputs: tuple[int, ...],
         *masks: str,
@@ -439,7 +446,7 @@ def _conv_recurrence_variants(params: type, gates: int, state: type | None, *, t
             _recurrence_example,
             params=params,
             state=state,
-            shapes=_kernels(gates, *window),
+            shapes=_kernels(gates, *kernel_size),
             features=(*space, 2),
             states=((*outputs, 3),) * (1 if state is None else 2),
             time=time,
@@ -589,8 +596,8 @@ def _scan_variants() -> dict[str, Variant]:
         "plain": {"reverse": True},
         "checkpoint": {"checkpoint": 3},
         "truncation, reverse, checkpoint": {"truncation": 2, "reverse": True, "checkpoint": 5},
-        "windows that reach back": {"truncation": (2, 3), "unroll": 2},
-        "windows that reach back, segments": {"truncation": (2, 5), "checkpoint": 2, "reverse": True},
+        "overlapping windows": {"truncation": (2, 3), "unroll": 2},
+        "overlapping windows, segments": {"truncation": (2, 5), "checkpoint": 2, "reverse": True},
     }
     return {label: Variant(example, chosen, call=call) for label, chosen in options.items()}
 
@@ -604,12 +611,12 @@ CASES: dict[str, Case] = {
             "1d",
             "dilated beyond the outputs",
             "depthwise",
-            "depthwise, two outputs a channel",
+            "depthwise, depth multiplier 2",
             "depthwise, long",
             "grouped, direct",
             "2d",
             "2d depthwise, long",
-            "3d, windows that overlap",
+            "3d, overlapping patches",
         ),
     ),
     "conv_transpose": Case(
@@ -625,7 +632,7 @@ CASES: dict[str, Case] = {
         separable_conv,
         reference.separable_conv,
         _separable_variants(pointwise=True),
-        quick=("1d, two outputs a channel",),
+        quick=("1d, depth multiplier 2",),
     ),
     "causal_conv": Case(
         causal_conv,
@@ -637,7 +644,7 @@ CASES: dict[str, Case] = {
         rnn,
         reference.rnn,
         {**_time_variants(_RNN), "relu": Variant(_RNN, {"activation": "relu", "truncation": 4})},
-        quick=("windows that reach back", "checkpoint, windows that reach back", "lengths, resets, reverse"),
+        quick=("overlapping windows", "checkpoint, overlapping windows", "lengths, resets, reverse"),
     ),
     "rnn_cell": Case(
         rnn_cell,
@@ -647,7 +654,12 @@ CASES: dict[str, Case] = {
     ),
     "gru": Case(gru, reference.gru, _time_variants(_GRU), quick=("no bias, zero carry",)),
     "gru_cell": Case(gru_cell, reference.gru_cell, _step_variants(_GRU), quick=("plain",)),
-    "lstm": Case(lstm, reference.lstm, _time_variants(_LSTM), quick=("batch first, lengths, checkpoint", "drop, hold")),
+    "lstm": Case(
+        lstm,
+        reference.lstm,
+        _time_variants(_LSTM),
+        quick=("batch first, lengths, checkpoint", "recurrent dropout, zoneout"),
+    ),
     "lstm_cell": Case(lstm_cell, reference.lstm_cell, _step_variants(_LSTM), quick=("plain",)),
     "conv_gru": Case(
         conv_gru, reference.conv_gru, _conv_recurrence_variants(GRUParams, 3, None, time=True), quick=("1d",)
@@ -711,7 +723,7 @@ CASES: dict[str, Case] = {
         scan,
         reference.scan,
         _scan_variants(),
-        quick=("plain", "truncation", "checkpoint", "truncation, reverse, checkpoint", "windows that reach back"),
+        quick=("plain", "truncation", "checkpoint", "truncation, reverse, checkpoint", "overlapping windows"),
     ),
     "recurrence": Case(
         recurrence,

@@ -288,7 +288,7 @@ def _run(options: Options, *operands: Any) -> tuple[jax.Array, jax.Array]:
 def causal_conv(
     carry: Inexact[AnyArray, "*batch reach c_in"] | None,
     x: Inexact[AnyArray, "*batch T c_in"],
-    kernel: Inexact[AnyArray, "window c_in_per_group c_out"],
+    kernel: Inexact[AnyArray, "kernel_size c_in_per_group c_out"],
     bias: Inexact[AnyArray, " c_out"] | None = None,
     *,
     dilation: int = 1,
@@ -310,11 +310,11 @@ def causal_conv(
     one step, the function can be the body of a loop.
 
     Args:
-        carry: the last inputs before the chunk, `(*batch, (window - 1) * dilation, c_in)`, the latest last. None is
-            zeros.
+        carry: the last inputs before the chunk, `(*batch, (kernel_size - 1) * dilation, c_in)`, the latest last. None
+            is zeros.
         x: input `(*batch, T, c_in)` with any number of batch axes, including none. The last axis is the channel axis,
             and the axis before it is time.
-        kernel: `(window, c_in // groups, c_out)`.
+        kernel: `(kernel_size, c_in // groups, c_out)`.
         bias: `(c_out,)`, or None.
         dilation: distance between taps.
         groups: number of channel groups. Group γ of the outputs reads only group γ of the inputs. `groups=c_in` is
@@ -352,7 +352,7 @@ def causal_conv(
     """
     kernel = _checks.array("kernel", kernel, complex_ok=True)
     if kernel.ndim != 3:
-        _checks.bad_value("kernel", "3 axes (window, c_in // groups, c_out)", str(kernel.ndim), kernel=kernel)
+        _checks.bad_value("kernel", "3 axes (kernel_size, c_in // groups, c_out)", str(kernel.ndim), kernel=kernel)
     x, kernel, bias, _ = _conv.operands(x, kernel, bias)
     K, (*batch, T, c_in) = kernel.shape[0], x.shape
     dilation = _checks.integer("dilation", dilation, at_least=1)
@@ -366,7 +366,7 @@ def causal_conv(
         carry = _checks.array("carry", carry, complex_ok=True)
         if jnp.iscomplexobj(carry) != jnp.iscomplexobj(x):
             _checks.bad_type("carry", _conv.matching_kind(x), str(carry.dtype))
-        _checks.shape("carry", carry, past, "(*batch, (window - 1) * dilation, c_in)", x=x, kernel=kernel)
+        _checks.shape("carry", carry, past, "(*batch, (kernel_size - 1) * dilation, c_in)", x=x, kernel=kernel)
     if resets is not None:
         resets = _checks.mask("resets", resets)
         _checks.shape("resets", resets, (*batch, T), "(*batch, T)", x=x)

@@ -27,7 +27,7 @@ from jaxseq._types import AnyArray
 class ConvParams(NamedTuple):
     """Parameters of a convolution, in the order of the arguments of `conv`: `conv(x, *params)`."""
 
-    kernel: Inexact[Array, "*window c_in_per_group c_out"]
+    kernel: Inexact[Array, "*kernel_size c_in_per_group c_out"]
     bias: Inexact[Array, " c_out"] | None
 
 
@@ -67,7 +67,7 @@ _conv.defvjp(_conv_fwd, as_jax_arrays(_conv_bwd))
 @op
 def conv(
     x: Inexact[AnyArray, "*batch_and_space c_in"],
-    kernel: Inexact[AnyArray, "*window c_in_per_group c_out"],
+    kernel: Inexact[AnyArray, "*kernel_size c_in_per_group c_out"],
     bias: Inexact[AnyArray, " c_out"] | None = None,
     *,
     stride: int | Sequence[int] = 1,
@@ -95,7 +95,7 @@ def conv(
     Args:
         x: input `(*batch, *space, c_in)` with any number of batch axes, including none. The last axis is the channel
             axis, and the `kernel.ndim - 2` axes before it are the spatial axes.
-        kernel: `(*window, c_in // groups, c_out)`.
+        kernel: `(*kernel_size, c_in // groups, c_out)`.
         bias: `(c_out,)`, or None.
         stride: step between outputs, one integer or one for each spatial axis.
         padding: `"VALID"` (none), `"SAME"` (ceil(I / s) outputs, an odd zero at the end), `"CAUSAL"` (1-D only: output
@@ -145,7 +145,7 @@ def conv(
 
 def conv_init(
     key: PRNGKeyArray,
-    window: int | Sequence[int],
+    kernel_size: int | Sequence[int],
     c_in: int,
     c_out: int,
     *,
@@ -159,7 +159,7 @@ def conv_init(
 
     Args:
         key: a JAX random key.
-        window: kernel size, an integer for 1-D or one for each of 1 to 3 spatial axes.
+        kernel_size: kernel size, an integer for 1-D or one for each of 1 to 3 spatial axes.
         c_in: number of input channels.
         c_out: number of output channels.
         groups: number of channel groups, as in `conv`.
@@ -181,7 +181,7 @@ def conv_init(
     Reference:
         Y. LeCun, L. Bottou, G. B. Orr and K.-R. Müller, Efficient BackProp (1998), section 4.6.
     """
-    taps, c_in, c_out = _init.window_sizes(window, c_in, c_out)
+    taps, c_in, c_out = _init.kernel_sizes(kernel_size, c_in, c_out)
     groups = _checks.integer("groups", groups, at_least=1)
     check_groups(groups, c_in, c_out)
     dtype = _checks.dtype("dtype", dtype)
@@ -197,7 +197,9 @@ def operands(x: Any, kernel: Any, bias: Any) -> tuple[jax.Array, jax.Array, jax.
     kernel = _checks.array("kernel", kernel, complex_ok=True)
     axes = kernel.ndim - 2
     if not 1 <= axes <= 3:
-        _checks.bad_value("kernel", "3, 4 or 5 axes (*window, channels, channels)", f"{kernel.ndim}", kernel=kernel)
+        _checks.bad_value(
+            "kernel", "3, 4 or 5 axes (*kernel_size, channels, channels)", f"{kernel.ndim}", kernel=kernel
+        )
     if 0 in kernel.shape:
         _checks.bad_value("kernel", "at least one tap and one channel", str(kernel.shape))
     if x.ndim < axes + 1:
@@ -224,7 +226,7 @@ def check_groups(groups: int, c_in: int, c_out: int, **arrays: jax.Array) -> Non
 
 
 def check_channels(groups: int, x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> None:
-    """Check the channels of `x` and `bias` against a kernel `(*window, c_in // groups, c_out)`."""
+    """Check the channels of `x` and `bias` against a kernel `(*kernel_size, c_in // groups, c_out)`."""
     c_in, (per_in, c_out) = x.shape[-1], kernel.shape[-2:]
     check_groups(groups, c_in, c_out, x=x, kernel=kernel)
     if c_in != per_in * groups:

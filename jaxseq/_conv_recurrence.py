@@ -54,7 +54,7 @@ def conv_lstm(
     \end{aligned}$$
 
     Args:
-        params: `LSTMParams(w_x (*window, C, 4F), w_h (*window, F, 4F), b (4F,) or None)`: kernels with 1 to 3
+        params: `LSTMParams(w_x (*kernel_size, C, 4F), w_h (*kernel_size, F, 4F), b (4F,) or None)`: kernels with 1 to 3
             spatial axes, gates in the order i, f, g, o. The two kernel sizes may differ.
         carry: the initial state `LSTMState(h, c)`, each `(*batch, *outputs, F)`, or None for zeros.
         xs: the sequence `(T, *batch, *space, C)`.
@@ -97,7 +97,7 @@ def conv_lstm_cell(
     """Apply one step of `conv_lstm`. `partial(conv_lstm_cell, params)` is a body for `jax.lax.scan`.
 
     Args:
-        params: `LSTMParams(w_x (*window, C, 4F), w_h (*window, F, 4F), b (4F,) or None)`.
+        params: `LSTMParams(w_x (*kernel_size, C, 4F), w_h (*kernel_size, F, 4F), b (4F,) or None)`.
         carry: the previous state `LSTMState(h, c)`, each `(*batch, *outputs, F)`, or None for zeros.
             The new state has the dtype of `carry` (at least float32 for None). In bfloat16 it is rounded at every step.
         x: one input `(*batch, *space, C)`.
@@ -150,8 +150,8 @@ def conv_gru(
     The reset gate multiplies the result of the recurrent convolution, as in `jaxseq.gru`.
 
     Args:
-        params: `GRUParams(w_x (*window, C, 3F), w_h (*window, F, 3F), b_x, b_h)`: kernels with 1 to 3 spatial axes,
-            gates in the order r, z, n. Each bias is `(3F,)` or None. The two kernel sizes may differ.
+        params: `GRUParams(w_x (*kernel_size, C, 3F), w_h (*kernel_size, F, 3F), b_x, b_h)`: kernels with 1 to 3
+            spatial axes, gates in the order r, z, n. Each bias is `(3F,)` or None. The two kernel sizes may differ.
         carry: the initial state `(*batch, *outputs, F)`, or None for zeros.
         xs: the sequence `(T, *batch, *space, C)`.
         stride: of the input convolution, as in `jaxseq.conv`. The recurrent convolution has stride 1.
@@ -194,7 +194,8 @@ def conv_gru_cell(
     """Apply one step of `conv_gru`. `partial(conv_gru_cell, params)` is a body for `jax.lax.scan`.
 
     Args:
-        params: `GRUParams(w_x (*window, C, 3F), w_h (*window, F, 3F), b_x, b_h)`. Each bias is `(3F,)` or None.
+        params: `GRUParams(w_x (*kernel_size, C, 3F), w_h (*kernel_size, F, 3F), b_x, b_h)`. Each bias is `(3F,)` or
+            None.
         carry: the previous state `(*batch, *outputs, F)`, or None for zeros.
             The new state has the dtype of `carry` (at least float32 for None). In bfloat16 it is rounded at every step.
         x: one input `(*batch, *space, C)`.
@@ -225,13 +226,13 @@ def conv_gru_cell(
 
 
 def conv_lstm_init(
-    key: PRNGKeyArray, window: int | Sequence[int], c_in: int, c_out: int, *, dtype: Any = jnp.float32
+    key: PRNGKeyArray, kernel_size: int | Sequence[int], c_in: int, c_out: int, *, dtype: Any = jnp.float32
 ) -> LSTMParams:
     """Initialize `conv_lstm`: kernels that are normal with variance 1 / fan_in, and a forget bias of one.
 
     Args:
         key: a JAX random key.
-        window: kernel size of both kernels, an integer for 1-D or one for each of 1 to 3 spatial axes.
+        kernel_size: kernel size of both kernels, an integer for 1-D or one for each of 1 to 3 spatial axes.
         c_in: C, the number of input channels.
         c_out: F, the number of state channels.
         dtype: floating dtype of the parameters.
@@ -252,18 +253,18 @@ def conv_lstm_init(
         Y. LeCun, L. Bottou, G. B. Orr and K.-R. Müller, Efficient BackProp (1998), section 4.6; for the forget bias,
         R. Jozefowicz, W. Zaremba and I. Sutskever, An empirical exploration of recurrent network architectures (2015).
     """
-    w_x, w_h, b = _init.kernels(key, window, c_in, c_out, 4, dtype)
+    w_x, w_h, b = _init.kernels(key, kernel_size, c_in, c_out, 4, dtype)
     return LSTMParams(w_x, w_h, b.at[c_out : 2 * c_out].set(1))
 
 
 def conv_gru_init(
-    key: PRNGKeyArray, window: int | Sequence[int], c_in: int, c_out: int, *, dtype: Any = jnp.float32
+    key: PRNGKeyArray, kernel_size: int | Sequence[int], c_in: int, c_out: int, *, dtype: Any = jnp.float32
 ) -> GRUParams:
     """Initialize `conv_gru`: kernels that are normal with variance 1 / fan_in, and zero biases.
 
     Args:
         key: a JAX random key.
-        window: kernel size of both kernels, an integer for 1-D or one for each of 1 to 3 spatial axes.
+        kernel_size: kernel size of both kernels, an integer for 1-D or one for each of 1 to 3 spatial axes.
         c_in: C, the number of input channels.
         c_out: F, the number of state channels.
         dtype: floating dtype of the parameters.
@@ -283,5 +284,5 @@ def conv_gru_init(
     Reference:
         Y. LeCun, L. Bottou, G. B. Orr and K.-R. Müller, Efficient BackProp (1998), section 4.6.
     """
-    w_x, w_h, b = _init.kernels(key, window, c_in, c_out, 3, dtype)
+    w_x, w_h, b = _init.kernels(key, kernel_size, c_in, c_out, 3, dtype)
     return GRUParams(w_x, w_h, b, jnp.zeros_like(b))

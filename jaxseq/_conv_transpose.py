@@ -75,7 +75,7 @@ _conv_transpose.defvjp(_fwd, as_jax_arrays(_bwd))
 @op
 def conv_transpose(
     x: Inexact[AnyArray, "*batch_and_space c_in"],
-    kernel: Inexact[AnyArray, "*window c_out_per_group c_in"],
+    kernel: Inexact[AnyArray, "*kernel_size c_out_per_group c_in"],
     bias: Inexact[AnyArray, " c_out"] | None = None,
     *,
     stride: int | Sequence[int] = 1,
@@ -96,7 +96,7 @@ def conv_transpose(
 
     Args:
         x: input `(*batch, *space, c_in)` with any number of batch axes, including none.
-        kernel: `(*window, c_out // groups, c_in)`, the kernel of a convolution from c_out to c_in channels.
+        kernel: `(*kernel_size, c_out // groups, c_in)`, the kernel of a convolution from c_out to c_in channels.
         bias: `(c_out,)`, or None.
         stride: distance in the output between neighbouring inputs, one integer or one for each spatial axis.
         padding: the padding of the convolution, which crops the output: `"VALID"` (none), `"SAME"` (s O outputs), one
@@ -129,9 +129,11 @@ def conv_transpose(
         V. Dumoulin and F. Visin, A guide to convolution arithmetic for deep learning (2016), section 4.
     """
     x, kernel, bias, axes = _conv.operands(x, kernel, bias)
-    window, (per_out, c_in) = kernel.shape[:axes], kernel.shape[axes:]
+    kernel_size, (per_out, c_in) = kernel.shape[:axes], kernel.shape[axes:]
     outputs = x.shape[-axes - 1 : -1]
-    geometry, space = _geometry.resolve_transposed(outputs, window, stride, padding, dilation, groups, output_padding)
+    geometry, space = _geometry.resolve_transposed(
+        outputs, kernel_size, stride, padding, dilation, groups, output_padding
+    )
     geometry = geometry.by(method)
     c_out = per_out * geometry.groups
     _conv.check_groups(geometry.groups, x.shape[-1], c_out, x=x, kernel=kernel)
@@ -142,7 +144,7 @@ def conv_transpose(
     precision = _checks.precision(precision)
 
     def rule(geometry: Geometry, x: jax.Array) -> Any:
-        local_geometry, local_space, parts = _halo.of_transpose(geometry, window, space, x)
+        local_geometry, local_space, parts = _halo.of_transpose(geometry, kernel_size, space, x)
         return parts, partial(_conv_transpose, local_geometry, local_space, precision)
 
     return hint_at_transpose("conv_transpose", _conv.over_batch(rule, geometry, x, kernel, bias, c_out=-2))
@@ -150,7 +152,7 @@ def conv_transpose(
 
 def conv_transpose_init(
     key: PRNGKeyArray,
-    window: int | Sequence[int],
+    kernel_size: int | Sequence[int],
     c_in: int,
     c_out: int,
     *,
@@ -167,7 +169,7 @@ def conv_transpose_init(
 
     Args:
         key: a JAX random key.
-        window: kernel size, an integer for 1-D or one for each of 1 to 3 spatial axes.
+        kernel_size: kernel size, an integer for 1-D or one for each of 1 to 3 spatial axes.
         c_in: number of input channels.
         c_out: number of output channels.
         stride: as in `conv_transpose`, one integer or one for each spatial axis.
@@ -175,7 +177,7 @@ def conv_transpose_init(
         dtype: floating dtype of the parameters.
 
     Returns:
-        `ConvParams(kernel (*window, c_out // groups, c_in), bias (c_out,))`, in the order of the arguments of
+        `ConvParams(kernel (*kernel_size, c_out // groups, c_in), bias (c_out,))`, in the order of the arguments of
         `conv_transpose`.
 
     Raises:
@@ -191,7 +193,7 @@ def conv_transpose_init(
     Reference:
         Y. LeCun, L. Bottou, G. B. Orr and K.-R. Müller, Efficient BackProp (1998), section 4.6.
     """
-    taps, c_in, c_out = _init.window_sizes(window, c_in, c_out)
+    taps, c_in, c_out = _init.kernel_sizes(kernel_size, c_in, c_out)
     strides = _geometry.per_axis("stride", stride, len(taps))
     groups = _checks.integer("groups", groups, at_least=1)
     _conv.check_groups(groups, c_in, c_out)

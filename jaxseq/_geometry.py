@@ -41,14 +41,14 @@ class Geometry(NamedTuple):
         return self._replace(method=_checks.choice("method", method, METHODS))
 
 
-def extent(window: int, dilation: int) -> int:
-    """Return the number of input positions that a dilated kernel of size `window` spans."""
-    return dilation * (window - 1) + 1
+def extent(kernel_size: int, dilation: int) -> int:
+    """Return the number of input positions that a dilated kernel of size `kernel_size` spans."""
+    return dilation * (kernel_size - 1) + 1
 
 
-def output_size(size: int, window: int, stride: int, padding: tuple[int, int], dilation: int) -> int:
+def output_size(size: int, kernel_size: int, stride: int, padding: tuple[int, int], dilation: int) -> int:
     """Return the output size O, at least zero: an empty input has an empty output."""
-    return _sizes.at_least((size + sum(padding) - extent(window, dilation)) // stride + 1, 0)
+    return _sizes.at_least((size + sum(padding) - extent(kernel_size, dilation)) // stride + 1, 0)
 
 
 def spread(size: int, stride: int) -> int:
@@ -56,33 +56,33 @@ def spread(size: int, stride: int) -> int:
     return _sizes.at_least((size - 1) * stride + 1, 0)
 
 
-def output_sizes(geometry: Geometry, space: tuple[int, ...], window: tuple[int, ...]) -> tuple[int, ...]:
+def output_sizes(geometry: Geometry, space: tuple[int, ...], kernel_size: tuple[int, ...]) -> tuple[int, ...]:
     """Return the output size of each spatial axis."""
-    return tuple(map(output_size, space, window, geometry.stride, geometry.padding, geometry.dilation))
+    return tuple(map(output_size, space, kernel_size, geometry.stride, geometry.padding, geometry.dilation))
 
 
 def resolve(
-    space: tuple[int, ...], window: tuple[int, ...], stride: Any, padding: Any, dilation: Any, groups: Any
+    space: tuple[int, ...], kernel_size: tuple[int, ...], stride: Any, padding: Any, dilation: Any, groups: Any
 ) -> Geometry:
-    """Return the geometry for the options of the user, an input of size `space` and a kernel of size `window`."""
-    axes = len(window)
+    """Return the geometry for the options of the user, an input of size `space` and a kernel of size `kernel_size`."""
+    axes = len(kernel_size)
     stride = per_axis("stride", stride, axes)
     dilation = per_axis("dilation", dilation, axes)
     groups = _checks.integer("groups", groups, at_least=1)
-    pads = _padding(padding, space, window, stride, dilation)
-    for size, taps, (lo, hi), d in zip(space, window, pads, dilation, strict=True):
-        if _sizes.known(size) and size > 0 and size + lo + hi < extent(taps, d):
+    pads = _padding(padding, space, kernel_size, stride, dilation)
+    for size, taps, (lo, hi), d in zip(space, kernel_size, pads, dilation, strict=True):
+        if _sizes.is_concrete(size) and size > 0 and size + lo + hi < extent(taps, d):
             _checks.bad_value(
                 "x",
                 f"a padded size of at least the kernel's extent, {extent(taps, d)}",
-                f"{size} + {lo} + {hi} = {size + lo + hi} (space {tuple(space)}, kernel size {tuple(window)})",
+                f"{size} + {lo} + {hi} = {size + lo + hi} (space {tuple(space)}, kernel size {tuple(kernel_size)})",
             )
-    return Geometry(*_bounded(space, window, stride, pads, dilation), groups)
+    return Geometry(*_bounded(space, kernel_size, stride, pads, dilation), groups)
 
 
 def resolve_transposed(
     outputs: tuple[int, ...],
-    window: tuple[int, ...],
+    kernel_size: tuple[int, ...],
     stride: Any,
     padding: Any,
     dilation: Any,
@@ -94,20 +94,20 @@ def resolve_transposed(
     With padding "SAME" the input size is s O, because O = ceil(I / s). Otherwise an `output_padding` of e reduces the
     padding at the end by e, I = (O - 1) s + extent - lo - (hi - e), and the convolution reads all of its input.
     """
-    axes = len(window)
+    axes = len(kernel_size)
     stride = per_axis("stride", stride, axes)
     dilation = per_axis("dilation", dilation, axes)
     groups = _checks.integer("groups", groups, at_least=1)
     extra = per_axis("output_padding", output_padding, axes, at_least=0)
     whole = tuple(s * O for s, O in zip(stride, outputs, strict=True))
     if isinstance(padding, str) and padding.upper() == "CAUSAL" and axes == 1:
-        hi = extent(window[0], dilation[0]) - stride[0]
+        hi = extent(kernel_size[0], dilation[0]) - stride[0]
         _checks.bad_value(
             "padding",
             f"padding=[(0, {hi})] for causal upsampling (no output depends on a later input)",
             f"{padding!r}, whose transpose is anti-causal",
         )
-    pads = _padding(padding, whole, window, stride, dilation, WORDS[:2])
+    pads = _padding(padding, whole, kernel_size, stride, dilation, WORDS[:2])
     if any(e >= max(s, d) for e, s, d in zip(extra, stride, dilation, strict=True)):
         expected = f"less than the stride {stride} or the dilation {dilation}"
         hint = "for a larger amount, pass padding=[(lo, hi - output_padding)]"
@@ -115,20 +115,20 @@ def resolve_transposed(
     if isinstance(padding, str) and padding.upper() == "SAME":
         if any(extra):
             _checks.bad_value("output_padding", "0 with padding='SAME', which determines the size", str(extra))
-        return Geometry(*_bounded(whole, window, stride, pads, dilation), groups), whole
+        return Geometry(*_bounded(whole, kernel_size, stride, pads, dilation), groups), whole
     pads = tuple((lo, hi - e) for (lo, hi), e in zip(pads, extra, strict=True))
     space = []
-    for O, K, s, d, (lo, hi) in zip(outputs, window, stride, dilation, pads, strict=True):
+    for O, K, s, d, (lo, hi) in zip(outputs, kernel_size, stride, dilation, pads, strict=True):
         size = (O - 1) * s + extent(K, d) - lo - hi if O else 0
-        if _sizes.known(O) and O and size < 1:
+        if _sizes.is_concrete(O) and O and size < 1:
             _checks.bad_value("padding", f"lo + hi < {size + lo + hi}, the size of the uncropped output", str((lo, hi)))
         space.append(size)
-    return Geometry(*_bounded(space, window, stride, pads, dilation), groups), tuple(space)
+    return Geometry(*_bounded(space, kernel_size, stride, pads, dilation), groups), tuple(space)
 
 
 def _bounded(
     space: Sequence[int],
-    window: tuple[int, ...],
+    kernel_size: tuple[int, ...],
     stride: tuple[int, ...],
     pads: tuple[tuple[int, int], ...],
     dilation: tuple[int, ...],
@@ -141,7 +141,7 @@ def _bounded(
         s if s < 2**31 else min(s, max(1, size + lo + hi))
         for s, size, (lo, hi) in zip(stride, space, pads, strict=True)
     )
-    return stride, pads, tuple(d if K > 1 else 1 for d, K in zip(dilation, window, strict=True))
+    return stride, pads, tuple(d if K > 1 else 1 for d, K in zip(dilation, kernel_size, strict=True))
 
 
 def per_axis(name: str, value: Any, axes: int, at_least: int = 1) -> tuple[int, ...]:
@@ -155,21 +155,21 @@ def per_axis(name: str, value: Any, axes: int, at_least: int = 1) -> tuple[int, 
 def _padding(
     padding: Any,
     space: tuple[int, ...],
-    window: tuple[int, ...],
+    kernel_size: tuple[int, ...],
     stride: tuple[int, ...],
     dilation: tuple[int, ...],
     words: tuple[str, ...] = WORDS,
 ) -> tuple[tuple[int, int], ...]:
-    axes = len(window)
+    axes = len(kernel_size)
     if isinstance(padding, str):
         word = padding.upper()
         if word == "VALID":
             return ((0, 0),) * axes
         if word == "SAME":
-            return tuple(map(_same, space, window, stride, dilation))
+            return tuple(map(_same, space, kernel_size, stride, dilation))
         if word in words and word == "CAUSAL":
             if axes == 1:
-                return ((extent(window[0], dilation[0]) - 1, 0),)
+                return ((extent(kernel_size[0], dilation[0]) - 1, 0),)
             _checks.bad_value("padding", "one spatial axis with padding='CAUSAL'", f"{axes} spatial axes")
         _checks.bad_value(
             "padding", "one of " + ", ".join(map(repr, words)) + ", an integer or (lo, hi) pairs", repr(padding)
@@ -183,7 +183,7 @@ def _padding(
     return tuple((_checks.integer("padding", lo), _checks.integer("padding", hi)) for lo, hi in pairs)
 
 
-def _same(size: int, window: int, stride: int, dilation: int) -> tuple[int, int]:
+def _same(size: int, kernel_size: int, stride: int, dilation: int) -> tuple[int, int]:
     """Return the padding with O = ceil(I / s). An odd element is at the end."""
-    total = _sizes.at_least((-(-size // stride) - 1) * stride + extent(window, dilation) - size, 0)
+    total = _sizes.at_least((-(-size // stride) - 1) * stride + extent(kernel_size, dilation) - size, 0)
     return total // 2, total - total // 2

@@ -170,5 +170,5 @@ def gru_init(key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: Any
         A. M. Saxe, J. L. McClelland and S. Ganguli, Exact solutions to the nonlinear dynamics of learning in deep
         linear neural networks (2014), section 3.
     """
-    w_x, w_h, b = _init.maps(key, input_size, hidden_size, 3, dtype)
+    w_x, w_h, b = _init.matrices(key, input_size, hidden_size, 3, dtype)
     return GRUParams(w_x, w_h, b, jnp.zeros_like(b))

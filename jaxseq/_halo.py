@@ -40,10 +40,10 @@ class Part(NamedTuple):
     behind: int
 
 
-def of_conv(geometry: Geometry, window: tuple[int, ...], x: jax.Array) -> tuple[Geometry, list[Part]]:
+def of_conv(geometry: Geometry, kernel_size: tuple[int, ...], x: jax.Array) -> tuple[Geometry, list[Part]]:
     """Return the geometry within a shard, and the sharded axes, of the convolution of x (*batch, *space, C)."""
     parts, padding = [], list(geometry.padding)
-    for i, axis, names, devices, I, s, K, d, (lo, hi) in _sharded_space_axes(geometry, window, x):
+    for i, axis, names, devices, I, s, K, d, (lo, hi) in _sharded_space_axes(geometry, kernel_size, x):
         O = (I + lo + hi - d * (K - 1) - 1) // s + 1
         if s * O != I or O % devices:
             _raise_uneven(f"{I} inputs and {O} outputs at stride {s} over {devices}", names, x)
@@ -53,13 +53,13 @@ def of_conv(geometry: Geometry, window: tuple[int, ...], x: jax.Array) -> tuple[
 
 
 def of_transpose(
-    geometry: Geometry, window: tuple[int, ...], space: tuple[int, ...], x: jax.Array
+    geometry: Geometry, kernel_size: tuple[int, ...], space: tuple[int, ...], x: jax.Array
 ) -> tuple[Geometry, tuple[int, ...], list[Part]]:
     """Return the geometry within a shard, the spatial shape of its outputs, and the sharded axes, of the transpose at x
     (*batch, *outputs, C).
     """
     parts, padding, here = [], list(geometry.padding), list(space)
-    for i, axis, names, devices, O, s, K, d, (lo, _) in _sharded_space_axes(geometry, window, x):
+    for i, axis, names, devices, O, s, K, d, (lo, _) in _sharded_space_axes(geometry, kernel_size, x):
         I, rows = space[i] // devices, O // devices
         if s * O != space[i]:
             _raise_uneven(f"{O} inputs and {space[i]} outputs at stride {s} over {devices}", names, x)
@@ -99,13 +99,13 @@ def _receive_rows(x: jax.Array, part: Part, rows: int, offset: int) -> list[jax.
     return found
 
 
-def _sharded_space_axes(geometry: Geometry, window: tuple[int, ...], x: jax.Array) -> Iterator[Any]:
+def _sharded_space_axes(geometry: Geometry, kernel_size: tuple[int, ...], x: jax.Array) -> Iterator[Any]:
     """Yield (i, axis of x, names, devices, rows of x, s, K, d, (lo, hi)) for each spatial axis i that is sharded over
     an explicit mesh.
     """
-    options = geometry.stride, window, geometry.dilation, geometry.padding
+    options = geometry.stride, kernel_size, geometry.dilation, geometry.padding
     for i, of_axis in enumerate(zip(*options, strict=True)):
-        axis = x.ndim - 1 - len(window) + i
+        axis = x.ndim - 1 - len(kernel_size) + i
         names = _sharding.mesh_axes_of(x, axis)
         if names:
             yield i, axis, names, _sharding.shard_count(x, axis), x.shape[axis], *of_axis

@@ -45,7 +45,9 @@ def orthogonal(key: Any, size: int, gates: int, dtype: Any) -> jax.Array:
     return jnp.concatenate(blocks, -1).astype(dtype)
 
 
-def maps(key: Any, input_size: Any, hidden_size: Any, gates: int, dtype: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+def matrices(
+    key: Any, input_size: Any, hidden_size: Any, gates: int, dtype: Any
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return w_x (D, gates H), w_h (H, gates H) and a zero bias (gates H,)."""
     rows, hidden, dtype = sizes(input_size, hidden_size, dtype)
     key_x, key_h = jax.random.split(key)
@@ -54,10 +56,10 @@ def maps(key: Any, input_size: Any, hidden_size: Any, gates: int, dtype: Any) ->
 
 
 def kernels(
-    key: Any, window: Any, c_in: Any, c_out: Any, gates: int, dtype: Any
+    key: Any, kernel_size: Any, c_in: Any, c_out: Any, gates: int, dtype: Any
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return normal w_x (*window, C, gates F), w_h (*window, F, gates F) of variance 1 / fan_in, and a zero bias."""
-    taps, in_channels, out_channels = window_sizes(window, c_in, c_out)
+    """Return normal w_x (*K, C, gates F) and w_h (*K, F, gates F) of variance 1 / fan_in, and a zero bias."""
+    taps, in_channels, out_channels = kernel_sizes(kernel_size, c_in, c_out)
     dtype = _checks.dtype("dtype", dtype)
     w_x, w_h = (
         kernel(k, taps, channels, gates * out_channels, dtype)
@@ -66,12 +68,12 @@ def kernels(
     return w_x, w_h, jnp.zeros(gates * out_channels, dtype)
 
 
-def window_sizes(window: Any, c_in: Any, c_out: Any) -> tuple[tuple[int, ...], int, int]:
+def kernel_sizes(kernel_size: Any, c_in: Any, c_out: Any) -> tuple[tuple[int, ...], int, int]:
     """Return (kernel size of each axis, C_in, C_out), checked."""
-    axes = len(window) if isinstance(window, tuple | list) else 1
+    axes = len(kernel_size) if isinstance(kernel_size, tuple | list) else 1
     if not 1 <= axes <= 3:
-        _checks.bad_value("window", "1 to 3 spatial axes", f"{axes}")
-    taps = _geometry.per_axis("window", window, axes)
+        _checks.bad_value("kernel_size", "1 to 3 spatial axes", f"{axes}")
+    taps = _geometry.per_axis("kernel_size", kernel_size, axes)
     return taps, _checks.integer("c_in", c_in, at_least=1), _checks.integer("c_out", c_out, at_least=1)
 
 

@@ -183,5 +183,5 @@ def lstm_init(key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: An
         linear neural networks (2014), section 3; for the forget bias, R. Jozefowicz, W. Zaremba and I. Sutskever, An
         empirical exploration of recurrent network architectures (2015), section 3.
     """
-    w_x, w_h, b = _init.maps(key, input_size, hidden_size, 4, dtype)
+    w_x, w_h, b = _init.matrices(key, input_size, hidden_size, 4, dtype)
     return LSTMParams(w_x, w_h, b.at[hidden_size : 2 * hidden_size].set(1))

@@ -3,7 +3,6 @@
 import difflib
 import functools
 import inspect
-import re
 from collections.abc import Callable, Mapping
 from typing import ParamSpec, TypeVar
 
@@ -41,7 +40,7 @@ def op(f: Callable[P, R]) -> Callable[P, R]:
             raise
 
     public.__signature__ = signature  # type: ignore[attr-defined]
-    public.__doc__ = docstring_with_time_options(f)
+    public.__doc__ = _time_options.described_in(f.__doc__) if f.__doc__ else None
     return public
 
 
@@ -85,11 +84,3 @@ def signature_with_time_options(f: Callable[..., object]) -> inspect.Signature:
         annotation = _time_options.TYPES[option]
         parameters.append(inspect.Parameter(option, last.KEYWORD_ONLY, default=default, annotation=annotation))
     return signature.replace(parameters=parameters)
-
-
-def docstring_with_time_options(f: Callable[..., object]) -> str | None:
-    """Return the docstring of `f`, with the description of every time option below that of `**time`."""
-    if f.__doc__ is None:
-        return None
-    entry = re.compile(r"^        \*\*time: .*(?:\n            .*)*", flags=re.MULTILINE)
-    return entry.sub(lambda match: f"{match.group()}\n{_time_options.descriptions()}", f.__doc__)

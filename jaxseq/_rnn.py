@@ -165,4 +165,4 @@ def rnn_init(key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: Any
         A. M. Saxe, J. L. McClelland and S. Ganguli, Exact solutions to the nonlinear dynamics of learning in deep
         linear neural networks (2014), section 3.
     """
-    return RNNParams(*_init.maps(key, input_size, hidden_size, 1, dtype))
+    return RNNParams(*_init.matrices(key, input_size, hidden_size, 1, dtype))

@@ -125,7 +125,7 @@ def scan(
     plan = _plan(steps, window, every, unrolled)
     if plan.head == steps:
         end, ys = _scan_in_segments(f, init, xs, steps, plan)
-    elif not plan.before and every is None and (not _sizes.known(steps) or _is_large(init)):
+    elif not plan.before and every is None and (not _sizes.is_concrete(steps) or _is_large(init)):
         end, ys = _scan_with_cuts(f, init, xs, plan)
     else:
         # Arrays that f closes over become arguments: a custom rule is differentiated with respect to arguments only.
@@ -180,7 +180,7 @@ class _Plan(NamedTuple):
 
 
 def _plan(steps: int, window: tuple[int, int] | None, every: int | str | None, unroll: int) -> _Plan:
-    if not _sizes.known(steps):
+    if not _sizes.is_concrete(steps):
         return _symbolic_plan(steps, window, every, unroll)
     k1, k2 = window or (max(1, steps), max(1, steps))
     n = isqrt(max(0, steps - 1)) + 1 if isinstance(every, str) else every
@@ -225,7 +225,7 @@ def _scan_in_segments(f: Step, s: Any, xs: Any, steps: int, plan: _Plan) -> tupl
 def _is_large(s: Any) -> bool:
     """Return whether windows of this state run faster one at a time."""
     elements = sum(a.size for a in jax.tree.leaves(s) if jnp.issubdtype(a.dtype, jnp.inexact))
-    return jax.default_backend() == "cpu" and _sizes.known(elements) and elements > SMALL
+    return jax.default_backend() == "cpu" and _sizes.is_concrete(elements) and elements > SMALL
 
 
 def _scan_with_cuts(f: Step, s: Any, xs: Any, plan: _Plan) -> tuple[Any, Any]:

@@ -22,7 +22,7 @@ from jaxseq._types import AnyArray
 @op
 def depthwise_conv(
     x: Inexact[AnyArray, "*batch_and_space c_in"],
-    kernel: Inexact[AnyArray, "*window 1 c_out"],
+    kernel: Inexact[AnyArray, "*kernel_size 1 c_out"],
     bias: Inexact[AnyArray, " c_out"] | None = None,
     *,
     stride: int | Sequence[int] = 1,
@@ -40,7 +40,7 @@ def depthwise_conv(
 
     Args:
         x: input `(*batch, *space, c_in)`.
-        kernel: `(*window, 1, c_out)`, c_out a multiple of c_in.
+        kernel: `(*kernel_size, 1, c_out)`, c_out a multiple of c_in.
         bias: `(c_out,)`, or None.
         stride: as in `conv`.
         padding: as in `conv`.
@@ -54,7 +54,7 @@ def depthwise_conv(
 
     Raises:
         TypeError: as in `conv`.
-        ValueError: as in `conv`, or if the shape of `kernel` is not (*window, 1, a multiple of c_in).
+        ValueError: as in `conv`, or if the shape of `kernel` is not (*kernel_size, 1, a multiple of c_in).
 
     Example:
         >>> import jax.numpy as jnp, jaxseq
@@ -75,7 +75,7 @@ def depthwise_conv(
 @op
 def separable_conv(
     x: Inexact[AnyArray, "*batch_and_space c_in"],
-    depthwise: Inexact[AnyArray, "*window 1 c_middle"],
+    depthwise: Inexact[AnyArray, "*kernel_size 1 c_middle"],
     pointwise: Inexact[AnyArray, "*ones c_middle c_out"],
     bias: Inexact[AnyArray, " c_out"] | None = None,
     *,
@@ -95,7 +95,7 @@ def separable_conv(
 
     Args:
         x: input `(*batch, *space, c_in)`.
-        depthwise: w, `(*window, 1, c_middle)`, c_middle a multiple of c_in.
+        depthwise: w, `(*kernel_size, 1, c_middle)`, c_middle a multiple of c_in.
         pointwise: v, `(*ones, c_middle, c_out)` with size one along each spatial axis.
         bias: `(c_out,)`, or None.
         stride: of the depthwise part, as in `conv`.
@@ -142,6 +142,6 @@ def _by_channel(x: Any, kernel: Any, name: str) -> tuple[jax.Array, jax.Array]:
     if not x.ndim or not x.shape[-1]:
         _checks.bad_value("x", "at least one channel, on its last axis", str(x.shape))
     if kernel.ndim < 3 or kernel.shape[-2] != 1 or kernel.shape[-1] % x.shape[-1]:
-        expected = f"(*window, 1, a multiple of c_in = {x.shape[-1]})"
+        expected = f"(*kernel_size, 1, a multiple of c_in = {x.shape[-1]})"
         _checks.bad_value(name, expected, str(kernel.shape), x=x)
     return x, kernel

@@ -12,7 +12,7 @@ from jax import export
 from jax.core import max_dim
 
 
-def known(*sizes: Any) -> bool:
+def is_concrete(*sizes: Any) -> bool:
     """Return True if no size is symbolic."""
     return not any(map(export.is_symbolic_dim, sizes))
 

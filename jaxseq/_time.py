@@ -73,7 +73,7 @@ def blocks(options: Options, steps: int, rows: int) -> list[Block]:
     A batch that the compiler may partition gets a single chunk, unless `checkpoint` asks for more: the contraction of
     each chunk would be a sum over devices.
     """
-    if not _sizes.known(steps):  # one chunk, since a chunk of fixed length may be longer than T
+    if not _sizes.is_concrete(steps):  # one chunk, since a chunk of fixed length may be longer than T
         if options.checkpoint is not None:
             _checks.bad_value("checkpoint", "None, since the number of steps is symbolic", repr(options.checkpoint))
         return [Block(0, 1, steps, 1, steps)]
@@ -86,7 +86,7 @@ def blocks(options: Options, steps: int, rows: int) -> list[Block]:
 
 
 def _block(options: Options, first: int, windows: int, k: int, steps: int, rows: int) -> Block:
-    if not _sizes.known(rows):
+    if not _sizes.is_concrete(rows):
         rows = ROWS // FEWEST_STEPS
     if options.checkpoint is not None:
         n = isqrt(steps - 1) + 1 if isinstance(options.checkpoint, str) else options.checkpoint
@@ -104,7 +104,7 @@ def _block(options: Options, first: int, windows: int, k: int, steps: int, rows:
 
 def window_lengths(options: Options, steps: int) -> tuple[int, int]:
     """Return (k1, k2): the steps of a window, at most T, and how many steps back from its end gradients reach."""
-    if not _sizes.known(steps):
+    if not _sizes.is_concrete(steps):
         return options.truncation or (steps, steps)
     if options.truncation is None or options.truncation[0] >= steps:
         return max(1, steps), max(1, steps)

@@ -1,5 +1,7 @@
 """The keyword-only options that every function of a sequence takes: names, types, defaults and documentation."""
 
+import inspect
+import re
 from types import SimpleNamespace
 from typing import Annotated, Any, NamedTuple, TypedDict, get_type_hints
 
@@ -73,7 +75,7 @@ def with_defaults(options: TimeOptions) -> SimpleNamespace:
     return SimpleNamespace(**{**DEFAULTS, **options})
 
 
-def descriptions() -> str:
-    """Return the entries of the section `Attributes` of `TimeOptions`, indented as those of `Args` are."""
-    _, _, entries = (TimeOptions.__doc__ or "").partition("    Attributes:\n")
-    return entries.rstrip()
+def described_in(docstring: str) -> str:
+    """Return a docstring, without indentation, with an entry for every time option in place of that for `**time`."""
+    _, _, entries = inspect.cleandoc(TimeOptions.__doc__ or "").partition("Attributes:\n")
+    return re.sub(r"^    \*\*time: .*", lambda _: entries, inspect.cleandoc(docstring), flags=re.MULTILINE)

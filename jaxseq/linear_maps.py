@@ -10,7 +10,7 @@ added.
     Dense          y[N, (g i)]    = sum_d    x[N, d] w[d, (g i)]                     w (D, G H)
     Diagonal       y[N, (g i)]    =          x[N, i] w[g, i]                         w (G, H),  D = H
     BlockDiagonal  y[N, (g n i)]  = sum_d    x[N, (n d)] w[n, d, g, i]               w (n, D / n, G, H / n)
-    Conv           y[N, p, (g i)] = sum_k,d  x[N, s p + δ k - lo, d] w[k, d, (g i)]  w (*window, D, G H)
+    Conv           y[N, p, (g i)] = sum_k,d  x[N, s p + δ k - lo, d] w[k, d, (g i)]  w (*kernel_size, D, G H)
 
 The pullbacks of the maps that are implemented here are
 
@@ -174,7 +174,7 @@ class BlockDiagonal(LinearMap):
 
 @dataclass(frozen=True)
 class Conv(LinearMap):
-    """A convolution over 1, 2 or 3 spatial axes, w (*window, D, G H), with the options of `jaxseq.conv`."""
+    """A convolution over 1, 2 or 3 spatial axes, w (*kernel_size, D, G H), with the options of `jaxseq.conv`."""
 
     stride: int | tuple[int, ...] = 1
     padding: str | int | tuple[tuple[int, int], ...] = "SAME"
@@ -200,7 +200,7 @@ class Conv(LinearMap):
         )
 
     def shape(self, inputs: Any, gates: int, outputs: Any) -> str:
-        return f"(*window, {inputs}, {_times(gates, outputs)})"
+        return f"(*kernel_size, {inputs}, {_times(gates, outputs)})"
 
     def channels(self, w: jax.Array, gates: int) -> tuple[int, int] | None:
         return (
@@ -217,10 +217,10 @@ class Conv(LinearMap):
         return replace(self, partitioning=partitioning)
 
     def _geometry(self, w: jax.Array, space: Space, *operands: jax.Array) -> tuple[_geometry.Geometry, Space]:
-        window = w.shape[:-2]
-        geometry = _geometry.resolve(space, window, self.stride, self.padding, self.dilation, 1)
+        kernel_size = w.shape[:-2]
+        geometry = _geometry.resolve(space, kernel_size, self.stride, self.padding, self.dilation, 1)
         geometry = geometry._replace(partitioning=_partitioning_of(self, *operands))
-        return geometry, _geometry.output_sizes(geometry, space, window)
+        return geometry, _geometry.output_sizes(geometry, space, kernel_size)
 
 
 def _partitioning_of(linear_map: Dense | Conv, *operands: jax.Array) -> Partitioning:

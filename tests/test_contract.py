@@ -31,21 +31,21 @@ DEFAULT = {
         "truncation, reverse",
         "lengths, resets, reverse",
         "batch first, lengths, checkpoint",
-        "drop, hold",
+        "recurrent dropout, zoneout",
     ),
     "scan": ("plain",),
     "conv_lstm": ("1d",),
     "stack": ("gru",),
     "depthwise_conv": (),
     "causal_conv": ("plain", "depthwise", "dilated, beyond the chunk", "resets, depthwise, dilated"),
-    "conv_transpose": ("1d", "gaps, dilated, causal", "depthwise", "output padding, grouped", "3d"),
+    "conv_transpose": ("1d", "strided, dilated, causal", "depthwise", "output padding, grouped", "3d"),
 }
 # Cells for which options take other branches: no pullback, a product within the step, two sizes.
 OPTIONS = ("leaky", "twice", "projected_lstm")
 
 
 # Convolutions whose rule is already covered by another variant.
-SECOND = ("2d grouped, dilated", "2d depthwise, long", "3d, windows that overlap", "depthwise, two outputs a channel")
+SECOND = ("2d grouped, dilated", "2d depthwise, long", "3d, overlapping patches", "depthwise, depth multiplier 2")
 
 
 def later(name, label):

@@ -88,9 +88,9 @@ GEOMETRIES = [
 ]
 
 
-def compare_with_loops(size, window, stride, padding, dilation, groups):
+def compare_with_loops(size, kernel_size, stride, padding, dilation, groups):
     keys = jax.random.split(jax.random.key(size), 2)
-    x, w = normal(keys[0], (size, 2 * groups)), normal(keys[1], (window, 2, 3 * groups))
+    x, w = normal(keys[0], (size, 2 * groups)), normal(keys[1], (kernel_size, 2, 3 * groups))
     f = lambda x, w: jaxseq.conv(x, w, stride=stride, padding=[padding], dilation=dilation, groups=groups)  # noqa: E731
     y, x_bar, w_bar = loops(np.asarray(x), np.asarray(w), stride, padding, dilation, groups)
     actual, gradients = jax.jit(pullback(f))((x, w), jnp.asarray(y))
@@ -110,30 +110,30 @@ PADS = strategies.integers(-6, 6)
 @settings(max_examples=30, deadline=None, derandomize=True, database=None)
 @given(
     size=strategies.integers(1, 9),
-    window=strategies.integers(1, 4),
+    kernel_size=strategies.integers(1, 4),
     stride=strategies.integers(1, 4),
     padding=strategies.tuples(PADS, PADS),
     dilation=strategies.integers(1, 3),
     groups=strategies.sampled_from([1, 3]),
 )
-def test_equals_loops_at_any_geometry(size, window, stride, padding, dilation, groups):
-    assume(size + sum(padding) >= _geometry.extent(window, dilation))
-    compare_with_loops(size, window, stride, padding, dilation, groups)
+def test_equals_loops_at_any_geometry(size, kernel_size, stride, padding, dilation, groups):
+    assume(size + sum(padding) >= _geometry.extent(kernel_size, dilation))
+    compare_with_loops(size, kernel_size, stride, padding, dilation, groups)
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3, 5])
 @pytest.mark.parametrize("dilation", [1, 2, 4])
 def test_same_and_causal_sizes(stride, dilation):
-    for size, window in itertools.product(range(1, 12), range(1, 5)):
+    for size, kernel_size in itertools.product(range(1, 12), range(1, 5)):
         outputs = {}
         for word in ("SAME", "CAUSAL"):
-            geometry = _geometry.resolve((size,), (window,), stride, word, dilation, 1)
+            geometry = _geometry.resolve((size,), (kernel_size,), stride, word, dilation, 1)
             (lo, hi) = geometry.padding[0]
-            outputs[word] = _geometry.output_size(size, window, stride, (lo, hi), dilation)
+            outputs[word] = _geometry.output_size(size, kernel_size, stride, (lo, hi), dilation)
             if word == "SAME":
                 assert 0 <= hi - lo <= 1
             else:
-                assert (lo, hi) == (dilation * (window - 1), 0)
+                assert (lo, hi) == (dilation * (kernel_size - 1), 0)
         assert outputs == dict.fromkeys(outputs, -(-size // stride))
 
 
@@ -205,11 +205,11 @@ def test_steps_beyond_32_bits(groups, huge):
     assert w_bar.shape == w.shape
 
 
-@pytest.mark.parametrize("window", [3, (3,), (2, 3), (2, 1, 3)])
-def test_initial_parameters(window, key):
+@pytest.mark.parametrize("kernel_size", [3, (3,), (2, 3), (2, 1, 3)])
+def test_initial_parameters(kernel_size, key):
     groups, c_in, c_out = 2, 64, 96
-    kernel, bias = jaxseq.conv_init(key, window, c_in, c_out, groups=groups, dtype=jnp.float32)
-    taps = (window,) if isinstance(window, int) else window
+    kernel, bias = jaxseq.conv_init(key, kernel_size, c_in, c_out, groups=groups, dtype=jnp.float32)
+    taps = (kernel_size,) if isinstance(kernel_size, int) else kernel_size
     assert kernel.shape == (*taps, c_in // groups, c_out)
     assert kernel.dtype == bias.dtype == jnp.float32
     assert bias.shape == (c_out,)

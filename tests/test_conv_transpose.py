@@ -21,7 +21,7 @@ def operands(key, x_shape, kernel_shape):
 
 
 @pytest.mark.parametrize(
-    ("size", "window", "channels", "options"),
+    ("size", "kernel_size", "channels", "options"),
     [
         ((9,), (3,), (4, 6), {"stride": 2, "padding": ((1, 0),)}),
         ((10,), (4,), (4, 6), {"stride": 3, "dilation": 2, "padding": "SAME", "groups": 2}),
@@ -32,10 +32,10 @@ def operands(key, x_shape, kernel_shape):
         ((5, 6, 4), (2, 3, 1), (2, 4), {"stride": (2, 1, 3), "padding": 1}),
     ],
 )
-def test_is_the_transpose_of_conv(size, window, channels, options, key):
+def test_is_the_transpose_of_conv(size, kernel_size, channels, options, key):
     """<x, C(u)> = <Cᵀ(x), u>, and Cᵀ(x) is the pullback of conv, with the same kernel array."""
     c_in, c_out = channels
-    u, w = operands(key, (2, *size, c_in), (*window, c_in // options.get("groups", 1), c_out))
+    u, w = operands(key, (2, *size, c_in), (*kernel_size, c_in // options.get("groups", 1), c_out))
     y = jaxseq.conv(u, w, **options)
     x = normal(jax.random.fold_in(key, 7), y.shape)
     same = options.get("padding") == "SAME"
@@ -67,20 +67,20 @@ def loops(x, w, stride, padding, dilation, groups, extra):
 @settings(deadline=None, max_examples=25)
 @given(
     size=st.integers(1, 6),
-    window=st.integers(1, 4),
+    kernel_size=st.integers(1, 4),
     stride=st.integers(1, 4),
     padding=st.tuples(st.integers(-3, 4), st.integers(-3, 4)),
     dilation=st.integers(1, 3),
     groups=st.integers(1, 2),
     extra=st.integers(0, 3),
 )
-def test_equals_loops_at_any_geometry(size, window, stride, padding, dilation, groups, extra):
+def test_equals_loops_at_any_geometry(size, kernel_size, stride, padding, dilation, groups, extra):
     extra %= max(stride, dilation)  # the limit in torch
-    x, w = operands(jax.random.key(0), (size, 2 * groups), (window, 3, 2 * groups))
+    x, w = operands(jax.random.key(0), (size, 2 * groups), (kernel_size, 3, 2 * groups))
     run = partial(
         jaxseq.conv_transpose, stride=stride, padding=(padding,), dilation=dilation, groups=groups, output_padding=extra
     )
-    if (size - 1) * stride + dilation * (window - 1) + 1 - sum(padding) + extra < 1:
+    if (size - 1) * stride + dilation * (kernel_size - 1) + 1 - sum(padding) + extra < 1:
         with pytest.raises(ValueError, match=r"`padding`: expected lo . hi < "):
             run(x, w)
     else:
@@ -95,19 +95,19 @@ def test_by_hand():
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3, 5])
-@pytest.mark.parametrize("window", [1, 2, 4])
-def test_same_multiplies_the_size(stride, window, key):
+@pytest.mark.parametrize("kernel_size", [1, 2, 4])
+def test_same_multiplies_the_size(stride, kernel_size, key):
     """Also if the kernel is smaller than the stride and leaves gaps."""
-    x, w = operands(key, (2, 3, 4), (window, 5, 4))
+    x, w = operands(key, (2, 3, 4), (kernel_size, 5, 4))
     y = jaxseq.conv_transpose(x, w, stride=stride, padding="SAME")
     assert y.shape == (2, 3 * stride, 5)
     assert jaxseq.conv(y, w, stride=stride, padding="SAME").shape == x.shape
 
 
-@pytest.mark.parametrize(("window", "stride", "dilation"), [(3, 2, 1), (4, 2, 3), (2, 5, 1), (1, 3, 1)])
-def test_causal_upsampling(window, stride, dilation, key):
+@pytest.mark.parametrize(("kernel_size", "stride", "dilation"), [(3, 2, 1), (4, 2, 3), (2, 5, 1), (1, 3, 1)])
+def test_causal_upsampling(kernel_size, stride, dilation, key):
     """With the padding that the error suggests, output m of s O depends only on inputs n with s n <= m."""
-    w = jnp.ones((window, 1, 1))
+    w = jnp.ones((kernel_size, 1, 1))
     upsample = partial(jaxseq.conv_transpose, stride=stride, dilation=dilation)
     with pytest.raises(ValueError, match=r"padding=\[\(0, -?\d+\)\]") as error:
         upsample(jnp.ones((4, 1)), w, padding="CAUSAL")
@@ -131,12 +131,14 @@ def test_of_nothing(shape, key):
     assert not b_bar.any()
 
 
-@pytest.mark.parametrize(("window", "stride"), [(4, 2), ((3, 4), (1, 3)), ((2, 1, 3), 1)])
-def test_initial_parameters(window, stride, key):
+@pytest.mark.parametrize(("kernel_size", "stride"), [(4, 2), ((3, 4), (1, 3)), ((2, 1, 3), 1)])
+def test_initial_parameters(kernel_size, stride, key):
     """White noise of unit variance gives outputs of unit variance, away from the borders."""
     groups, c_in, c_out = 2, 64, 96
-    kernel, bias = jaxseq.conv_transpose_init(key, window, c_in, c_out, stride=stride, groups=groups, dtype=jnp.float32)
-    taps = (window,) if isinstance(window, int) else window
+    kernel, bias = jaxseq.conv_transpose_init(
+        key, kernel_size, c_in, c_out, stride=stride, groups=groups, dtype=jnp.float32
+    )
+    taps = (kernel_size,) if isinstance(kernel_size, int) else kernel_size
     assert kernel.shape == (*taps, c_out // groups, c_in)
     assert kernel.dtype == bias.dtype == jnp.float32
     assert bias.shape == (c_out,)

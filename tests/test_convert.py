@@ -191,12 +191,12 @@ def agree_in_float32(theirs, ours):
     np.testing.assert_allclose(np.asarray(ours), np.asarray(theirs), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("window", "stride", "dilation"), TRANSPOSED)
-def test_padding_of_transposed_convolutions_of_flax(window, stride, dilation, key):
+@pytest.mark.parametrize(("kernel_size", "stride", "dilation"), TRANSPOSED)
+def test_padding_of_transposed_convolutions_of_flax(kernel_size, stride, dilation, key):
     """SAME is the same. VALID gives a longer output if the stride exceeds the kernel. Pairs pad the dilated input."""
     nn = pytest.importorskip("flax.linen", reason="Flax is not installed (extra `peers`)")
-    x, K = normal(key, (B, 5, 4), jnp.float32), dilation * (window - 1) + 1
-    layer = nn.ConvTranspose(6, (window,), strides=(stride,), kernel_dilation=(dilation,))
+    x, K = normal(key, (B, 5, 4), jnp.float32), dilation * (kernel_size - 1) + 1
+    layer = nn.ConvTranspose(6, (kernel_size,), strides=(stride,), kernel_dilation=(dilation,))
     variables = drawn(key, layer.init(key, x))
     own = convert.from_flax("conv_transpose", variables)
     for padding, translated, more in (
@@ -275,15 +275,15 @@ def test_convolutions_of_haiku(op, axes, key):
 def test_padding_of_transposed_convolutions_of_haiku(padding, key):
     """Pairs mean the same as in Flax. A number is an `output_shape`, to which padding="SAME" crops the output."""
     hk = pytest.importorskip("haiku", reason="Haiku is not installed (extra `peers`)")
-    x, window, stride = normal(key, (B, 4, 4), jnp.float32), 3, 2
+    x, kernel_size, stride = normal(key, (B, 4, 4), jnp.float32), 3, 2
     options = {"output_shape": padding, "padding": "SAME"} if isinstance(padding, int) else {"padding": padding}
-    layer = hk.transform(lambda x: hk.Conv1DTranspose(6, window, stride, **options)(x))  # noqa: PLW0108
+    layer = hk.transform(lambda x: hk.Conv1DTranspose(6, kernel_size, stride, **options)(x))  # noqa: PLW0108
     layer = hk.without_apply_rng(layer)
     weights = drawn(key, layer.init(key, x))
     if isinstance(padding, tuple):
-        padding = [(window - 1 - lo, window - 1 - hi) for lo, hi in padding]
+        padding = [(kernel_size - 1 - lo, kernel_size - 1 - hi) for lo, hi in padding]
     elif isinstance(padding, int):
-        cut = max((4 - 1) * stride + window - padding, 0)
+        cut = max((4 - 1) * stride + kernel_size - padding, 0)
         padding = [(cut // 2, cut - cut // 2)]
     y = jaxseq.conv_transpose(x, *convert.from_haiku("conv_transpose", weights), stride=stride, padding=padding)
     agree_in_float32(layer.apply(weights, x), y)
@@ -331,14 +331,14 @@ def test_convolutions_of_equinox(op, axes, groups, key):
     equal(convert.to_equinox(op, convert.from_equinox(op, layer), other), layer)
 
 
-@pytest.mark.parametrize(("window", "stride", "more"), [(3, 2, 0), (4, 2, 1), (1, 3, 1)])
-def test_padding_same_of_transposed_convolutions_of_equinox(window, stride, more, key):
+@pytest.mark.parametrize(("kernel_size", "stride", "more"), [(3, 2, 0), (4, 2, 1), (1, 3, 1)])
+def test_padding_same_of_transposed_convolutions_of_equinox(kernel_size, stride, more, key):
     """With output_padding, SAME crops the output by that many more."""
     eqx = pytest.importorskip("equinox", reason="Equinox is not installed (extra `peers`)")
     x = normal(key, (5, 4), jnp.float32)
     options = {"stride": stride, "padding": "SAME", "output_padding": more, "dtype": jnp.float32}
-    layer = eqx.nn.ConvTranspose1d(4, 6, window, key=key, **options)
-    total = window - stride + more
+    layer = eqx.nn.ConvTranspose1d(4, 6, kernel_size, key=key, **options)
+    total = kernel_size - stride + more
     lo = max(total // 2, 0)
     options = {"padding": [(lo, max(total - lo, 0))], "output_padding": max(lo - total, 0)} if more else {}
     options = {"padding": "SAME"} | options
@@ -402,10 +402,10 @@ def test_convolutions_of_keras(op, axes, key, keras):
 
 
 @pytest.mark.parametrize("output_padding", [None, 1])
-@pytest.mark.parametrize(("window", "stride", "dilation"), [(2, 3, 1), (3, 2, 1), (4, 3, 1)])
-def test_padding_of_transposed_convolutions_of_keras(window, stride, dilation, output_padding, key, keras):
+@pytest.mark.parametrize(("kernel_size", "stride", "dilation"), [(2, 3, 1), (3, 2, 1), (4, 3, 1)])
+def test_padding_of_transposed_convolutions_of_keras(kernel_size, stride, dilation, output_padding, key, keras):
     """With output_padding, "same" has another length. "valid" is longer if the stride exceeds the kernel size."""
-    x, K = normal(key, (B, 5, 4), jnp.float32), dilation * (window - 1) + 1
+    x, K = normal(key, (B, 5, 4), jnp.float32), dilation * (kernel_size - 1) + 1
     total = K - K % 2 - (output_padding or 0)
     lo = max(total // 2, 0)
     more = max(lo - total, 0)
@@ -415,7 +415,7 @@ def test_padding_of_transposed_convolutions_of_keras(window, stride, dilation, o
         "valid": ("VALID", max(stride - K, 0) if output_padding is None else output_padding),
     }.items():
         options = {"strides": stride, "dilation_rate": dilation, "padding": word, "output_padding": output_padding}
-        weights, theirs = stateless(keras.layers.Conv1DTranspose(6, window, **options), x.shape)
+        weights, theirs = stateless(keras.layers.Conv1DTranspose(6, kernel_size, **options), x.shape)
         weights = drawn(key, weights)
         own = convert.from_keras("conv_transpose", weights)
         options = {"stride": stride, "dilation": dilation, "padding": padding, "output_padding": more}

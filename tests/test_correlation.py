@@ -16,7 +16,7 @@ from jaxseq._correlation import _blocks, _form, _loop, _patches, _planes, _shift
 
 RNG = np.random.default_rng(0)
 
-# rule: (space, window, I', O', options) with different sizes; together they cover every option of a geometry
+# rule: (space, kernel_size, I', O', options) with different sizes; together they cover every option of a geometry
 FORMS = {
     _shifts: [
         ((11,), (4,), 1, 1, {"groups": 3, "padding": ((3, -1),), "dilation": 2, "stride": 2}),
@@ -79,15 +79,19 @@ GRID = [
 FIRST = [p if p.id.endswith("-0") else pytest.param(*p.values, id=p.id, marks=pytest.mark.long) for p in GRID]
 
 
-def trilinear(space, window, in_channels, out_channels, options, dtype=jnp.float64):
+def trilinear(space, kernel_size, in_channels, out_channels, options, dtype=jnp.float64):
     """Return (form, x, w, ȳ) with random arrays."""
     options = {"stride": 1, "padding": "VALID", "dilation": 1, "groups": 1, "method": "auto", **options}
-    geometry = _geometry.resolve(space, window, *(options[n] for n in ("stride", "padding", "dilation", "groups")))
+    geometry = _geometry.resolve(space, kernel_size, *(options[n] for n in ("stride", "padding", "dilation", "groups")))
     geometry = geometry.by(options["method"])
-    outputs, g = _geometry.output_sizes(geometry, space, window), geometry.groups
-    shapes = (2, *space, in_channels * g), (*window, in_channels, out_channels * g), (2, *outputs, out_channels * g)
+    outputs, g = _geometry.output_sizes(geometry, space, kernel_size), geometry.groups
+    shapes = (
+        (2, *space, in_channels * g),
+        (*kernel_size, in_channels, out_channels * g),
+        (2, *outputs, out_channels * g),
+    )
     arrays = (jnp.asarray(RNG.normal(size=s), dtype) for s in shapes)
-    return _form.Form(geometry, None, space, outputs, window, in_channels, out_channels), *arrays
+    return _form.Form(geometry, None, space, outputs, kernel_size, in_channels, out_channels), *arrays
 
 
 def tap_by_tap(form, x, w, y_bar):
@@ -97,7 +101,7 @@ def tap_by_tap(form, x, w, y_bar):
     xg, yg_bar = x.reshape(*x.shape[:-1], g, -1), y_bar.reshape(*y_bar.shape[:-1], g, -1)
     wg = w.reshape(*w.shape[:-1], g, -1)
     y, x_bar, w_bar = np.zeros_like(yg_bar), np.zeros_like(xg), np.zeros_like(wg)
-    for tap in np.ndindex(*form.window):
+    for tap in np.ndindex(*form.kernel_size):
         seen, by = [], []
         for k, (I, O, _, s, d, (lo, _)) in zip(tap, form.axes(), strict=True):
             m = s * np.arange(O) + d * k - lo
@@ -111,9 +115,9 @@ def tap_by_tap(form, x, w, y_bar):
     return y.reshape(y_bar.shape), x_bar.reshape(x.shape), w_bar.reshape(w.shape)
 
 
-@pytest.mark.parametrize(("rule", "space", "window", "in_channels", "out_channels", "options"), GRID)
-def test_each_rule_is_the_form(rule, space, window, in_channels, out_channels, options):
-    form, x, w, y_bar = trilinear(space, window, in_channels, out_channels, options)
+@pytest.mark.parametrize(("rule", "space", "kernel_size", "in_channels", "out_channels", "options"), GRID)
+def test_each_rule_is_the_form(rule, space, kernel_size, in_channels, out_channels, options):
+    form, x, w, y_bar = trilinear(space, kernel_size, in_channels, out_channels, options)
     assert {_correlation.choose(which, form) for which in CHOSEN.get(rule, CONTRACTIONS)} == {rule}
     y, x_bar, w_bar = tap_by_tap(form, x, w, y_bar)
     for which, a, b, expected in (
@@ -127,22 +131,22 @@ def test_each_rule_is_the_form(rule, space, window, in_channels, out_channels, o
 
 
 @pytest.mark.parametrize(
-    ("space", "window", "options", "outputs_in_reach", "taps_in_reach"),
+    ("space", "kernel_size", "options", "outputs_in_reach", "taps_in_reach"),
     [
         ((5,), (40,), {"padding": ((39, 7),)}, (12,), (12,)),  # taps 28 to 39
         ((4,), (9,), {"padding": ((0, 30),), "stride": 2, "dilation": 3}, (2,), (2,)),  # outputs 0 and 1, taps 0 and 1
         ((3, 6), (7, 2), {"padding": ((1, 9), (3, 3)), "groups": 4}, (4, 7), (4, 2)),
     ],
 )
-def test_what_reads_padding_only_is_left_out(space, window, options, outputs_in_reach, taps_in_reach):
+def test_what_reads_padding_only_is_left_out(space, kernel_size, options, outputs_in_reach, taps_in_reach):
     """Values and both gradients are right, and outputs and taps that read only padding cause no work."""
     options = {"groups": 3, **options}
-    form, x, w, y_bar = trilinear(space, window, 1, 2, options)
+    form, x, w, y_bar = trilinear(space, kernel_size, 1, 2, options)
     y, x_bar, w_bar = tap_by_tap(form, x, w, y_bar)
     f = jax.jit(pullback(partial(jaxseq.conv, **options)))
     assert_close(f((x, w), y_bar), (y, (x_bar, w_bar)), relative=1e-13)
     smaller, *_ = form.in_reach()
-    assert (smaller.outputs, smaller.window) == (outputs_in_reach, taps_in_reach)
+    assert (smaller.outputs, smaller.kernel_size) == (outputs_in_reach, taps_in_reach)
 
 
 def of_rule(rule, form, x, w, y_bar):
@@ -169,9 +173,9 @@ def test_a_gradient_of_a_depthwise_kernel_in_blocks_of_rows(monkeypatch):
     assert_close(of_rule(_shifts, form, x, w, y_bar), tap_by_tap(form, x, w, y_bar), relative=1e-13)
 
 
-@pytest.mark.parametrize(("rule", "space", "window", "in_channels", "out_channels", "options"), FIRST)
-def test_half_precision_accumulates_in_full(rule, space, window, in_channels, out_channels, options):
-    form, x, w, y_bar = trilinear(space, window, in_channels, out_channels, options, jnp.bfloat16)
+@pytest.mark.parametrize(("rule", "space", "kernel_size", "in_channels", "out_channels", "options"), FIRST)
+def test_half_precision_accumulates_in_full(rule, space, kernel_size, in_channels, out_channels, options):
+    form, x, w, y_bar = trilinear(space, kernel_size, in_channels, out_channels, options, jnp.bfloat16)
     y, x_bar, w_bar = tap_by_tap(form, x, w, y_bar)
     for which, a, b, expected in (
         ("to_output", x, w, y),
@@ -183,10 +187,12 @@ def test_half_precision_accumulates_in_full(rule, space, window, in_channels, ou
         assert_close(actual, expected.astype(np.float32), relative=1e-5)
 
 
-@pytest.mark.parametrize(("rule", "space", "window", "in_channels", "out_channels", "options"), FIRST)
-def test_through_the_public_functions_with_complex_numbers(rule, space, window, in_channels, out_channels, options):
+@pytest.mark.parametrize(("rule", "space", "kernel_size", "in_channels", "out_channels", "options"), FIRST)
+def test_through_the_public_functions_with_complex_numbers(
+    rule, space, kernel_size, in_channels, out_channels, options
+):
     """Convolution, its transpose and all pullbacks, none of which conjugates."""
-    form, x, w, y_bar = trilinear(space, window, in_channels, out_channels, options)
+    form, x, w, y_bar = trilinear(space, kernel_size, in_channels, out_channels, options)
     x, w, y_bar = lax.complex(x, jnp.flip(x)), lax.complex(w, -jnp.flip(w) / 2), lax.complex(y_bar, jnp.flip(y_bar))
     y, x_bar, w_bar = tap_by_tap(form, x, w, y_bar)
     assert_close(jax.jit(pullback(partial(jaxseq.conv, **options)))((x, w), y_bar), (y, (x_bar, w_bar)), relative=1e-12)
@@ -206,16 +212,16 @@ def test_second_order_of_patches(n):
 
 
 @pytest.mark.parametrize(
-    ("space", "window", "options"),
+    ("space", "kernel_size", "options"),
     [
         ((1, 6), (8, 9), {"padding": ((7, 7), (4, 4)), "dilation": (2, 1)}),  # taps at odd distances only
         ((6, 7), (2, 3), {"padding": ((-6, 9), (1, 1))}),  # the whole input is cropped
         ((3, 4), (2, 2), {"padding": ((2, -3), (0, 0))}),
     ],
 )
-def test_a_window_that_reaches_no_input_gives_exact_zeros(space, window, options):
+def test_a_kernel_that_reaches_no_input_gives_exact_zeros(space, kernel_size, options):
     """Fourier transforms would leave rounding errors."""
-    form, x, w, y_bar = trilinear(space, window, 1, 1, {**options, "groups": 3})
+    form, x, w, y_bar = trilinear(space, kernel_size, 1, 1, {**options, "groups": 3})
     assert not form.reaches()
     y, (x_bar, w_bar) = jax.jit(pullback(partial(jaxseq.conv, groups=3, **options)))((x, w), y_bar)
     assert not y.any()
@@ -226,10 +232,10 @@ def test_a_window_that_reaches_no_input_gives_exact_zeros(space, window, options
 # --- On both sides of each crossover ---
 
 CROSSOVERS = {
-    "taps of a depthwise window": lambda n: ((20,), (_correlation.TERMS + n,), 1, 1, {"groups": 2, "padding": 60}),
+    "taps of a depthwise kernel": lambda n: ((20,), (_correlation.TERMS + n,), 1, 1, {"groups": 2, "padding": 60}),
     "pairs of channels": lambda n: ((20,), (_correlation.TERMS // 4 + n,), 2, 2, {"groups": 8, "padding": 60}),
     "groups": lambda n: ((9,), (3,), 2, 3, {"groups": _correlation.LANES - 1 + n}),
-    "a long window": lambda n: ((399,), (369 + n,), 2, 3, {"padding": "SAME"}),
+    "a long kernel": lambda n: ((399,), (369 + n,), 2, 3, {"padding": "SAME"}),
     "one tap": lambda n: ((9,), (1 + n,), 3, 2, {}),
     "planes": lambda n: ((20, 3, 4), (_correlation.PLANES + n, 2, 2), 3, 2, {}),
 }
@@ -240,8 +246,8 @@ def test_both_sides_of_a_crossover(name):
     """The rules on both sides differ, and both are right."""
     rules = []
     for n in (0, 1):
-        space, window, in_channels, out_channels, options = CROSSOVERS[name](n)
-        form, x, w, y_bar = trilinear(space, window, in_channels, out_channels, options)
+        space, kernel_size, in_channels, out_channels, options = CROSSOVERS[name](n)
+        form, x, w, y_bar = trilinear(space, kernel_size, in_channels, out_channels, options)
         rules.append(_correlation.choose("to_input", form))
         y, x_bar, w_bar = tap_by_tap(form, x, w, y_bar)
         assert_close(
@@ -259,8 +265,8 @@ def primitives(f, *args):
 
 @pytest.mark.parametrize("rule", [_shifts, _spectrum, _patches])
 def test_where_xla_has_no_part(rule):
-    space, window, in_channels, out_channels, options = FORMS[rule][0]
-    _, x, w, y_bar = trilinear(space, window, in_channels, out_channels, options)
+    space, kernel_size, in_channels, out_channels, options = FORMS[rule][0]
+    _, x, w, y_bar = trilinear(space, kernel_size, in_channels, out_channels, options)
     assert "conv_general_dilated" not in primitives(pullback(partial(jaxseq.conv, **options)), (x, w), y_bar)
 
 
@@ -347,7 +353,7 @@ def test_direct_takes_no_spectra(name):
         DIRECT[name](x, w, method="fft")
 
 
-def test_direct_keeps_to_its_window(key):
+def test_direct_keeps_to_its_kernel_size(key):
     """A NaN reaches only the outputs that read it, and rounding errors are relative to each output."""
     x, w = jnp.asarray(RNG.uniform(1, 2, (1, 200, 3)), jnp.float32), jnp.ones((70, 1, 3), jnp.float32)
     conv = jax.jit(pullback(partial(jaxseq.depthwise_conv, method="direct")))
@@ -366,8 +372,8 @@ def test_direct_keeps_to_its_window(key):
 @pytest.mark.parametrize("space", [(12, 12), (9, 12)], ids=["patches", "one axis"])
 def test_gradients_of_patches_take_no_more_work_than_those_of_lax(space):
     """With more taps than outputs, the gradient does not compute a product for each position of the input."""
-    window, stride = (4, 6), (4, 6) if space[0] == 12 else (1, 6)
-    x, w = jnp.ones((1, *space, 3)), jnp.ones((*window, 3, 5))
+    kernel_size, stride = (4, 6), (4, 6) if space[0] == 12 else (1, 6)
+    x, w = jnp.ones((1, *space, 3)), jnp.ones((*kernel_size, 3, 5))
     theirs = lambda x, w: lax.conv_general_dilated(  # noqa: E731
         x, w, stride, "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )

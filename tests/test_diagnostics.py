@@ -730,7 +730,7 @@ def test_a_picture_of_norms():
 def test_a_picture_of_norms_at_some_lags_on_given_axes():
     figure = pytest.importorskip("matplotlib.figure").Figure()
     ax = figure.add_subplot()
-    assert diagnostics.plot_norms({"a": np.array([8.0, 4.0, 1.0])}, lags=[0, 10, 40], ax=ax, dead=0.2) is ax
+    assert diagnostics.plot_norms({"a": np.array([8.0, 4.0, 1.0])}, lags=[0, 10, 40], ax=ax, vanished=0.2) is ax
     (line, mark), texts = drawn(ax)
     np.testing.assert_array_equal(line.get_xdata(), [0, 10, 40])
     assert texts == ["a, vanished after 10"]

@@ -75,7 +75,7 @@ def test_docstring_says_what_a_user_needs(name):
     sections = ["Args:", "Returns:", "Example:"] + ([] if name in HELPERS else ["Raises:", "Reference:"])
     for section in sections:
         assert f"\n{section}\n" in text, f"{name} lacks {section}"
-    for argument in inspect.signature(inspect.unwrap(FUNCTIONS[name])).parameters.values():
+    for argument in inspect.signature(FUNCTIONS[name]).parameters.values():
         stars = "**" if argument.kind is argument.VAR_KEYWORD else ""
         assert f"\n    {stars}{argument.name}: " in text, f"{name} does not describe `{argument.name}`"
 

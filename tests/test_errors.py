@@ -100,7 +100,7 @@ MISTAKES = {
         r"`groups`: expected a divisor of both c_in and c_out, got 3 for 4 and 6",
     ),
     "bias size": (conv(bias=B[:5]), ValueError, r"`bias`: expected shape \(6,\) = \(c_out,\), got \(5,\)"),
-    "window larger than x": (
+    "kernel larger than x": (
         conv(x=X[:, :2]),
         ValueError,
         r"`x`: expected a padded size of at least the kernel's extent, 3, got 2 \+ 0 \+ 0 = 2",
@@ -201,7 +201,7 @@ MISTAKES = {
     "depthwise: more than one channel in": (
         lambda: jaxseq.depthwise_conv(X, W),
         ValueError,
-        r"`kernel`: expected \(\*window, 1, a multiple of c_in = 4\), got \(3, 2, 6\)",
+        r"`kernel`: expected \(\*kernel_size, 1, a multiple of c_in = 4\), got \(3, 2, 6\)",
     ),
     "depthwise: no multiple": (
         lambda: jaxseq.depthwise_conv(X, W[:, :1]),
@@ -212,9 +212,9 @@ MISTAKES = {
     "separable: depthwise part": (
         lambda: jaxseq.separable_conv(X, W, WT[:1]),
         ValueError,
-        r"`depthwise`: expected \(\*window, 1, a multiple of c_in = 4\), got \(3, 2, 6\)",
+        r"`depthwise`: expected \(\*kernel_size, 1, a multiple of c_in = 4\), got \(3, 2, 6\)",
     ),
-    "separable: pointwise window": (
+    "separable: pointwise kernel": (
         lambda: jaxseq.separable_conv(X, WT[:, :1], WT),
         ValueError,
         r"`pointwise`: expected size one along each spatial axis, .*, got \(3, 2, 4\)",
@@ -228,7 +228,7 @@ MISTAKES = {
     "causal: 2-D kernel": (
         causal_conv(kernel=W[..., None]),
         ValueError,
-        r"`kernel`: expected 3 axes \(window, c_in // groups, c_out\), got 4 \(kernel \(3, 2, 6, 1\)\)",
+        r"`kernel`: expected 3 axes \(kernel_size, c_in // groups, c_out\), got 4 \(kernel \(3, 2, 6, 1\)\)",
     ),
     "causal: integer x": (
         causal_conv(x=ones(2, 9, 4, dtype=jnp.int32)),
@@ -261,7 +261,7 @@ MISTAKES = {
     "causal: length of carry": (
         causal_conv(carry=ones(2, 2, 4)),
         ValueError,
-        r"`carry`: expected shape \(2, 4, 4\) = \(\*batch, \(window - 1\) \* dilation, c_in\), got \(2, 2, 4\) \(x \(2, 9, 4\)",
+        r"`carry`: expected shape \(2, 4, 4\) = \(\*batch, \(kernel_size - 1\) \* dilation, c_in\), got \(2, 2, 4\) \(x \(2, 9, 4\)",
     ),
     "causal: carry that would broadcast": (
         causal_conv(carry=ones(1, 4, 4)),
@@ -307,12 +307,12 @@ MISTAKES = {
     "init of 4 axes": (
         lambda: jaxseq.conv_init(jax.random.key(0), (1, 1, 1, 1), 2, 2),
         ValueError,
-        r"`window`: expected 1 to 3 spatial axes, got 4",
+        r"`kernel_size`: expected 1 to 3 spatial axes, got 4",
     ),
     "init of no taps": (
         lambda: jaxseq.conv_init(jax.random.key(0), 0, 2, 2),
         ValueError,
-        r"`window`: expected an integer >= 1, got 0",
+        r"`kernel_size`: expected an integer >= 1, got 0",
     ),
     "init of groups": (
         lambda: jaxseq.conv_init(jax.random.key(0), 3, 4, 6, groups=4),

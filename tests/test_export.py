@@ -77,7 +77,7 @@ CASES = {
     ),
     "lstm, time_axis": ("b, t, 3", lambda x: jaxseq.lstm(LSTM, None, x, time_axis=1, lengths=lengths_of(x, 1))),
     "lstm, truncation": ("t, b, 3", lambda x: jaxseq.lstm(LSTM, None, x, truncation=4)),
-    "lstm, windows that reach back": (
+    "lstm, overlapping windows": (
         "t, b, 3",
         lambda x: jaxseq.lstm(LSTM, None, x, truncation=(3, 5), lengths=lengths_of(x), reverse=True),
     ),
@@ -123,7 +123,7 @@ EXPORTED = (
 EXPORTED += (
     "causal_conv, resets",
     "gru, batch",
-    "lstm, windows that reach back",
+    "lstm, overlapping windows",
     "conv_lstm",
     "stack",
     "scan",

@@ -13,8 +13,8 @@ import jaxseq
 
 RNG = np.random.default_rng(0)
 
-# (space, window, options): each sign on each side, beyond either edge, and positive padding with lo > d (K - 1) > hi,
-# where the gradient with respect to x crops and pads.
+# (space, kernel_size, options): each sign on each side, beyond either edge, and positive padding with
+# lo > d (K - 1) > hi, where the gradient with respect to x crops and pads.
 GEOMETRIES = [
     ((40,), (5,), {"padding": [(-1, 1)]}),
     ((40,), (5,), {"padding": [(2, -2)], "stride": 2}),
@@ -63,11 +63,11 @@ def per_axis(option, axes):
     return option if isinstance(option, tuple) else (option,) * axes
 
 
-@pytest.mark.parametrize(("space", "window", "options"), [GRID[n] for n in (0, 2, 3, 4, 7, 9, 10, 11, 13, 14)])
-def test_float32_equals_sums_in_float64(space, window, options):
+@pytest.mark.parametrize(("space", "kernel_size", "options"), [GRID[n] for n in (0, 2, 3, 4, 7, 9, 10, 11, 13, 14)])
+def test_float32_equals_sums_in_float64(space, kernel_size, options):
     """Values and gradients of conv, and of conv_transpose applied to its output, at 16 channels."""
     axes, g, c = len(space), options.get("groups", 1), 16
-    x, w = arrays((2, *space, c), (*window, c // g, c))
+    x, w = arrays((2, *space, c), (*kernel_size, c // g, c))
     conv = partial(jaxseq.conv, **options)
     (y_bar,) = arrays(jax.eval_shape(conv, x, w).shape)
     stride, dilation = (per_axis(options.get(name, 1), axes) for name in ("stride", "dilation"))
@@ -104,10 +104,12 @@ def check(f, *args):
 
 
 # Excluded are kernels of which only one tap reads the input: these are matrix products.
-@pytest.mark.parametrize(("space", "window", "options"), [p for p in GRID if max(p.values[1]) > 1 and p.id != "7-1d"])
-def test_no_call_sees_negative_padding(space, window, options):
+@pytest.mark.parametrize(
+    ("space", "kernel_size", "options"), [p for p in GRID if max(p.values[1]) > 1 and p.id != "7-1d"]
+)
+def test_no_call_sees_negative_padding(space, kernel_size, options):
     g = options.get("groups", 1)
-    x, w = jnp.ones((2, *space, 2 * g)), jnp.ones((*window, 2, 3 * g))
+    x, w = jnp.ones((2, *space, 2 * g)), jnp.ones((*kernel_size, 2, 3 * g))
     conv = partial(jaxseq.conv, **options)
     check(conv, x, w)
     check(partial(jaxseq.conv_transpose, **options), jnp.ones(jax.eval_shape(conv, x, w).shape), w)

@@ -201,12 +201,12 @@ def test_classic_gru_equals_haiku(key):
     def theirs(params, carry, xs):
         """Haiku's gates are z, r, a, where z is 1 - z of jaxseq, so the weights of z change sign."""
 
-        def turned(a):
+        def negate_z(a):
             r, z, *n = jnp.split(a, a.shape[-1] // 5, -1)
             return jnp.concatenate([-z, r, *n], -1)
 
         w_h = jnp.concatenate([params.w_h, params.w_q], -1)
-        weights = {"w_i": turned(params.w_x), "w_h": turned(w_h), "b": turned(params.b)}
+        weights = {"w_i": negate_z(params.w_x), "w_h": negate_z(w_h), "b": negate_z(params.b)}
         return unroll({"gru": weights}, xs, carry)[::-1]
 
     with loosely():
@@ -219,9 +219,9 @@ def test_classic_gru_equals_haiku(key):
 def test_conv_lstm_equals_keras(axes, options, key, monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "jax")
     keras = pytest.importorskip("keras")
-    space, window = (6, 5, 4)[:axes], (3, 2, 2)[:axes]
+    space, kernel_size = (6, 5, 4)[:axes], (3, 2, 2)[:axes]
     draw = lambda i, *shape: normal(jax.random.fold_in(key, i), shape) * 0.4  # noqa: E731
-    params = jaxseq.LSTMParams(draw(1, *window, 2, 12), draw(2, *window, 3, 12), draw(3, 12))
+    params = jaxseq.LSTMParams(draw(1, *kernel_size, 2, 12), draw(2, *kernel_size, 3, 12), draw(3, 12))
     xs = draw(4, 4, 2, *space, 2)
     f = partial(jaxseq.conv_lstm, **options)
     like = jax.eval_shape(f, params, None, xs)
@@ -231,7 +231,7 @@ def test_conv_lstm_equals_keras(axes, options, key, monkeypatch):
     with loosely():
         layer = getattr(keras.layers, f"ConvLSTM{axes}D")(
             3,
-            window,
+            kernel_size,
             strides=options.get("stride", 1),
             padding=options["padding"].lower(),
             return_sequences=True,

@@ -39,7 +39,7 @@ VARIANTS = {
     "lstm": [
         "no bias, zero carry",
         "truncation, reverse",
-        "windows that reach back",
+        "overlapping windows",
         "lengths, resets, reverse",
         "batch first, lengths, checkpoint",
     ],
@@ -81,7 +81,7 @@ def is_spec(s):
 DEFAULT = {
     "automatic": (
         *("conv", "depthwise_conv", "causal_conv", "lstm", "conv_lstm", "scan", "recurrence", "stack"),
-        *("lstm-windows that reach back", "causal_conv-resets", "conv-one tap"),
+        *("lstm-overlapping windows", "causal_conv-resets", "conv-one tap"),
     ),
     "explicit": ("conv", "causal_conv", "lstm"),
     "shard_map": (),

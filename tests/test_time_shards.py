@@ -24,10 +24,10 @@ CONVOLUTIONS = {
     "same": ((4, 24, 3), (4, 3, 2), {"padding": "SAME"}, 3),
     "dilated": ((4, 24, 3), (3, 3, 2), {"padding": "CAUSAL", "dilation": 2}, 4),
     "strided": ((4, 24, 3), (5, 3, 2), {"padding": "SAME", "stride": 3}, 2),
-    "stride beyond the window": ((4, 24, 3), (2, 3, 2), {"padding": [(0, 0)], "stride": 3}, 0),
+    "stride beyond the kernel": ((4, 24, 3), (2, 3, 2), {"padding": [(0, 0)], "stride": 3}, 0),
     "depthwise": ((4, 24, 6), (4, 1, 6), {"padding": "SAME", "groups": 6}, 3),
     "long": ((4, 320, 2), (100, 1, 2), {"padding": "CAUSAL", "groups": 2}, 99),
-    "window of three parts": ((4, 12, 3), (8, 3, 2), {"padding": "CAUSAL"}, 7),
+    "kernel of three parts": ((4, 12, 3), (8, 3, 2), {"padding": "CAUSAL"}, 7),
     "grouped": ((4, 24, 4), (3, 2, 6), {"padding": "SAME", "groups": 2}, 2),
     "one tap": ((4, 24, 3), (1, 3, 2), {}, 0),
     "cropped in front": ((4, 24, 3), (3, 3, 2), {"padding": [(-1, 3)]}, 3),
@@ -45,16 +45,16 @@ SPACES = [
 ]
 
 
-@pytest.mark.parametrize(("op", "shape", "window", "options", "rows"), SPACES)
-def test_space_over_devices_moves_halos_and_no_more(op, shape, window, options, rows, key):
+@pytest.mark.parametrize(("op", "shape", "kernel_size", "options", "rows"), SPACES)
+def test_space_over_devices_moves_halos_and_no_more(op, shape, kernel_size, options, rows, key):
     """Forward receives the rows that the kernel reaches, backward returns their cotangents, and one sum follows.
 
     The mesh has an idle axis too.
     """
     f, reference = (partial(getattr(module, op), **options) for module in (jaxseq, jaxseq.reference))
     keys = jax.random.split(key)
-    channels = window[-1] if op == "conv" else window[-2] * options.get("groups", 1)
-    x, w, b = normals(keys[0], (jnp.ones(shape), jnp.ones(window), jnp.ones(channels)))
+    channels = kernel_size[-1] if op == "conv" else kernel_size[-2] * options.get("groups", 1)
+    x, w, b = normals(keys[0], (jnp.ones(shape), jnp.ones(kernel_size), jnp.ones(channels)))
     y_bar = cotangents_for(reference, (x, w, b), keys[1])
     expected = jax.jit(pullback(reference))((x, w, b), y_bar)
     mesh = mesh_of((2, 4), ("idle", "t"), "explicit")
@@ -256,7 +256,7 @@ def test_time_over_devices(name, label, key):
 
 
 def test_a_causal_convolution_over_time_moves_its_carry(key):
-    """Move a halo of window - 1 steps forward and one back, and send the returned carry to all devices."""
+    """Move a halo of kernel_size - 1 steps forward and one back, and send the returned carry to all devices."""
     (T, B, C), K = (24, 2, 3), 4
     carry, x, w = normals(key, (jnp.ones((B, K - 1, C)), jnp.ones((B, T, C)), jnp.ones((K, C, 5))))
     f = lambda carry, x, w: jaxseq.causal_conv(carry, x, w)[1]  # noqa: E731
@@ -371,16 +371,18 @@ def test_a_carry_whose_gradient_stops_is_truncation(key):
     assert_close(jax.jit(pullback(over_shards(run, 4)))((params, h, xs), y_bar), expected)
 
 
-@pytest.mark.parametrize("window", [3, 6], ids=["shorter than a shard", "longer"])
-def test_a_causal_convolution_with_a_carry_across_shards(window, key):
+@pytest.mark.parametrize("kernel_size", [3, 6], ids=["shorter than a shard", "longer"])
+def test_a_causal_convolution_with_a_carry_across_shards(kernel_size, key):
     carry, x, w, b = normals(
-        key, (jnp.ones((2, window - 1, 3)), jnp.ones((2, 16, 3)), jnp.ones((window, 3, 2)), jnp.ones(2))
+        key, (jnp.ones((2, kernel_size - 1, 3)), jnp.ones((2, 16, 3)), jnp.ones((kernel_size, 3, 2)), jnp.ones(2))
     )
 
     def run(carry, x, w, b):
         conv = partial(jaxseq.causal_conv, x=x, kernel=w, bias=b)
         return conv(
-            jaxseq.carry_across_shards(lambda carry: conv(carry)[0], carry, "t", rounds=-(-(window - 1) // x.shape[1]))
+            jaxseq.carry_across_shards(
+                lambda carry: conv(carry)[0], carry, "t", rounds=-(-(kernel_size - 1) // x.shape[1])
+            )
         )[1]
 
     mesh = mesh_of((4,), ("t",), "automatic")

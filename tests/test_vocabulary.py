@@ -21,10 +21,14 @@ TERMS = (
     r"\bthat is no (array|sequence|function|tuple)\b",
     r"\bwhat is left over\b",
     r"\bis (said|told) (by|of|in|to)\b",
+    r"\bby hand\"",  # a label: jaxseq, by rule
+    r"\bwindows that (reach back|overlap)\"",  # a label: overlapping windows, overlapping patches
+    r"\*window\b",  # *kernel_size; a window is that of truncation
     # names that were renamed
     r"\b(drop|hold)=",
     r"\bjaxseq\.(flow|maps|relay|Time)\b",
     r"\b(handed_over|in_two|in_one|first_of_twin|saves_h_alone)\b",
+    r"\b(def|class) _?(together|freed|apart|undivided|dividing|held|released|seen|over|chosen|turned|near|far|Kept)\b",
 )
 
 

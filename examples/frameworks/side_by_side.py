@@ -20,7 +20,7 @@ import numpy as np
 import optax
 from jaxtyping import PRNGKeyArray
 
-APART = 1e-4  # tolerated relative difference of the losses, due to rounding over some dozen steps
+DISTANCE = 1e-4  # tolerated relative difference of the losses, due to rounding over some dozen steps
 
 Params = Any  # a tree of arrays, with nodes of the framework
 Batch = Any
@@ -43,7 +43,7 @@ class Run(NamedTuple):
     params: tuple[Params, ...]  # final
 
     @property
-    def apart(self) -> float:
+    def distance(self) -> float:
         """The largest relative difference between the losses of a step."""
         theirs, ours = self.losses.T
         return float(np.max(np.abs(ours - theirs) / np.abs(theirs)))
@@ -101,7 +101,7 @@ def report(names: tuple[str, str], run: Run) -> None:
     print(f"{'step':>6}{names[0]:>16}{names[1]:>16}")
     for k in sorted({*range(0, steps, max(1, steps // 5)), steps - 1}):
         print(f"{k:6}{run.losses[k, 0]:16.7f}{run.losses[k, 1]:16.7f}")
-    print(f"largest relative difference in {steps} steps: {run.apart:.0e}")
+    print(f"largest relative difference in {steps} steps: {run.distance:.0e}")
     theirs, ours = 1e3 * np.median(run.seconds, 0)
     low, median, high = run.ratio
     print(f"time per step: {theirs:.1f} and {ours:.1f} ms, ratio {median:.2f} (quartiles {low:.2f} to {high:.2f})")
@@ -129,7 +129,7 @@ def main(
     print(about)
     run = train(both, batch, key_batches, steps=options.steps, rate=rate)
     report((both[0].name, both[1].name), run)
-    if not run.apart <= APART:  # also true for NaN
-        print(f"error: the losses differ by {run.apart:.0e}, expected at most {APART:.0e}", file=sys.stderr)
+    if not run.distance <= DISTANCE:  # also true for NaN
+        print(f"error: the losses differ by {run.distance:.0e}, expected at most {DISTANCE:.0e}", file=sys.stderr)
         return 1
     return 0

@@ -105,7 +105,7 @@ def choose(which: str, form: Form, cpu: bool = True) -> ModuleType:
 
 def _for_one_channel(which: str, form: Form, cpu: bool) -> ModuleType | None:
     """Return the rule for one input and one output channel per group. None leaves the choice to `_for_channels`."""
-    taps, outputs, groups = prod(form.window), prod(form.outputs), form.geometry.groups
+    taps, outputs, groups = prod(form.kernel_size), prod(form.outputs), form.geometry.groups
     whole, direct = all(_patches.disjoint(form)), form.geometry.method == "direct"
     # Over partitioned arrays, each tap of (3) would need a sum over devices.
     loop = cpu and not (which == "to_kernel" and form.geometry.partitioning.implicit)
@@ -126,7 +126,7 @@ def _for_one_channel(which: str, form: Form, cpu: bool) -> ModuleType | None:
 def _for_groups(which: str, form: Form, cpu: bool) -> ModuleType | None:
     """Return the rule for several groups of several channels. None leaves the choice to `_for_channels`."""
     taps, outputs, groups, pairs = (
-        prod(form.window),
+        prod(form.kernel_size),
         prod(form.outputs),
         form.geometry.groups,
         form.in_channels * form.out_channels,
@@ -148,7 +148,7 @@ def _for_groups(which: str, form: Form, cpu: bool) -> ModuleType | None:
 
 def _for_channels(which: str, form: Form, cpu: bool) -> ModuleType:
     """Return the rule for contracted channels, and for the forms that the other two functions do not handle."""
-    taps, axes, disjoint = prod(form.window), len(form.window), _patches.disjoint(form)
+    taps, axes, disjoint = prod(form.kernel_size), len(form.kernel_size), _patches.disjoint(form)
     grouped, direct = form.geometry.groups > 1 and cpu, form.geometry.method == "direct"
     if not grouped and all(disjoint) and prod(form.outputs) == 1:  # a single matrix product
         return _patches
@@ -157,14 +157,14 @@ def _for_channels(which: str, form: Form, cpu: bool) -> ModuleType:
     xla_is_fast = which == "to_output" and axes < 3 and taps > 1 and not grouped
     if any(disjoint) and not (xla_is_fast and _patches.xla_differentiates(form)):
         return _patches
-    if cpu and axes == 3 and form.window[0] <= PLANES:
+    if cpu and axes == 3 and form.kernel_size[0] <= PLANES:
         return _planes
     return _xla
 
 
 def _spectrum_is_short(form: Form) -> bool:
     """Return True if the transform needs less work than the direct sum, where channels are contracted."""
-    return prod(form.window) * prod(form.outputs) >= LONG * prod(_spectrum.positions(form))
+    return prod(form.kernel_size) * prod(form.outputs) >= LONG * prod(_spectrum.positions(form))
 
 
 def _loop_is_short(which: str, form: Form) -> bool:
@@ -174,7 +174,7 @@ def _loop_is_short(which: str, form: Form) -> bool:
     """
     positions = prod(_spectrum.positions(form))
     sizes = [extent(O, s) if which == "to_input" else O for _, O, _, s, *_ in form.axes()]
-    return prod(form.window) * prod(sizes) <= LOOP[which] * positions * log2(max(2, positions))
+    return prod(form.kernel_size) * prod(sizes) <= LOOP[which] * positions * log2(max(2, positions))
 
 
 # x (N, *I, C_in), kernel (*K, C_in/g, C_out), y (N, *O, C_out)
@@ -198,11 +198,13 @@ def to_input(
     return _contract("to_input", form, kernel, y_bar, (y_bar.shape[0], *space, in_channels * geometry.groups))
 
 
-def to_kernel(geometry: Geometry, precision: Any, x: jax.Array, y_bar: jax.Array, window: tuple[int, ...]) -> jax.Array:
-    """Return w̄ of (3), for a kernel of spatial size `window`."""
+def to_kernel(
+    geometry: Geometry, precision: Any, x: jax.Array, y_bar: jax.Array, kernel_size: tuple[int, ...]
+) -> jax.Array:
+    """Return w̄ of (3), for a kernel of spatial size `kernel_size`."""
     in_channels, out_channels = x.shape[-1] // geometry.groups, y_bar.shape[-1] // geometry.groups
-    form = Form(geometry, precision, x.shape[1:-1], y_bar.shape[1:-1], window, in_channels, out_channels)
-    return _contract("to_kernel", form, x, y_bar, (*window, in_channels, y_bar.shape[-1]))
+    form = Form(geometry, precision, x.shape[1:-1], y_bar.shape[1:-1], kernel_size, in_channels, out_channels)
+    return _contract("to_kernel", form, x, y_bar, (*kernel_size, in_channels, y_bar.shape[-1]))
 
 
 def _contract(which: str, form: Form, a: jax.Array, b: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -42,12 +42,12 @@ def to_input(recurse: Contraction, form: Form, kernel: jax.Array, y_bar: jax.Arr
 
 def to_kernel(recurse: Contraction, form: Form, x: jax.Array, y_bar: jax.Array) -> jax.Array:
     """Return w̄ of (3)."""
-    m, axes = _merged(form, KERNEL_WIDTH), len(form.window)
+    m, axes = _merged(form, KERNEL_WIDTH), len(form.kernel_size)
 
     def diagonal(x: jax.Array, y_bar: jax.Array) -> jax.Array:
-        W_bar = recurse(_block(form, m), x, y_bar).reshape(*form.window, m, form.in_channels, m, form.out_channels)
+        W_bar = recurse(_block(form, m), x, y_bar).reshape(*form.kernel_size, m, form.in_channels, m, form.out_channels)
         W_bar = jnp.diagonal(W_bar, axis1=axes, axis2=axes + 2)  # (*K, I', O', m)
-        return W_bar.swapaxes(-1, -2).reshape(*form.window, form.in_channels, -1)
+        return W_bar.swapaxes(-1, -2).reshape(*form.kernel_size, form.in_channels, -1)
 
     return _block_by_block(diagonal, form, m, x, y_bar)
 
@@ -79,6 +79,6 @@ def _widened(form: Form, m: int, kernel: jax.Array) -> jax.Array:
     """Return the kernels W of all blocks, (*K, m I', g O'), for a kernel (*K, I', g O')."""
     if m == 1:
         return kernel
-    w = kernel.reshape(*form.window, 1, form.in_channels, -1, m, form.out_channels)
+    w = kernel.reshape(*form.kernel_size, 1, form.in_channels, -1, m, form.out_channels)
     W = jnp.where(jnp.eye(m, dtype=bool)[:, None, None, :, None], w, jnp.zeros((), kernel.dtype))
-    return W.reshape(*form.window, m * form.in_channels, -1)
+    return W.reshape(*form.kernel_size, m * form.in_channels, -1)

@@ -18,7 +18,7 @@ class Form(NamedTuple):
     precision: Any
     space: tuple[int, ...]  # I
     outputs: tuple[int, ...]  # O
-    window: tuple[int, ...]  # K
+    kernel_size: tuple[int, ...]  # K
     in_channels: int  # I', input channels of a group
     out_channels: int  # O', output channels of a group
 
@@ -36,7 +36,7 @@ class Form(NamedTuple):
 
     def is_known(self) -> bool:
         """Return True if no spatial size is symbolic."""
-        return _sizes.known(*self.space, *self.outputs)
+        return _sizes.is_concrete(*self.space, *self.outputs)
 
     def reaches(self) -> bool:
         """Return True if along every axis some tap of some output reads an input.
@@ -53,7 +53,7 @@ class Form(NamedTuple):
         Also return the numbers of removed outputs and of removed taps, (before, after) for each axis. The form must
         read an input: see `reaches`.
         """
-        window, sizes, padding, outputs, taps = [], [], [], [], []
+        kernel_size, sizes, padding, outputs, taps = [], [], [], [], []
         for I, O, K, s, d, (lo, hi) in self.axes():
             n0, O_ = _range_in_reach(I, O, K, s, d, lo)
             k0, K_ = _range_in_reach(I, K, O, d, s, lo)
@@ -61,15 +61,15 @@ class Form(NamedTuple):
             outputs.append((n0, O - n0 - O_))
             taps.append((k0, K - k0 - K_))
             sizes.append(O_)
-            window.append(K_)
+            kernel_size.append(K_)
             padding.append((lo_, hi if (O, K) == (O_, K_) else s * (O_ - 1) + d * (K_ - 1) + 1 - I - lo_))
         geometry = self.geometry._replace(padding=tuple(padding))
-        return self._replace(geometry=geometry, outputs=tuple(sizes), window=tuple(window)), outputs, taps
+        return self._replace(geometry=geometry, outputs=tuple(sizes), kernel_size=tuple(kernel_size)), outputs, taps
 
     def axes(self) -> Any:
         """(I, O, K, s, d, (lo, hi)) of each spatial axis."""
         g = self.geometry
-        return zip(self.space, self.outputs, self.window, g.stride, g.dilation, g.padding, strict=True)
+        return zip(self.space, self.outputs, self.kernel_size, g.stride, g.dilation, g.padding, strict=True)
 
 
 def _reads(n: int, I: int, K: int, s: int, d: int, lo: int) -> bool:

@@ -58,12 +58,12 @@ def to_kernel(form: Form, x: jax.Array, y_bar: jax.Array) -> jax.Array:
     def term(_: None, at: tuple[jax.Array, None]) -> tuple[None, jax.Array]:
         return None, _product(form, f"{letters}gi,{letters}go->igo", _inputs_of_tap(form, x, at[0]), y_bar)
 
-    return _scan_taps(form, term, None, None)[1].reshape(*form.window, form.in_channels, y_bar.shape[-1])
+    return _scan_taps(form, term, None, None)[1].reshape(*form.kernel_size, form.in_channels, y_bar.shape[-1])
 
 
 def _scan_taps(form: Form, step: Any, total: Any, weights: jax.Array | None) -> tuple[Any, Any]:
     """Run `total, term = step(total, (d k, w[k]))` for every tap k. Return the last total and all terms."""
-    starts = np.array([*np.ndindex(*form.window)], np.int32) * np.array(form.geometry.dilation, np.int32)
+    starts = np.array([*np.ndindex(*form.kernel_size)], np.int32) * np.array(form.geometry.dilation, np.int32)
     # Without the checkpoint, a second derivative would store every S_k.
     return lax.scan(jax.checkpoint(step, prevent_cse=False), total, (jnp.asarray(starts), weights))
 
@@ -95,7 +95,7 @@ def _product(form: Form, letters: str, a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _merge_taps(form: Form, kernel: jax.Array) -> jax.Array:
-    return kernel.reshape(-1, *kernel.shape[len(form.window) :])
+    return kernel.reshape(-1, *kernel.shape[len(form.kernel_size) :])
 
 
 def _zeros(shape: tuple[int, ...], a: jax.Array, b: jax.Array) -> jax.Array:

@@ -56,7 +56,8 @@ def xla_differentiates(form: Form) -> bool:
     """
     paddings = form.input_padding()
     return not any(
-        cut and K > 1 and pads == (0, 0) for cut, K, pads in zip(disjoint(form), form.window, paddings, strict=True)
+        cut and K > 1 and pads == (0, 0)
+        for cut, K, pads in zip(disjoint(form), form.kernel_size, paddings, strict=True)
     )
 
 
@@ -147,9 +148,11 @@ def _restrict(form: Form, axes: list[int]) -> Form:
     """Return the form over some of the axes."""
     g = form.geometry
     stride, padding, dilation = (tuple(option[axis] for axis in axes) for option in (g.stride, g.padding, g.dilation))
-    space, outputs, window = ([sizes[axis] for axis in axes] for sizes in (form.space, form.outputs, form.window))
+    space, outputs, kernel_size = (
+        [sizes[axis] for axis in axes] for sizes in (form.space, form.outputs, form.kernel_size)
+    )
     geometry = g._replace(stride=stride, padding=padding, dilation=dilation)
-    return form._replace(geometry=geometry, space=tuple(space), outputs=tuple(outputs), window=tuple(window))
+    return form._replace(geometry=geometry, space=tuple(space), outputs=tuple(outputs), kernel_size=tuple(kernel_size))
 
 
 # --- The cut, and its inverse ---

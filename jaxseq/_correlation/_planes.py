@@ -54,7 +54,7 @@ def _rest(form: Form) -> Form:
         geometry=g._replace(stride=g.stride[1:], padding=g.padding[1:], dilation=g.dilation[1:]),
         space=form.space[1:],
         outputs=form.outputs[1:],
-        window=form.window[1:],
+        kernel_size=form.kernel_size[1:],
     )
 
 

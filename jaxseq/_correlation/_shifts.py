@@ -49,7 +49,7 @@ def to_output(form: Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
     geometry = form.geometry
     x = padded(x, [(lo, hi, 0) for lo, hi in geometry.padding])
     views = [
-        list(_inputs_of_tap(x_, form.window, form.outputs, geometry.stride, geometry.dilation))
+        list(_inputs_of_tap(x_, form.kernel_size, form.outputs, geometry.stride, geometry.dilation))
         for x_ in _split_channels(x, form.in_channels)
     ]
     ys = [
@@ -115,16 +115,16 @@ def to_kernel(form: Form, x: jax.Array, y_bar: jax.Array) -> jax.Array:
         return jnp.stack([_sum_positions(term) for term in _terms(form, x, y_bar)])
 
     w_bar = lax.platform_dependent(x, y_bar, cpu=lambda x, y_bar: _by_blocks(form, x, y_bar), default=sums)
-    w_bar = w_bar.reshape(*form.window, form.in_channels, form.out_channels, form.geometry.groups)
-    return w_bar.swapaxes(-1, -2).reshape(*form.window, form.in_channels, -1)
+    w_bar = w_bar.reshape(*form.kernel_size, form.in_channels, form.out_channels, form.geometry.groups)
+    return w_bar.swapaxes(-1, -2).reshape(*form.kernel_size, form.in_channels, -1)
 
 
 def _by_blocks(form: Form, x: jax.Array, y_bar: jax.Array) -> jax.Array:
     """Return the sums of (3), (K I' O', g), computed in blocks of rows. `x` is padded."""
-    O, s, span = form.outputs[0], form.geometry.stride[0], extent(form.window[0], form.geometry.dilation[0])
-    batch = y_bar.shape[0] if _sizes.known(y_bar.shape[0]) else 1
+    O, s, span = form.outputs[0], form.geometry.stride[0], extent(form.kernel_size[0], form.geometry.dilation[0])
+    batch = y_bar.shape[0] if _sizes.is_concrete(y_bar.shape[0]) else 1
     terms, row = (
-        prod(form.window) * form.in_channels * form.out_channels,
+        prod(form.kernel_size) * form.in_channels * form.out_channels,
         batch * prod(y_bar.shape[2:]) // form.out_channels * 4,
     )
     blocks = -(-O // max(1, CACHE // (terms * row)))
@@ -152,7 +152,7 @@ def _terms(form: Form, x: jax.Array, y_bar: jax.Array) -> list[jax.Array]:
     geometry, outputs = form.geometry, y_bar.shape[1:-1]
     wide = _precision.accumulator(y_bar.dtype)
     views = [
-        _inputs_of_tap(x_, form.window, outputs, geometry.stride, geometry.dilation)
+        _inputs_of_tap(x_, form.kernel_size, outputs, geometry.stride, geometry.dilation)
         for x_ in _split_channels(x, form.in_channels)
     ]
     by_tap = zip(*views, strict=True)
@@ -166,13 +166,13 @@ def _sum_positions(a: jax.Array) -> jax.Array:
 
 def _inputs_of_tap(
     x: jax.Array,
-    window: tuple[int, ...],
+    kernel_size: tuple[int, ...],
     outputs: tuple[int, ...],
     stride: tuple[int, ...],
     dilation: tuple[int, ...],
 ) -> Iterator[tuple[tuple[int, ...], jax.Array]]:
     """Yield each tap k with x[s n + d k], the inputs that the outputs read through it. `x` is padded."""
-    for tap in product(*map(range, window)):
+    for tap in product(*map(range, kernel_size)):
         places = [
             slice(d * k, d * k + s * O, s)  # x[s n + d k], n = 0 .. O - 1
             for k, O, s, d in zip(tap, outputs, stride, dilation, strict=True)

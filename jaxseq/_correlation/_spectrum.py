@@ -116,7 +116,7 @@ def _forward(form: Form, a: jax.Array, places: list[tuple[int, int, int]], first
     exponent = _exponent(form, a, first)
     a = padded(_times_power(a, -exponent), places, first)
     transform = jnp.fft.fftn if jnp.iscomplexobj(a) else jnp.fft.rfftn
-    return transform(a, _transform_lengths(form), range(first, first + len(form.window))), exponent
+    return transform(a, _transform_lengths(form), range(first, first + len(form.kernel_size))), exponent
 
 
 # --- Powers of two ---
@@ -162,7 +162,7 @@ def _negate_frequencies(form: Form, A: jax.Array, a: jax.Array, first: int) -> j
     """Return A* for the spectrum A of `a`."""
     if not jnp.iscomplexobj(a):
         return A.conj()
-    axes = tuple(range(first, first + len(form.window)))
+    axes = tuple(range(first, first + len(form.kernel_size)))
     return jnp.roll(jnp.flip(A, axes), 1, axes)  # frequency -f at index f
 
 
@@ -185,4 +185,4 @@ def _products(form: Form, letters: str, A: jax.Array, B: jax.Array) -> jax.Array
 
 def _inverse(form: Form, A: jax.Array, like: jax.Array, first: int) -> jax.Array:
     inverse = jnp.fft.ifftn if jnp.iscomplexobj(like) else jnp.fft.irfftn
-    return inverse(A, _transform_lengths(form), range(first, first + len(form.window)))
+    return inverse(A, _transform_lengths(form), range(first, first + len(form.kernel_size)))

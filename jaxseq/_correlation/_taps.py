@@ -49,7 +49,7 @@ def to_input(form: Form, kernel: jax.Array, y_bar: jax.Array) -> jax.Array:
 def to_kernel(form: Form, x: jax.Array, y_bar: jax.Array) -> jax.Array:
     """Return w_bar of (3)."""
     w_bar = [_product(form, "x,y->w", inputs, y_bar) for _, inputs in _inputs_of_taps(form, x)]
-    return jnp.stack(w_bar).reshape(*form.window, *w_bar[0].shape)
+    return jnp.stack(w_bar).reshape(*form.kernel_size, *w_bar[0].shape)
 
 
 def _inputs_of_taps(form: Form, x: jax.Array) -> Iterator[tuple[tuple[int, ...], jax.Array]]:
@@ -62,7 +62,7 @@ def _inputs_of_taps(form: Form, x: jax.Array) -> Iterator[tuple[tuple[int, ...],
 
 
 def _all_taps(form: Form) -> Iterator[tuple[int, ...]]:
-    return product(*map(range, form.window))
+    return product(*map(range, form.kernel_size))
 
 
 def _product(form: Form, which: str, a: jax.Array, b: jax.Array) -> jax.Array:
@@ -70,7 +70,7 @@ def _product(form: Form, which: str, a: jax.Array, b: jax.Array) -> jax.Array:
 
     Leading axes are contracted without a reshape, because each of them may be sharded.
     """
-    g, leading = form.geometry.groups, "stuv"[: 1 + len(form.window)]
+    g, leading = form.geometry.groups, "stuv"[: 1 + len(form.kernel_size)]
     if g > 1:  # the last axis of all three is (g, channels of a group)
         a, b = (part.reshape(*part.shape[:-1], g, -1) for part in (a, b))
         letters = {"x": f"{leading}gi", "w": "igo", "y": f"{leading}go"}

@@ -41,7 +41,7 @@ def to_input(form: Form, kernel: jax.Array, y_bar: jax.Array) -> jax.Array:
     if _sharding.may_have_idle_axis(form.geometry.partitioning, kernel, y_bar):
         return _taps.to_input(form, kernel, y_bar)
     g = form.geometry.groups
-    w = jnp.flip(kernel, range(len(form.window)))  # (*K, I', g O')
+    w = jnp.flip(kernel, range(len(form.kernel_size)))  # (*K, I', g O')
     w = w.reshape(*w.shape[:-1], g, -1).swapaxes(-3, -1)  # (*K, O', g, I')
     w = w.reshape(*w.shape[:-2], -1)  # (*K, O', g I')
     return _correlate(
@@ -59,7 +59,7 @@ def to_kernel(form: Form, x: jax.Array, y_bar: jax.Array) -> jax.Array:
     """Return w̄ of (3), with the channel of x as the batch and the batch as the contracted channel."""
     if _sharding.may_have_idle_axis(form.geometry.partitioning, x, y_bar):
         return _taps.to_kernel(form, x, y_bar)
-    geometry, space = form.geometry, _SPACE[len(form.window)]
+    geometry, space = form.geometry, _SPACE[len(form.kernel_size)]
     correlate = partial(
         _correlate,
         stride=geometry.dilation,
@@ -110,7 +110,7 @@ def _correlate(
         precision=precision,
         preferred_element_type=_precision.accumulator(x.dtype),
     )
-    if not _sizes.known(*sizes[0], *sizes[1], *chain(*padding)):
+    if not _sizes.is_concrete(*sizes[0], *sizes[1], *chain(*padding)):
         # It is unknown whether a symbolic amount crops or pads; lax.pad does both.
         return conv(_pad_and_dilate(x, at_x, padding, spread), w, padding=((0, 0),) * axes)
     parts = [part for part in map(_overlap, *sizes, padding, spread, stride, dilation) if part]

@@ -69,7 +69,7 @@ def sequence(
 def _run(cell: Cell, options: Options, batch: int, inputs: Inputs) -> tuple[State, jax.Array]:
     """Run the rule, with `batch` batch axes."""
     single = prod(h_of(inputs.carry).shape[:batch]) == 1
-    symbolic = not _sizes.known(inputs.xs.shape[options.axis])
+    symbolic = not _sizes.is_concrete(inputs.xs.shape[options.axis])
     if symbolic and options.truncation is not None and options.checkpoint is None:
         run = forward_without_residuals  # there may be no whole window
     else:

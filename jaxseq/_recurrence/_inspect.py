@@ -33,7 +33,7 @@ def _inspect(cell: Cell, precision: Any, weights: Weights, state: State, product
     )
     a = jax.eval_shape(lambda u, r: pre_activations(cell, u, r), u, r)
 
-    def found(part: str, f: Any, *args: Any) -> Any:
+    def output_type(part: str, f: Any, *args: Any) -> Any:
         try:
             return jax.eval_shape(f, *args)
         except Exception as error:
@@ -41,7 +41,7 @@ def _inspect(cell: Cell, precision: Any, weights: Weights, state: State, product
             raise
 
     step = lambda weights, a, s: make_phi(cell, precision, weights, product).step(a, s)  # noqa: E731
-    out = found("step", step, weights, a, state)
+    out = output_type("step", step, weights, a, state)
     if not isinstance(out, tuple) or len(out) != 2:
         _checks.bad_type(f"{cell.name}.step", "a pair (state, saved), since there is a pullback", _describe_tree(out))
     _check_same(cell, "step", "a state like `s_prev`", out[0], state)
@@ -49,7 +49,7 @@ def _inspect(cell: Cell, precision: Any, weights: Weights, state: State, product
     def pull(weights: Weights, saved: Any, s_prev: State, s_bar: State) -> Any:
         return make_phi(cell, precision, weights, product).pullback(saved, s_prev, s_bar)
 
-    delta, s_tilde, p_bar, _ = found("pullback", pull, weights, out[1], state, state)
+    delta, s_tilde, p_bar, _ = output_type("pullback", pull, weights, out[1], state, state)
     _check_same(cell, "pullback", "δ like the pre-activations", delta, a)
     _check_same(cell, "pullback", "s̄_prev like the state", s_tilde, state)
     if weights.cell_params is not None:

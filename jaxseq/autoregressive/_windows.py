@@ -68,7 +68,7 @@ def lagged(
 def longer(xs: Any, order: Any, name: str = "order") -> int:
     """Return τ as an integer. The series must have one window and a value after it."""
     order = _checks.integer(name, order, at_least=1)
-    if _sizes.known(xs.shape[0]) and xs.shape[0] <= order:
+    if _sizes.is_concrete(xs.shape[0]) and xs.shape[0] <= order:
         _checks.bad_value(name, f"less than {xs.shape[0]}, the number of steps", str(order), xs=xs)
     return order
 

@@ -86,5 +86,5 @@ def classic_gru_init(
     Reference:
         K. Cho et al., Learning phrase representations using RNN encoder-decoder (2014), section 2.3.
     """
-    w_x, w_h, b = _init.maps(key, input_size, hidden_size, 3, dtype)
+    w_x, w_h, b = _init.matrices(key, input_size, hidden_size, 3, dtype)
     return ClassicGRUParams(w_x, w_h[:, : 2 * hidden_size], b, w_h[:, 2 * hidden_size :])

@@ -281,5 +281,5 @@ def layer_norm_gru_init(
     Reference:
         J. L. Ba, J. R. Kiros and G. E. Hinton, Layer normalization (2016), equations 24 to 27.
     """
-    w_x, w_h, zero = _init.maps(key, input_size, hidden_size, 3, dtype)
+    w_x, w_h, zero = _init.matrices(key, input_size, hidden_size, 3, dtype)
     return LayerNormGRUParams(w_x, w_h, zero + 1, zero + 1, zero, jnp.zeros_like(zero))

@@ -75,5 +75,5 @@ def mgu_init(key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: Any
     Reference:
         G.-B. Zhou, J. Wu, C.-L. Zhang and Z.-H. Zhou, Minimal gated unit for recurrent neural networks (2016).
     """
-    w_x, w_h, b = _init.maps(key, input_size, hidden_size, 2, dtype)
+    w_x, w_h, b = _init.matrices(key, input_size, hidden_size, 2, dtype)
     return MGUParams(w_x, w_h, b, jnp.zeros_like(b))

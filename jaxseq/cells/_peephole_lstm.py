@@ -41,9 +41,9 @@ class PeepholeLSTMParams(NamedTuple):
 def _step(a: Gates, s_prev: LSTMState, p: PeepholeLSTMParams) -> tuple[LSTMState, Any]:
     a_i, a_f, a_g, a_o = a
     c = s_prev.c
-    i, f, g = jax.nn.sigmoid(a_i + _each(p.p_i, c)), jax.nn.sigmoid(a_f + _each(p.p_f, c)), jnp.tanh(a_g)
+    i, f, g = jax.nn.sigmoid(a_i + _scale(p.p_i, c)), jax.nn.sigmoid(a_f + _scale(p.p_f, c)), jnp.tanh(a_g)
     c = f * c + i * g
-    o = jax.nn.sigmoid(a_o + _each(p.p_o, c))
+    o = jax.nn.sigmoid(a_o + _scale(p.p_o, c))
     return LSTMState(o * jnp.tanh(c), c), (i, f, g, o)
 
 
@@ -52,16 +52,16 @@ def _pullback(saved: Any, s_prev: LSTMState, s_bar: LSTMState, p: PeepholeLSTMPa
     c = f * s_prev.c + i * g
     tanh_c = jnp.tanh(c)
     delta_o = s_bar.h * tanh_c * o * (1 - o)
-    c_bar = s_bar.c + s_bar.h * o * (1 - tanh_c * tanh_c) + _each(p.p_o, delta_o)
+    c_bar = s_bar.c + s_bar.h * o * (1 - tanh_c * tanh_c) + _scale(p.p_o, delta_o)
     delta_i = c_bar * g * i * (1 - i)
     delta_f = c_bar * s_prev.c * f * (1 - f)
     delta_g = c_bar * i * (1 - g * g)
-    c_prev_bar = c_bar * f + _each(p.p_i, delta_i) + _each(p.p_f, delta_f)
+    c_prev_bar = c_bar * f + _scale(p.p_i, delta_i) + _scale(p.p_f, delta_f)
     p_bar = p._replace(p_i=delta_i * s_prev.c, p_f=delta_f * s_prev.c, p_o=delta_o * c)
     return (delta_i, delta_f, delta_g, delta_o), LSTMState(jnp.zeros_like(s_bar.h), c_prev_bar), p_bar
 
 
-def _each(p: jax.Array, a: jax.Array) -> jax.Array:
+def _scale(p: jax.Array, a: jax.Array) -> jax.Array:
     """Multiply a (*B, H) by p (H,) elementwise."""
     return jnp.expand_dims(p, range(a.ndim - 1)) * a
 

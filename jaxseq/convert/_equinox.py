@@ -3,8 +3,8 @@
     weight_ih (G H, D)     weight_hh (G H, H)     bias (G H,)     GRU: bias_n (H,), the bias of h in n, inside the reset
 
 The order of the gates is that of jaxseq. A convolution has the layout of torch, except for its bias (C_out, 1, ..., 1).
-A transposed convolution correlates its weight (C_out, C_in / groups, *window) with the input dilated by the stride. Its
-kernel is that of jaxseq, flipped in space in each group.
+A transposed convolution correlates its weight (C_out, C_in / groups, *kernel_size) with the input dilated by the
+stride. Its kernel is that of jaxseq, flipped in space in each group.
 """
 
 from typing import Any
@@ -68,7 +68,7 @@ def from_equinox(op: str, layer: Any) -> Any:
         if mode != "ZEROS":
             pad = "" if op == "conv_transpose" else f": pad `x` first, then pass {instead} and padding='VALID'"
             _layout.reject_option(op, layer, "padding_mode", mode, f"{op!r} pads with zeros{pad}")
-        weight, bias = _layout.found("weight", read("weight"), layer), read("bias")
+        weight, bias = _layout.required("weight", read("weight"), layer), read("bias")
         if not 3 <= weight.ndim <= 5:
             _checks.bad_value("weights", "a weight with 3 to 5 axes (1 to 3 spatial)", f"shape {weight.shape}")
         if bias is not None and bias.shape[1:] == (1,) * (weight.ndim - 2):
@@ -76,7 +76,7 @@ def from_equinox(op: str, layer: Any) -> Any:
         kernel = _layout.outer_last(weight) if op == "conv" else _ungrouped(weight, layer.groups)
         groups = None if op == "conv" else layer.groups
         return _layout.check_kernel("weights", op, ConvParams(kernel, bias), groups=groups)
-    w_x, w_h = (_layout.found(name, read(name), layer).T for name in ("weight_ih", "weight_hh"))
+    w_x, w_h = (_layout.required(name, read(name), layer).T for name in ("weight_ih", "weight_hh"))
     b, b_n = read("bias"), read("bias_n") if op == "gru" else None
     if op == "gru":
         _layout.all_or_none({"bias": b, "bias_n": b_n})
@@ -128,7 +128,7 @@ def to_equinox(op: str, params: Any, layer: Any) -> Any:
 
 
 def _ungrouped(weight: jax.Array, groups: int) -> jax.Array:
-    """Convert a transposed kernel from (C_out, C_in / groups, *window) to (*window, C_out / groups, C_in).
+    """Convert a transposed kernel from (C_out, C_in / groups, *kernel_size) to (*kernel_size, C_out / groups, C_in).
 
     Output o of group γ depends on input i of group γ: (γ, o, i, *K) -> (*K, o, γ, i).
     """

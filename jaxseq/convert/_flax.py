@@ -157,7 +157,7 @@ def from_nnx(op: str, weights: Any, *, transpose_kernel: bool = False) -> Any:
     read = _layout.Reader(weights)
     if read("dense_i", "kernel") is None and op == "lstm":
         return _gate_by_gate_in(op, weights, if_="if_")
-    w_x, w_h = (_layout.found(name, read(name, "kernel"), weights) for name in ("dense_i", "dense_h"))
+    w_x, w_h = (_layout.required(name, read(name, "kernel"), weights) for name in ("dense_i", "dense_h"))
     maps = Maps(w_x, w_h, read("dense_i", "bias"), read("dense_h", "bias"))
     read.finish()
     return _layout.join_params(op, maps)
@@ -281,7 +281,7 @@ def _gate_by_gate_in(op: str, weights: Any, **names: str) -> Any:
     read, of_gate = _layout.Reader(weights), _gate_names(op, **names)
     of_x, of_h = of_gate[: len(of_gate) // 2], of_gate[len(of_gate) // 2 :]
     w_x, w_h = (
-        _of_all_gates({f"{name}.kernel": _layout.found(name, read(name, "kernel"), weights) for name in own})
+        _of_all_gates({f"{name}.kernel": _layout.required(name, read(name, "kernel"), weights) for name in own})
         for own in (of_x, of_h)
     )
     biases = {f"{name}.bias": read(name, "bias") for name in (of_h if op == "lstm" else of_x)}
@@ -329,7 +329,7 @@ def _gate_by_gate_out(op: str, maps: Maps, **names: str) -> dict[str, Any]:
 
 def _conv_lstm_in(weights: Any) -> Any:
     read = _layout.Reader(weights)
-    w_x, w_h = (_layout.found(name, read(name, "kernel"), weights) for name in ("ih", "hh"))
+    w_x, w_h = (_layout.required(name, read(name, "kernel"), weights) for name in ("ih", "hh"))
     b_x, b_h = (read(name, "bias") for name in ("ih", "hh"))
     read.finish()
     _layout.all_or_none({"ih.bias": b_x, "hh.bias": b_h})
@@ -349,7 +349,7 @@ def _conv_lstm_out(maps: Maps) -> dict[str, Any]:
 
 def _kernel_in(op: str, weights: Any, transpose_kernel: bool) -> ConvParams:
     read = _layout.Reader(weights)
-    kernel, bias = _layout.found("kernel", read("kernel"), weights), read("bias")
+    kernel, bias = _layout.required("kernel", read("kernel"), weights), read("bias")
     read.finish()
     _layout.check_use_bias(op, weights, bias)
     if kernel.ndim < 3:

@@ -64,7 +64,7 @@ def from_haiku(op: str, weights: Any, *, name: str | None = None) -> Any:
     if op in _layout.CONVOLUTIONS:
         leaves = _only(own)
         read = _layout.Reader(leaves)
-        kernel, bias = _layout.found("w", read("w"), leaves), read("b")
+        kernel, bias = _layout.required("w", read("w"), leaves), read("b")
         read.finish()
         if bias is not None and bias.ndim > 1 and bias.shape[1:] == (1,) * (kernel.ndim - 2):
             bias = bias[(slice(None), *(0,) * (kernel.ndim - 2))]  # (C_out, 1, ..., 1), of a module with channels first
@@ -85,7 +85,7 @@ def from_haiku(op: str, weights: Any, *, name: str | None = None) -> Any:
         if len({path.rpartition("/")[0] for path in own}) > 1:
             _checks.bad_value("weights", f"one module with {of_x} and {of_h} (select it by `name`)", ", ".join(own))
         read = _layout.Reader({path.rpartition("/")[2]: leaves for path, leaves in own.items()})
-        w_x, w_h = (_layout.found(f"{end}: w", read(end, "w"), own) for end in (of_x, of_h))
+        w_x, w_h = (_layout.required(f"{end}: w", read(end, "w"), own) for end in (of_x, of_h))
         maps = Maps(w_x, w_h, read(of_x, "b"), read(of_h, "b"))
         read.finish()
         if maps.b_x is None or op != "rnn":  # a VanillaRNN with `double_bias=False` has only the first bias
@@ -169,6 +169,6 @@ def _only(own: dict[str, Any]) -> Any:
 def _arrays(leaves: Any, *names: str) -> list[jax.Array]:
     """Return the arrays of a module that has exactly these names."""
     read = _layout.Reader(leaves)
-    arrays = [_layout.found(name, read(name), leaves) for name in names]
+    arrays = [_layout.required(name, read(name), leaves) for name in names]
     read.finish()
     return arrays

@@ -27,8 +27,8 @@ KINDS = {
     "conv_transpose": ("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose"),
 }
 DEPTHWISE = (
-    "convert [kernel.reshape(*window, 1, channels * depth_multiplier), bias], where kernel is (*window, channels, "
-    "depth_multiplier), and pass groups=channels"
+    "convert [kernel.reshape(*kernel_size, 1, channels * depth_multiplier), bias], where kernel is "
+    "(*kernel_size, channels, depth_multiplier), and pass groups=channels"
 )
 SEPARABLE = f"it is two convolutions: for the depthwise one, {DEPTHWISE}; the pointwise one has kernel and bias"
 ELSEWHERE = {

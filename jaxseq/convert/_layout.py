@@ -91,7 +91,7 @@ def _check_maps(name: str, op: str, maps: Maps) -> int:
             _checks.bad_type(name, f"float arrays of `{op}`", _checks.describe(a))
     ranks = (3, 4, 5) if op == "conv_lstm" else (2,)
     if w_x.ndim not in ranks or w_h.ndim != w_x.ndim:
-        kind = "kernels (*window, in, out) with 1 to 3 spatial axes" if op == "conv_lstm" else "matrices (in, out)"
+        kind = "kernels (*kernel_size, in, out) with 1 to 3 spatial axes" if op == "conv_lstm" else "matrices (in, out)"
         _checks.bad_value(name, f"two {kind} of `{op}`", f"shapes {w_x.shape} and {w_h.shape}")
     H, rest = divmod(w_x.shape[-1], G)
     if rest:
@@ -186,17 +186,17 @@ def beside_zeros(b_n: jax.Array, like: jax.Array) -> jax.Array:
 
 
 def outer_first(kernel: jax.Array) -> jax.Array:
-    """Transpose (*window, a, b) to (b, a, *window)."""
+    """Transpose (*kernel_size, a, b) to (b, a, *kernel_size)."""
     return jnp.moveaxis(kernel, (-1, -2), (0, 1))
 
 
 def outer_last(kernel: jax.Array) -> jax.Array:
-    """Transpose (b, a, *window) to (*window, a, b)."""
+    """Transpose (b, a, *kernel_size) to (*kernel_size, a, b)."""
     return jnp.moveaxis(kernel, (0, 1), (-1, -2))
 
 
 def flipped(kernel: jax.Array) -> jax.Array:
-    """Flip (*window, a, b) along its spatial axes."""
+    """Flip (*kernel_size, a, b) along its spatial axes."""
     return jnp.flip(kernel, range(kernel.ndim - 2))
 
 
@@ -345,7 +345,7 @@ def _leaves(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         yield path
 
 
-def found(name: str, leaf: Any, weights: Any) -> jax.Array:
+def required(name: str, leaf: Any, weights: Any) -> jax.Array:
     """Return `leaf`, or raise if it is None."""
     if leaf is None:
         had = ", ".join(map(str, weights)) if isinstance(weights, Mapping) else type(weights).__name__

@@ -4,8 +4,8 @@
 
 The order of the gates is that of jaxseq: i, f, g, o and r, z, n. The GRU resets after the product, as in jaxseq. The
 suffix of a name is the number of the layer and, for the second direction, `_reverse`. The weight of a convolution is
-(C_out, C_in / groups, *window), that of a transposed one (C_in, C_out / groups, *window). In both, the last two axes of
-the kernel of jaxseq come first, in reverse order.
+(C_out, C_in / groups, *kernel_size), that of a transposed one (C_in, C_out / groups, *kernel_size). In both, the last
+two axes of the kernel of jaxseq come first, in reverse order.
 """
 
 import re
@@ -197,7 +197,7 @@ def _layer(op: str, own: Mapping[str, jax.Array]) -> Any:
     if (op == "projected_lstm") != ("weight_hr" in own):
         has, name = ("a", "projected_lstm") if "weight_hr" in own else ("no", "lstm")
         _layout.reject(op, f"this layer has {has} projection (weight_hr); if it is an LSTM, pass {name!r}")
-    w_x, w_h = (_layout.found(name, own.get(name), own).T for name in ("weight_ih", "weight_hh"))
+    w_x, w_h = (_layout.required(name, own.get(name), own).T for name in ("weight_ih", "weight_hh"))
     w_q = own["weight_hr"].T if "weight_hr" in own else None
     return _layout.join_params(op, Maps(w_x, w_h, own.get("bias_ih"), own.get("bias_hh"), w_q))
 

@@ -9,7 +9,7 @@ from jaxseq import _checks
 from jaxseq.diagnostics._lyapunov import Lyapunov
 from jaxseq.diagnostics._truncation import TruncationBias, within
 
-DEAD = 1e-3  # fraction of the largest norm below which a gradient counts as vanished
+VANISHED = 1e-3  # fraction of the largest norm below which a gradient counts as vanished
 INK, FAINT = "0.25", "0.85"
 
 
@@ -46,15 +46,15 @@ def _log_scale(ax: Any) -> None:
         ax.set_yscale("log")
 
 
-def plot_norms(curves: Mapping[str, Any], *, lags: Any = None, ax: Any = None, dead: float | int = DEAD) -> Any:
-    """Plot norms by lag, and mark the last lag at which each curve is above the fraction `dead` of its maximum.
+def plot_norms(curves: Mapping[str, Any], *, lags: Any = None, ax: Any = None, vanished: float | int = VANISHED) -> Any:
+    """Plot norms by lag, and mark the last lag at which each curve is above the fraction `vanished` of its maximum.
 
     Args:
         curves: a mapping from names to norms `(L,)`, such as `jacobian_products(...).norms`, starting at lag 0. For the
             result of `state_cotangents`, pass `norms(...)[::-1]`.
         lags: the lags `(L,)`. None is 0, 1, 2, ...
         ax: the axes to plot on. None creates a figure, `ax.figure`.
-        dead: the fraction of its maximum below which a curve counts as vanished.
+        vanished: the fraction of its maximum below which a curve counts as vanished.
 
     Returns:
         The axes.
@@ -82,7 +82,7 @@ def plot_norms(curves: Mapping[str, Any], *, lags: Any = None, ax: Any = None, d
         order = np.argsort(x)
         x, y = x[order], y[order]
         (line,) = ax.plot(x, np.where(y > 0, y, np.nan), label=name)
-        alive = np.flatnonzero(y > dead * np.max(y, initial=0, where=np.isfinite(y)))
+        alive = np.flatnonzero(y > vanished * np.max(y, initial=0, where=np.isfinite(y)))
         if alive.size and alive[-1] + 1 < y.size:
             end = alive[-1]
             ax.plot(x[end], y[end], "x", color=line.get_color(), markersize=9, markeredgewidth=2)
@@ -90,7 +90,7 @@ def plot_norms(curves: Mapping[str, Any], *, lags: Any = None, ax: Any = None, d
     _log_scale(ax)
     ax.set_xlabel("lag (steps)")
     ax.set_ylabel("norm of the gradient")
-    ax.set_title(f"×: the last lag with a norm above {dead:g} of the maximum", fontsize="medium")
+    ax.set_title(f"×: the last lag with a norm above {vanished:g} of the maximum", fontsize="medium")
     return _finished(ax)
 
 

@@ -15,7 +15,7 @@ from jaxseq._precision import accumulator, promote
 
 def conv(
     x: Inexact[Array, "*batch_and_space c_in"],
-    kernel: Inexact[Array, "*window c_in_per_group c_out"],
+    kernel: Inexact[Array, "*kernel_size c_in_per_group c_out"],
     bias: Inexact[Array, " c_out"] | None = None,
     *,
     stride: int | Sequence[int] = 1,
@@ -31,18 +31,18 @@ def conv(
     The functions in this file ignore `method` and always sum directly.
     """
     axes = kernel.ndim - 2
-    space, window = x.shape[-axes - 1 : -1], kernel.shape[:axes]
+    space, kernel_size = x.shape[-axes - 1 : -1], kernel.shape[:axes]
     (per_in, c_out), batch = kernel.shape[axes:], x.shape[: -axes - 1]
-    geometry = _geometry.resolve(space, window, stride, padding, dilation, groups)
+    geometry = _geometry.resolve(space, kernel_size, stride, padding, dilation, groups)
     if flip:
         kernel = kernel[(slice(None, None, -1),) * axes]
     common = promote(x, kernel)
     pads = [(0, 0, 0)] * len(batch) + [(lo, hi, 0) for lo, hi in geometry.padding] + [(0, 0, 0)]
     padded = lax.pad(x.astype(common), jnp.zeros((), common), pads)
-    outputs = _geometry.output_sizes(geometry, space, window)
+    outputs = _geometry.output_sizes(geometry, space, kernel_size)
 
     y = jnp.zeros((*batch, *outputs, c_out), accumulator(common))
-    for tap in product(*map(range, window)):
+    for tap in product(*map(range, kernel_size)):
         positions = [
             slice(d * k, d * k + s * O, s)  # x[s n + d k], n = 0 .. O - 1
             for k, s, d, O in zip(tap, geometry.stride, geometry.dilation, outputs, strict=True)
@@ -58,7 +58,7 @@ def conv(
 
 def depthwise_conv(
     x: Inexact[Array, "*batch_and_space c_in"],
-    kernel: Inexact[Array, "*window 1 c_out"],
+    kernel: Inexact[Array, "*kernel_size 1 c_out"],
     bias: Inexact[Array, " c_out"] | None = None,
     *,
     stride: int | Sequence[int] = 1,
@@ -81,7 +81,7 @@ def depthwise_conv(
 
 def separable_conv(
     x: Inexact[Array, "*batch_and_space c_in"],
-    depthwise: Inexact[Array, "*window 1 c_middle"],
+    depthwise: Inexact[Array, "*kernel_size 1 c_middle"],
     pointwise: Inexact[Array, "*ones c_middle c_out"],
     bias: Inexact[Array, " c_out"] | None = None,
     *,
@@ -100,7 +100,7 @@ def separable_conv(
 
 def conv_transpose(
     x: Inexact[Array, "*batch_and_space c_in"],
-    kernel: Inexact[Array, "*window c_out_per_group c_in"],
+    kernel: Inexact[Array, "*kernel_size c_out_per_group c_in"],
     bias: Inexact[Array, " c_out"] | None = None,
     *,
     stride: int | Sequence[int] = 1,
@@ -115,19 +115,21 @@ def conv_transpose(
     positions of the output.
     """
     axes = kernel.ndim - 2
-    outputs, window = x.shape[-axes - 1 : -1], kernel.shape[:axes]
+    outputs, kernel_size = x.shape[-axes - 1 : -1], kernel.shape[:axes]
     (per_out, c_in), batch = kernel.shape[axes:], x.shape[: -axes - 1]
-    geometry, space = _geometry.resolve_transposed(outputs, window, stride, padding, dilation, groups, output_padding)
+    geometry, space = _geometry.resolve_transposed(
+        outputs, kernel_size, stride, padding, dilation, groups, output_padding
+    )
     common = promote(x, kernel)
     groups = geometry.groups
     operand = x.astype(common).reshape(*batch, *outputs, groups, c_in // groups)
 
     full_sizes = [
         max(0, s * (O - 1) + _geometry.extent(K, d))
-        for O, K, s, d in zip(outputs, window, geometry.stride, geometry.dilation, strict=True)
+        for O, K, s, d in zip(outputs, kernel_size, geometry.stride, geometry.dilation, strict=True)
     ]
     y = jnp.zeros((*batch, *full_sizes, per_out * groups), accumulator(common))
-    for tap in product(*map(range, window)):
+    for tap in product(*map(range, kernel_size)):
         positions = [
             slice(d * k, d * k + s * O, s)  # y[s n + d k], n = 0 .. O - 1
             for k, s, d, O in zip(tap, geometry.stride, geometry.dilation, outputs, strict=True)
@@ -145,7 +147,7 @@ def conv_transpose(
 def causal_conv(
     carry: Inexact[Array, "*batch reach c_in"] | None,
     x: Inexact[Array, "*batch T c_in"],
-    kernel: Inexact[Array, "window c_in_per_group c_out"],
+    kernel: Inexact[Array, "kernel_size c_in_per_group c_out"],
     bias: Inexact[Array, " c_out"] | None = None,
     *,
     dilation: int = 1,

@@ -74,7 +74,7 @@ def compare(
             message,
             leaf,
             index=index,
-            by_hand=got[index].item(),
+            by_rule=got[index].item(),
             by_reference=expected[index].item(),
             ratio=(got[index] / expected[index]).item() if expected[index] else None,
             tolerance=bound,

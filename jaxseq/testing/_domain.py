@@ -79,7 +79,7 @@ def _lower_at(trial: Trial, name: str, exact: Arrays, dtypes: Sequence[Any]) -> 
         primals, results = (outputs, x) if s.mode == "vjp" else (x, outputs)
         seed = wide(like(primals, joint))
         try:
-            got = s.by_hand(x, trial.rest, seed)
+            got = s.by_rule(x, trial.rest, seed)
         except Exception as error:
             if reason := trial.raising(x, seed):
                 yield Result(check, None, Verdict.SKIP, f"for {name}, {reason}")
@@ -98,7 +98,7 @@ def _lower_at(trial: Trial, name: str, exact: Arrays, dtypes: Sequence[Any]) -> 
 
     # A gradient that is wrong in float64 has failed already; here it is compared with itself.
     true = trial.true is not None and not trial.wrong
-    expected = (s.by_truth if true else s.by_hand)([jnp.asarray(a) for a in wide(x)], trial.rest, seed)
+    expected = (s.by_truth if true else s.by_rule)([jnp.asarray(a) for a in wide(x)], trial.rest, seed)
     tolerance = trial.tolerance(max((a.dtype for a in x), key=lambda d: float(jnp.finfo(d).eps)))
 
     @cache
@@ -351,7 +351,7 @@ def _resized(trial: Trial, leaves: list[Any], change: dict[Axes, int]) -> list[A
     for n, leaf in enumerate(leaves):
         for axes, size in change.items():
             for axis in (axis for of, axis in axes if of == n):
-                grows = size > leaf.shape[axis] and trial.subject.ins.chosen[n]
+                grows = size > leaf.shape[axis] and trial.subject.ins.differentiated[n]
                 leaf = np.take(np.asarray(leaf), np.arange(size) % max(leaf.shape[axis], 1), axis)  # noqa: PLW2901
                 if grows:
                     (leaf,) = varied(trial.rng, [leaf], by=0.3)  # noqa: PLW2901

@@ -88,7 +88,7 @@ class ByDifferences(Evidence):
         for n, a in enumerate(numbers.like):
             places = list(np.ndindex(a.shape))
             drawn = [places[k] for k in numbers.rng.permutation(len(places))]
-            nonzero = np.any([result[n] != 0 for result in numbers.by_hand.values()], 0)
+            nonzero = np.any([result[n] != 0 for result in numbers.by_rule.values()], 0)
             turns = zip_longest((p for p in drawn if nonzero[p]), (p for p in drawn if not nonzero[p]))
             between = [p for turn in turns for p in turn if p is not None]
             indices.append(cycle([*places[:1], *places[-1:], *between[:COORDINATES]] or [None]))
@@ -106,7 +106,7 @@ class ByDifferences(Evidence):
         for probes, measured in self.rounds:
             for k in range(leaf * PROBES, (leaf + 1) * PROBES):
                 probe = probes[k][leaf]
-                for p, (pattern, result) in enumerate(self.numbers.by_hand.items()):
+                for p, (pattern, result) in enumerate(self.numbers.by_rule.items()):
                     got = float(np.sum(change(result[leaf]) * probe).real)
                     value, error, S = (float(a[k, p]) for a in (measured.value, measured.error, measured.scale))
                     bound = differ(self.numbers.given, S, error) + 10 * rounding * float(np.linalg.norm(probe))
@@ -118,7 +118,7 @@ class ByDifferences(Evidence):
                         self.message,
                         pattern=pattern,
                         index=_only_index(probe),
-                        by_hand=got,
+                        by_rule=got,
                         by_differences=value,
                         error=error,
                         ratio=got / value if value else None,
@@ -148,7 +148,7 @@ class ByTruth(Evidence):
         if rounding:
             tolerance = tolerance.widened(rounding)
         message = f"an element differs from the derivative of {self.numbers.subject.source}"
-        for pattern, result in self.numbers.by_hand.items():
+        for pattern, result in self.numbers.by_rule.items():
             expected = self.numbers.true[pattern][leaf]
             if change is not unchanged and tolerance.bound(expected) > DECIDES * largest(expected):
                 continue
@@ -169,7 +169,7 @@ DIFFER_ORIGIN = f"{DIFFER:.0e} ||c * D_u f||, plus ten times the errors of the f
 def powerless(numbers: Numbers, leaf: int, evidence: Sequence[Evidence]) -> list[str]:
     """Return the changes that no evidence contradicts, without a shift that does not change the leaf."""
     blind = [name for name, change in CHANGES.items() if not any(e.against(leaf, change) for e in evidence)]
-    results = [result[leaf] for result in numbers.by_hand.values()]
+    results = [result[leaf] for result in numbers.by_rule.values()]
     moves = any(largest(CHANGES["shifted"](r) - r) > DECIDES * largest(r) for r in results)
     return [name for name in blind if name != "shifted" or moves]
 
@@ -177,9 +177,9 @@ def powerless(numbers: Numbers, leaf: int, evidence: Sequence[Evidence]) -> list
 def _worst(failures: Iterable[Failure]) -> Failure | None:
     def excess(f: Failure) -> float:
         right = f.by_reference if f.by_reference is not None else f.by_differences
-        if f.by_hand is None or right is None or not f.tolerance or not np.isfinite(f.by_hand):
+        if f.by_rule is None or right is None or not f.tolerance or not np.isfinite(f.by_rule):
             return np.inf
-        return abs(f.by_hand - right) / f.tolerance
+        return abs(f.by_rule - right) / f.tolerance
 
     return max(failures, key=excess, default=None)
 

@@ -31,7 +31,7 @@ class Mutant:
     Attributes:
         name: the name of the mistake.
         check: the check of `check_vjp` that must find the mistake.
-        what: a description of the mistake.
+        description: a description of the mistake.
         original: the function.
         clone: the function with the mistake.
         fits: `(args, outputs) -> bool`, True if the mistake can be made there.
@@ -39,7 +39,7 @@ class Mutant:
 
     name: str
     check: str
-    what: str
+    description: str
     original: Function
     clone: Function
     fits: Callable[[Any, Any], bool]
@@ -54,7 +54,7 @@ class Mutant:
 
     @property
     def __name__(self) -> str:
-        return f"{title(self.original)} with {self.what}"
+        return f"{title(self.original)} with {self.description}"
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -88,7 +88,7 @@ def mutate(f: Function) -> dict[str, Mutant]:
     """
     if not callable(f):
         _checks.bad_type("f", "a function", _checks.describe(f))
-    return {m.name: Mutant(m.name, m.check, m.what, f, m.how.make(f), m.how.fits) for m in MISTAKES}
+    return {m.name: Mutant(m.name, m.check, m.description, f, m.how.make(f), m.how.fits) for m in MISTAKES}
 
 
 class How(NamedTuple):
@@ -103,7 +103,7 @@ class Mistake(NamedTuple):
 
     name: str
     check: str
-    what: str
+    description: str
     how: How
 
 

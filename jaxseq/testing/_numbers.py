@@ -68,13 +68,13 @@ class Numbers:
     # --- Numbers ---
 
     @cached_property
-    def by_hand(self) -> dict[str, list[ArrayOrScalar]]:
+    def by_rule(self) -> dict[str, list[ArrayOrScalar]]:
         """The result of the rule for each pattern."""
-        return {name: wide(self.subject.by_hand(self.x, self.rest, s)[1]) for name, s in self.patterns.items()}
+        return {name: wide(self.subject.by_rule(self.x, self.rest, s)[1]) for name, s in self.patterns.items()}
 
     @cached_property
     def true(self) -> dict[str, list[ArrayOrScalar]] | None:
-        """The expected value of `by_hand`; None if there is no reference derivative."""
+        """The expected value of `by_rule`; None if there is no reference derivative."""
         if self.subject.source is None:
             return None
         try:
@@ -90,7 +90,7 @@ class Numbers:
     @cached_property
     def outputs(self) -> list[ArrayOrScalar]:
         """F(x) as computed together with the derivative, compiled."""
-        return wide(self.subject.by_hand(self.x, self.rest, self.patterns["joint"])[0])
+        return wide(self.subject.by_rule(self.x, self.rest, self.patterns["joint"])[0])
 
     @cached_property
     def true_outputs(self) -> list[ArrayOrScalar] | None:
@@ -121,7 +121,7 @@ class Numbers:
     def rounding_at(self, x: Arrays, seed: Arrays) -> tuple[list[float], list[float]]:
         """Return `rounding` at x only. Perturbing x by a few eps changes the directions in `otherwise_rounded`."""
         s, eps = self.subject, max(float(jnp.finfo(a.dtype).eps) for a in x)
-        exact = (s.by_hand if self.true is None else s.by_truth)(x, self.rest, seed)
+        exact = (s.by_rule if self.true is None else s.by_truth)(x, self.rest, seed)
         draws = [x, *(like(x, _point.varied(self.rng, wide(x), by=4 * eps)) for _ in range(2))]
         moved = [s.rounded(draw, self.rest, seed) for draw in draws]
         outputs, results = (
@@ -146,7 +146,7 @@ class Numbers:
         """
         s, joint = self.subject, self.patterns["joint"]
         try:
-            outputs, result = map(wide, s.by_hand(self.x, self.rest, joint))
+            outputs, result = map(wide, s.by_rule(self.x, self.rest, joint))
         except Exception:
             return self.raising(self.x, joint)
         if not _finite(outputs):
@@ -157,7 +157,7 @@ class Numbers:
     def raising(self, x: Arrays, seed: Arrays) -> str | None:
         """Describe what raises besides the rule: f itself or its derivative by JAX; None if neither raises."""
         s = self.subject
-        by_jax = s.by_hand if s.source is None and s.mode == "vjp" else s.by_jax
+        by_jax = s.by_rule if s.source is None and s.mode == "vjp" else s.by_jax
         for what, run in (
             ("f itself", lambda: s.value(x, self.rest)),
             ("the derivative that JAX computes", lambda: by_jax(x, self.rest, seed)),
@@ -209,7 +209,7 @@ class Numbers:
 
     def gross(self, leaf: int) -> float:
         """Return the largest element of a leaf of the result, over all patterns."""
-        return max(largest(result[leaf]) for result in (self.true or self.by_hand).values())
+        return max(largest(result[leaf]) for result in (self.true or self.by_rule).values())
 
     def rounding_of(self, leaf: int) -> float:
         """Return the change of a leaf of the result by rounding."""

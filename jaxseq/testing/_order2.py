@@ -103,7 +103,7 @@ def _by_differences(
             f"{name} over the rule, in the direction of {leaf}, differs from finite differences of the rule",
             column,
             pattern="joint",
-            by_hand=got,
+            by_rule=got,
             by_differences=value,
             error=error,
             ratio=got / value if value else None,
@@ -125,9 +125,9 @@ def _to_seed(trial: Trial, to_c: list[ArrayOrScalar], d: list[ArrayOrScalar]) ->
     message = "the cotangent of the seed, by reverse over the rule, is not the transpose of the rule"
     results = []
     for pattern, seed in trial.patterns.items():
-        got, expected = (np.array(_inner(a, b)) for a, b in ((to_c, seed), (trial.by_hand[pattern], d)))
+        got, expected = (np.array(_inner(a, b)) for a, b in ((to_c, seed), (trial.by_rule[pattern], d)))
         # Products may cancel, so the tolerance is relative to their absolute values.
-        gross = sum(float(np.sum(np.abs(a * b))) for a, b in zip(trial.by_hand[pattern], d, strict=True))
+        gross = sum(float(np.sum(np.abs(a * b))) for a, b in zip(trial.by_rule[pattern], d, strict=True))
         tolerance = trial.tolerance()._replace(floor=trial.tolerance().relative * gross)
         rounding = lambda: sum(trial.rounding_of(n) * float(np.linalg.norm(leaf)) for n, leaf in enumerate(d))  # noqa: E731
         known = {"rounding": rounding, "pattern": pattern, "seed": trial.seed}

@@ -5,6 +5,7 @@ the output. `Leaves` records which leaves these are, and their names.
 """
 
 import inspect
+import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -24,32 +25,32 @@ class Leaves(NamedTuple):
 
     Attributes:
         tree: the structure of all arguments, or of the output.
-        chosen: for each leaf, True if it is differentiated.
-        names: readable names of the chosen leaves, such as `params.w_x`.
-        places: Python expressions for the chosen leaves, such as `[0].w_x`.
-        groups: for each chosen leaf, the position of its argument.
-        arguments: for each chosen leaf, the name of its argument.
+        differentiated: for each leaf, True if it is differentiated.
+        names: readable names of the differentiated leaves, such as `params.w_x`.
+        places: Python expressions for the differentiated leaves, such as `[0].w_x`.
+        groups: for each differentiated leaf, the position of its argument.
+        arguments: for each differentiated leaf, the name of its argument.
     """
 
     tree: Any
-    chosen: tuple[bool, ...]
+    differentiated: tuple[bool, ...]
     names: tuple[str, ...]
     places: tuple[str, ...]
     groups: tuple[int, ...]
     arguments: tuple[str, ...]
 
     def split(self, side: Any) -> tuple[Arrays, Arrays]:
-        """Return the chosen leaves and the others."""
+        """Return the differentiated leaves and the others."""
         leaves = self.tree.flatten_up_to(side)
         parts: tuple[Arrays, Arrays] = ([], [])
-        for leaf, chosen in zip(leaves, self.chosen, strict=True):
-            parts[not chosen].append(leaf)
+        for leaf, is_differentiated in zip(leaves, self.differentiated, strict=True):
+            parts[not is_differentiated].append(leaf)
         return parts
 
-    def join(self, chosen: Arrays, others: Arrays) -> Any:
+    def join(self, differentiated: Arrays, others: Arrays) -> Any:
         """Invert `split`."""
-        sources = iter(chosen), iter(others)
-        return self.tree.unflatten([next(sources[not c]) for c in self.chosen])
+        sources = iter(differentiated), iter(others)
+        return self.tree.unflatten([next(sources[not c]) for c in self.differentiated])
 
 
 def inexact(leaf: Any) -> bool:
@@ -73,7 +74,7 @@ def zeros(arrays: Sequence[Any]) -> list[ArrayOrScalar]:
 
 
 def input_leaves(f: Callable[..., Any], args: tuple[Any, ...], argnums: tuple[int, ...]) -> Leaves:
-    """Return the leaves of the arguments; the floating-point leaves of `argnums` are chosen."""
+    """Return the leaves of the arguments; those differentiated are the floating-point leaves of `argnums`."""
     return _leaves(args, _argument_names(f, len(args)), lambda group, leaf: group in argnums and inexact(leaf))
 
 
@@ -83,23 +84,23 @@ def leaf_names(f: Callable[..., Any], args: tuple[Any, ...]) -> tuple[str, ...]:
 
 
 def output_leaves(shapes: Any) -> Leaves:
-    """Return the leaves of an output (any tree with shapes and dtypes); the floating-point leaves are chosen."""
+    """Return the leaves of an output (any tree with shapes and dtypes); floating-point leaves are differentiated."""
     leaves = _leaves((shapes,), ["output"], lambda _, leaf: inexact(leaf))
     return leaves._replace(tree=jax.tree.structure(shapes), places=tuple(p.removeprefix("[0]") for p in leaves.places))
 
 
-def _leaves(sides: tuple[Any, ...], called: Sequence[str], chosen: Callable[[int, Any], bool]) -> Leaves:
+def _leaves(sides: tuple[Any, ...], called: Sequence[str], is_differentiated: Callable[[int, Any], bool]) -> Leaves:
     flat, tree = jax.tree.flatten_with_path(sides)
     groups = [path[0].idx for path, _ in flat]
-    keep = [chosen(group, leaf) for group, (_, leaf) in zip(groups, flat, strict=True)]
+    selected = [is_differentiated(group, leaf) for group, (_, leaf) in zip(groups, flat, strict=True)]
     names = [str(called[group]) + jax.tree_util.keystr(path[1:]) for group, (path, _) in zip(groups, flat, strict=True)]
     places = [jax.tree_util.keystr(path) for path, _ in flat]
 
-    def kept(items: Sequence[Any]) -> tuple[Any, ...]:
-        return tuple(item for item, k in zip(items, keep, strict=True) if k)
+    def select(items: Sequence[Any]) -> tuple[Any, ...]:
+        return tuple(itertools.compress(items, selected))
 
     owners = [called[group] for group in groups]
-    return Leaves(tree, tuple(keep), kept(names), kept(places), kept(groups), kept(owners))
+    return Leaves(tree, tuple(selected), select(names), select(places), select(groups), select(owners))
 
 
 def _argument_names(f: Callable[..., Any], count: int) -> list[str]:

@@ -67,16 +67,16 @@ class Failure:
         argument: the leaf of the result that is wrong.
         pattern: the cotangent (or tangent) with the largest error.
         index: the index of the worst element in that leaf.
-        by_hand: the value of the rule at that index.
+        by_rule: the value of the rule at that index.
         by_reference: the value of the reference there, or the value without the transformation.
         by_differences: the value by finite differences.
         error: the estimated error of `by_differences`.
-        ratio: `by_hand` divided by the expected value.
+        ratio: `by_rule` divided by the expected value.
         tolerance: the largest difference that would have passed.
         origin: the origin of the tolerance.
         diagnosis: the mistake that explains the wrong gradient.
         seed: the seed of the random numbers.
-        repro: code that prints `by_hand`, given `f` and `args`.
+        repro: code that prints `by_rule`, given `f` and `args`.
     """
 
     check: str
@@ -84,7 +84,7 @@ class Failure:
     argument: str | None = None
     pattern: str | None = None
     index: tuple[int, ...] | None = None
-    by_hand: float | complex | None = None
+    by_rule: float | complex | None = None
     by_reference: float | complex | None = None
     by_differences: float | complex | None = None
     error: float | None = None
@@ -101,7 +101,7 @@ class Failure:
         entries = {
             "cotangent": self.pattern,
             "worst element": self.index is not None and (list(self.index) or "the only element"),
-            "by hand": number(self.by_hand),
+            "by rule": number(self.by_rule),
             "by reference": number(self.by_reference),
             "by differences": differences,
             "ratio": number(self.ratio),

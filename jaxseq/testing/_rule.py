@@ -36,7 +36,7 @@ def contract(trial: Trial) -> Iterator[Result]:
     for message in dict.fromkeys(w for call in calls for w in _violations(call)):
         yield Result(check, None, Verdict.FAIL, failure=Failure(check, message))
     undefined = _undefined(trial)
-    for leaf, got, primal, numbers in zip(trial.leaves, result, trial.like, trial.by_hand["joint"], strict=True):
+    for leaf, got, primal, numbers in zip(trial.leaves, result, trial.like, trial.by_rule["joint"], strict=True):
         if (got.shape, got.dtype) != (primal.shape, primal.dtype):
             message = f"expected {_type(primal)}, got {_type(got)}"
         elif not np.isfinite(numbers).all():
@@ -53,7 +53,7 @@ def _undefined(trial: Trial) -> list[str]:
     """Return the leaves of the result with NaN at the arguments as passed, zeros included, if f is finite there."""
     if trial.asked is trial.x:
         return []
-    outputs, result = map(wide, trial.subject.by_hand(trial.asked, trial.rest, trial.patterns["joint"]))
+    outputs, result = map(wide, trial.subject.by_rule(trial.asked, trial.rest, trial.patterns["joint"]))
     if not all(np.isfinite(a).all() for a in outputs):
         return []
     return [leaf for leaf, numbers in zip(trial.leaves, result, strict=True) if np.isnan(numbers).any()]
@@ -101,13 +101,13 @@ def engagement(trial: Trial) -> Iterator[Result]:
         return
     run = s.program("doubled", lambda x, rest, c: derivative("vjp", s.flat(_surgery.doubled(s.f), rest))(x, c)[1])
     doubled = wide(run(trial.x, trial.rest, trial.patterns["joint"]))
-    moved = [not np.array_equal(a, b) for a, b in zip(doubled, trial.by_hand["joint"], strict=True)]
+    moved = [not np.array_equal(a, b) for a, b in zip(doubled, trial.by_rule["joint"], strict=True)]
     for leaf, moves in zip(trial.leaves, moved, strict=True):
         if moves:
             yield Result(check, leaf, Verdict.PASS)
         elif any(moved):
             yield Result(check, leaf, Verdict.SKIP, "its gradient is zero here, or is not computed by a rule")
-    if not any(largest(numbers) for numbers in trial.by_hand["joint"]):
+    if not any(largest(numbers) for numbers in trial.by_rule["joint"]):
         yield Result(check, None, Verdict.INCONCLUSIVE, "all gradients are zero here")
     elif not any(moved):
         message = f"no gradient changes if the cotangents that the rules ({', '.join(s.rules)}) return are doubled"

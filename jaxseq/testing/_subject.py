@@ -104,7 +104,7 @@ class Subject:
         """A copy that also compiles the rule without optimisation, for points other than the first."""
         other = copy.copy(self)
         other.programs, other.optimised = {**self.programs}, False
-        other.programs.pop("by hand", None)
+        other.programs.pop("by rule", None)
         return other
 
     def context(self) -> AbstractContextManager[Any]:
@@ -139,10 +139,10 @@ class Subject:
             self.programs[name] = jax.jit(run, compiler_options=None if optimised else _fast_compilation(), **options)
         return self.programs[name]
 
-    def by_hand(self, x: Arrays, rest: Arrays, seed: Arrays) -> tuple[Arrays, Arrays]:
+    def by_rule(self, x: Arrays, rest: Arrays, seed: Arrays) -> tuple[Arrays, Arrays]:
         """Return `(outputs, result)` of the rule, compiled with default options, as for users."""
         run = self.program(
-            "by hand", lambda x, rest, seed: derivative(self.mode, self.on(rest))(x, seed), optimised=self.optimised
+            "by rule", lambda x, rest, seed: derivative(self.mode, self.on(rest))(x, seed), optimised=self.optimised
         )
         return run(x, rest, seed)
 
@@ -164,7 +164,7 @@ class Subject:
         return self.program("f", lambda x, rest: self.on(rest)(x), optimised=True)(x, rest)
 
     def rounded(self, x: Arrays, rest: Arrays, seed: Arrays) -> tuple[Arrays, Arrays]:
-        """Return `by_truth`, or `by_hand` without a source, with every intermediate value rounded differently."""
+        """Return `by_truth`, or `by_rule` without a source, with every intermediate value rounded differently."""
         f = self.truth if self.source else lambda x, rest: self.on(rest)
         run = otherwise_rounded(lambda x, rest, seed: derivative(self.mode, f(x, rest))(x, seed))
         return self.program("rounded otherwise", run)(x, rest, seed)

@@ -71,7 +71,7 @@ def jit(trial: Trial) -> Iterator[Result]:
     s, check, seed = trial.subject, "jit", trial.patterns["joint"]
     if trial.eager is not None:
         message = "compiled, the result differs from that under disable_jit"
-        yield from trial.agree(check, trial.by_hand["joint"], trial.eager[1], message)
+        yield from trial.agree(check, trial.by_rule["joint"], trial.eager[1], message)
 
     def donated() -> Arrays:
         run = s.program("donating", lambda x, rest, c: derivative(s.mode, s.on(rest))(x, c)[1], donate_argnums=(0, 2))
@@ -80,7 +80,7 @@ def jit(trial: Trial) -> Iterator[Result]:
             return run([jnp.array(a) for a in trial.x], trial.rest, [jnp.array(c) for c in seed])
 
     message = "with donated arguments, the result differs"
-    yield from _compared(trial, check, donated, trial.by_hand["joint"], message)
+    yield from _compared(trial, check, donated, trial.by_rule["joint"], message)
 
     F, typed = s.on(trial.rest), like(trial.primals, seed)
 
@@ -145,7 +145,7 @@ def vmap(trial: Trial) -> Iterator[Result]:
     run = s.program(
         "vmap over seeds", lambda x, rest, cs: jax.vmap(lambda c: derivative(s.mode, s.on(rest))(x, c)[1])(cs)
     )
-    each = _stack([s.by_hand(trial.x, trial.rest, seed)[1] for seed in seeds])
+    each = _stack([s.by_rule(trial.x, trial.rest, seed)[1] for seed in seeds])
     message = "vmapped over seeds only, the result differs from that for one seed at a time"
     rounding = partial(_rounding_of_all, trial, [trial.x] * size, seeds, each)
     yield from _compared(trial, check, lambda: run(trial.x, trial.rest, cs), each, message, rounding=rounding)
@@ -155,7 +155,7 @@ def vmap(trial: Trial) -> Iterator[Result]:
         axes = [0 if b else None for b in batched]
         mixed = [[e if b else a for b, e, a in zip(batched, example, trial.x, strict=True)] for example in examples]
         stacked = [leaf if b else trial.x[n] for n, (b, leaf) in enumerate(zip(batched, _stack(mixed), strict=True))]
-        each = _stack([s.by_hand(x, trial.rest, seed)[1] for x, seed in zip(mixed, seeds, strict=True)])
+        each = _stack([s.by_rule(x, trial.rest, seed)[1] for x, seed in zip(mixed, seeds, strict=True)])
         which = " and ".join(trial.arguments[group] for group in sorted(subset))
 
         def inside(x: Arrays, rest: Arrays, cs: Arrays, axes: Any = axes) -> Arrays:
@@ -207,7 +207,7 @@ def _stack(several: list[Arrays]) -> Arrays:
 
 def composition(trial: Trial) -> Iterator[Result]:
     """Check remat with and without a policy, scan and cond, a jitted f, and shard_map if there are two devices."""
-    s, check, seed, joint = trial.subject, "composition", trial.patterns["joint"], trial.by_hand["joint"]
+    s, check, seed, joint = trial.subject, "composition", trial.patterns["joint"], trial.by_rule["joint"]
     for name, transform in COMPOSITIONS.items():
         run = s.program(name, lambda x, rest, c, t=transform: derivative(s.mode, t(s.on(rest)))(x, c)[1])
         yield from _compared(
@@ -257,7 +257,7 @@ def _sharded(trial: Trial, check: str) -> Iterator[Result]:
     nearby = like(trial.x, _point.varied(trial.rng, wide(trial.x)))
     second = [b if o else a for o, a, b in zip(sharded, trial.x, nearby, strict=True)]
     seeds = [trial.random_seed(), trial.random_seed()]
-    each = [wide(s.by_hand(x, trial.rest, seed)[1]) for x, seed in zip((trial.x, second), seeds, strict=True)]
+    each = [wide(s.by_rule(x, trial.rest, seed)[1]) for x, seed in zip((trial.x, second), seeds, strict=True)]
     expected = [np.stack([a, b]) if o else a + b for o, a, b in zip(sharded, *each, strict=True)]
 
     mesh = jax.make_mesh((2,), ("examples",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
@@ -320,7 +320,7 @@ def alone(trial: Trial) -> Iterator[Result]:
         def only(x: Arrays, n: int = n) -> Arrays:
             return [s.on(trial.rest)(x)[n]]
 
-        expected = s.by_hand(trial.x, trial.rest, [c if m == n else 0 * c for m, c in enumerate(seed)])[1]
+        expected = s.by_rule(trial.x, trial.rest, [c if m == n else 0 * c for m, c in enumerate(seed)])[1]
         message = f"for {name} only, the result differs from that with zero cotangents for the other outputs"
         yield from _compared(trial, check, lambda F=only, c=seed[n]: _run(trial, F, trial.x, [c]), expected, message)
 
@@ -337,10 +337,10 @@ def _argument_alone(trial: Trial, group: int, message: str) -> Iterator[Result]:
 
     x = [trial.x[n] for n in at]
     if s.mode == "vjp":
-        places, got, expected = at, _run(trial, F, x, seed), [trial.by_hand["joint"][n] for n in at]
+        places, got, expected = at, _run(trial, F, x, seed), [trial.by_rule["joint"][n] for n in at]
     else:
         tangent = [a if g == group else np.zeros_like(a) for g, a in zip(s.ins.groups, seed, strict=True)]
-        got, expected = _run(trial, F, x, [seed[n] for n in at]), wide(s.by_hand(trial.x, trial.rest, tangent)[1])
+        got, expected = _run(trial, F, x, [seed[n] for n in at]), wide(s.by_rule(trial.x, trial.rest, tangent)[1])
         places = list(range(len(expected)))
     for n, a, e in zip(places, got, expected, strict=True):
         yield trial.agree_on(n, "alone", a, e, message)

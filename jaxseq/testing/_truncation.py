@@ -126,9 +126,9 @@ def _steps(f: Any, args: tuple[Any, ...]) -> int:
 class Window(NamedTuple):
     """The slices of a window in storage order: the steps of its outputs, and the steps that its gradient reaches."""
 
-    own: slice
-    seen: slice
-    before: slice  # the steps processed before `seen`
+    outputs: slice
+    reached: slice
+    before: slice  # the steps processed before `reached`
 
 
 def frozen(f: Sequences, windows: list[Window], reverse: bool, args: tuple[Any, ...]) -> Sequences:
@@ -139,9 +139,9 @@ def frozen(f: Sequences, windows: list[Window], reverse: bool, args: tuple[Any, 
     def g(params: Any, carry: Any, xs: Any) -> tuple[Any, Any]:
         pieces, last = [], carry
         for n, w in enumerate(windows):
-            last, ys = f(params, starts[n] if _length(w.before) else carry, _at(xs, w.seen))
-            own = _length(w.own)
-            pieces.append(_at(ys, slice(own) if reverse else slice(_length(w.seen) - own, None)))
+            last, ys = f(params, starts[n] if _length(w.before) else carry, _at(xs, w.reached))
+            count = _length(w.outputs)
+            pieces.append(_at(ys, slice(count) if reverse else slice(_length(w.reached) - count, None)))
         in_storage = pieces[::-1] if reverse else pieces
         return last, jax.tree.map(lambda *parts: jnp.concatenate(parts), *in_storage)
 
@@ -185,7 +185,7 @@ def edges(trial: Trial, f: Sequences, steps: int, k: Any, windows: list[Window])
     if len(windows) == 1:
         return
     # If the expected truncated gradient differs from the full one, that of the rule must differ too.
-    hand, true = trial.by_hand["joint"], (trial.true or trial.by_hand)["joint"]
+    hand, true = trial.by_rule["joint"], (trial.true or trial.by_rule)["joint"]
     differs = [largest(a - b) > DECIDES * largest(b) for a, b in zip(hand, full, strict=True)]
     should = [largest(a - b) > DECIDES * largest(b) for a, b in zip(true, full, strict=True)]
     if any(differs):
@@ -203,19 +203,19 @@ def edges(trial: Trial, f: Sequences, steps: int, k: Any, windows: list[Window])
 def _nothing_crosses(trial: Trial, windows: list[Window]) -> Iterator[Result]:
     """Check that a cotangent on one window gives exact zeros outside of the steps that its gradient reaches."""
     s, check = trial.subject, "truncation"
-    outputs = s.outs.join(trial.patterns["joint"], [None] * s.outs.chosen.count(False))
+    outputs = s.outs.join(trial.patterns["joint"], [None] * s.outs.differentiated.count(False))
     for n, window in enumerate(windows):
         carry, ys = outputs
-        own = jax.tree.map(partial(_only, window.own), ys)
+        own = jax.tree.map(partial(_only, window.outputs), ys)
         seed = s.outs.split((jax.tree.map(np.zeros_like, carry), own))[0]
-        result = wide(s.by_hand(trial.x, trial.rest, seed)[1])
+        result = wide(s.by_rule(trial.x, trial.rest, seed)[1])
         for leaf, group, a in zip(trial.leaves, s.ins.groups, result, strict=True):
-            outside = a - _only(window.seen, a) if group == 2 else a
+            outside = a - _only(window.reached, a) if group == 2 else a
             if group == 0 or (group == 1 and not _length(window.before)):
                 continue
             if largest(outside):
                 message = f"a loss on window {n} only has a nonzero gradient in {leaf} outside of that window"
-                failure = Failure(check, message, leaf, by_hand=largest(outside), by_reference=0.0, seed=trial.seed)
+                failure = Failure(check, message, leaf, by_rule=largest(outside), by_reference=0.0, seed=trial.seed)
                 yield Result(check, leaf, Verdict.FAIL, failure=failure)
             else:
                 yield Result(check, leaf, Verdict.PASS)

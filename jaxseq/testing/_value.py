@@ -62,7 +62,7 @@ def power(trial: Trial) -> Iterator[Result]:
     for n, leaf in enumerate(trial.leaves):
         yield _pass_or_inconclusive("power", trial, n, leaf, trial.evidence)
     for seed in trial.subject.seeds.names if len(trial.primals) > 1 else ():
-        results = trial.by_hand[f"{seed} alone"]
+        results = trial.by_rule[f"{seed} alone"]
         found = [e.against(n, np.zeros_like, f"{seed} alone") for n in range(len(results)) for e in trial.evidence]
         if not any(found) and any(primal.size for primal in trial.primals):
             note = f"a rule that ignores {seed} would also have passed"
@@ -74,7 +74,7 @@ def linearity(trial: Trial) -> Iterator[Result]:
     s, check = trial.subject, "linearity"
     a, b = trial.random_seed(), trial.random_seed()
     of_a, of_b, of_sum = (
-        wide(s.by_hand(trial.x, trial.rest, seed)[1])
+        wide(s.by_rule(trial.x, trial.rest, seed)[1])
         for seed in (a, b, [2 * left - right / 2 for left, right in zip(a, b, strict=True)])
     )
     for n, leaf in enumerate(trial.leaves):
@@ -85,7 +85,7 @@ def linearity(trial: Trial) -> Iterator[Result]:
         message = "result(2a - b/2) differs from 2 result(a) - result(b)/2 for random a and b"
         rounding = lambda n=n: trial.rounding_of(n)  # noqa: E731
         yield compare(check, leaf, of_sum[n], expected, tolerance, message, rounding=rounding, seed=trial.seed)
-        zero, message = trial.by_hand["zero"][n], "the result for a cotangent of zero is not zero"
+        zero, message = trial.by_rule["zero"][n], "the result for a cotangent of zero is not zero"
         yield compare(check, leaf, zero, np.zeros_like(zero), BITWISE, message, seed=trial.seed, pattern="zero")
     yield from _scaled(trial, a, of_a)
 
@@ -100,7 +100,7 @@ def _scaled(trial: Trial, seed: list[ArrayOrScalar], result: list[ArrayOrScalar]
     s, check = trial.subject, "linearity"
     info = np.finfo(s.dtype)
     for k in SCALES if s.dtype == np.float64 else SCALES[1:3]:
-        scaled = wide(s.by_hand(trial.x, trial.rest, [c * 2.0**k for c in seed])[1])
+        scaled = wide(s.by_rule(trial.x, trial.rest, [c * 2.0**k for c in seed])[1])
         for n, (leaf, got, expected) in enumerate(zip(trial.leaves, scaled, result, strict=True)):
             size = largest(expected) * 2.0**k
             if size and not float(info.tiny / info.eps) < size < float(info.max):
@@ -118,12 +118,12 @@ def determinism(trial: Trial) -> Iterator[Result]:
     """Check that two equal calls give bitwise equal results, with a call for other arguments in between."""
     s, check, seed = trial.subject, "determinism", trial.patterns["joint"]
     other = like(trial.x, _point.varied(trial.rng, wide(trial.x)))
-    s.by_hand(other, trial.rest, seed)
+    s.by_rule(other, trial.rest, seed)
     message = "the second of two equal calls gives a different result, under jit"
     # On accelerators, the order of atomic additions is not fixed.
     exact = BITWISE if jax.default_backend() == "cpu" else trial.tolerance()
-    again = wide(s.by_hand(trial.x, trial.rest, seed)[1])
-    for leaf, now, before in zip(trial.leaves, again, trial.by_hand["joint"], strict=True):
+    again = wide(s.by_rule(trial.x, trial.rest, seed)[1])
+    for leaf, now, before in zip(trial.leaves, again, trial.by_rule["joint"], strict=True):
         yield compare(check, leaf, now, before, exact, message, seed=trial.seed, pattern="joint")
     if trial.eager is None:
         return
@@ -155,7 +155,7 @@ def transpose(trial: Trial) -> Iterator[Result]:
     except Exception as error:
         yield Result(check, None, Verdict.SKIP, f"f has no reverse mode: {explain(error)}")
         return
-    forward = wide(s.by_hand(trial.x, trial.rest, u)[1])
+    forward = wide(s.by_rule(trial.x, trial.rest, u)[1])
     left = np.array([np.sum(a * b).real for a, b in zip(forward, c, strict=True)])
     right = np.array([np.sum(a * b).real for a, b in zip(backward, u, strict=True)])
     tolerance = trial.tolerance()
@@ -178,7 +178,7 @@ def _verdicts(trial: Trial, check: str, evidence: _evidence.Evidence) -> Iterato
 
 def _pass_or_inconclusive(check: str, trial: Trial, n: int, leaf: str, evidence: list[_evidence.Evidence]) -> Result:
     """Return PASS if the evidence would have contradicted a wrong gradient, else INCONCLUSIVE."""
-    if not trial.by_hand["joint"][n].size:
+    if not trial.by_rule["joint"][n].size:
         return Result(check, leaf, Verdict.SKIP, "it has no elements")
     blind = _evidence.powerless(trial, n, evidence)
     if not blind:
@@ -193,7 +193,7 @@ def _complete(trial: Trial, n: int, failure: Failure) -> Result:
     """
     s, check, leaf, pattern = trial.subject, failure.check, failure.argument, failure.pattern
     assert pattern is not None
-    got = trial.by_hand[pattern][n]
+    got = trial.by_rule[pattern][n]
     if trial.true is None:
         diagnosis = failure.diagnosis
     else:
@@ -201,14 +201,14 @@ def _complete(trial: Trial, n: int, failure: Failure) -> Result:
             got, trial.true[pattern][n]
         )
     failure = replace(failure, diagnosis=diagnosis)
-    if failure.by_hand is None or failure.by_reference is None or failure.index is None or not trial.by_differences:
+    if failure.by_rule is None or failure.by_reference is None or failure.index is None or not trial.by_differences:
         return Result(check, leaf, Verdict.FAIL, failure=failure)
 
     # Compute the worst element by finite differences as well.
     found = trial.measured(trial.probes(lambda m: _evidence.one_hot(trial.like[m], failure.index if m == n else None)))
     at = n * _evidence.PROBES, list(trial.patterns).index(pattern)
     by_differences, error, S = (float(part[at]) for part in (found.value, found.error, found.scale))
-    hand, reference = complex(failure.by_hand).real, complex(failure.by_reference).real
+    hand, reference = complex(failure.by_rule).real, complex(failure.by_reference).real
     allowed = _evidence.differ(trial.given, S, error)
     if s.reference is None and abs(hand - by_differences) <= allowed < abs(reference - by_differences):
         note = "finite differences agree with the rule; the derivative by JAX of what f computes is inaccurate here"

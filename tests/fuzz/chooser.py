@@ -45,7 +45,7 @@ class Drawn(NamedTuple):
 
     batch: int
     space: tuple[int, ...]
-    window: tuple[int, ...]
+    kernel_size: tuple[int, ...]
     stride: tuple[int, ...]
     dilation: tuple[int, ...]
     padding: tuple[tuple[int, int], ...]
@@ -55,9 +55,11 @@ class Drawn(NamedTuple):
 
     def form(self) -> Form:
         """Return the convolution as a `Form`."""
-        geometry = _geometry.resolve(self.space, self.window, self.stride, self.padding, self.dilation, self.groups)
-        outputs = _geometry.output_sizes(geometry, self.space, self.window)
-        return Form(geometry, None, self.space, outputs, self.window, self.in_channels, self.out_channels)
+        geometry = _geometry.resolve(
+            self.space, self.kernel_size, self.stride, self.padding, self.dilation, self.groups
+        )
+        outputs = _geometry.output_sizes(geometry, self.space, self.kernel_size)
+        return Form(geometry, None, self.space, outputs, self.kernel_size, self.in_channels, self.out_channels)
 
 
 def draw(r: random.Random) -> Drawn:
@@ -66,13 +68,13 @@ def draw(r: random.Random) -> Drawn:
         axes = r.choice((1, 1, 2, 2, 2, 3))
         kind = r.choice(("dense", "grouped", "depthwise"))
         style = r.choice(("overlapping", "overlapping", "long", "patches", "whole"))
-        space, window, stride, dilation, padding = zip(*(_axis(r, axes, style) for _ in range(axes)), strict=True)
+        space, kernel_size, stride, dilation, padding = zip(*(_axis(r, axes, style) for _ in range(axes)), strict=True)
         groups = {"dense": 1, "grouped": r.choice((2, 4, 8, 16, 32)), "depthwise": r.choice((1, 3, 32, 64, 128))}[kind]
         in_channels, out_channels = (
             (1, 1) if kind == "depthwise" else (r.choice((1, 3, 8, 16, 32, 64)) for _ in range(2))
         )
         drawn = Drawn(
-            r.choice((1, 2, 4, 8)), space, window, stride, dilation, padding, groups, in_channels, out_channels
+            r.choice((1, 2, 4, 8)), space, kernel_size, stride, dilation, padding, groups, in_channels, out_channels
         )
         if min(space) >= 1 and _fits(drawn):
             return drawn
@@ -95,7 +97,7 @@ def _axis(r: random.Random, axes: int, style: str) -> tuple[int, int, int, int, 
 
 def _fits(drawn: Drawn) -> bool:
     form = drawn.form()
-    outputs, taps, g = prod(form.outputs), prod(drawn.window), drawn.groups
+    outputs, taps, g = prod(form.outputs), prod(drawn.kernel_size), drawn.groups
     x, w, y = (
         drawn.batch * prod(drawn.space) * g * drawn.in_channels,
         taps * drawn.in_channels * g * drawn.out_channels,
@@ -109,14 +111,14 @@ def _fits(drawn: Drawn) -> bool:
 
 def able(form: Form) -> list[ModuleType]:
     """Return the rules that can compute a form in reasonable time and memory."""
-    taps, pairs = prod(form.window), form.in_channels * form.out_channels
+    taps, pairs = prod(form.kernel_size), form.in_channels * form.out_channels
     rules = {
         _shifts: taps * pairs <= 64,
         _patches: any(_patches.disjoint(form)),
         _spectrum: pairs == 1 and not all(_patches.disjoint(form)),
         _blocks: form.geometry.groups > 1 and pairs > 1,
         _loop: taps <= 256 and pairs == 1,
-        _planes: len(form.window) == 3 and form.window[0] <= 16 and form.geometry.groups == 1,
+        _planes: len(form.kernel_size) == 3 and form.kernel_size[0] <= 16 and form.geometry.groups == 1,
         _xla: True,
     }
     return [rule for rule, is_able in rules.items() if is_able]
@@ -124,7 +126,7 @@ def able(form: Form) -> list[ModuleType]:
 
 def by_lax(which: str, form: Form, x: Any, w: Any) -> Callable[..., Any]:
     """Return the contraction as computed by lax and autodiff."""
-    letters = "DHW"[3 - len(form.window) :]
+    letters = "DHW"[3 - len(form.kernel_size) :]
     dims, g = (f"N{letters}C", f"{letters}IO", f"N{letters}C"), form.geometry
 
     def conv(x: Any, w: Any) -> Any:
@@ -145,7 +147,7 @@ def trial(seed: int) -> tuple[str, list[str]]:
     form, g = drawn.form(), drawn.groups
     shapes = (
         (drawn.batch, *drawn.space, g * drawn.in_channels),
-        (*drawn.window, drawn.in_channels, g * drawn.out_channels),
+        (*drawn.kernel_size, drawn.in_channels, g * drawn.out_channels),
         (drawn.batch, *form.outputs, g * drawn.out_channels),
     )
     keys = jax.random.split(jax.random.key(seed), 3)

@@ -28,7 +28,7 @@ class Drawn(NamedTuple):
     """A convolution of x (N, *space, C_in), with the parameters of `jaxseq.conv`."""
 
     space: tuple[int, ...]
-    window: tuple[int, ...]
+    kernel_size: tuple[int, ...]
     stride: tuple[int, ...]
     dilation: tuple[int, ...]
     padding: tuple[tuple[int, int], ...]
@@ -43,7 +43,7 @@ class Drawn(NamedTuple):
         return tuple(
             (n + lo + hi - d * (k - 1) - 1) // s + 1
             for n, (lo, hi), d, k, s in zip(
-                self.space, self.padding, self.dilation, self.window, self.stride, strict=True
+                self.space, self.padding, self.dilation, self.kernel_size, self.stride, strict=True
             )
         )
 
@@ -54,24 +54,32 @@ def draw(rng: np.random.Generator) -> Drawn:
         axes = int(rng.choice([1, 1, 2, 2, 3]))
         longest = (90, 24, 10)[axes - 1]
         space = tuple(int(n) for n in rng.integers(1, longest, axes))
-        window = tuple(int(rng.choice([1, 2, 3, 4, 5, 7, 16, n])) for n in space)
-        stride = tuple(int(rng.choice([1, 1, 2, 3, 4, k])) for k in window)
-        dilation = tuple(int(rng.choice([1, 1, 1, 2, 3])) for _ in window)
+        kernel_size = tuple(int(rng.choice([1, 2, 3, 4, 5, 7, 16, n])) for n in space)
+        stride = tuple(int(rng.choice([1, 1, 2, 3, 4, k])) for k in kernel_size)
+        dilation = tuple(int(rng.choice([1, 1, 1, 2, 3])) for _ in kernel_size)
         kind = rng.choice(["valid", "same", "any", "any"])
         if kind == "valid":
             padding: Any = ((0, 0),) * axes
         else:
             pads = [
                 rng.integers(-3, d * k + 3, 2) if kind == "any" else (d * k // 2,) * 2
-                for d, k in zip(dilation, window, strict=True)
+                for d, k in zip(dilation, kernel_size, strict=True)
             ]
             padding = tuple((int(lo), int(hi)) for lo, hi in pads)
         groups = int(rng.choice([1, 1, 2, 4, 16]))
         per_in, per_out = (int(n) for n in rng.choice([1, 1, 2, 3, 16], 2))
         found = Drawn(
-            space, window, stride, dilation, padding, groups, groups * per_in, groups * per_out, int(rng.integers(1, 4))
+            space,
+            kernel_size,
+            stride,
+            dilation,
+            padding,
+            groups,
+            groups * per_in,
+            groups * per_out,
+            int(rng.integers(1, 4)),
         )
-        products = prod(window) * per_in * found.c_out * found.batch * prod(found.outputs)
+        products = prod(kernel_size) * per_in * found.c_out * found.batch * prod(found.outputs)
         if min(found.outputs) >= 1 and products < 3e7:
             return found
 
@@ -81,7 +89,7 @@ def draw(rng: np.random.Generator) -> Drawn:
 
 def taps(c: Drawn) -> Any:
     """Yield each tap with the positions of the padded input that it reads."""
-    for tap in product(*map(range, c.window)):
+    for tap in product(*map(range, c.kernel_size)):
         yield (
             tap,
             (
@@ -128,7 +136,11 @@ def oracle(c: Drawn, x: np.ndarray, w: np.ndarray, y_bar: np.ndarray) -> tuple[n
     """Return (y, x_bar, w_bar) of a convolution without bias."""
     z = grouped(c, padded(c, x))
     ct = grouped(c, y_bar)
-    y, z_bar, w_bar = np.zeros(ct.shape), np.zeros(z.shape), np.zeros((*c.window, w.shape[-2], c.groups, ct.shape[-1]))
+    y, z_bar, w_bar = (
+        np.zeros(ct.shape),
+        np.zeros(z.shape),
+        np.zeros((*c.kernel_size, w.shape[-2], c.groups, ct.shape[-1])),
+    )
     for tap, seen in taps(c):
         kernel = w[tap].reshape(w.shape[-2], c.groups, -1)
         y += np.einsum("n...gi,igo->n...go", z[seen], kernel, optimize=True)
@@ -157,7 +169,7 @@ def conv_trial(rng: np.random.Generator) -> tuple[str, list[str]]:
     """Compare `conv` or `conv_transpose` in both dtypes with NumPy, and the cost of `conv` with that of lax."""
     c, transposed = draw(rng), bool(rng.integers(2))
     x, y_bar = (rng.normal(size=(c.batch, *size, n)) for size, n in ((c.space, c.c_in), (c.outputs, c.c_out)))
-    w = rng.normal(size=(*c.window, c.c_in // c.groups, c.c_out)) / np.sqrt(prod(c.window))
+    w = rng.normal(size=(*c.kernel_size, c.c_in // c.groups, c.c_out)) / np.sqrt(prod(c.kernel_size))
     b = rng.normal(size=c.c_in if transposed else c.c_out)
     x, w, b, y_bar = low(x, w, b, y_bar)
     options: dict[str, Any] = {"stride": c.stride, "dilation": c.dilation, "padding": c.padding, "groups": c.groups}
@@ -188,12 +200,12 @@ def conv_trial(rng: np.random.Generator) -> tuple[str, list[str]]:
 
 def axes_of(c: Drawn) -> Any:
     """Iterate over (I, O, K, s, d, (lo, hi)) of each axis."""
-    return zip(c.space, c.outputs, c.window, c.stride, c.dilation, c.padding, strict=True)
+    return zip(c.space, c.outputs, c.kernel_size, c.stride, c.dilation, c.padding, strict=True)
 
 
 def work(program: Any, c: Drawn, args: Any) -> list[str]:
     """Return the limits relative to lax that the program exceeds."""
-    letters = "DHW"[-len(c.window) :]
+    letters = "DHW"[-len(c.kernel_size) :]
     numbers = f"N{letters}C", f"{letters}IO", f"N{letters}C"
 
     def both(x: Any, w: Any, b: Any, cotangent: Any) -> Any:
@@ -210,8 +222,8 @@ def work(program: Any, c: Drawn, args: Any) -> list[str]:
 
     # XLA may abort over jax.vjp of lax if receptive fields do not overlap along one axis, and another has more taps
     # than outputs.
-    gaps = any(1 < s >= k for s, k in zip(c.stride, c.window, strict=True))
-    if gaps and any(k > o for k, o in zip(c.window, c.outputs, strict=True)):
+    gaps = any(1 < s >= k for s, k in zip(c.stride, c.kernel_size, strict=True))
+    if gaps and any(k > o for k, o in zip(c.kernel_size, c.outputs, strict=True)):
         return []
     lax = jax.jit(both).lower(*args).compile()
     flops = [p.cost_analysis()["flops"] for p in (program, lax)]

@@ -46,37 +46,37 @@ def draw_op(rng):
     if name.endswith(("conv", "conv_transpose")):
         axes = 1 if name == "causal_conv" else pick(1, 1, 2)
         space = (pick(16, 16, 12), 8)[:axes]
-        window = tuple(pick(1, 2, 3, 4, 5) if axes == 1 else pick(1, 2, 3) for _ in range(axes))
+        kernel_size = tuple(pick(1, 2, 3, 4, 5) if axes == 1 else pick(1, 2, 3) for _ in range(axes))
         groups = pick(1, 1, 2, 4, C)
         options = {"dilation": pick(1, 1, 2)}
         if name != "causal_conv":
             options |= {"stride": pick(1, 1, 2), "padding": pick("SAME", "SAME", "VALID", 1)}
         if rng.random() < 0.1 and axes == 1 and name != "causal_conv":
-            options["padding"], options["stride"], options["dilation"] = "SAME", window[0], 1
+            options["padding"], options["stride"], options["dilation"] = "SAME", kernel_size[0], 1
         if rng.random() < 0.1 and axes == 1:  # a long kernel, for `_spectrum`
-            window, groups, space = (pick(70, 90),), C, (128,)
+            kernel_size, groups, space = (pick(70, 90),), C, (128,)
         if name == "causal_conv":
-            x, w, b = normal(B, *space, C), scaled(*window, C // groups, 8), normal(8)
-            carry = normal(B, (window[0] - 1) * options["dilation"], C)
+            x, w, b = normal(B, *space, C), scaled(*kernel_size, C // groups, 8), normal(8)
+            carry = normal(B, (kernel_size[0] - 1) * options["dilation"], C)
             resets = jnp.asarray(rng.random((B, *space)) < 0.2) if rng.random() < 0.5 else None
             run = lambda ns, carry, x, w, b, resets: ns.causal_conv(  # noqa: E731
                 carry, x, w, b, resets=resets, groups=groups, **options
             )
-            return f"causal_conv {window} {groups} {options}", run, (carry, x, w, b, resets)
+            return f"causal_conv {kernel_size} {groups} {options}", run, (carry, x, w, b, resets)
         if name in ("conv", "conv_transpose"):
             c_out = 8
-            kernel = (*window, C // groups, c_out) if name == "conv" else (*window, c_out // groups, C)
+            kernel = (*kernel_size, C // groups, c_out) if name == "conv" else (*kernel_size, c_out // groups, C)
             arrays = normal(B, *space, C), scaled(*kernel), normal(c_out) if rng.random() < 0.7 else None
             options["groups"] = groups
             if rng.random() < 0.1:  # several batch axes
                 arrays = (normal(2, 4, *space, C), *arrays[1:])
         else:
-            arrays = normal(B, *space, C), scaled(*window, 1, C * pick(1, 2))
+            arrays = normal(B, *space, C), scaled(*kernel_size, 1, C * pick(1, 2))
             if name == "separable_conv":
                 arrays = (*arrays, scaled(*(1,) * axes, arrays[1].shape[-1], 8))
             arrays = (*arrays, normal(arrays[-1].shape[-1]))
         run = lambda ns, *arrays: getattr(ns, name)(*arrays, **options)  # noqa: E731
-        return f"{name} {window} {options} {arrays[0].shape}", run, arrays
+        return f"{name} {kernel_size} {options} {arrays[0].shape}", run, arrays
     T, H = pick(8, 16), pick(4, 8)
     key = jax.random.key(rng.integers(1000))
     if name == "scan":
@@ -97,8 +97,8 @@ def draw_op(rng):
     xs = normal(T, B, C)
     if name.startswith("conv_"):
         space = (pick(8, 12), 4)[: pick(1, 1, 2)]
-        window = tuple(pick(2, 3) for _ in space)
-        params = getattr(jaxseq, f"{name}_init")(key, window, C, H)
+        kernel_size = tuple(pick(2, 3) for _ in space)
+        params = getattr(jaxseq, f"{name}_init")(key, kernel_size, C, H)
         xs = normal(T // 2, B, *space, C)
         masks = {k: v if k == "lengths" else v[: T // 2] for k, v in masks.items()}
         masks = {k: jnp.minimum(v, T // 2) if k == "lengths" else v for k, v in masks.items()}

@@ -85,7 +85,7 @@ class Outcome(NamedTuple):
 def main() -> int:
     """Run the mutants named on the command line; return 1 if any mutant survived or could not be judged."""
     args = _arguments()
-    mutants = _chosen(args.only)
+    mutants = _selected(args.only)
     if args.list:
         print(*(f"{m.name:<44} {m.what}" for m in mutants), sep="\n")
         return 0
@@ -115,7 +115,7 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _chosen(names: Sequence[str] | None) -> list[Mutant]:
+def _selected(names: Sequence[str] | None) -> list[Mutant]:
     known = {mutant.name: mutant for mutant in MUTANTS}
     if unknown := [name for name in names or () if name not in known]:
         sys.exit(f"no mutant is named {', '.join(unknown)}; --list prints the names")

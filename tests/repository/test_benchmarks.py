@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("as_users_have_jax")
 
 X = np.linspace(-1, 2, 12, dtype=np.float32).reshape(3, 4)
 TINY = recurrence.TINY
-FIGURES = {"name", "median_s", "min_s", "ratio", "quartiles", "compile_s", "temp_bytes", "apart"}
+FIGURES = {"name", "median_s", "min_s", "ratio", "quartiles", "compile_s", "temp_bytes", "error"}
 
 
 def doubled(x):
@@ -34,7 +34,7 @@ def against(run, args=(X,), rounds=2, **options):
 def test_equal_candidates_give_every_figure():
     row = against(lambda x: {"y": 2 * x})
     assert set(row) == FIGURES
-    assert row["apart"] == 0
+    assert row["error"] == 0
     assert 0 < row["min_s"] <= row["median_s"]
     assert row["quartiles"][0] <= row["ratio"] <= row["quartiles"][1]
 
@@ -157,13 +157,13 @@ def test_the_first_table(written, tmp_path):
         assert table["title"] in out
         assert table["rounds"] == 2
         assert all(set(row) == FIGURES for row in table["rows"])
-        assert all(row["apart"] < 1e-5 for row in table["rows"])
+        assert all(row["error"] < 1e-5 for row in table["rows"])
 
 
 def names_of_equal(problem):
     """Its candidates, which give the same."""
     rows = measure(problem, 2)
-    assert all(row["apart"] < 1e-5 for row in rows)
+    assert all(row["error"] < 1e-5 for row in rows)
     return [row["name"] for row in rows]
 
 
@@ -206,7 +206,7 @@ def test_every_library_computes_the_same_convolution(name, monkeypatch):
     for problem in found:
         rows = measure(problem, 2)
         assert [row["name"] for row in rows] == ["jaxseq", "lax", "flax", "torch"]
-        assert all(row["apart"] < 1e-5 for row in rows)
+        assert all(row["error"] < 1e-5 for row in rows)
 
 
 def test_every_shipped_cell_is_measured():

@@ -52,7 +52,7 @@ MISTAKES = {
     "batch": (["--batch=6"], r"--batch 6 is not divisible by 4, the number of devices over process=2 x device=2"),
     "more of them": (["--processes=3"], r"--batch 4 is not divisible by 6, .* process=3 x device=2"),
     "over one axis": (["--batch=3", "--over=device", "--devices=4"], r"--batch 3 is not .* by 4, .* over device=4"),
-    "by hand": (
+    "started separately": (
         ["--batch=5", "--process=0", "--coordinator=:7000", "--devices=2"],
         r"--batch 5 is not divisible by 4",
     ),

@@ -117,12 +117,12 @@ def test_gabor_answers_to_its_own_angle_and_wavelength(filters):
 @pytest.mark.parametrize("dilation", [1, 2])
 def test_sizes(filters, stride, padding, dilation):
     """As many windows as there are places for one."""
-    height, width, window = 21, 26, (3, 5)
-    x, kernel = jnp.ones((height, width, 1)), np.ones((*window, 1, 2))
+    height, width, kernel_size = 21, 26, (3, 5)
+    x, kernel = jnp.ones((height, width, 1)), np.ones((*kernel_size, 1, 2))
     y = filters.filtered("", x, kernel, stride=stride, padding=padding, dilation=dilation)
     places = [
         len(range(-padding, I + padding - dilation * (K - 1), stride))
-        for I, K in zip((height, width), window, strict=True)
+        for I, K in zip((height, width), kernel_size, strict=True)
     ]
     assert y.shape == (*places, 2)
 

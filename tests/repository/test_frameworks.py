@@ -61,7 +61,7 @@ def test_fifty_steps_with_the_same_losses(example, side_by_side, key):
 
     run = side_by_side.train(sides, example.batch, key, steps=50, rate=RATE)
     assert run.losses.shape == run.seconds.shape == (50, 2)
-    assert run.apart <= side_by_side.APART
+    assert run.distance <= side_by_side.DISTANCE
     assert (run.losses[-10:].mean(0) < 0.95 * run.losses[:10].mean(0)).all(), "nothing was learnt"
     assert (run.seconds > 0).all()
     assert min(run.temp_bytes) > 0
@@ -71,8 +71,8 @@ def test_fifty_steps_with_the_same_losses(example, side_by_side, key):
     loss, params = jax.jit(sides[1].loss), sides[1].params
     cost = float(loss(params, data))
     for i, (path, _) in enumerate(jax.tree.leaves_with_path(params)):
-        apart = abs(float(loss(changed(params, i), data)) / cost - 1)
-        assert apart > 3 * side_by_side.APART, jax.tree_util.keystr(path)
+        distance = abs(float(loss(changed(params, i), data)) / cost - 1)
+        assert distance > 3 * side_by_side.DISTANCE, jax.tree_util.keystr(path)
 
 
 def toys(name, slope=2.0):
@@ -117,7 +117,7 @@ def test_numbers_of_a_run(side_by_side):
     losses = np.array([[2.0, 2.0], [4.0, 3.0], [1.0, 1.125]])
     seconds = np.array([[3.0, 1.0], [8.0, 4.0], [5.0, 5.0]])
     run = side_by_side.Run(losses, seconds, (1, 2), ())
-    assert run.apart == 0.25
+    assert run.distance == 0.25
     assert run.ratio == (1.5, 2.0, 2.5)
 
 

@@ -17,7 +17,7 @@ pytest.importorskip("matplotlib", reason="the examples need the extra `examples`
 pytestmark = pytest.mark.usefixtures("as_users_have_jax")
 
 # plan, return, right turns, steps until the return is 0.9, steps a second
-ROW = r"^(memory|none|window|early marks|no marks) +(-?\d+\.\d+) +(\d+\.\d+) +([\d,]+|never) +([\d,]+)$"
+ROW = r"^(memory|none|window|early resets|no resets) +(-?\d+\.\d+) +(\d+\.\d+) +([\d,]+|never) +([\d,]+)$"
 
 
 @pytest.fixture(scope="module")
@@ -135,8 +135,8 @@ def acted(small, cell, plan):
 @pytest.mark.parametrize(("cell", "plan"), [("gru", "memory"), ("gru", "none"), ("lstm", "memory")])
 def test_learning_sees_what_acting_saw(small, cell, plan):
     policy, before, _, rollout = acted(small, cell, plan)
-    marks = small.PLANS[plan].learning(rollout.first, rollout.done)
-    logits, values = jax.jit(partial(small.replay, cell))(policy, before.carry, rollout.xs, marks)
+    resets = small.PLANS[plan].learning(rollout.first, rollout.done)
+    logits, values = jax.jit(partial(small.replay, cell))(policy, before.carry, rollout.xs, resets)
     np.testing.assert_allclose(values, rollout.values, atol=2e-6)
     carry, one = before.carry, jax.jit(partial(small.one, cell))
     for t in range(11):
@@ -144,16 +144,16 @@ def test_learning_sees_what_acting_saw(small, cell, plan):
         np.testing.assert_allclose(logits[t], by_step, atol=2e-6)
 
 
-@pytest.mark.parametrize("plan", ["early marks", "no marks"])
-def test_under_wrong_marks_it_does_not(small, played, plan):
+@pytest.mark.parametrize("plan", ["early resets", "no resets"])
+def test_under_wrong_resets_it_does_not(small, played, plan):
     policy, before, _, rollout = played
     assert rollout.first[1:].any()
-    marks = small.PLANS[plan].learning(rollout.first, rollout.done)
-    _, values = jax.jit(partial(small.replay, "gru"))(policy, before.carry, rollout.xs, marks)
+    resets = small.PLANS[plan].learning(rollout.first, rollout.done)
+    _, values = jax.jit(partial(small.replay, "gru"))(policy, before.carry, rollout.xs, resets)
     assert np.abs(values - rollout.values).max() > 0.01
 
 
-def test_marks_follow_from_what_has_ended(played):
+def test_resets_follow_from_what_has_ended(played):
     """Across the boundary of two rollouts as within one."""
     _, before, after, rollout = played
     first = np.concatenate([rollout.first, after.first[None]])
@@ -168,8 +168,8 @@ def test_the_carry_goes_on_into_the_next_iteration(small, played, key):
     plan = small.PLANS["memory"]
     _, second = jax.jit(partial(small.act, cell="gru", plan=plan, policy=policy, steps=7))(key, world=between)
     assert not second.first[0].all()
-    xs, marks = (jnp.concatenate(pair) for pair in ((first.xs, second.xs), (first.first, second.first)))
-    _, values = jax.jit(partial(small.replay, "gru"))(policy, before.carry, xs, marks)
+    xs, resets = (jnp.concatenate(pair) for pair in ((first.xs, second.xs), (first.first, second.first)))
+    _, values = jax.jit(partial(small.replay, "gru"))(policy, before.carry, xs, resets)
     np.testing.assert_allclose(values, jnp.concatenate([first.values, second.values]), atol=2e-6)
     np.testing.assert_allclose(first.beyond, second.values[0], atol=2e-6)
 
@@ -177,19 +177,19 @@ def test_the_carry_goes_on_into_the_next_iteration(small, played, key):
 def test_no_gradient_crosses_a_reset(small, played):
     """∂ value_t / ∂ x_s is zero where an episode opens at s < u <= t, and to the carry where one opens at u <= t."""
     policy, before, _, rollout = played
-    marks = np.asarray(rollout.first)
+    resets = np.asarray(rollout.first)
 
     def values(carry, xs):
         return small.replay("gru", policy, carry, xs, rollout.first)[1].sum(1)  # mazes do not meet
 
     to_carry, to_xs = jax.jit(jax.jacobian(values, (0, 1)))(before.carry, rollout.xs)
     to_carry, to_xs = np.asarray(to_carry).any(-1), np.asarray(to_xs).any(-1)  # (t, maze), (t, s, maze)
-    T, mazes = marks.shape
+    T, mazes = resets.shape
     for t in range(T):
         for maze in range(mazes):
-            assert to_carry[t, maze] == (not marks[: t + 1, maze].any())
+            assert to_carry[t, maze] == (not resets[: t + 1, maze].any())
             for s in range(T):
-                assert to_xs[t, s, maze] == (s <= t and not marks[s + 1 : t + 1, maze].any())
+                assert to_xs[t, s, maze] == (s <= t and not resets[s + 1 : t + 1, maze].any())
 
 
 def test_advantages_by_hand(small, played):
@@ -249,11 +249,11 @@ def test_curves(example):
 
 
 def test_a_run_leaves_a_table_and_a_picture(small, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(small, "PLANS", {"early marks": small.PLANS["early marks"]})
+    monkeypatch.setattr(small, "PLANS", {"early resets": small.PLANS["early resets"]})
     path = tmp_path / "new" / "policy.png"
     assert small.main(["--iterations=4", "--cell=lstm", f"--out={path}"]) == 0
     rows = re.findall(ROW, capsys.readouterr().out, re.MULTILINE)
-    assert [row[0] for row in rows] == ["early marks"]
+    assert [row[0] for row in rows] == ["early resets"]
     picture = pytest.importorskip("matplotlib.image").imread(path)
     assert min(picture.shape[:2]) > 400
     assert picture[..., :3].std() > 0.05, "the picture is blank"
@@ -276,13 +276,13 @@ def test_a_place_that_cannot_be_written_costs_one_line(example, tmp_path, capsys
 
 
 def test_what_is_remembered_is_what_is_not_forgotten(example, tmp_path, capsys, monkeypatch):
-    """Not what happens without marks: that differs from seed to seed."""
-    plans = {name: plan for name, plan in example.PLANS.items() if name not in ("no marks", "none")}
+    """Not what happens without resets: that differs from seed to seed."""
+    plans = {name: plan for name, plan in example.PLANS.items() if name not in ("no resets", "none")}
     monkeypatch.setattr(example, "PLANS", plans)
     assert example.main([f"--out={tmp_path / 'out.png'}"]) == 0
     found = {row[0]: row for row in re.findall(ROW, capsys.readouterr().out, re.MULTILINE)}
     returns, right = ({name: float(row[n]) for name, row in found.items()} for n in (1, 2))
     assert returns["memory"] > 0.98
-    assert returns["early marks"] < 0.54, "it knows nothing of the lamp at the fork"
-    assert right["early marks"] == pytest.approx(0.5, abs=0.04)
+    assert returns["early resets"] < 0.54, "it knows nothing of the lamp at the fork"
+    assert right["early resets"] == pytest.approx(0.5, abs=0.04)
     assert returns["window"] < returns["memory"]

@@ -92,7 +92,7 @@ def test_each_mutant_is_killed_by_its_check(name, mixed):
     mutant = mutants()[name]
     assert mutant.applies(*mixed)
     report = Session(mutant, mixed).report(mixed, only=("contract", mutant.check))
-    assert report.of(mutant.check) is Verdict.FAIL, f"{mutant.what} passed:\n{report}"
+    assert report.of(mutant.check) is Verdict.FAIL, f"{mutant.description} passed:\n{report}"
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -105,7 +105,7 @@ def test_mutants_compute_what_the_function_does(mixed):
     for mutant in mutants().values():
         assert_close(mutant(*mixed), expected, relative=1e-14)
         assert mutant.check in CHECKS
-        assert mutant.__name__ == f"pooled with {mutant.what}"
+        assert mutant.__name__ == f"pooled with {mutant.description}"
 
 
 def test_a_mistake_that_can_not_be_made_says_so():

@@ -32,7 +32,7 @@ DEFAULT = [
 
 # Variants on which the long tests run all checks: one for each kind of rule and engine.
 FULL = [
-    *(("conv", "depthwise"), ("conv_transpose", "gaps, dilated, causal"), ("causal_conv", "resets")),
+    *(("conv", "depthwise"), ("conv_transpose", "strided, dilated, causal"), ("causal_conv", "resets")),
     *(("lstm", "batch first, lengths, checkpoint"), ("recurrence", "twice"), ("scan", "checkpoint"), ("stack", "gru")),
 ]
 

@@ -22,6 +22,7 @@ if not (CHROMIUM := shutil.which("chromium")):
 
 ROOT = Path(__file__).parents[2]
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+REPOSITORY = "https://example.org/jaxseq"  # the theme would ask GitHub and GitLab for the number of stars
 # Standard terms, and names in other libraries.
 SEARCHED = "truncation", "batch_first", "seq_lengths", "masking", "done", "remat"
 
@@ -54,8 +55,8 @@ def test_the_site_reads_from_a_disk(tmp_path):
     """One test, since it builds the site; what is wrong on all pages is said together."""
     site = tmp_path / "site"
     build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(site)]
-    quiet = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
-    built = subprocess.run(build, cwd=ROOT, env=quiet, capture_output=True, text=True, check=False)
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1", "DOCS_REPOSITORY": REPOSITORY}
+    built = subprocess.run(build, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stdout + built.stderr
 
     assert f"jaxseq {jaxseq.__version__}" in (site / "index.html").read_text("utf-8")
@@ -71,11 +72,23 @@ def test_the_site_reads_from_a_disk(tmp_path):
         pages = [path for path in site.rglob("*.html") if path.name != "404.html" and "source" not in path.parts]
         assert {"index.html", "time.html", "recurrence.html"} <= {path.name for path in pages}
         for path in [*sorted(pages), site / "source/jaxseq/_lstm.py.html"]:
-            wrong += [f"{path.relative_to(site)}: {what}" for what in faults(page, path)]
+            wrong += [f"{path.relative_to(site)}: {what}" for what in faults(page, path) + wrong_edit_links(path)]
         for word in SEARCHED:
             wrong += search(page, site / "index.html", word)
         browser.close()
     assert not wrong, "\n".join(wrong)
+
+
+def test_without_a_repository_no_page_has_an_edit_link(monkeypatch):
+    from mkdocs.config import load_config
+    from mkdocs.structure.files import File
+    from mkdocs.structure.pages import Page
+
+    monkeypatch.delenv("DOCS_REPOSITORY", raising=False)
+    config = load_config(str(ROOT / "mkdocs.yml"))
+    config = config.plugins["docs/site/edit.py"].on_config(config)
+    file = File("time.md", config.docs_dir, config.site_dir, config.use_directory_urls)
+    assert Page(None, file, config).edit_url is None
 
 
 def public_names():
@@ -90,6 +103,14 @@ def entries(site):
 
 def abroad(page, request):
     return [] if request.url.startswith(("file:", "blob:", "data:")) else [f"{page.url} asks for {request.url}"]
+
+
+def wrong_edit_links(path):
+    """Return what is wrong with the link to the source of a page: there is one, to a file of the repository."""
+    links = re.findall(r'<a href="([^"]+)"[^>]* rel="edit"', path.read_text("utf-8"))
+    sources = [link.removeprefix(f"{REPOSITORY}/edit/main/") for link in links]
+    found = len(sources) == 1 and (ROOT / sources[0]).is_file()
+    return [] if found else [f"its source cannot be edited: {links}"]
 
 
 def faults(page, path):

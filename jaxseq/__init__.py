@@ -6,7 +6,6 @@ A recurrence consists of an input map and a recurrent map, both linear, and a po
 from jaxseq import _serialization as _serialization
 from jaxseq import autoregressive, cells, convert, diagnostics, linear_maps, reference, testing
 from jaxseq._any_cell import recurrence, recurrence_cell
-from jaxseq._carry_across_shards import carry_across_shards
 from jaxseq._causal_conv import causal_conv
 from jaxseq._conv import ConvParams, conv, conv_init
 from jaxseq._conv_recurrence import (
@@ -18,6 +17,7 @@ from jaxseq._conv_recurrence import (
     conv_lstm_init,
 )
 from jaxseq._conv_transpose import conv_transpose, conv_transpose_init
+from jaxseq._distributed._carry_across_shards import carry_across_shards
 from jaxseq._gru import GRUParams, gru, gru_cell, gru_init
 from jaxseq._layers import bidirectional, stack
 from jaxseq._lstm import LSTMParams, LSTMState, lstm, lstm_cell, lstm_init

@@ -43,12 +43,13 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Inexact
 
-from jaxseq import _checks, _conv, _correlation, _dense, _geometry, _precision, _sharding, _time
-from jaxseq._carry_across_shards import carry_across_shards, from_one, is_first
+from jaxseq import _checks, _conv, _correlation, _dense, _geometry, _mesh, _precision, _time
 from jaxseq._cotangents import as_jax_arrays
+from jaxseq._distributed import _sharding
+from jaxseq._distributed._carry_across_shards import carry_across_shards, from_one, is_first
 from jaxseq._geometry import Geometry
+from jaxseq._mesh import Partitioning
 from jaxseq._op import op
-from jaxseq._sharding import Partitioning
 from jaxseq._transpose_hint import hint_at_transpose
 from jaxseq._types import AnyArray
 
@@ -202,7 +203,7 @@ def _scan_taps(
 def _zeros(shape: tuple[int, ...], z: jax.Array, kernel: jax.Array) -> jax.Array:
     """Return the initial value of a sum of products of `z` and `kernel`, varying over the same mesh axes."""
     zeros = jnp.zeros(shape, _precision.accumulator(_precision.promote(z, kernel)))
-    return _sharding.align_varying((zeros, z))[0]
+    return _mesh.align_varying((zeros, z))[0]
 
 
 # --- One term of (4) ---
@@ -249,28 +250,28 @@ def _run(options: Options, *operands: Any) -> tuple[jax.Array, jax.Array]:
     On an explicit mesh, batch and time of all arrays are sharded as those of x, and each device computes its own shard.
     Where time is sharded, each device starts from the carry of the previous time shard.
     """
-    carry, x, kernel, bias, resets = _sharding.align_varying(operands)
-    x_sharding = _sharding.explicit_sharding(x)
+    carry, x, kernel, bias, resets = _mesh.align_varying(operands)
+    x_sharding = _mesh.explicit_sharding(x)
     if x_sharding is not None:
         carry = _sharding.reshard(carry, _sharding.with_feature_sharding(x_sharding, carry, 2))
         resets = None if resets is None else _sharding.reshard(resets, _sharding.leading_axes(x_sharding, x.ndim - 1))
     kernel, bias = _sharding.unshard((kernel, bias), _sharding.sharded_axes(x, slice(-1)))
-    carry_sharding, y_sharding = _sharding.explicit_sharding(carry), _sharding.product_sharding(x, kernel)
+    carry_sharding, y_sharding = _mesh.explicit_sharding(carry), _sharding.product_sharding(x, kernel)
     groups, x, kernel, bias, y_like = _sharding.shard_by_features(options.groups, x, kernel, bias, -1)
-    options = options._replace(groups=groups, partitioning=_sharding.partitioning((carry, x, kernel, bias)))
+    options = options._replace(groups=groups, partitioning=_mesh.partitioning((carry, x, kernel, bias)))
     if x_sharding is not None:
         carry = _sharding.reshard(carry, _sharding.unshard_axis(jax.typeof(x).sharding, x.ndim - 2))
     names = _sharding.mesh_axes_of(x, -2)
 
     def run(carry: jax.Array, x: jax.Array, kernel: jax.Array, bias: Any, resets: Any) -> tuple[jax.Array, jax.Array]:
-        carry, x, resets = _sharding.align_varying((carry, x, resets))  # carry' does not depend on the kernel
+        carry, x, resets = _mesh.align_varying((carry, x, resets))  # carry' does not depend on the kernel
         if names and carry.size:
             rounds = -(-carry.shape[-2] // x.shape[-2])
             carry = carry_across_shards(lambda carry: _new_carry(carry, x, resets), carry, names, rounds=rounds)
         last, batch = _new_carry(carry, x, resets), x.shape[:-2]
         if names:
             last = from_one(is_first(names, reverse=True), last, names)
-        carry, x, kernel, bias, resets = _sharding.align_varying((carry, x, kernel, bias, resets))
+        carry, x, kernel, bias, resets = _mesh.align_varying((carry, x, kernel, bias, resets))
         flat = resets is None and len(batch) != 1  # the convolution has one batch axis, the masked form any number
         if flat:
             carry, x = (a.reshape(prod(batch), *a.shape[-2:]) for a in (carry, x))

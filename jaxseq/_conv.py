@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact, PRNGKeyArray
 
-from jaxseq import _checks, _correlation, _dense, _geometry, _halo, _init, _precision, _sharding
+from jaxseq import _checks, _correlation, _dense, _geometry, _init, _mesh, _precision
 from jaxseq._cotangents import as_jax_arrays
+from jaxseq._distributed import _halo, _sharding
 from jaxseq._geometry import Geometry
 from jaxseq._op import op
 from jaxseq._transpose_hint import hint_at_transpose
@@ -250,16 +251,16 @@ def over_batch(
     shard of `x` needs from other devices, and the function that a device runs. Axis `c_out` of the kernel has the
     channels of the result.
     """
-    x, kernel, bias = _sharding.align_varying((x, kernel, bias))
+    x, kernel, bias = _mesh.align_varying((x, kernel, bias))
     axes = kernel.ndim - 2
     kernel, bias = _sharding.unshard((kernel, bias), _sharding.sharded_axes(x, slice(-1)))
     y_sharding = _sharding.product_sharding(x, kernel, c_out)
     groups, x, kernel, bias, like = _sharding.shard_by_features(geometry.groups, x, kernel, bias, c_out)
-    partitioning = _sharding.partitioning((x, kernel, bias))
+    partitioning = _mesh.partitioning((x, kernel, bias))
     parts, local_rule = rule(geometry._replace(groups=groups, partitioning=partitioning), x)
 
     def run(*operands: Any) -> jax.Array:
-        x, *weights = _sharding.align_varying(operands)
+        x, *weights = _mesh.align_varying(operands)
         x = _halo.extend_with_halo(parts, x)
         batch = x.shape[: -axes - 1]
         y = local_rule(x if len(batch) == 1 else x.reshape(prod(batch), *x.shape[-axes - 1 :]), *weights)

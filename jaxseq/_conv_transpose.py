@@ -18,9 +18,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact, PRNGKeyArray
 
-from jaxseq import _checks, _conv, _correlation, _dense, _geometry, _halo, _init, _precision
+from jaxseq import _checks, _conv, _correlation, _dense, _geometry, _init, _precision
 from jaxseq._conv import ConvParams
 from jaxseq._cotangents import as_jax_arrays
+from jaxseq._distributed import _halo
 from jaxseq._geometry import Geometry
 from jaxseq._op import op
 from jaxseq._transpose_hint import hint_at_transpose

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from jaxseq import _checks, _sizes
-from jaxseq._sharding import Partitioning
+from jaxseq._mesh import Partitioning
 
 WORDS = ("SAME", "VALID", "CAUSAL")
 METHODS = ("auto", "direct")

@@ -31,7 +31,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxseq import _checks, _sizes
-from jaxseq._sharding import Partitioning
+from jaxseq._mesh import Partitioning
 
 # The working memory of a chunk is about 12 arrays (c, B, H). A chunk is therefore at most 1 / PARTS of a window, and
 # at most ROWS rows (steps x batch): more do not make its contraction faster. It has at least FEWEST_ROWS rows, because

@@ -32,8 +32,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxseq import _correlation, _dense, _geometry, _precision, _sharding
-from jaxseq._sharding import Partitioning
+from jaxseq import _correlation, _dense, _geometry, _mesh, _precision
+from jaxseq._mesh import Partitioning
 
 __all__ = ["BlockDiagonal", "Conv", "Dense", "Diagonal", "LinearMap"]
 
@@ -225,7 +225,7 @@ class Conv(LinearMap):
 
 def _partitioning_of(linear_map: Dense | Conv, *operands: jax.Array) -> Partitioning:
     """Return the partitioning that the recurrence has set or, outside of a recurrence, that of the operands."""
-    return _sharding.partitioning(operands) if linear_map.partitioning is None else linear_map.partitioning
+    return _mesh.partitioning(operands) if linear_map.partitioning is None else linear_map.partitioning
 
 
 def _merge_leading(geometry: _geometry.Geometry, x: jax.Array) -> jax.Array:

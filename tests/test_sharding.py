@@ -27,7 +27,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxseq
-from jaxseq import _sharding
+from jaxseq import _mesh
 from jaxseq._cases import CASES
 from tests.support import hlo
 from tests.support.eight_devices import configure
@@ -302,7 +302,7 @@ WHERE = {
 def test_what_the_compiler_may_do(where, how):
     described, expected = WHERE[where]
     found, x = [], jnp.ones(8)
-    note = jax.jit(lambda x: found.append(_sharding.partitioning(x)))
+    note = jax.jit(lambda x: found.append(_mesh.partitioning(x)))
     if described is None:
         note(x)
     else:

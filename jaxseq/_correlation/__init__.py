@@ -60,7 +60,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxseq import _precision, _sharding
+from jaxseq import _mesh, _precision
 from jaxseq._correlation import _blocks, _loop, _patches, _planes, _shifts, _spectrum, _xla
 from jaxseq._correlation._form import Contraction, Form, padded
 from jaxseq._geometry import Geometry, extent
@@ -212,7 +212,7 @@ def _contract(which: str, form: Form, a: jax.Array, b: jax.Array, shape: tuple[i
     common = _precision.promote(a, b)
     if a.size == 0 or b.size == 0 or not form.reaches():
         zeros = jnp.zeros(shape, _precision.accumulator(common))
-        return _sharding.align_varying((zeros, a, b))[0]
+        return _mesh.align_varying((zeros, a, b))[0]
     return within_reach(partial(_by_chosen_rule, which), which, form, a.astype(common), b.astype(common))
 
 

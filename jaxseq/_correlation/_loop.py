@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxseq import _precision, _sharding
+from jaxseq import _mesh, _precision
 from jaxseq._correlation._form import Form, padded
 from jaxseq._geometry import extent
 
@@ -101,4 +101,4 @@ def _merge_taps(form: Form, kernel: jax.Array) -> jax.Array:
 def _zeros(shape: tuple[int, ...], a: jax.Array, b: jax.Array) -> jax.Array:
     """Return the initial value of a sum of products of `a` and `b`, varying over the same mesh axes."""
     zeros = jnp.zeros(shape, _precision.accumulator(a.dtype))
-    return _sharding.align_varying((zeros, a, b))[0]
+    return _mesh.align_varying((zeros, a, b))[0]

@@ -34,7 +34,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxseq import _precision, _sharding, _sizes
+from jaxseq import _mesh, _precision, _sizes
 from jaxseq._correlation._form import Form, padded
 from jaxseq._geometry import extent
 
@@ -83,7 +83,7 @@ def to_input(form: Form, kernel: jax.Array, y_bar: jax.Array) -> jax.Array:
         shifted_taps = [*product(*(by_residue[r] for by_residue, r in zip(taps, residues, strict=True)))]
         if not shifted_taps:
             zeros = jnp.zeros((y_bar.shape[0], *counts, form.geometry.groups), _precision.accumulator(y_bar.dtype))
-            return _sharding.align_varying((zeros, y_bar))[0]
+            return _mesh.align_varying((zeros, y_bar))[0]
         return _sum(
             (
                 y_bar_[(slice(None), *(slice(start, start + n) for (_, start), n in zip(tap, counts, strict=True)))],
@@ -143,7 +143,7 @@ def _by_blocks(form: Form, x: jax.Array, y_bar: jax.Array) -> jax.Array:
         return [a + term for a, term in zip(partial_sums, block(t), strict=True)], None
 
     zeros = [jnp.zeros(term.shape, term.dtype) for term in jax.eval_shape(block, 0)]
-    partial_sums, _ = lax.scan(add, _sharding.align_varying((zeros, x, y_bar))[0], jnp.arange(blocks))
+    partial_sums, _ = lax.scan(add, _mesh.align_varying((zeros, x, y_bar))[0], jnp.arange(blocks))
     return jnp.stack([_sum_positions(a) for a in partial_sums])
 
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxseq import _precision, _sharding, _sizes
+from jaxseq import _mesh, _precision, _sizes
 from jaxseq._correlation import _taps
 from jaxseq._correlation._form import Form
 
@@ -23,7 +23,7 @@ _SPACE = ("", "W", "HW", "DHW")
 
 def to_output(form: Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Return y of (1)."""
-    if _sharding.may_have_idle_axis(form.geometry.partitioning, x, kernel):
+    if _mesh.may_have_idle_axis(form.geometry.partitioning, x, kernel):
         return _taps.to_output(form, x, kernel)
     return _correlate(
         x,
@@ -38,7 +38,7 @@ def to_output(form: Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 def to_input(form: Form, kernel: jax.Array, y_bar: jax.Array) -> jax.Array:
     """Return x̄ of (2)."""
-    if _sharding.may_have_idle_axis(form.geometry.partitioning, kernel, y_bar):
+    if _mesh.may_have_idle_axis(form.geometry.partitioning, kernel, y_bar):
         return _taps.to_input(form, kernel, y_bar)
     g = form.geometry.groups
     w = jnp.flip(kernel, range(len(form.kernel_size)))  # (*K, I', g O')
@@ -57,7 +57,7 @@ def to_input(form: Form, kernel: jax.Array, y_bar: jax.Array) -> jax.Array:
 
 def to_kernel(form: Form, x: jax.Array, y_bar: jax.Array) -> jax.Array:
     """Return w̄ of (3), with the channel of x as the batch and the batch as the contracted channel."""
-    if _sharding.may_have_idle_axis(form.geometry.partitioning, x, y_bar):
+    if _mesh.may_have_idle_axis(form.geometry.partitioning, x, y_bar):
         return _taps.to_kernel(form, x, y_bar)
     geometry, space = form.geometry, _SPACE[len(form.kernel_size)]
     correlate = partial(
@@ -116,7 +116,7 @@ def _correlate(
     parts = [part for part in map(_overlap, *sizes, padding, spread, stride, dilation) if part]
     if len(parts) < axes:  # nothing overlaps along some axis
         y = jax.eval_shape(partial(conv, padding=padding, lhs_dilation=spread), x, w)
-        return _sharding.align_varying((jnp.zeros(y.shape, y.dtype), x, w))[0]
+        return _mesh.align_varying((jnp.zeros(y.shape, y.dtype), x, w))[0]
     x = _slice(x, at_x, [part.rows for part in parts])
     w = _slice(w, at_w, [part.taps for part in parts])
     padding = [part.padding for part in parts]

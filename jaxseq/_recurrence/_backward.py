@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxseq import _dense, _precision, _sharding, _sizes, _time
+from jaxseq import _dense, _precision, _sizes, _time
 from jaxseq._recurrence._cell import (
     Cell,
     Inputs,
@@ -62,7 +62,7 @@ def backward(cell: Cell, options: Options, inputs: Inputs, residuals: Residuals,
     s_bar, ys_bar = cotangents
     s_bar = _precision.cast(s_bar, acc)
     zero_state = jax.tree.map(jnp.zeros_like, s_bar)
-    w_bar = _sharding.zeros_like(_precision.cast(inputs.floats[0], acc))
+    w_bar = jax.tree.map(jnp.zeros_like, _precision.cast(inputs.floats[0], acc))
     plan = make_plan(cell, options, inputs)
     main, *rest = plan.blocks
     view, *rest_view = _views(options, [main, *rest], inputs, residuals, ys_bar)
@@ -160,7 +160,7 @@ def _views(
 
 def _zeros_of_view(view: _View) -> jax.Array:
     """Return zeros with the shape of x̄, in the dtype of the accumulator."""
-    return _sharding.zeros_like(view.xs.astype(_precision.accumulator(view.xs.dtype)))
+    return jnp.zeros_like(view.xs.astype(_precision.accumulator(view.xs.dtype)))
 
 
 def _backward_stage(

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxseq import _checks, _precision, _sharding, _sizes, _time
-from jaxseq._recurrence import _devices
+from jaxseq import _checks, _mesh, _precision, _sizes, _time
+from jaxseq._distributed import _recurrence as _devices
+from jaxseq._distributed import _sharding
 from jaxseq._recurrence._cell import MAPS, Cell, Inputs, State, Weights, h_of
 from jaxseq._recurrence._forward import forward_without_residuals
 from jaxseq._recurrence._inspect import inspect
@@ -54,7 +55,7 @@ def sequence(
     lengths, resets = _devices.place_masks_like(xs, axis, lengths, resets)
     valid, reset, last = _time.masks(options, steps, lengths, resets)
     zoned_out = _fully_zoned_out(zoneout, features)
-    xs_sharding, reverse = _sharding.explicit_sharding(xs), lambda tree: tree
+    xs_sharding, reverse = _mesh.explicit_sharding(xs), lambda tree: tree
     if options.reverse and lengths is not None and options.truncation is not None:
         # Windows start at the first processed step of each sequence, the last one within its length.
         options = options._replace(reverse=False)

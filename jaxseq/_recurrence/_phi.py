@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxseq import _checks, _precision, _sharding, _time
+from jaxseq import _checks, _mesh, _precision, _time
 from jaxseq._recurrence._cell import Cell, Gates, State, Weights, h_of
 from jaxseq.linear_maps import Dense
 
@@ -90,7 +90,7 @@ def with_pullback(cell: Cell, features: int) -> Cell:
             v = jax.eval_shape(lambda *args: inner[0](_inner(cell, inner[0], *args)[1]), a, s_prev, *p)
             f = lambda *args: _inner(cell, inner[0], *args[:-1], zero=args[-1])  # noqa: E731
             # The zero must vary over devices like the rest, or JAX sums v̄ over devices at every step.
-            zero, _ = _sharding.align_varying((jnp.zeros(v.shape, v.dtype), s_prev))
+            zero, _ = _mesh.align_varying((jnp.zeros(v.shape, v.dtype), s_prev))
             _, pull, q = jax.vjp(f, a, s_prev, *p, zero, has_aux=True)
             *found, v_bar = pull(s_bar)
             return *found, (q, v_bar)

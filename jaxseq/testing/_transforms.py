@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
-from jaxseq._sharding import align_varying
+from jaxseq._mesh import align_varying
 from jaxseq._types import ArrayOrScalar
 from jaxseq.testing import _point
 from jaxseq.testing._compare import largest

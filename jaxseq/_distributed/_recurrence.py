@@ -19,8 +19,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxseq import _sharding, _time
-from jaxseq._carry_across_shards import carry_across_shards, from_one, is_first
+from jaxseq import _mesh, _time
+from jaxseq._distributed import _sharding
+from jaxseq._distributed._carry_across_shards import carry_across_shards, from_one, is_first
 from jaxseq._recurrence._cell import Cell, Inputs, State, h_of
 from jaxseq._time import Options
 
@@ -29,7 +30,7 @@ Rule = Callable[[Cell, Options, Inputs], tuple[State, jax.Array]]
 
 def run(rule: Any, cell: Cell, options: Options, batch: int, inputs: Inputs) -> tuple[State, jax.Array]:
     """Run `rule` with `batch` batch axes and the shardings that the module docstring describes."""
-    inputs = _align_inputs(_sharding.align_varying(inputs), batch, options.axis)
+    inputs = _align_inputs(_mesh.align_varying(inputs), batch, options.axis)
     weights, carry, xs, _, _, zoneout, _ = inputs
     of_features = [(a, slice(None)) for a in jax.tree.leaves(weights._replace(recurrent_dropout_mask=None))]
     of_features += [(a, slice(batch, None)) for a in jax.tree.leaves((weights.recurrent_dropout_mask, carry))]
@@ -37,9 +38,9 @@ def run(rule: Any, cell: Cell, options: Options, batch: int, inputs: Inputs) -> 
     names = frozenset().union(*(_sharding.sharded_axes(a, axes) for a, axes in of_features))
     if not _time_shards_fit(options, xs):
         names |= _sharding.sharded_axes(xs, options.axis)
-    xs_sharding = _sharding.explicit_sharding(xs)
+    xs_sharding = _mesh.explicit_sharding(xs)
     of_ys = xs_sharding and _sharding.with_feature_sharding(xs_sharding, h_of(carry), xs.ndim - batch - 1)
-    results = jax.tree.map(_sharding.explicit_sharding, carry), of_ys
+    results = jax.tree.map(_mesh.explicit_sharding, carry), of_ys
     result: tuple[State, jax.Array] = _sharding.with_auto_axes(
         partial(_run_on_time_shards, rule, cell, options), names, results
     )(inputs)
@@ -48,7 +49,7 @@ def run(rule: Any, cell: Cell, options: Options, batch: int, inputs: Inputs) -> 
 
 def place_masks_like(xs: jax.Array, axis: int, lengths: Any, resets: Any) -> tuple[Any, Any]:
     """Return lengths and resets, the input of the masks, with batch sharded like that of xs and time not sharded."""
-    xs_sharding = _sharding.explicit_sharding(xs)
+    xs_sharding = _mesh.explicit_sharding(xs)
     if xs_sharding is None:
         return lengths, resets
     place = lambda a, s: None if a is None else _sharding.reshard(a, _sharding.leading_axes(s, a.ndim))  # noqa: E731
@@ -58,7 +59,7 @@ def place_masks_like(xs: jax.Array, axis: int, lengths: Any, resets: Any) -> tup
 
 def _align_inputs(inputs: Inputs, batch: int, axis: int) -> Inputs:
     weights, carry, xs, valid, reset, zoneout, zoned_out = inputs
-    xs_sharding = _sharding.explicit_sharding(xs)
+    xs_sharding = _mesh.explicit_sharding(xs)
     if xs_sharding is None:
         return inputs
     features = xs.ndim - batch - 1
@@ -92,7 +93,7 @@ def _run_on_time_shards(rule: Rule, cell: Cell, options: Options, inputs: Inputs
     names, steps = _sharding.mesh_axes_of(xs, axis), xs.shape[axis]
 
     def run(inputs: Inputs) -> tuple[State, jax.Array]:
-        inputs = _sharding.align_varying(inputs)
+        inputs = _mesh.align_varying(inputs)
         static = _with_partitioning(cell, options, inputs)
         run_shard = lambda carry: rule(*static, inputs._replace(carry=carry))  # noqa: E731
         if not names:
@@ -110,7 +111,7 @@ def _run_on_time_shards(rule: Rule, cell: Cell, options: Options, inputs: Inputs
 
 def _with_partitioning(cell: Cell, options: Options, inputs: Inputs) -> tuple[Cell, Options]:
     """Return both with what the compiler may do with the arrays of the rule, whose axes differ from those of the op."""
-    known = _sharding.partitioning(inputs)
+    known = _mesh.partitioning(inputs)
     maps = {name: getattr(cell, name).with_partitioning(known) for name in ("input", "recurrent")}
     return cell._replace(**maps), options._replace(partitioning=known)
 

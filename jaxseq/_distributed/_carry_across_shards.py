@@ -23,7 +23,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxseq import _checks, _sharding
+from jaxseq import _checks, _mesh
+from jaxseq._distributed import _sharding
 
 State = TypeVar("State")
 Names = str | tuple[str, ...]
@@ -89,7 +90,7 @@ def carry_across_shards(
     devices = lax.axis_size(names)
     rounds = devices - 1 if rounds is None else min(devices - 1, _checks.integer("rounds", rounds, at_least=1))
     reverse = _checks.boolean("reverse", reverse)
-    carry, _ = _sharding.align_varying((carry, lax.axis_index(names)))
+    carry, _ = _mesh.align_varying((carry, lax.axis_index(names)))
     first, offset = is_first(names, reverse=reverse), -1 if reverse else 1
 
     def one_round(start: State, _: None) -> tuple[State, None]:

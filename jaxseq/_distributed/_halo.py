@@ -27,7 +27,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxseq import _checks, _sharding
+from jaxseq import _checks
+from jaxseq._distributed import _sharding
 from jaxseq._geometry import Geometry
 
 

@@ -71,10 +71,11 @@ fuzz: $(VENV)/.frameworks $(VENV)/.test  ## run the fuzz tests: hours, with fixe
 mutants: $(VENV)/.peers $(VENV)/.test  ## run mutation tests: about an hour
 	$(BIN)/python tests/mutation/run_mutants.py $(ARGS)
 
-lint: $(VENV)/.dev  ## check style and types
+lint: $(VENV)/.dev  ## check style, types and imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports --no-cache --no-logo
 
 bench: $(VENV)/.bench  ## run the benchmarks of docs/measured.md
 	$(BIN)/python -m benchmarks.recurrence $(ARGS)

@@ -430,6 +430,7 @@ def learn(
     optimizer: Any,
     measure: Callable[[Any], Any],
     curve: dict[str, Any],
+    *,
     save: Callable[[int, Training], None] | None = None,
 ) -> tuple[Training, int]:
     """Train, and append to `curve`. Return the training state and the number of the signal that stopped it, or 0."""
@@ -501,9 +502,8 @@ def run(
 
     going = time.perf_counter()
     with checkpoints or nullcontext():
-        training, stop = learn(
-            options, training, text, optimizer, measure, curve, save_checkpoint if checkpoints else None
-        )
+        save = save_checkpoint if checkpoints else None
+        training, stop = learn(options, training, text, optimizer, measure, curve, save=save)
     if stop:
         raise Stopped(stop)
     seconds, model = time.perf_counter() - going, training.model

@@ -1,8 +1,9 @@
 """`recurrence` and `recurrence_cell`: the recurrence of any `jaxseq.Cell`."""
 
-from typing import Any, Unpack
+from typing import Unpack
 
-from jaxtyping import Array, Float
+from jax.lax import PrecisionLike
+from jaxtyping import Array, Float, PyTree
 
 from jaxseq import _checks, _recurrence, linear_maps
 from jaxseq._op import op
@@ -14,11 +15,11 @@ from jaxseq._types import AnyArray
 @op
 def recurrence(
     cell: Cell,
-    params: Any,
-    carry: Any | None,
+    params: PyTree,
+    carry: PyTree | None,
     xs: Float[AnyArray, "*time_batch_and_space D"],
     **time: Unpack[TimeOptions],
-) -> tuple[Any, Float[Array, "*time_batch_and_outputs H"]]:
+) -> tuple[PyTree, Float[Array, "*time_batch_and_outputs H"]]:
     r"""Apply a cell to a sequence: a user-defined cell, or one of `jaxseq.cells`.
 
     $$u_t = L_x(x_t) + b_x, \qquad r_t = L_h(h_{t-1}) + b_h, \qquad
@@ -69,8 +70,13 @@ def recurrence(
 
 @op
 def recurrence_cell(
-    cell: Cell, params: Any, carry: Any | None, x: Float[AnyArray, "*batch_and_space D"], *, precision: Any = None
-) -> tuple[Any, Float[Array, "*batch_and_outputs H"]]:
+    cell: Cell,
+    params: PyTree,
+    carry: PyTree | None,
+    x: Float[AnyArray, "*batch_and_space D"],
+    *,
+    precision: PrecisionLike = None,
+) -> tuple[PyTree, Float[Array, "*batch_and_outputs H"]]:
     """Apply one step of `recurrence`. `partial(recurrence_cell, cell, params)` is a body for `jax.lax.scan`.
 
     Args:
@@ -101,7 +107,7 @@ def recurrence_cell(
     return _recurrence.one_step(_cell(cell), params, carry, x, precision=precision)
 
 
-def _cell(cell: Any) -> Cell:
+def _cell(cell: object) -> Cell:
     """Return `cell` if its fields are consistent. The results of its functions are checked when they are traced."""
     if not isinstance(cell, Cell):
         _checks.bad_type("cell", "a jaxseq.Cell", _checks.describe(cell))

@@ -7,11 +7,13 @@ are non-zero and all sizes differ, because zero biases and square weights hide w
 from collections.abc import Callable, Mapping
 from functools import partial, wraps
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import PRNGKeyArray, PyTree
 
 from jaxseq import cells, linear_maps, reference
 from jaxseq._any_cell import recurrence, recurrence_cell
@@ -27,6 +29,13 @@ from jaxseq._rnn import RNNParams, rnn, rnn_cell
 from jaxseq._scan import scan
 from jaxseq._separable import depthwise_conv, separable_conv
 
+# A function of arrays and trees of arrays: an op with its options, or its reference implementation.
+Op = Callable[..., PyTree]
+# Positional arguments of an op.
+Args = tuple[PyTree, ...]
+# `(key, *, dtype, batch, length, width=1) -> args`, random arguments.
+Example = Callable[..., Args]
+
 
 class Variant(NamedTuple):
     """One way to call an op.
@@ -41,14 +50,16 @@ class Variant(NamedTuple):
         call: turns an op that takes a function into a function of arrays.
     """
 
-    example: Callable[..., tuple[Any, ...]]
+    example: Example
     options: Mapping[str, Any]
     arrays: tuple[str, ...] = ()
-    first: tuple[Any, ...] = ()
-    first_of_reference: tuple[Any, ...] | None = None
-    call: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None
+    first: tuple[object, ...] = ()
+    first_of_reference: tuple[object, ...] | None = None
+    call: Callable[[Op], Op] | None = None
 
-    def arguments(self, key: Any, *, dtype: Any = jnp.float32, batch: tuple[int, ...] = (2,), length: int = 7) -> tuple:
+    def arguments(
+        self, key: PRNGKeyArray, *, dtype: DTypeLike = jnp.float32, batch: tuple[int, ...] = (2,), length: int = 7
+    ) -> Args:
         """Return random arguments for the op and its reference implementation."""
         return self.example(key, dtype=dtype, batch=batch, length=length)
 
@@ -57,7 +68,7 @@ class Variant(NamedTuple):
         groups = {"groups": self.options["groups"] * width} if "groups" in self.options else {}
         return self._replace(example=partial(self.example, width=width), options={**self.options, **groups})
 
-    def bound(self, f: Callable[..., Any]) -> Callable[..., Any]:
+    def bound(self, f: Op) -> Op:
         """Return the op or its reference implementation with these options, as a function of the arguments only."""
         of_reference = self.first_of_reference is not None and f.__module__.startswith(reference.__name__)
         first = self.first_of_reference if of_reference else self.first
@@ -65,11 +76,11 @@ class Variant(NamedTuple):
         return partial(_by_position(f, self.arrays) if self.arrays else f, *(first or ()), **self.options)
 
 
-def _by_position(f: Callable[..., Any], names: tuple[str, ...]) -> Callable[..., Any]:
+def _by_position(f: Op, names: tuple[str, ...]) -> Op:
     """Return `f` with the last arguments passed by the given names."""
 
     @wraps(f)
-    def call(*args: Any, **options: Any) -> Any:
+    def call(*args: PyTree, **options: Any) -> PyTree:
         first = len(args) - len(names)
         arrays = dict(zip(names, args[first:], strict=True))
         if "lengths" in arrays:  # a caller that shortens xs does not change the integers
@@ -96,18 +107,18 @@ class Case(NamedTuple):
             by tracing. Among variants with the same coverage, the cheapest to compile is listed.
     """
 
-    op: Callable[..., Any]
-    reference: Callable[..., Any]
+    op: Op
+    reference: Op
     variants: Mapping[str, Variant]
     quick: tuple[str, ...]
 
 
-def _generator(key: Any) -> np.random.Generator:
+def _generator(key: PRNGKeyArray) -> np.random.Generator:
     """Return a NumPy generator: `jax.random` compiles a program per shape, which takes longer than most checks."""
     return np.random.default_rng(np.asarray(jax.random.key_data(key)))
 
 
-def _normals(generator: np.random.Generator, dtype: Any) -> Callable[..., jax.Array]:
+def _normals(generator: np.random.Generator, dtype: DTypeLike) -> Callable[..., jax.Array]:
     """Return `draw(*shape, scale=1)`, which draws normal arrays of standard deviation 0.5 times the scale.
 
     `jnp.asarray` compiles a program for each shape; `jax.device_put` does not.
@@ -133,9 +144,9 @@ def _wide_kernel(kernel: tuple[int, ...], groups: int, width: int) -> tuple[tupl
 
 
 def _conv_example(
-    key: Any,
+    key: PRNGKeyArray,
     *,
-    dtype: Any,
+    dtype: DTypeLike,
     batch: tuple[int, ...],
     length: int,
     kernel: tuple[int, ...],
@@ -143,7 +154,7 @@ def _conv_example(
     bias: bool = True,
     transposed: bool = False,
     width: int = 1,
-) -> tuple[Any, ...]:
+) -> Args:
     draw = _normals(_generator(key), dtype)
     kernel, groups = _wide_kernel(kernel, groups, width)
     space, (c_in, c_out) = (length, 6, 5)[: len(kernel) - 2], (kernel[-2] * groups, kernel[-1])
@@ -154,9 +165,9 @@ def _conv_example(
 
 
 def _separable_example(
-    key: Any,
+    key: PRNGKeyArray,
     *,
-    dtype: Any,
+    dtype: DTypeLike,
     batch: tuple[int, ...],
     length: int,
     kernel_size: tuple[int, ...],
@@ -165,7 +176,7 @@ def _separable_example(
     c_out: int | None,
     bias: bool,
     width: int = 1,
-) -> tuple[Any, ...]:
+) -> Args:
     draw, axes = _normals(_generator(key), dtype), len(kernel_size)
     c_in, c_middle, c_out = c_in * width, c_middle * width, c_out and c_out * width
     kernels = [draw(*kernel_size, 1, c_middle)] + ([draw(*(1,) * axes, c_middle, c_out)] if c_out else [])
@@ -174,9 +185,9 @@ def _separable_example(
 
 
 def _causal_example(
-    key: Any,
+    key: PRNGKeyArray,
     *,
-    dtype: Any,
+    dtype: DTypeLike,
     batch: tuple[int, ...],
     length: int,
     kernel: tuple[int, int, int],
@@ -186,7 +197,7 @@ def _causal_example(
     carry: bool,
     resets: bool,
     width: int = 1,
-) -> tuple[Any, ...]:
+) -> Args:
     wide, groups = _wide_kernel(kernel, groups, width)
     generator, (taps, per_in, c_out) = _generator(key), wide
     draw = _normals(generator, dtype)
@@ -201,9 +212,9 @@ def _causal_example(
 
 
 def _recurrence_example(
-    key: Any,
+    key: PRNGKeyArray,
     *,
-    dtype: Any,
+    dtype: DTypeLike,
     batch: tuple[int, ...],
     length: int,
     params: type,
@@ -220,7 +231,7 @@ def _recurrence_example(
     width: int = 1,
     more_blocks: tuple[str, ...] = (),
     positive: tuple[str, ...] = (),
-) -> tuple[Any, ...]:
+) -> Args:
     """Return random `(params, carry, x, *masks)` for a recurrence of input size 3 and hidden size 5.
 
     `shapes`, `features` and `states` override the shapes of parameters, x and carry. `width` multiplies channels,
@@ -241,12 +252,12 @@ def _recurrence_example(
         wide = tuple(n * width if axis >= len(shape) - 2 and n > 1 else n for axis, n in enumerate(shape))
         return draw(*wide, scale=width**-0.5 if len(shape) > 1 else 1.0)
 
-    fields: Any = params._fields  # type: ignore[attr-defined]
+    fields: tuple[str, ...] = params._fields  # type: ignore[attr-defined]
     weights = params(*(weight(f) if bias or f[:1] != "b" else None for f in fields))
     count = 1 if state is None else len(state._fields)  # type: ignore[attr-defined]
     leaves = [draw(*batch, *shape[:-1], shape[-1] * width) for shape in states or ((H,),) * count]
     features = (*features[:-1], features[-1] * width)
-    first: Any = leaves[0] if state is None else state(*leaves)
+    first: PyTree = leaves[0] if state is None else state(*leaves)
     for field in positive:
         first = first._replace(**{field: jnp.abs(getattr(first, field))})
     sizes = (*batch, length) if batch_first else (length, *batch)
@@ -265,7 +276,9 @@ def _recurrence_example(
     return weights, first if carry else None, x, *(jax.tree.map(jax.device_put, drawn[name]) for name in masks)
 
 
-def _zoneout_mask(generator: np.random.Generator, sizes: tuple[int, ...], state: Any) -> Any:
+def _zoneout_mask(
+    generator: np.random.Generator, sizes: tuple[int, ...], state: PyTree[jax.Array]
+) -> PyTree[np.ndarray]:
     """Draw a boolean mask for each leaf (*batch, *features) of a state. `sizes` are the time and batch axes."""
     leaves, structure = jax.tree.flatten(state)
     shapes = [(*sizes, *leaf.shape[len(sizes) - 1 :]) for leaf in leaves]
@@ -273,7 +286,7 @@ def _zoneout_mask(generator: np.random.Generator, sizes: tuple[int, ...], state:
 
 
 def _conv_variants(transposed: bool) -> dict[str, Variant]:
-    def variant(kernel: tuple[int, ...], *, groups: int = 1, bias: bool = True, **options: Any) -> Variant:
+    def variant(kernel: tuple[int, ...], *, groups: int = 1, bias: bool = True, **options: object) -> Variant:
         example = partial(_conv_example, kernel=kernel, groups=groups, bias=bias, transposed=transposed)
         return Variant(example, {**options, **({"groups": groups} if groups > 1 else {})})
 
@@ -317,7 +330,7 @@ def _conv_variants(transposed: bool) -> dict[str, Variant]:
 
 def _separable_variants(pointwise: bool) -> dict[str, Variant]:
     def variant(
-        kernel_size: tuple[int, ...], c_in: int, c_middle: int, *, bias: bool = True, **options: Any
+        kernel_size: tuple[int, ...], c_in: int, c_middle: int, *, bias: bool = True, **options: object
     ) -> Variant:
         example = partial(
             _separable_example,
@@ -356,10 +369,10 @@ def _causal_variants() -> dict[str, Variant]:
     }
 
 
-def _time_variants(example: Callable[..., tuple], **options: Any) -> dict[str, Variant]:
+def _time_variants(example: Example, **options: object) -> dict[str, Variant]:
     """Return variants of a recurrence that cover the time options."""
 
-    def variant(*masks: str, **more: Any) -> Variant:
+    def variant(*masks: str, **more: object) -> Variant:
         batch_first = more.get("time_axis", 0) == 1
         return Variant(partial(example, masks=masks, batch_first=batch_first), {**options, **more}, masks)
 
@@ -381,29 +394,29 @@ def _time_variants(example: Callable[..., tuple], **options: Any) -> dict[str, V
     }
 
 
-def _step_variants(example: Callable[..., tuple], **options: Any) -> dict[str, Variant]:
+def _step_variants(example: Example, **options: object) -> dict[str, Variant]:
     """Return variants of a single step, all with a carry: from a zero carry, w_h gets no gradient to check."""
     step = partial(example, time=False)
     return {"plain": Variant(step, options), "no bias": Variant(partial(step, bias=False), options)}
 
 
 def _layers_example(
-    key: Any,
+    key: PRNGKeyArray,
     *,
-    dtype: Any,
+    dtype: DTypeLike,
     batch: tuple[int, ...],
     length: int,
-    layers: tuple[Any, ...],
+    layers: tuple[PyTree[Example], ...],
     masks: tuple[str, ...] = (),
     width: int = 1,
-) -> tuple[Any, ...]:
+) -> Args:
     """Return random arguments for several layers, the first with input size 3.
 
     `layers` are the examples of the single layers, nested as the layers are.
     """
     sizes = {"dtype": dtype, "batch": batch, "length": length, "width": width}
 
-    def of(layers: Any, key: Any) -> tuple[Any, Any]:
+    def of(layers: tuple[PyTree[Example], ...], key: PRNGKeyArray) -> tuple[list[PyTree], list[PyTree]]:
         keys = jax.random.split(key, len(layers))
         found = [
             of(layer, k) if isinstance(layer, tuple) else layer(k, **sizes)
@@ -440,7 +453,7 @@ def _conv_recurrence_variants(params: type, gates: int, state: type | None, *, t
         *masks: str,
         bias: bool = True,
         carry: bool = True,
-        **options: Any,
+        **options: object,
     ) -> Variant:
         example = partial(
             _recurrence_example,
@@ -473,14 +486,14 @@ def _conv_recurrence_variants(params: type, gates: int, state: type | None, *, t
 class _LeakyParams(NamedTuple):
     """Parameters of the user-defined cell `_LEAKY`."""
 
-    w_x: Any
-    w_h: Any
-    b: Any
-    rate: Any
-    gain: Any
+    w_x: jax.Array
+    w_h: jax.Array
+    b: jax.Array
+    rate: jax.Array
+    gain: jax.Array
 
 
-def _leaky_step(a: Any, h: Any, p: _LeakyParams) -> Any:
+def _leaky_step(a: tuple[jax.Array], h: jax.Array, p: _LeakyParams) -> jax.Array:
     rate, gain = jnp.expand_dims(jax.nn.sigmoid(p.rate), range(h.ndim - 1)), p.gain
     return (1 - rate) * h + rate * jnp.tanh(gain * a[0])
 
@@ -488,20 +501,25 @@ def _leaky_step(a: Any, h: Any, p: _LeakyParams) -> Any:
 class _TwiceParams(NamedTuple):
     """Parameters of the user-defined cell `_TWICE`, which has a product inside the step and two leaves of state."""
 
-    w_x: Any
-    w_h: Any
-    b_x: Any
-    b_h: Any
-    w_q: Any
-    rate: Any
+    w_x: jax.Array
+    w_h: jax.Array
+    b_x: jax.Array
+    b_h: jax.Array
+    w_q: jax.Array
+    rate: jax.Array
 
 
 class _TwiceState(NamedTuple):
-    h: Any
-    s: Any
+    h: jax.Array
+    s: jax.Array
 
 
-def _twice_step(a: Any, state: _TwiceState, p: _TwiceParams, L: Any) -> _TwiceState:
+def _twice_step(
+    a: tuple[tuple[jax.Array, jax.Array], jax.Array],
+    state: _TwiceState,
+    p: _TwiceParams,
+    L: Callable[[jax.Array], jax.Array],
+) -> _TwiceState:
     (u, r), v = a
     s = jnp.expand_dims(p.rate, range(v.ndim - 1)) * state.s + jnp.tanh(u * r)
     return _TwiceState(jnp.sin(L(s * v)) + state.h, s)
@@ -513,19 +531,36 @@ _TWICE = Cell(
 )
 
 
+class _Sizes(TypedDict, total=False):
+    """Options of `_recurrence_example` that differ between cells."""
+
+    gates: int
+    state: type
+    shapes: Mapping[str, tuple[int, ...]]
+    features: tuple[int, ...]
+    states: tuple[tuple[int, ...], ...]
+    more_blocks: tuple[str, ...]
+    positive: tuple[str, ...]
+
+
 def _cell_variants(*, time: bool) -> dict[str, Variant]:
     """Return variants for two user-defined cells and every cell of `jaxseq.cells` without a dedicated op.
 
     Each cell has one combination of time options, in turn.
     """
-    lstm, H = {"gates": 4, "state": LSTMState}, (5,)
+    lstm: _Sizes = {"gates": 4, "state": LSTMState}
+    H = (5,)
     norm = dict.fromkeys(("gain_x", "gain_h", "shift", "shift_x", "shift_h"))
-    known: dict[str, tuple[Cell, dict[str, Any]]] = {
+    known: dict[str, tuple[Cell, _Sizes]] = {
         "leaky": (_LEAKY, {"shapes": {"rate": H, "gain": ()}}),
         "twice": (
             _TWICE,
-            {"gates": 2, "state": _TwiceState, "states": ((4,), H)}
-            | {"shapes": {"w_h": (4, 5), "b_h": H, "w_q": (5, 4), "rate": H}},
+            {
+                "gates": 2,
+                "state": _TwiceState,
+                "states": ((4,), H),
+                "shapes": {"w_h": (4, 5), "b_h": H, "w_q": (5, 4), "rate": H},
+            },
         ),
         "peephole_lstm": (cells.peephole_lstm, {**lstm, "shapes": dict.fromkeys(("p_i", "p_f", "p_o"), H)}),
         "projected_lstm": (
@@ -542,15 +577,21 @@ def _cell_variants(*, time: bool) -> dict[str, Variant]:
         "indrnn": (cells.indrnn, {"shapes": {"w_h": (1, 5)}}),
         "slstm": (
             cells.slstm,
-            {"gates": 4, "state": cells.SLSTMState, "states": ((6,),) * 4, "more_blocks": ("w_h",), "positive": ("n",)}
-            | {"shapes": {"w_x": (3, 24), "w_h": (2, 3, 4, 3), "b": (24,)}},
+            {
+                "gates": 4,
+                "state": cells.SLSTMState,
+                "states": ((6,),) * 4,
+                "more_blocks": ("w_h",),
+                "positive": ("n",),
+                "shapes": {"w_x": (3, 24), "w_h": (2, 3, 4, 3), "b": (24,)},
+            },
         ),
         "lstm from a convolution": (
             cells.lstm._replace(name="lstm from a convolution", input=linear_maps.Conv(), recurrent=linear_maps.Conv()),
             {**lstm, "shapes": _kernels(4, 2), "features": (4, 2), "states": ((4, 3),) * 2},
         ),
     }
-    options: list[tuple[tuple[str, ...], dict[str, Any]]] = [
+    options: list[tuple[tuple[str, ...], dict[str, object]]] = [
         (("resets",), {"truncation": 3, "reverse": True}),
         (("lengths",), {"checkpoint": 3}),
         ((), {"truncation": (2, 3)}),
@@ -570,11 +611,11 @@ def _cell_variants(*, time: bool) -> dict[str, Variant]:
 class _Leaky(NamedTuple):
     """State of `_scan_step`."""
 
-    h: Any
-    slow: Any
+    h: jax.Array
+    slow: jax.Array
 
 
-def _scan_step(params: RNNParams, s: _Leaky, x: Any) -> tuple[_Leaky, Any]:
+def _scan_step(params: RNNParams, s: _Leaky, x: jax.Array) -> tuple[_Leaky, tuple[jax.Array, jax.Array]]:
     h = jnp.tanh(x @ params.w_x + s.h @ params.w_h + jnp.broadcast_to(jnp.asarray(params.b), s.h.shape))
     slow = 0.8 * s.slow + jnp.sin(h)
     return _Leaky(h * slow, slow), (h - s.slow, jnp.sum(s.h * h, -1))
@@ -583,15 +624,15 @@ def _scan_step(params: RNNParams, s: _Leaky, x: Any) -> tuple[_Leaky, Any]:
 def _scan_variants() -> dict[str, Variant]:
     """Return variants of a step that closes over the parameters it is differentiated with respect to."""
 
-    def example(key: Any, *, dtype: Any, batch: tuple[int, ...], length: int, width: int = 1) -> tuple[Any, ...]:
+    def example(key: PRNGKeyArray, *, dtype: DTypeLike, batch: tuple[int, ...], length: int, width: int = 1) -> Args:
         draw, D, H = _normals(_generator(key), dtype), 3 * width, 5 * width
         params = RNNParams(draw(D, H, scale=width**-0.5), draw(H, H, scale=width**-0.5), draw(H))
         return params, _Leaky(draw(*batch, H), draw(*batch, H)), draw(length, *batch, D)
 
-    def call(scan: Callable[..., Any]) -> Callable[..., Any]:
+    def call(scan: Op) -> Op:
         return wraps(scan)(lambda params, init, xs, **options: scan(partial(_scan_step, params), init, xs, **options))
 
-    options: dict[str, dict[str, Any]] = {
+    options: dict[str, dict[str, object]] = {
         "truncation": {"truncation": 3},
         "plain": {"reverse": True},
         "checkpoint": {"checkpoint": 3},

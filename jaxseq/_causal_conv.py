@@ -36,37 +36,25 @@ every tap, so memory does not grow with the kernel size.
 from collections.abc import Callable
 from functools import partial
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Inexact
 
-from jaxseq import _checks, _conv, _correlation, _dense, _geometry, _mesh, _precision, _time
-from jaxseq._cotangents import as_jax_arrays
+from jaxseq import _checks, _conv, _dense, _geometry, _mesh, _precision, _time
+from jaxseq._correlation import Contraction, Form, contract
+from jaxseq._distributed import _conv as _distributed
 from jaxseq._distributed import _sharding
-from jaxseq._distributed._carry_across_shards import carry_across_shards, from_one, is_first
 from jaxseq._geometry import Geometry
-from jaxseq._mesh import Partitioning
 from jaxseq._op import op
 from jaxseq._transpose_hint import hint_at_transpose
 from jaxseq._types import AnyArray
+from jaxseq.tuning import used_for_convolutions
 
-
-class Options(NamedTuple):
-    """Static options of the rule. Hashable."""
-
-    dilation: int
-    groups: int
-    precision: Any
-    method: str
-    partitioning: Partitioning = Partitioning()
-
-    @property
-    def geometry(self) -> Geometry:
-        """The geometry of the convolution of z."""
-        return Geometry((1,), ((0, 0),), (self.dilation,), self.groups, self.method, self.partitioning)
+# carry, x, kernel, bias, resets
+Operands = tuple[jax.Array, jax.Array, jax.Array, jax.Array | None, jax.Array | None]
 
 
 # --- Custom rule: carry (B, P, C_in), x (B, T, C_in), kernel (K, C_in/g, C_out). B is any axes with resets (*B, T) ---
@@ -74,52 +62,51 @@ class Options(NamedTuple):
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _causal_conv(
-    options: Options,
+    form: Form,
     carry: jax.Array,
     x: jax.Array,
     kernel: jax.Array,
     bias: jax.Array | None,
     resets: jax.Array | None,
 ) -> jax.Array:
-    return apply(options, carry, x, kernel, bias, resets)
+    return _fwd(form, carry, x, kernel, bias, resets)[0]
 
 
-def apply(
-    options: Options,
-    carry: jax.Array,
-    x: jax.Array,
-    kernel: jax.Array,
-    bias: jax.Array | None,
-    resets: jax.Array | None,
-) -> jax.Array:
-    """Return y, in the dtype of x."""
-    z, age = _prepend_carry(carry, x), _steps_since_reset(resets, reach=carry.shape[-2])
-    if age is None:
-        y = _correlation.to_output(options.geometry, options.precision, z, kernel, x.shape[1:-1])
-    else:
-        y = _masked_output(options, z, kernel, age)
-    return _dense.add_bias(y, bias).astype(x.dtype)
-
-
-def _fwd(options: Options, *operands: Any) -> Any:
-    return apply(options, *operands), operands
-
-
-def _bwd(options: Options, operands: Any, y_bar: jax.Array) -> Any:
+def _fwd(form: Form, *operands: Any) -> tuple[jax.Array, Any]:
+    """Return y in the dtype of x, and the residuals. `form` is that of the convolution of z."""
     carry, x, kernel, bias, resets = operands
+    z, age = _prepend_carry(carry, x), _steps_since_reset(resets, reach=carry.shape[-2])
+    y = contract(Contraction.TO_OUTPUT, form, z, kernel) if age is None else _masked_output(form, z, kernel, age)
+    return _dense.add_bias(y, bias).astype(x.dtype), operands
+
+
+def _bwd(form: Form, operands: Any, y_bar: AnyArray) -> Any:
+    carry, x, kernel, bias, resets = operands
+    y_bar = jnp.asarray(y_bar)  # the pullback of `jax.vjp` passes NumPy arrays through
     z, P = _prepend_carry(carry, x), carry.shape[-2]
     age = _steps_since_reset(resets, reach=P)
     if age is None:
-        geometry, precision = options.geometry, options.precision
-        z_bar = _correlation.to_input(geometry, precision, kernel, y_bar, z.shape[1:-1])
-        w_bar = _correlation.to_kernel(geometry, precision, z, y_bar, kernel.shape[:-2])
+        z_bar = contract(Contraction.TO_INPUT, form, kernel, y_bar)
+        w_bar = contract(Contraction.TO_KERNEL, form, z, y_bar)
     else:
-        z_bar, w_bar = _masked_pullback(options, z, kernel, age, y_bar)
+        z_bar, w_bar = _masked_pullback(form, z, kernel, age, y_bar)
     b_bar = None if bias is None else _dense.pull_bias(y_bar)
     return *_precision.cast_like((z_bar[..., :P, :], z_bar[..., P:, :], w_bar, b_bar), operands[:4]), None
 
 
-_causal_conv.defvjp(_fwd, as_jax_arrays(_bwd))
+_causal_conv.defvjp(_fwd, _bwd)
+
+
+def _causal_conv_over_batch(precision: Any, geometry: Geometry, operands: Operands) -> jax.Array:
+    """Return y for any number of batch axes, on one device."""
+    carry, x, kernel, bias, resets = operands
+    batch, T, (K, in_channels, c_out) = x.shape[:-2], x.shape[-2], kernel.shape
+    form = Form(geometry, precision, (carry.shape[-2] + T,), (T,), (K,), in_channels, c_out // geometry.groups)
+    flat = resets is None and len(batch) != 1  # a convolution has one batch axis, (4) any number
+    if flat:
+        carry, x = (a.reshape(prod(batch), *a.shape[-2:]) for a in (carry, x))
+    y: Any = _causal_conv(form, carry, x, kernel, bias, resets)
+    return y.reshape(*batch, *y.shape[1:]) if flat else y
 
 
 def _new_carry(carry: jax.Array, x: jax.Array, resets: jax.Array | None) -> jax.Array:
@@ -155,26 +142,26 @@ def _steps_since_reset(resets: jax.Array | None, *, reach: int) -> jax.Array | N
 # --- The masked form (4), in a loop over taps: one program for all kernel sizes, and the memory of one tap ---
 
 
-def _masked_output(options: Options, z: jax.Array, kernel: jax.Array, age: jax.Array) -> jax.Array:
+def _masked_output(form: Form, z: jax.Array, kernel: jax.Array, age: jax.Array) -> jax.Array:
     """Return y of (4), without the bias."""
-    form, taps = _tap_product(options, z, kernel)
+    product, taps = _tap_product(form, z, kernel)
     T, time = age.shape[-1], age.ndim - 1
     P = z.shape[time] - T
 
     def step(y: jax.Array, at: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         start, w = at
         s = _time.zero_padding(P - start <= age, lax.dynamic_slice_in_dim(z, start, T, time))
-        return y + form("z,w->y", s, w), None
+        return y + product("z,w->y", s, w), None
 
     y = _zeros((*age.shape, kernel.shape[-1]), z, kernel)
-    return _scan_taps(step, y, options, taps)[0]
+    return _scan_taps(form, step, y, taps)[0]
 
 
 def _masked_pullback(
-    options: Options, z: jax.Array, kernel: jax.Array, age: jax.Array, y_bar: jax.Array
+    form: Form, z: jax.Array, kernel: jax.Array, age: jax.Array, y_bar: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Return (z̄, w̄) of (4)."""
-    form, taps = _tap_product(options, z, kernel)
+    product, taps = _tap_product(form, z, kernel)
     y_bar = y_bar.astype(_precision.promote(z, kernel))
     T, time = age.shape[-1], age.ndim - 1
     P = z.shape[time] - T
@@ -183,19 +170,19 @@ def _masked_pullback(
         start, w = at
         valid = P - start <= age
         s = _time.zero_padding(valid, lax.dynamic_slice_in_dim(z, start, T, time))
-        rows = lax.dynamic_slice_in_dim(z_bar, start, T, time) + _time.zero_padding(valid, form("y,w->z", y_bar, w))
-        return lax.dynamic_update_slice_in_dim(z_bar, rows, start, time), form("z,y->w", s, y_bar)
+        rows = lax.dynamic_slice_in_dim(z_bar, start, T, time) + _time.zero_padding(valid, product("y,w->z", y_bar, w))
+        return lax.dynamic_update_slice_in_dim(z_bar, rows, start, time), product("z,y->w", s, y_bar)
 
-    z_bar, w_bar = _scan_taps(step, _zeros(z.shape, z, kernel), options, taps)
+    z_bar, w_bar = _scan_taps(form, step, _zeros(z.shape, z, kernel), taps)
     w_bar = jnp.sum(w_bar, range(1, 1 + w_bar.ndim - taps.ndim))  # over the batch, which `_depthwise` does not sum
     return z_bar, w_bar.reshape(kernel.shape)
 
 
 def _scan_taps(
-    step: Callable[..., tuple[jax.Array, Any]], total: jax.Array, options: Options, taps: jax.Array
+    form: Form, step: Callable[..., tuple[jax.Array, Any]], total: jax.Array, taps: jax.Array
 ) -> tuple[jax.Array, Any]:
     """Run `total, term = step(total, (d k, w[k]))` for every tap k. Return the last total and all terms."""
-    starts = options.dilation * jnp.arange(taps.shape[0], dtype=jnp.int32)
+    starts = form.geometry.dilation[0] * jnp.arange(taps.shape[0], dtype=jnp.int32)
     # Without the checkpoint, a second derivative would store every s_k.
     return lax.scan(jax.checkpoint(step, prevent_cse=False), total, (starts, taps))
 
@@ -209,23 +196,26 @@ def _zeros(shape: tuple[int, ...], z: jax.Array, kernel: jax.Array) -> jax.Array
 # --- One term of (4) ---
 
 
-def _tap_product(options: Options, z: jax.Array, kernel: jax.Array) -> tuple[Callable[..., jax.Array], jax.Array]:
-    """Return the contraction of two of z, w and y to the third, `form("z,w->y", s, w)`, and the w[k] in its layout."""
-    if options.groups == z.shape[-1] == kernel.shape[-1]:
+def _tap_product(form: Form, z: jax.Array, kernel: jax.Array) -> tuple[Callable[..., jax.Array], jax.Array]:
+    """Return the contraction of two of z, w and y to the third, and the w[k] in its layout.
+
+    The contraction is called as `product("z,w->y", s, w)`.
+    """
+    if form.geometry.groups == z.shape[-1] == kernel.shape[-1]:
         return _depthwise, kernel[:, 0]
-    return partial(_grouped, options), kernel
+    return partial(_grouped, form), kernel
 
 
 def _depthwise(which: str, a: jax.Array, b: jax.Array) -> jax.Array:
     """Compute one term elementwise. The sum over the batch follows after the loop: devices communicate only once."""
     wide = _precision.accumulator(_precision.promote(a, b))
-    product = a.astype(wide) * jnp.expand_dims(b.astype(wide), range(a.ndim - b.ndim))
-    return jnp.sum(product, -2) if which == "z,y->w" else product
+    terms = a.astype(wide) * jnp.expand_dims(b.astype(wide), range(a.ndim - b.ndim))
+    return jnp.sum(terms, -2) if which == "z,y->w" else terms
 
 
-def _grouped(options: Options, which: str, a: jax.Array, b: jax.Array) -> jax.Array:
+def _grouped(form: Form, which: str, a: jax.Array, b: jax.Array) -> jax.Array:
     """Compute one term as a matrix product per group."""
-    g, common = options.groups, _precision.promote(a, b)
+    g, common = form.geometry.groups, _precision.promote(a, b)
     a, b = a.astype(common), b.astype(common)
     letters = {"z": "...i", "w": "io", "y": "...o"}
     if g > 1:  # the last axis of all three is (g, ·)
@@ -235,51 +225,10 @@ def _grouped(options: Options, which: str, a: jax.Array, b: jax.Array) -> jax.Ar
         which.translate(str.maketrans(letters)),
         a,
         b,
-        precision=options.precision,
+        precision=form.precision,
         preferred_element_type=_precision.accumulator(common),
     )
     return result.reshape(*result.shape[:-2], -1) if g > 1 else result
-
-
-# --- Sharded arrays and any number of batch axes ---
-
-
-def _run(options: Options, *operands: Any) -> tuple[jax.Array, jax.Array]:
-    """Return (carry', y).
-
-    On an explicit mesh, batch and time of all arrays are sharded as those of x, and each device computes its own shard.
-    Where time is sharded, each device starts from the carry of the previous time shard.
-    """
-    carry, x, kernel, bias, resets = _mesh.align_varying(operands)
-    x_sharding = _mesh.explicit_sharding(x)
-    if x_sharding is not None:
-        carry = _sharding.reshard(carry, _sharding.with_feature_sharding(x_sharding, carry, 2))
-        resets = None if resets is None else _sharding.reshard(resets, _sharding.leading_axes(x_sharding, x.ndim - 1))
-    kernel, bias = _sharding.unshard((kernel, bias), _sharding.sharded_axes(x, slice(-1)))
-    carry_sharding, y_sharding = _mesh.explicit_sharding(carry), _sharding.product_sharding(x, kernel)
-    groups, x, kernel, bias, y_like = _sharding.shard_by_features(options.groups, x, kernel, bias, -1)
-    options = options._replace(groups=groups, partitioning=_mesh.partitioning((carry, x, kernel, bias)))
-    if x_sharding is not None:
-        carry = _sharding.reshard(carry, _sharding.unshard_axis(jax.typeof(x).sharding, x.ndim - 2))
-    names = _sharding.mesh_axes_of(x, -2)
-
-    def run(carry: jax.Array, x: jax.Array, kernel: jax.Array, bias: Any, resets: Any) -> tuple[jax.Array, jax.Array]:
-        carry, x, resets = _mesh.align_varying((carry, x, resets))  # carry' does not depend on the kernel
-        if names and carry.size:
-            rounds = -(-carry.shape[-2] // x.shape[-2])
-            carry = carry_across_shards(lambda carry: _new_carry(carry, x, resets), carry, names, rounds=rounds)
-        last, batch = _new_carry(carry, x, resets), x.shape[:-2]
-        if names:
-            last = from_one(is_first(names, reverse=True), last, names)
-        carry, x, kernel, bias, resets = _mesh.align_varying((carry, x, kernel, bias, resets))
-        flat = resets is None and len(batch) != 1  # the convolution has one batch axis, the masked form any number
-        if flat:
-            carry, x = (a.reshape(prod(batch), *a.shape[-2:]) for a in (carry, x))
-        y: Any = _causal_conv(options, carry, x, kernel, bias, resets)
-        return last, y.reshape(*batch, *y.shape[1:]) if flat else y
-
-    last, y = _sharding.map_shards(run, (carry, x, kernel, bias, resets), (carry, y_like))
-    return _sharding.reshard(last, carry_sharding), _sharding.reshard(y, y_sharding)
 
 
 # --- Public ---
@@ -361,9 +310,7 @@ def causal_conv(
     groups = _checks.integer("groups", groups, at_least=1)
     _conv.check_channels(groups, x, kernel, bias)
     past = (*batch, (K - 1) * dilation, c_in)
-    if carry is None:
-        carry = _sharding.zeros(past, x)
-    else:
+    if carry is not None:
         carry = _checks.array("carry", carry, complex_ok=True)
         if jnp.iscomplexobj(carry) != jnp.iscomplexobj(x):
             _checks.bad_type("carry", _conv.matching_kind(x), str(carry.dtype))
@@ -373,7 +320,17 @@ def causal_conv(
         _checks.shape("resets", resets, (*batch, T), "(*batch, T)", x=x)
         if not resets.size or K == 1:  # no boundary, or no tap that could read across it
             resets = None
+    distributed = _mesh.is_distributed(carry, x, kernel, bias, resets)
+    if carry is None:
+        carry = _sharding.zeros(past, x) if distributed else jnp.zeros(past, x.dtype)
     method = _checks.choice("method", method, _geometry.METHODS)
-    options = Options(dilation, groups, _checks.precision(precision), method)
-    carry, y = _run(options, carry, x, kernel, bias, resets)
-    return carry, hint_at_transpose("causal_conv", y)
+    geometry = Geometry((1,), ((0, 0),), (dilation,), groups, method)  # of the convolution of z
+    geometry = geometry._replace(tuning=used_for_convolutions())
+    over_batch = partial(_causal_conv_over_batch, _checks.precision(precision))
+    operands = carry, x, kernel, bias, resets
+    if distributed:
+        last, y = _distributed.causal_conv(over_batch, _new_carry, geometry, operands)
+    else:
+        geometry = geometry._replace(partitioning=_mesh.partitioning((carry, x, kernel, bias)))
+        last, y = _new_carry(carry, x, resets), over_batch(geometry, operands)
+    return last, hint_at_transpose("causal_conv", y)

@@ -6,65 +6,87 @@ shapes, dtypes and static values. They read the content of an array only where i
 
 import operator
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import NoReturn, Protocol, SupportsIndex, TypeGuard, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import export, lax
 from jax.core import Tracer
+from jaxtyping import Array, PyTree
 
-from jaxseq._lengths_check import checked_lengths
+from jaxseq._types import AnyArray
 
 # The accepted array types. Tracers are instances of jax.Array.
 ARRAYS = jax.Array | np.ndarray | np.generic
 
+Value = TypeVar("Value")
+Container = TypeVar("Container")  # a NamedTuple
 
-def describe(value: Any) -> str:
+
+class _ArrayLike(Protocol):
+    """An array of any library, or a `jax.ShapeDtypeStruct`."""
+
+    shape: tuple[int, ...]
+    dtype: object
+
+
+class _Convertible(Protocol):
+    def __jax_array__(self) -> jax.Array: ...
+
+
+def _is_array_like(value: object) -> TypeGuard[_ArrayLike]:
+    return hasattr(value, "shape") and hasattr(value, "dtype")
+
+
+def _is_convertible(value: object) -> TypeGuard[_Convertible]:
+    return hasattr(type(value), "__jax_array__")
+
+
+def describe(value: object) -> str:
     """Return the dtype and shape of an array, or else the type of a value and, if short, its repr."""
-    if hasattr(value, "shape") and hasattr(value, "dtype"):
+    if _is_array_like(value):
         return f"{value.dtype}{list(value.shape)}"
     text = repr(value)
     return f"{type(value).__name__} {text}" if len(text) <= 60 else type(value).__name__
 
 
-def _message(name: str, expected: str, got: str, arrays: dict[str, Any]) -> str:
+def _message(name: str, expected: str, got: str, arrays: dict[str, AnyArray]) -> str:
     shapes = ", ".join(f"{key} {tuple(np.shape(value))}" for key, value in arrays.items())
     return f"`{name}`: expected {expected}, got {got}" + (f" ({shapes})" if shapes else "")
 
 
-def bad_value(name: str, expected: str, got: str, **arrays: Any) -> NoReturn:
+def bad_value(name: str, expected: str, got: str, **arrays: AnyArray) -> NoReturn:
     raise ValueError(_message(name, expected, got, arrays))
 
 
-def bad_type(name: str, expected: str, got: str, **arrays: Any) -> NoReturn:
+def bad_type(name: str, expected: str, got: str, **arrays: AnyArray) -> NoReturn:
     raise TypeError(_message(name, expected, got, arrays))
 
 
-def converted(value: Any) -> Any:
+def converted(value: Value) -> Value | AnyArray:
     """Return the result of `__jax_array__` (of a Flax NNX parameter, for example) if `value` has one, and a NumPy array
     in native byte order. Return anything else unchanged.
     """
     if isinstance(value, jax.Array):
         return value
-    if hasattr(type(value), "__jax_array__"):
-        value = value.__jax_array__()
-    if isinstance(value, np.ndarray | np.generic) and not value.dtype.isnative:
-        value = value.astype(value.dtype.newbyteorder("="))
-    return value
+    found = value.__jax_array__() if _is_convertible(value) else value
+    if isinstance(found, np.ndarray | np.generic) and not found.dtype.isnative:
+        return found.astype(found.dtype.newbyteorder("="))
+    return found
 
 
-def not_an_array(name: str, expected: str, value: Any) -> NoReturn:
+def not_an_array(name: str, expected: str, value: object) -> NoReturn:
     """Raise a TypeError that names the type of `value`, or its dtype if it is an array."""
     got = describe(value)
     if isinstance(value, jax.ShapeDtypeStruct):
         got = f"jax.ShapeDtypeStruct {got}, which holds no values: pass an array, or call through `jax.eval_shape`"
-    elif not isinstance(value, ARRAYS) and hasattr(value, "shape") and hasattr(value, "dtype"):
+    elif not isinstance(value, ARRAYS) and _is_array_like(value):
         got = f"{type(value).__module__.partition('.')[0]}.{type(value).__name__} {got}"
     bad_type(name, expected, got)
 
 
-def array(name: str, value: Any, *, complex_ok: bool = False) -> jax.Array:
+def array(name: str, value: object, *, complex_ok: bool = False) -> jax.Array:
     """Return `value` as a JAX array. Raise a TypeError unless it is a float array, or complex where `complex_ok`."""
     kind = "a float or complex array" if complex_ok else "a float array"
     found = converted(value)
@@ -73,12 +95,12 @@ def array(name: str, value: Any, *, complex_ok: bool = False) -> jax.Array:
     return jnp.asarray(found)
 
 
-def arrays(name: str, tree: Any) -> Any:
+def arrays(name: str, tree: PyTree) -> PyTree[Array]:
     """Apply `array` to every leaf of a pytree. An object with `__jax_array__` is a leaf."""
-    return jax.tree.map(lambda a: array(name, a), tree, is_leaf=lambda a: hasattr(type(a), "__jax_array__"))
+    return jax.tree.map(lambda a: array(name, a), tree, is_leaf=_is_convertible)
 
 
-def mask(name: str, value: Any) -> jax.Array:
+def mask(name: str, value: object) -> jax.Array:
     """Return `value` as a JAX array. Raise a TypeError unless it is a boolean array."""
     found = converted(value)
     if not isinstance(found, ARRAYS) or found.dtype != bool:
@@ -86,12 +108,12 @@ def mask(name: str, value: Any) -> jax.Array:
     return jnp.asarray(found)
 
 
-def shape(name: str, value: jax.Array, expected: tuple[int, ...], meaning: str, **arrays: Any) -> None:
+def shape(name: str, value: jax.Array, expected: tuple[int, ...], meaning: str, **arrays: AnyArray) -> None:
     if value.shape != expected:
         bad_value(name, f"shape {expected} = {meaning}", str(value.shape), **arrays)
 
 
-def container(name: str, value: Any, kind: type) -> Any:
+def container(name: str, value: object, kind: type[Container]) -> Container:
     """Return `value` as an instance of the NamedTuple `kind`. Another NamedTuple is an error, even of the same length.
 
     A mapping with exactly the fields of `kind` is converted: without a target, Orbax restores a NamedTuple as a dict.
@@ -113,13 +135,13 @@ def container(name: str, value: Any, kind: type) -> Any:
     return kind(**value)
 
 
-def integer(name: str, value: Any, *, at_least: int | None = None) -> int:
+def integer(name: str, value: object, *, at_least: int | None = None) -> int:
     """Return `value` as a static Python integer. A bool or a JAX array is an error."""
     expected = "an integer" if at_least is None else f"an integer >= {at_least}"
     if isinstance(value, bool | np.bool_ | jax.Array):
         bad_type(name, expected + ", known when the function is traced", describe(value))
     try:
-        number = operator.index(value)
+        number = operator.index(cast("SupportsIndex", value))
     except TypeError:
         bad_type(name, expected, describe(value))
     if at_least is not None and number < at_least:
@@ -127,7 +149,7 @@ def integer(name: str, value: Any, *, at_least: int | None = None) -> int:
     return number
 
 
-def axis(name: str, value: Any, axes: int, features: int, **arrays: Any) -> int:
+def axis(name: str, value: object, axes: int, features: int, **arrays: AnyArray) -> int:
     """Return the non-negative index of one of the first `axes` axes of an array that has `features` more axes."""
     number = integer(name, value)
     position = number + axes + features if number < 0 else number
@@ -139,7 +161,7 @@ def axis(name: str, value: Any, axes: int, features: int, **arrays: Any) -> int:
     return position
 
 
-def truncation(value: Any) -> tuple[int, int] | None:
+def truncation(value: object) -> tuple[int, int] | None:
     """Return the pair (k1, k2) for `truncation=k` or `truncation=(k1, k2)`."""
     if value is None:
         return None
@@ -154,14 +176,14 @@ def truncation(value: Any) -> tuple[int, int] | None:
     return k1, k2
 
 
-def checkpoint(value: Any) -> int | str | None:
+def checkpoint(value: object) -> int | str | None:
     """Return `value` if it is None, "auto" or a static integer >= 1. Raise an error otherwise."""
     if isinstance(value, str):
         return choice("checkpoint", value, ("auto",))
     return None if value is None else integer("checkpoint", value, at_least=1)
 
 
-def lengths(name: str, value: Any, batch: tuple[int, ...], steps: int) -> jax.Array:
+def lengths(name: str, value: object, batch: tuple[int, ...], steps: int) -> jax.Array:
     """Return `value` as an int32 array `(*batch,)` of lengths from 0 to `steps`.
 
     Concrete lengths out of range raise a ValueError. Traced lengths are clamped, because compiled code cannot raise.
@@ -181,11 +203,13 @@ def lengths(name: str, value: Any, batch: tuple[int, ...], steps: int) -> jax.Ar
     # Compare before the cast to int32, which wraps large numbers around.
     n = jnp.asarray(found, jnp.int32) if found.dtype.itemsize < 4 else jnp.asarray(found)
     limit = jnp.asarray(steps, n.dtype)
+    from jaxseq._lengths_check import checked_lengths  # noqa: PLC0415  # imports checkify
+
     n = checked_lengths(n, steps=steps, message=f"`{name}`: expected {expected}, got {{lengths}}")
     return jnp.clip(n, 0, limit).astype(jnp.int32)
 
 
-def rate(name: str, value: Any) -> float:
+def rate(name: str, value: object) -> float:
     """Return `value` as a static float. Raise an error unless it is a number >= 0 and < 1."""
     if isinstance(value, bool | np.bool_ | jax.Array) or not isinstance(value, int | float | np.number):
         bad_type(name, "a number >= 0 and < 1, known when the function is traced", describe(value))
@@ -194,19 +218,19 @@ def rate(name: str, value: Any) -> float:
     return float(value)
 
 
-def boolean(name: str, value: Any) -> bool:
+def boolean(name: str, value: object) -> bool:
     if not isinstance(value, bool | np.bool_):
         bad_type(name, "True or False, known when the function is traced", describe(value))
     return bool(value)
 
 
-def choice(name: str, value: Any, options: tuple[str, ...]) -> str:
+def choice(name: str, value: object, options: tuple[str, ...]) -> str:
     if not isinstance(value, str) or value not in options:
         bad_value(name, "one of " + ", ".join(map(repr, options)), describe(value))
     return value
 
 
-def dtype(name: str, value: Any) -> np.dtype:
+def dtype(name: str, value: object) -> np.dtype:
     """Return a floating dtype in canonical form: float64 becomes float32 unless x64 is enabled."""
     try:
         result = jax.dtypes.canonicalize_dtype(value)
@@ -217,7 +241,7 @@ def dtype(name: str, value: Any) -> np.dtype:
     return np.dtype(result)
 
 
-def precision(value: Any) -> Any:
+def precision(value: Value) -> Value:
     """Return `value` if `jax.lax` accepts it as `precision`. Raise a ValueError otherwise."""
     presets = (type(None), lax.Precision, lax.DotAlgorithm, lax.DotAlgorithmPreset)
     for part in value if isinstance(value, tuple) and len(value) == 2 else (value,):

@@ -7,59 +7,61 @@ The backward pass consists of the other two contractions:
     x̄ = to_input(w, ȳ)        w̄ = to_kernel(x, ȳ)        b̄[o] = sum_{b, n} ȳ[b, n, o]
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact, PRNGKeyArray
 
-from jaxseq import _checks, _correlation, _dense, _geometry, _init, _mesh, _precision
-from jaxseq._cotangents import as_jax_arrays
-from jaxseq._distributed import _halo, _sharding
+from jaxseq import _checks, _dense, _geometry, _init, _mesh
+from jaxseq._correlation import Contraction, Form, contract
+from jaxseq._distributed import _conv as _distributed
 from jaxseq._geometry import Geometry
 from jaxseq._op import op
 from jaxseq._transpose_hint import hint_at_transpose
-from jaxseq._types import AnyArray
-
-
-class ConvParams(NamedTuple):
-    """Parameters of a convolution, in the order of the arguments of `conv`: `conv(x, *params)`."""
-
-    kernel: Inexact[Array, "*kernel_size c_in_per_group c_out"]
-    bias: Inexact[Array, " c_out"] | None
-
+from jaxseq._types import AnyArray, ConvParams
+from jaxseq.tuning import used_for_convolutions
 
 # --- Custom rule ---
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _conv(geometry: Geometry, precision: Any, x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
-    return apply(geometry, precision, x, kernel, bias)
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _conv(form: Form, x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
+    return _conv_fwd(form, x, kernel, bias)[0]
 
 
-def apply(geometry: Geometry, precision: Any, x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
-    """Return y, in the dtype of x."""
-    outputs = _geometry.output_sizes(geometry, x.shape[1:-1], kernel.shape[:-2])
-    y = _correlation.to_output(geometry, precision, x, kernel, outputs)
-    return _dense.add_bias(y, bias).astype(x.dtype)
+def _conv_fwd(form: Form, x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> tuple[jax.Array, Any]:
+    """Return y in the dtype of x, and the residuals."""
+    y = contract(Contraction.TO_OUTPUT, form, x, kernel)
+    return _dense.add_bias(y, bias).astype(x.dtype), (x, kernel, bias)
 
 
-def _conv_fwd(geometry: Geometry, precision: Any, x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> Any:
-    return apply(geometry, precision, x, kernel, bias), (x, kernel, bias)
-
-
-def _conv_bwd(geometry: Geometry, precision: Any, residuals: Any, y_bar: jax.Array) -> Any:
+def _conv_bwd(form: Form, residuals: Any, y_bar: AnyArray) -> Any:
     x, kernel, bias = residuals
-    x_bar = _correlation.to_input(geometry, precision, kernel, y_bar, x.shape[1:-1])
-    w_bar = _correlation.to_kernel(geometry, precision, x, y_bar, kernel.shape[:-2])
-    b_bar = None if bias is None else _dense.pull_bias(y_bar)
-    return _precision.cast_like((x_bar, w_bar, b_bar), residuals)
+    y_bar = jnp.asarray(y_bar)  # the pullback of `jax.vjp` passes NumPy arrays through
+    x_bar = contract(Contraction.TO_INPUT, form, kernel, y_bar).astype(x.dtype)
+    w_bar = contract(Contraction.TO_KERNEL, form, x, y_bar).astype(kernel.dtype)
+    b_bar = None if bias is None else _dense.pull_bias(y_bar).astype(bias.dtype)
+    return x_bar, w_bar, b_bar
 
 
-_conv.defvjp(_conv_fwd, as_jax_arrays(_conv_bwd))
+_conv.defvjp(_conv_fwd, _conv_bwd)
+
+
+def _conv_over_batch(
+    precision: Any, geometry: Geometry, x: jax.Array, kernel: jax.Array, bias: jax.Array | None
+) -> jax.Array:
+    """Return y for any number of batch axes, on one device."""
+    axes = len(geometry.stride)
+    batch, space, kernel_size = x.shape[: -axes - 1], x.shape[-axes - 1 : -1], kernel.shape[:axes]
+    outputs = _geometry.output_sizes(geometry, space, kernel_size)
+    in_channels, out_channels = kernel.shape[-2], kernel.shape[-1] // geometry.groups
+    form = Form(geometry, precision, space, outputs, kernel_size, in_channels, out_channels)
+    y: Any = _conv(form, x.reshape(prod(batch), *x.shape[len(batch) :]), kernel, bias)
+    return y.reshape(*batch, *y.shape[1:])
 
 
 # --- Public ---
@@ -131,17 +133,18 @@ def conv(
     """
     x, kernel, bias, axes = operands(x, kernel, bias)
     geometry = _geometry.resolve(x.shape[-axes - 1 : -1], kernel.shape[:axes], stride, padding, dilation, groups)
-    geometry = geometry.by(method)
+    method = _checks.choice("method", method, _geometry.METHODS)
+    geometry = geometry._replace(method=method, tuning=used_for_convolutions())
     check_channels(geometry.groups, x, kernel, bias)
     if _checks.boolean("flip", flip):
         kernel = jnp.flip(kernel, range(axes))
-    precision = _checks.precision(precision)
-
-    def rule(geometry: Geometry, x: jax.Array) -> Any:
-        local_geometry, parts = _halo.of_conv(geometry, kernel.shape[:axes], x)
-        return parts, partial(_conv, local_geometry, precision)
-
-    return hint_at_transpose("conv", over_batch(rule, geometry, x, kernel, bias))
+    over_batch = partial(_conv_over_batch, _checks.precision(precision))
+    if _mesh.is_distributed(x, kernel, bias):
+        y = _distributed.conv(over_batch, geometry, x, kernel, bias)
+    else:
+        geometry = geometry._replace(partitioning=_mesh.partitioning((x, kernel, bias)))
+        y = over_batch(geometry, x, kernel, bias)
+    return hint_at_transpose("conv", y)
 
 
 def conv_init(
@@ -235,35 +238,3 @@ def check_channels(groups: int, x: jax.Array, kernel: jax.Array, bias: jax.Array
         _checks.bad_value("kernel", expected, str(per_in), x=x, kernel=kernel)
     if bias is not None:
         _checks.shape("bias", bias, (c_out,), "(c_out,)", kernel=kernel)
-
-
-def over_batch(
-    rule: Callable[[Geometry, jax.Array], tuple[list[_halo.Part], Callable[..., jax.Array]]],
-    geometry: Geometry,
-    x: jax.Array,
-    kernel: jax.Array,
-    bias: jax.Array | None,
-    c_out: int = -1,
-) -> jax.Array:
-    """Apply a rule with one batch axis to any number of batch axes and to sharded arrays.
-
-    On an explicit mesh each device computes its own shard of the result. `rule(geometry, x)` returns the rows that each
-    shard of `x` needs from other devices, and the function that a device runs. Axis `c_out` of the kernel has the
-    channels of the result.
-    """
-    x, kernel, bias = _mesh.align_varying((x, kernel, bias))
-    axes = kernel.ndim - 2
-    kernel, bias = _sharding.unshard((kernel, bias), _sharding.sharded_axes(x, slice(-1)))
-    y_sharding = _sharding.product_sharding(x, kernel, c_out)
-    groups, x, kernel, bias, like = _sharding.shard_by_features(geometry.groups, x, kernel, bias, c_out)
-    partitioning = _mesh.partitioning((x, kernel, bias))
-    parts, local_rule = rule(geometry._replace(groups=groups, partitioning=partitioning), x)
-
-    def run(*operands: Any) -> jax.Array:
-        x, *weights = _mesh.align_varying(operands)
-        x = _halo.extend_with_halo(parts, x)
-        batch = x.shape[: -axes - 1]
-        y = local_rule(x if len(batch) == 1 else x.reshape(prod(batch), *x.shape[-axes - 1 :]), *weights)
-        return y.reshape(*batch, *y.shape[1:])
-
-    return _sharding.reshard(_sharding.map_shards(run, (x, kernel, bias), like), y_sharding)

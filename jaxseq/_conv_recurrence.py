@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from typing import Any, Unpack
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jax.lax import PrecisionLike
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jaxseq import _gru, _init, _lstm, _recurrence
 from jaxseq._gru import GRUParams
@@ -28,7 +30,7 @@ Padding = str | int | Sequence[tuple[int, int]]
 def _conv_cell(cell: Cell, stride: Any, padding: Any, dilation: Any) -> Cell:
     """Return `cell` with convolutions as its maps. The options are those of the input convolution."""
 
-    def static(value: Any) -> Any:
+    def static(value: object) -> PyTree:
         return tuple(map(static, value)) if isinstance(value, tuple | list) else value
 
     into = Conv(static(stride), static(padding), static(dilation))
@@ -92,7 +94,7 @@ def conv_lstm_cell(
     stride: int | Sequence[int] = 1,
     padding: Padding = "SAME",
     dilation: int | Sequence[int] = 1,
-    precision: Any = None,
+    precision: PrecisionLike = None,
 ) -> tuple[LSTMState, Float[Array, "*batch_and_outputs F"]]:
     """Apply one step of `conv_lstm`. `partial(conv_lstm_cell, params)` is a body for `jax.lax.scan`.
 
@@ -189,7 +191,7 @@ def conv_gru_cell(
     stride: int | Sequence[int] = 1,
     padding: Padding = "SAME",
     dilation: int | Sequence[int] = 1,
-    precision: Any = None,
+    precision: PrecisionLike = None,
 ) -> tuple[Float[Array, "*batch_and_outputs F"], Float[Array, "*batch_and_outputs F"]]:
     """Apply one step of `conv_gru`. `partial(conv_gru_cell, params)` is a body for `jax.lax.scan`.
 
@@ -226,7 +228,7 @@ def conv_gru_cell(
 
 
 def conv_lstm_init(
-    key: PRNGKeyArray, kernel_size: int | Sequence[int], c_in: int, c_out: int, *, dtype: Any = jnp.float32
+    key: PRNGKeyArray, kernel_size: int | Sequence[int], c_in: int, c_out: int, *, dtype: DTypeLike = jnp.float32
 ) -> LSTMParams:
     """Initialize `conv_lstm`: kernels that are normal with variance 1 / fan_in, and a forget bias of one.
 
@@ -258,7 +260,7 @@ def conv_lstm_init(
 
 
 def conv_gru_init(
-    key: PRNGKeyArray, kernel_size: int | Sequence[int], c_in: int, c_out: int, *, dtype: Any = jnp.float32
+    key: PRNGKeyArray, kernel_size: int | Sequence[int], c_in: int, c_out: int, *, dtype: DTypeLike = jnp.float32
 ) -> GRUParams:
     """Initialize `conv_gru`: kernels that are normal with variance 1 / fan_in, and zero biases.
 

@@ -18,56 +18,57 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact, PRNGKeyArray
 
-from jaxseq import _checks, _conv, _correlation, _dense, _geometry, _init, _precision
+from jaxseq import _checks, _conv, _dense, _geometry, _init, _mesh
 from jaxseq._conv import ConvParams
-from jaxseq._cotangents import as_jax_arrays
-from jaxseq._distributed import _halo
+from jaxseq._correlation import Contraction, Form, contract
+from jaxseq._distributed import _conv as _distributed
 from jaxseq._geometry import Geometry
 from jaxseq._op import op
 from jaxseq._transpose_hint import hint_at_transpose
 from jaxseq._types import AnyArray
+from jaxseq.tuning import used_for_convolutions
 
 # --- Custom rule: x (N, *O, C_in), kernel (*K, C_out/g, C_in), y (N, *I, C_out) with I = space ---
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _conv_transpose(
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _conv_transpose(form: Form, x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
+    return _fwd(form, x, kernel, bias)[0]
+
+
+def _fwd(form: Form, x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> tuple[jax.Array, Any]:
+    """Return y in the dtype of x, and the residuals."""
+    y = contract(Contraction.TO_INPUT, form, kernel, x)
+    return _dense.add_bias(y, bias).astype(x.dtype), (x, kernel, bias)
+
+
+def _bwd(form: Form, residuals: Any, y_bar: AnyArray) -> Any:
+    x, kernel, bias = residuals
+    y_bar = jnp.asarray(y_bar)  # the pullback of `jax.vjp` passes NumPy arrays through
+    x_bar = contract(Contraction.TO_OUTPUT, form, y_bar, kernel).astype(x.dtype)
+    w_bar = contract(Contraction.TO_KERNEL, form, y_bar, x).astype(kernel.dtype)
+    b_bar = None if bias is None else _dense.pull_bias(y_bar).astype(bias.dtype)
+    return x_bar, w_bar, b_bar
+
+
+_conv_transpose.defvjp(_fwd, _bwd)
+
+
+def _conv_transpose_over_batch(
+    precision: Any,
     geometry: Geometry,
     space: tuple[int, ...],
-    precision: Any,
     x: jax.Array,
     kernel: jax.Array,
     bias: jax.Array | None,
 ) -> jax.Array:
-    return apply(geometry, space, precision, x, kernel, bias)
-
-
-def apply(
-    geometry: Geometry,
-    space: tuple[int, ...],
-    precision: Any,
-    x: jax.Array,
-    kernel: jax.Array,
-    bias: jax.Array | None,
-) -> jax.Array:
-    """Return y, in the dtype of x."""
-    y = _correlation.to_input(geometry, precision, kernel, x, space)
-    return _dense.add_bias(y, bias).astype(x.dtype)
-
-
-def _fwd(geometry: Geometry, space: tuple[int, ...], precision: Any, *operands: Any) -> Any:
-    return apply(geometry, space, precision, *operands), operands
-
-
-def _bwd(geometry: Geometry, space: tuple[int, ...], precision: Any, operands: Any, y_bar: jax.Array) -> Any:
-    x, kernel, bias = operands
-    x_bar = _correlation.to_output(geometry, precision, y_bar, kernel, x.shape[1:-1])
-    w_bar = _correlation.to_kernel(geometry, precision, y_bar, x, kernel.shape[:-2])
-    b_bar = None if bias is None else _dense.pull_bias(y_bar)
-    return _precision.cast_like((x_bar, w_bar, b_bar), operands)
-
-
-_conv_transpose.defvjp(_fwd, as_jax_arrays(_bwd))
+    """Return y, of spatial size `space`, for any number of batch axes, on one device."""
+    axes = len(geometry.stride)
+    batch, outputs, kernel_size = x.shape[: -axes - 1], x.shape[-axes - 1 : -1], kernel.shape[:axes]
+    in_channels, out_channels = kernel.shape[-2], kernel.shape[-1] // geometry.groups  # of the convolution
+    form = Form(geometry, precision, space, outputs, kernel_size, in_channels, out_channels)
+    y: Any = _conv_transpose(form, x.reshape(prod(batch), *x.shape[len(batch) :]), kernel, bias)
+    return y.reshape(*batch, *y.shape[1:])
 
 
 # --- Public ---
@@ -133,22 +134,23 @@ def conv_transpose(
     kernel_size, (per_out, c_in) = kernel.shape[:axes], kernel.shape[axes:]
     outputs = x.shape[-axes - 1 : -1]
     geometry, space = _geometry.resolve_transposed(
-        outputs, kernel_size, stride, padding, dilation, groups, output_padding
+        outputs, kernel_size, stride, padding, dilation, groups, output_padding=output_padding
     )
-    geometry = geometry.by(method)
+    method = _checks.choice("method", method, _geometry.METHODS)
+    geometry = geometry._replace(method=method, tuning=used_for_convolutions())
     c_out = per_out * geometry.groups
     _conv.check_groups(geometry.groups, x.shape[-1], c_out, x=x, kernel=kernel)
     if x.shape[-1] != c_in:
         _checks.bad_value("kernel", f"c_in = {x.shape[-1]} channels on its last axis", str(c_in), x=x, kernel=kernel)
     if bias is not None:
         _checks.shape("bias", bias, (c_out,), "(c_out,)", kernel=kernel)
-    precision = _checks.precision(precision)
-
-    def rule(geometry: Geometry, x: jax.Array) -> Any:
-        local_geometry, local_space, parts = _halo.of_transpose(geometry, kernel_size, space, x)
-        return parts, partial(_conv_transpose, local_geometry, local_space, precision)
-
-    return hint_at_transpose("conv_transpose", _conv.over_batch(rule, geometry, x, kernel, bias, c_out=-2))
+    over_batch = partial(_conv_transpose_over_batch, _checks.precision(precision))
+    if _mesh.is_distributed(x, kernel, bias):
+        y = _distributed.conv_transpose(over_batch, geometry, space, x, kernel, bias)
+    else:
+        geometry = geometry._replace(partitioning=_mesh.partitioning((x, kernel, bias)))
+        y = over_batch(geometry, space, x, kernel, bias)
+    return hint_at_transpose("conv_transpose", y)
 
 
 def conv_transpose_init(

@@ -7,17 +7,34 @@ belong to the values themselves. A primitive keeps its rule under every transfor
 on the values, and its derivative is traced only when it is needed.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Sequence
+from functools import cache
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir, partial_eval
+from jaxtyping import PyTree
+
+from jaxseq._types import AnyArray
+
+Tree = TypeVar("Tree")
+Operand = TypeVar("Operand")  # an array, or its type
+FlatFunction = Callable[..., Sequence[jax.Array]]  # from arrays to arrays
 
 
-def with_derivative_of(like: Callable[..., Any], values: Any, *args: Any) -> Any:
+@runtime_checkable
+class _MappedAxis(Protocol):
+    """What JAX passes to a batching rule about the axis of a `jax.vmap`."""
+
+    name: Hashable
+    size: int
+    spmd_name: Hashable
+    explicit_mesh_axis: object
+
+
+def with_derivative_of(like: Callable[..., PyTree], values: Tree, *args: PyTree) -> Tree:
     """Return `values`, with the derivative of `like(*args)`, a tree of the same structure, shapes and dtypes.
 
     Integers and booleans among the values have no derivative. `like` must not close over differentiated arrays.
@@ -26,38 +43,47 @@ def with_derivative_of(like: Callable[..., Any], values: Any, *args: Any) -> Any
     arrays, args_structure = jax.tree.flatten(args)
     floats = [n for n, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
 
-    def flat(*arrays: Any) -> list[Any]:
+    def flat(*arrays: AnyArray) -> list[jax.Array]:
         found = jax.tree.leaves(like(*jax.tree.unflatten(args_structure, arrays)))
         return [found[n] for n in floats]
 
-    found = _values_p.bind(*(leaves[n] for n in floats), *arrays, like=flat, count=len(floats))
+    found = _primitive().bind(*(leaves[n] for n in floats), *arrays, like=flat, count=len(floats))
     for n, leaf in zip(floats, found, strict=True):
         leaves[n] = leaf
     return jax.tree.unflatten(structure, leaves)
 
 
-_values_p = Primitive("with_derivative_of")  # (*values, *args) -> values
-_values_p.multiple_results = True
+@cache
+def _primitive() -> Any:
+    """Return the primitive (*values, *args) -> values. It is made at its first use: `jax.extend` is slow to import."""
+    from jax.extend.core import Primitive  # noqa: PLC0415
+
+    primitive = Primitive("with_derivative_of")
+    primitive.multiple_results = True
+    primitive.def_impl(_values)
+    primitive.def_abstract_eval(_values)
+    mlir.register_lowering(primitive, lambda ctx, *operands, like, count: operands[:count])
+    ad.primitive_jvps[primitive] = _jvp
+    batching.fancy_primitive_batchers[primitive] = _batch
+    partial_eval.dce_rules[primitive] = _drop_unused
+    return primitive
 
 
-@_values_p.def_impl
-def _values(*operands: Any, like: Any, count: int) -> list[Any]:
+def _values(*operands: Operand, like: FlatFunction, count: int) -> list[Operand]:
     return list(operands[:count])
 
 
-_values_p.def_abstract_eval(_values)
-mlir.register_lowering(_values_p, lambda ctx, *operands, like, count: operands[:count])
-
-
-def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, like: Any, count: int) -> tuple[Any, Any]:
-    out = _values_p.bind(*primals, like=like, count=count)
+def _jvp(
+    primals: Sequence[AnyArray], tangents: Sequence[AnyArray | ad.Zero], *, like: FlatFunction, count: int
+) -> tuple[Sequence[jax.Array], Sequence[jax.Array]]:
+    out = _primitive().bind(*primals, like=like, count=count)
     args, directions = list(primals[count:]), tangents[count:]
     is_float = lambda a: jnp.issubdtype(a.dtype, jnp.inexact)  # noqa: E731
     moving = [n for n, t in enumerate(directions) if not isinstance(t, ad.Zero) and is_float(args[n])]
     if not moving:
         return out, [jnp.zeros_like(a) for a in out]
 
-    def of_moving(*moved: Any) -> Any:
+    def of_moving(*moved: jax.Array) -> Sequence[jax.Array]:
         known = list(args)
         for n, arg in zip(moving, moved, strict=True):
             known[n] = arg
@@ -66,28 +92,30 @@ def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, like: Any, count: i
     return out, jax.jvp(of_moving, [args[n] for n in moving], [directions[n] for n in moving])[1]
 
 
-def _batch(axis: Any, operands: Sequence[Any], dims: Sequence[Any], *, like: Any, count: int) -> tuple[Any, Any]:
+def _batch(
+    axis: _MappedAxis, operands: Sequence[AnyArray], dims: Sequence[int | None], *, like: FlatFunction, count: int
+) -> tuple[Sequence[jax.Array], Sequence[int | None]]:
     if all(dim is None for dim in dims):
-        return _values_p.bind(*operands, like=like, count=count), [None] * count
+        return _primitive().bind(*operands, like=like, count=count), [None] * count
     values = [
         batching.bdim_at_front(a, dim, axis.size, axis.explicit_mesh_axis)
         for a, dim in zip(operands[:count], dims[:count], strict=True)
     ]
-    names = {"axis_name": axis.name, "axis_size": axis.size, "spmd_axis_name": axis.spmd_name}
-    mapped = jax.vmap(like, in_axes=tuple(dims[count:]), **names)
-    return _values_p.bind(*values, *operands[count:], like=mapped, count=count), [0] * count
+    in_axes = tuple(dims[count:])
+    mapped = jax.vmap(like, in_axes, axis_name=axis.name, axis_size=axis.size, spmd_axis_name=axis.spmd_name)
+    return _primitive().bind(*values, *operands[count:], like=mapped, count=count), [0] * count
 
 
-def _drop_unused(used: Sequence[bool], *rest: Any) -> tuple[list[bool], Any]:
+def _drop_unused(used: Sequence[bool], *rest: object) -> tuple[list[bool], Any]:
     """Drop unused values. JAX calls this with (used, eqn), since jax 0.12 with one more argument in between."""
-    eqn = rest[-1]
+    eqn: Any = rest[-1]
     if not any(used):
         return [False] * len(eqn.invars), None
     like, count, live = eqn.params["like"], eqn.params["count"], [n for n, is_used in enumerate(used) if is_used]
     if len(live) == count:
         return [True] * len(eqn.invars), eqn
 
-    def of_live(*args: Any) -> list[Any]:
+    def of_live(*args: AnyArray) -> list[jax.Array]:
         found = like(*args)
         return [found[n] for n in live]
 
@@ -95,8 +123,3 @@ def _drop_unused(used: Sequence[bool], *rest: Any) -> tuple[list[bool], Any]:
     params = {"like": of_live, "count": len(live)}
     new = eqn.replace(invars=invars, outvars=[eqn.outvars[n] for n in live], params=params)
     return [*used, *(True for _ in eqn.invars[count:])], new
-
-
-ad.primitive_jvps[_values_p] = _jvp
-batching.fancy_primitive_batchers[_values_p] = _batch
-partial_eval.dce_rules[_values_p] = _drop_unused

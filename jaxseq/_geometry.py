@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from jaxseq import _checks, _sizes
 from jaxseq._mesh import Partitioning
+from jaxseq.tuning import ConvTuning
 
 WORDS = ("SAME", "VALID", "CAUSAL")
 METHODS = ("auto", "direct")
@@ -35,10 +36,7 @@ class Geometry(NamedTuple):
     groups: int
     method: str = "auto"  # or "direct": without Fourier transforms
     partitioning: Partitioning = Partitioning()
-
-    def by(self, method: Any) -> "Geometry":
-        """Return the same geometry with the option `method` of the user, checked."""
-        return self._replace(method=_checks.choice("method", method, METHODS))
+    tuning: ConvTuning | None = None  # None is that of the platform
 
 
 def extent(kernel_size: int, dilation: int) -> int:
@@ -46,19 +44,14 @@ def extent(kernel_size: int, dilation: int) -> int:
     return dilation * (kernel_size - 1) + 1
 
 
-def output_size(size: int, kernel_size: int, stride: int, padding: tuple[int, int], dilation: int) -> int:
-    """Return the output size O, at least zero: an empty input has an empty output."""
-    return _sizes.at_least((size + sum(padding) - extent(kernel_size, dilation)) // stride + 1, 0)
-
-
-def spread(size: int, stride: int) -> int:
-    """Return the size of an axis of `size` elements after `stride` - 1 zeros are inserted between them."""
-    return _sizes.at_least((size - 1) * stride + 1, 0)
-
-
 def output_sizes(geometry: Geometry, space: tuple[int, ...], kernel_size: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the output size of each spatial axis."""
-    return tuple(map(output_size, space, kernel_size, geometry.stride, geometry.padding, geometry.dilation))
+    """Return the output size O of each spatial axis, at least zero: an empty input has an empty output."""
+    return tuple(
+        _sizes.at_least((I + lo + hi - extent(K, d)) // s + 1, 0)
+        for I, K, s, (lo, hi), d in zip(
+            space, kernel_size, geometry.stride, geometry.padding, geometry.dilation, strict=True
+        )
+    )
 
 
 def resolve(
@@ -77,7 +70,7 @@ def resolve(
                 f"a padded size of at least the kernel's extent, {extent(taps, d)}",
                 f"{size} + {lo} + {hi} = {size + lo + hi} (space {tuple(space)}, kernel size {tuple(kernel_size)})",
             )
-    return Geometry(*_bounded(space, kernel_size, stride, pads, dilation), groups)
+    return _bounded(space, kernel_size, stride, pads, dilation, groups)
 
 
 def resolve_transposed(
@@ -87,6 +80,7 @@ def resolve_transposed(
     padding: Any,
     dilation: Any,
     groups: Any,
+    *,
     output_padding: Any,
 ) -> tuple[Geometry, tuple[int, ...]]:
     """Return the geometry of the convolution to transpose, and its input size, given its output size `outputs`.
@@ -115,7 +109,7 @@ def resolve_transposed(
     if isinstance(padding, str) and padding.upper() == "SAME":
         if any(extra):
             _checks.bad_value("output_padding", "0 with padding='SAME', which determines the size", str(extra))
-        return Geometry(*_bounded(whole, kernel_size, stride, pads, dilation), groups), whole
+        return _bounded(whole, kernel_size, stride, pads, dilation, groups), whole
     pads = tuple((lo, hi - e) for (lo, hi), e in zip(pads, extra, strict=True))
     space = []
     for O, K, s, d, (lo, hi) in zip(outputs, kernel_size, stride, dilation, pads, strict=True):
@@ -123,7 +117,7 @@ def resolve_transposed(
         if _sizes.is_concrete(O) and O and size < 1:
             _checks.bad_value("padding", f"lo + hi < {size + lo + hi}, the size of the uncropped output", str((lo, hi)))
         space.append(size)
-    return Geometry(*_bounded(space, kernel_size, stride, pads, dilation), groups), tuple(space)
+    return _bounded(space, kernel_size, stride, pads, dilation, groups), tuple(space)
 
 
 def _bounded(
@@ -132,8 +126,9 @@ def _bounded(
     stride: tuple[int, ...],
     pads: tuple[tuple[int, int], ...],
     dilation: tuple[int, ...],
-) -> tuple[Any, Any, Any]:
-    """Return an equivalent (stride, padding, dilation) that fits into 32 bits, as XLA requires.
+    groups: int,
+) -> Geometry:
+    """Return an equivalent geometry that fits into 32 bits, as XLA requires.
 
     Every stride larger than the padded input gives one output, and the dilation of one tap has no effect.
     """
@@ -141,7 +136,7 @@ def _bounded(
         s if s < 2**31 else min(s, max(1, size + lo + hi))
         for s, size, (lo, hi) in zip(stride, space, pads, strict=True)
     )
-    return stride, pads, tuple(d if K > 1 else 1 for d, K in zip(dilation, kernel_size, strict=True))
+    return Geometry(stride, pads, tuple(d if K > 1 else 1 for d, K in zip(dilation, kernel_size, strict=True)), groups)
 
 
 def per_axis(name: str, value: Any, axes: int, at_least: int = 1) -> tuple[int, ...]:

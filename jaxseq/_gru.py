@@ -19,42 +19,36 @@ Pullback, with σ' = σ (1 - σ), tanh' = 1 - tanh² and the residuals (r, z, n,
 Source: K. Cho et al., Learning phrase representations using RNN encoder-decoder (2014), section 2.3.
 """
 
-from typing import Any, NamedTuple, Unpack
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jax.lax import PrecisionLike
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jaxseq import _init, _recurrence
 from jaxseq._op import op
+from jaxseq._recurrence import Gates, Pullback, StepResult
 from jaxseq._time_options import TimeOptions
-from jaxseq._types import AnyArray
+from jaxseq._types import AnyArray, GRUParams
 
 
-class GRUParams(NamedTuple):
-    """Parameters of a GRU with input size D and hidden size H, gates in the order r, z, n."""
-
-    w_x: Float[Array, "D 3*H"]
-    w_h: Float[Array, "H 3*H"]
-    b_x: Float[Array, " 3*H"] | None
-    b_h: Float[Array, " 3*H"] | None
-
-
-def step(a: _recurrence.Gates, h_prev: jax.Array) -> tuple[jax.Array, Any]:
+def step(a: Gates, h_prev: jax.Array) -> StepResult:
     a_r, a_z, (u_n, m) = a
     r, z = jax.nn.sigmoid(a_r), jax.nn.sigmoid(a_z)
     n = jnp.tanh(u_n + r * m)
-    return (1 - z) * n + z * h_prev, (r, z, n, m)
+    return StepResult((1 - z) * n + z * h_prev, (r, z, n, m))
 
 
-def pullback(saved: Any, h_prev: jax.Array, h_bar: jax.Array) -> tuple[_recurrence.Gates, jax.Array]:
-    r, z, n, m = saved
+def pullback(residuals: PyTree, h_prev: jax.Array, h_bar: jax.Array) -> Pullback:
+    r, z, n, m = residuals
     n_bar, z_bar = h_bar * (1 - z), h_bar * (h_prev - n)
     delta_n = n_bar * (1 - n * n)
     delta_m = delta_n * r
     delta_r = delta_n * m * r * (1 - r)
     delta_z = z_bar * z * (1 - z)
-    return (delta_r, delta_z, (delta_n, delta_m)), h_bar * z
+    return Pullback((delta_r, delta_z, (delta_n, delta_m)), h_bar * z)
 
 
 CELL = _recurrence.Cell(name="gru", gates="rzn", split_gates="n", step=step, pullback=pullback, params=GRUParams)
@@ -111,7 +105,7 @@ def gru_cell(
     carry: Float[AnyArray, "*batch H"] | None,
     x: Float[AnyArray, "*batch D"],
     *,
-    precision: Any = None,
+    precision: PrecisionLike = None,
 ) -> tuple[Float[Array, "*batch H"], Float[Array, "*batch H"]]:
     """Apply one step of `gru`. `partial(gru_cell, params)` is a body for `jax.lax.scan`.
 
@@ -142,7 +136,7 @@ def gru_cell(
     return _recurrence.one_step(CELL, params, carry, x, precision=precision)
 
 
-def gru_init(key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: Any = jnp.float32) -> GRUParams:
+def gru_init(key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: DTypeLike = jnp.float32) -> GRUParams:
     """Initialize `gru`: normal `w_x` of variance 1 / D, an orthogonal block of `w_h` for each gate, zero biases.
 
     Args:

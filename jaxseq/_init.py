@@ -7,21 +7,24 @@ Source: A. M. Saxe, J. L. McClelland and S. Ganguli, Exact solutions to the nonl
 linear neural networks (2014), section 3.
 """
 
+from collections.abc import Sequence
 from math import prod
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import PRNGKeyArray
 
 from jaxseq import _checks, _geometry, _precision
 
 
-def normal(key: Any, shape: tuple[int, ...], dtype: Any = float) -> jax.Array:
+def normal(key: PRNGKeyArray, shape: tuple[int, ...], dtype: DTypeLike = float) -> jax.Array:
     """Return `jax.random.normal`, drawn as one vector: XLA takes seconds to compile a draw with four axes."""
     return jax.random.normal(key, (prod(shape),), dtype).reshape(shape)
 
 
-def sizes(input_size: Any, hidden_size: Any, dtype: Any) -> tuple[int, int, Any]:
+def sizes(input_size: int, hidden_size: int, dtype: DTypeLike) -> tuple[int, int, np.dtype]:
     """Return (D, H, dtype), checked."""
     return (
         _checks.integer("input_size", input_size, at_least=1),
@@ -30,12 +33,12 @@ def sizes(input_size: Any, hidden_size: Any, dtype: Any) -> tuple[int, int, Any]
     )
 
 
-def matrix(key: Any, rows: int, columns: int, dtype: Any) -> jax.Array:
+def matrix(key: PRNGKeyArray, rows: int, columns: int, dtype: np.dtype) -> jax.Array:
     """Return a normal matrix (rows, columns) of variance 1 / rows, drawn in float32 at least."""
     return (jax.random.normal(key, (rows, columns), _precision.accumulator(dtype)) * rows**-0.5).astype(dtype)
 
 
-def orthogonal(key: Any, size: int, gates: int, dtype: Any) -> jax.Array:
+def orthogonal(key: PRNGKeyArray, size: int, gates: int, dtype: np.dtype) -> jax.Array:
     """Return (H, gates H), a random orthogonal matrix for each gate.
 
     It is drawn in float32 at least, because there is no QR decomposition in bfloat16.
@@ -46,7 +49,7 @@ def orthogonal(key: Any, size: int, gates: int, dtype: Any) -> jax.Array:
 
 
 def matrices(
-    key: Any, input_size: Any, hidden_size: Any, gates: int, dtype: Any
+    key: PRNGKeyArray, input_size: int, hidden_size: int, gates: int, dtype: DTypeLike
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return w_x (D, gates H), w_h (H, gates H) and a zero bias (gates H,)."""
     rows, hidden, dtype = sizes(input_size, hidden_size, dtype)
@@ -56,7 +59,7 @@ def matrices(
 
 
 def kernels(
-    key: Any, kernel_size: Any, c_in: Any, c_out: Any, gates: int, dtype: Any
+    key: PRNGKeyArray, kernel_size: int | Sequence[int], c_in: int, c_out: int, gates: int, dtype: DTypeLike
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return normal w_x (*K, C, gates F) and w_h (*K, F, gates F) of variance 1 / fan_in, and a zero bias."""
     taps, in_channels, out_channels = kernel_sizes(kernel_size, c_in, c_out)
@@ -68,7 +71,7 @@ def kernels(
     return w_x, w_h, jnp.zeros(gates * out_channels, dtype)
 
 
-def kernel_sizes(kernel_size: Any, c_in: Any, c_out: Any) -> tuple[tuple[int, ...], int, int]:
+def kernel_sizes(kernel_size: int | Sequence[int], c_in: int, c_out: int) -> tuple[tuple[int, ...], int, int]:
     """Return (kernel size of each axis, C_in, C_out), checked."""
     axes = len(kernel_size) if isinstance(kernel_size, tuple | list) else 1
     if not 1 <= axes <= 3:
@@ -77,6 +80,8 @@ def kernel_sizes(kernel_size: Any, c_in: Any, c_out: Any) -> tuple[tuple[int, ..
     return taps, _checks.integer("c_in", c_in, at_least=1), _checks.integer("c_out", c_out, at_least=1)
 
 
-def kernel(key: Any, taps: tuple[int, ...], in_channels: int, out_channels: int, dtype: Any) -> jax.Array:
+def kernel(
+    key: PRNGKeyArray, taps: tuple[int, ...], in_channels: int, out_channels: int, dtype: DTypeLike
+) -> jax.Array:
     """Return a normal kernel (*taps, in_channels, out_channels) of variance 1 / fan_in."""
     return normal(key, (*taps, in_channels, out_channels), dtype) * (prod(taps) * in_channels) ** -0.5

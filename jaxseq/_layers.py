@@ -3,33 +3,42 @@
 A layer is any function with the signature of a recurrence, `(params, carry, xs, **time) -> (carry, ys)`: `lstm`,
 `partial(recurrence, cell)`, `partial(conv_lstm, stride=2)`, `partial(bidirectional, gru)`. The parameters and carries
 of several layers are sequences of those of one layer, plain pytrees.
+
+Masks of `stack`. Layer i of L layers draws booleans with these keys, where j counts the draws of the layer, first those
+of recurrent dropout and then those of zoneout. `jaxseq.reference` implements this rule separately.
+
+    option               key                               draws                                   probability of True
+    dropout, i >= 1      fold_in(key, i)                   one, of the shape of its input          1 - dropout
+    recurrent dropout    fold_in(fold_in(key, L + i), j)   one per state, of the shape of its h    1 - recurrent_dropout
+    zoneout              fold_in(fold_in(key, L + i), j)   one per leaf of the carry, and step     zoneout
+
+True keeps the element; zoneout keeps its previous value.
 """
 
 from collections.abc import Callable, Sequence
 from itertools import count
-from typing import Any, Unpack
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jaxseq import _checks, _time
 from jaxseq._op import op
-from jaxseq._time import Options
-from jaxseq._time_options import TimeOptions, with_defaults
+from jaxseq._time_options import Options, TimeOptions, with_defaults
 from jaxseq._types import AnyArray
 
-Layer = Callable[..., tuple[Any, jax.Array]]
+Layer = Callable[..., tuple[PyTree, jax.Array]]
 
 
 @op
 def bidirectional(
     layer: Layer | Sequence[Layer],
-    params: Sequence[Any],
-    carry: Sequence[Any] | None,
+    params: Sequence[PyTree],
+    carry: Sequence[PyTree] | None,
     xs: Float[AnyArray, "*time_batch_and_space D"],
     **time: Unpack[TimeOptions],
-) -> tuple[tuple[Any, Any], Float[Array, "*time_batch_and_outputs H"]]:
+) -> tuple[tuple[PyTree, PyTree], Float[Array, "*time_batch_and_outputs H"]]:
     r"""Process a sequence in both directions and concatenate the outputs of each step.
 
     $$y_t = [\overrightarrow{h}_t,\; \overleftarrow{h}_t]$$
@@ -80,8 +89,8 @@ def bidirectional(
 @op
 def stack(
     layer: Layer | Sequence[Layer],
-    params: Sequence[Any],
-    carry: Sequence[Any] | None,
+    params: Sequence[PyTree],
+    carry: Sequence[PyTree] | None,
     xs: Float[AnyArray, "*time_batch_and_space D"],
     *,
     residual: bool = False,
@@ -89,7 +98,7 @@ def stack(
     recurrent_dropout: float | int = 0.0,
     key: PRNGKeyArray | None = None,
     **time: Unpack[TimeOptions],
-) -> tuple[tuple[Any, ...], Float[Array, "*time_batch_and_outputs H"]]:
+) -> tuple[tuple[PyTree, ...], Float[Array, "*time_batch_and_outputs H"]]:
     r"""Apply layers in sequence: the input of each layer is the output of the previous one.
 
     $$y^{(0)} = x, \qquad y^{(l)} = \mathrm{layer}_l(y^{(l-1)}) \;[\, + \; y^{(l-1)}\,], \qquad
@@ -151,17 +160,22 @@ def stack(
         if i and rate and key is not None:
             kept = bernoulli(jax.random.fold_in(key, i), 1 - rate, y.shape)
             y = jnp.where(kept, y / (1 - rate), jnp.zeros((), y.dtype))
-        masks = dropout_masks(
-            None if key is None else jax.random.fold_in(key, number + i), f, p, state, y, recurrent, zoneout, time
-        )
+        masks = {}
+        if recurrent or zoneout:
+            shapes = jax.eval_shape(lambda f=f, p=p, state=state, y=y: f(p, state, y, **time)[0])
+            layer_key, axis = (
+                None if key is None else jax.random.fold_in(key, number + i),
+                with_defaults(time).time_axis,
+            )
+            masks = dropout_masks(layer_key, shapes, y, axis % y.ndim, recurrent_dropout=recurrent, zoneout=zoneout)
         end, out = f(p, state, y, **time, **masks)
         shortcut = y if i or not residual else zero_padded_steps(y, time)  # ys of a layer is zero in the padding
         y = out + shortcut if residual and out.shape == y.shape else out
         ends.append(end)
-    return tuple(ends), y
+    return tuple(ends), jnp.asarray(y)
 
 
-def bernoulli(key: Any, p: float | int, shape: tuple[int, ...]) -> jax.Array:
+def bernoulli(key: PRNGKeyArray, p: float | int, shape: tuple[int, ...]) -> jax.Array:
     """Draw booleans that are True with probability `p`.
 
     They are drawn in float32, so that masks do not change with `jax_enable_x64`.
@@ -170,48 +184,43 @@ def bernoulli(key: Any, p: float | int, shape: tuple[int, ...]) -> jax.Array:
 
 
 def dropout_masks(
-    key: Any,
-    layer: Layer,
-    params: Any,
-    carry: Any,
+    key: PRNGKeyArray | None,
+    carry: PyTree,
     xs: AnyArray,
+    axis: int,
+    *,
     recurrent_dropout: float | int,
     zoneout: float | int,
-    time: Any,
-) -> dict[str, Any]:
-    """Draw `recurrent_dropout_mask` and `zoneout` of one layer, with the structure of its carry.
+) -> dict[str, PyTree]:
+    """Draw `recurrent_dropout_mask` and `zoneout` of one layer, for a carry of shapes, with time at `axis` of `xs`.
 
-    The result has no entry for a rate of zero.
+    The result has no entry for a rate of zero. Without a key, zoneout is its rate.
     """
-    if not (recurrent_dropout or zoneout):
-        return {}
-    axis = with_defaults(time).time_axis % xs.ndim
-    keys = (jax.random.fold_in(key, i) for i in count())
+    keys = (jax.random.fold_in(key, i) for i in count() if key is not None)
 
-    def draw_dropout_mask(h: Any) -> jax.Array:
+    def draw_dropout_mask(h: PyTree) -> jax.Array:
         kept = bernoulli(next(keys), 1 - recurrent_dropout, h.shape)
         return kept.astype(h.dtype) / (1 - recurrent_dropout)
 
-    def draw_zoneout(a: Any) -> Any:
+    def draw_zoneout(a: PyTree) -> PyTree:
         shape = (*a.shape[:axis], xs.shape[axis], *a.shape[axis:])
         return zoneout if key is None else bernoulli(next(keys), zoneout, shape)
 
-    def map_states(f: Callable[[Any], Any], state: Any) -> Any:
+    def map_states(f: Callable[[PyTree], PyTree], state: PyTree) -> PyTree:
         """Apply `f` to every state in a carry; a plain tuple is a sequence of states."""
         if isinstance(state, tuple) and not hasattr(state, "_fields"):
             return tuple(map_states(f, part) for part in state)
         return f(state)
 
-    state = jax.eval_shape(lambda: layer(params, carry, xs, **time)[0])
     found = {}
     if recurrent_dropout:
-        found["recurrent_dropout_mask"] = map_states(lambda state: draw_dropout_mask(jax.tree.leaves(state)[0]), state)
+        found["recurrent_dropout_mask"] = map_states(lambda state: draw_dropout_mask(jax.tree.leaves(state)[0]), carry)
     if zoneout:
-        found["zoneout"] = map_states(lambda state: jax.tree.map(draw_zoneout, state), state)
+        found["zoneout"] = map_states(lambda state: jax.tree.map(draw_zoneout, state), carry)
     return found
 
 
-def zero_padded_steps(xs: AnyArray, time: Any) -> AnyArray:
+def zero_padded_steps(xs: AnyArray, time: TimeOptions) -> AnyArray:
     """Return `xs` with zeros in the padding of each sequence."""
     given = with_defaults(time)
     if given.lengths is None:
@@ -220,11 +229,10 @@ def zero_padded_steps(xs: AnyArray, time: Any) -> AnyArray:
     steps = xs.shape[axis]
     lengths = _checks.lengths("lengths", given.lengths, _checks.converted(given.lengths).shape, steps)
     valid, _, _ = _time.masks(Options(axis=axis), steps, lengths, None)
-    zeroed: jax.Array = _time.zero_padding(valid, xs)
-    return zeroed
+    return _time.zero_padding(valid, xs)
 
 
-def _layers(name: str, value: Any, count: int) -> list[Layer]:
+def _layers(name: str, value: object, count: int) -> list[Layer]:
     """Return `count` layers, given one for all of them or a sequence of `count`."""
     layers = [value] * count if callable(value) else _sequence_of(name, value, count)
     for layer in layers:
@@ -233,7 +241,7 @@ def _layers(name: str, value: Any, count: int) -> list[Layer]:
     return list(layers)
 
 
-def _sequence_of(name: str, value: Any, count: int) -> Sequence[Any]:
+def _sequence_of(name: str, value: object, count: int) -> Sequence[PyTree]:
     """Return `value` if it is a list or tuple of `count` entries; a NamedTuple, the parameters of one layer, is not."""
     if not isinstance(value, list | tuple) or hasattr(value, "_fields"):
         _checks.bad_type(name, f"a sequence of {count}, one for each layer", _checks.describe(value))

@@ -4,7 +4,8 @@
 primitive is an identity without effects, compiled programs do not contain it, and checkify has a rule for it.
 """
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, SupportsInt
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +14,8 @@ from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
 
-def checked_lengths(n: jax.Array, *, steps: Any, message: str) -> jax.Array:
-    """Return `n`. Under checkify, report `message` unless 0 <= n <= steps."""
+def checked_lengths(n: jax.Array, *, steps: SupportsInt, message: str) -> jax.Array:
+    """Return `n`. Under checkify, report `message` unless 0 <= n <= steps, which may be a symbolic size."""
     return _checked_p.bind(n, steps=steps, message=message)
 
 
@@ -24,17 +25,19 @@ _checked_p.def_abstract_eval(lambda n, *, steps, message: n)
 mlir.register_lowering(_checked_p, lambda ctx, n, *, steps, message: [n])
 
 
-def _batch(operands: Any, dims: Any, **params: Any) -> tuple[jax.Array, Any]:
-    return _checked_p.bind(*operands, **params), dims[0]
+def _batch(
+    operands: Sequence[jax.Array], dims: Sequence[int | None], *, steps: SupportsInt, message: str
+) -> tuple[jax.Array, int | None]:
+    return _checked_p.bind(*operands, steps=steps, message=message), dims[0]
 
 
-def _checkify(*args: Any, steps: Any, message: str) -> tuple[Any, jax.Array]:
+def _checkify(*args: Any, steps: SupportsInt, message: str) -> tuple[checkify.Error, jax.Array]:
     """Check the lengths. Checkify calls this with (error, enabled, n), since jax 0.12 with a context before these."""
     *context, error, enabled, n = args
     if checkify.FailedCheckError in enabled:
         wrong = jnp.any((n < 0) | (n > jnp.asarray(steps, n.dtype)))
         report = checkify.FailedCheckError(checkify.get_traceback(), message, lengths=n)
-        assert_func: Any = checkify.assert_func
+        assert_func: Callable[..., checkify.Error] = checkify.assert_func
         error = assert_func(*context, error, wrong, report)
     return error, n
 

@@ -17,42 +17,30 @@ Source: S. Hochreiter and J. Schmidhuber, Long short-term memory (1997); for the
 J. Schmidhuber and F. Cummins, Learning to forget (2000).
 """
 
-from typing import Any, NamedTuple, Unpack
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jax.lax import PrecisionLike
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jaxseq import _init, _recurrence
 from jaxseq._op import op
+from jaxseq._recurrence import Gates, Pullback, StepResult
 from jaxseq._time_options import TimeOptions
-from jaxseq._types import AnyArray
+from jaxseq._types import AnyArray, LSTMParams, LSTMState
 
 
-class LSTMParams(NamedTuple):
-    """Parameters of an LSTM with input size D and hidden size H, gates in the order i, f, g, o."""
-
-    w_x: Float[Array, "D 4*H"]
-    w_h: Float[Array, "H 4*H"]
-    b: Float[Array, " 4*H"] | None
-
-
-class LSTMState(NamedTuple):
-    """State of an LSTM: the output h and the memory c."""
-
-    h: Float[Array, "*batch H"]
-    c: Float[Array, "*batch H"]
-
-
-def step(a: _recurrence.Gates, s_prev: LSTMState) -> tuple[LSTMState, Any]:
+def step(a: Gates, s_prev: LSTMState) -> StepResult:
     a_i, a_f, a_g, a_o = a
     i, f, g, o = jax.nn.sigmoid(a_i), jax.nn.sigmoid(a_f), jnp.tanh(a_g), jax.nn.sigmoid(a_o)
     c = f * s_prev.c + i * g
-    return LSTMState(o * jnp.tanh(c), c), (i, f, g, o)
+    return StepResult(LSTMState(o * jnp.tanh(c), c), (i, f, g, o))
 
 
-def pullback(saved: Any, s_prev: LSTMState, s_bar: LSTMState) -> tuple[_recurrence.Gates, LSTMState]:
-    i, f, g, o = saved
+def pullback(residuals: PyTree, s_prev: LSTMState, s_bar: LSTMState) -> Pullback:
+    i, f, g, o = residuals
     tanh_c = jnp.tanh(f * s_prev.c + i * g)
     o_bar = s_bar.h * tanh_c
     c_bar = s_bar.c + s_bar.h * o * (1 - tanh_c * tanh_c)
@@ -60,11 +48,11 @@ def pullback(saved: Any, s_prev: LSTMState, s_bar: LSTMState) -> tuple[_recurren
     delta_f = c_bar * s_prev.c * f * (1 - f)
     delta_g = c_bar * i * (1 - g * g)
     delta_o = o_bar * o * (1 - o)
-    return (delta_i, delta_f, delta_g, delta_o), LSTMState(jnp.zeros_like(s_bar.h), c_bar * f)
+    return Pullback((delta_i, delta_f, delta_g, delta_o), LSTMState(jnp.zeros_like(s_bar.h), c_bar * f))
 
 
-def replay(saved: Any, s_prev: LSTMState) -> LSTMState:
-    i, f, g, o = saved
+def replay(residuals: PyTree, s_prev: LSTMState) -> LSTMState:
+    i, f, g, o = residuals
     c = f * s_prev.c + i * g
     return LSTMState(o * jnp.tanh(c), c)
 
@@ -121,7 +109,7 @@ def lstm(
 
 @op
 def lstm_cell(
-    params: LSTMParams, carry: LSTMState | None, x: Float[AnyArray, "*batch D"], *, precision: Any = None
+    params: LSTMParams, carry: LSTMState | None, x: Float[AnyArray, "*batch D"], *, precision: PrecisionLike = None
 ) -> tuple[LSTMState, Float[Array, "*batch H"]]:
     """Apply one step of `lstm`. `partial(lstm_cell, params)` is a body for `jax.lax.scan`.
 
@@ -153,7 +141,7 @@ def lstm_cell(
     return _recurrence.one_step(CELL, params, carry, x, precision=precision)
 
 
-def lstm_init(key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: Any = jnp.float32) -> LSTMParams:
+def lstm_init(key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: DTypeLike = jnp.float32) -> LSTMParams:
     """Initialize `lstm`: normal `w_x` of variance 1 / D, an orthogonal block of `w_h` for each gate, and a bias that is
     one for the forget gate, so that the memory decays slowly at first, and zero elsewhere.
 

@@ -9,13 +9,15 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 
 Tree = TypeVar("Tree")
 
 
-def is_distributed(*trees: Any) -> bool:
+def is_distributed(*trees: PyTree) -> bool:
     """Return True if an array is on an explicit mesh, or varies over a mesh axis inside `shard_map`."""
-    return any(explicit_sharding(a) is not None or _varying(a) for a in jax.tree.leaves(trees))
+    types: list[Any] = [jax.typeof(a) for a in jax.tree.leaves(trees)]
+    return any(AxisType.Explicit in t.sharding.mesh.axis_types or t.manual_axis_type.varying for t in types)
 
 
 def explicit_sharding(x: jax.Array) -> NamedSharding | None:
@@ -58,7 +60,7 @@ class Partitioning(NamedTuple):
     idle_axes: bool = False  # partition them over one mesh axis and leave another idle
 
 
-def partitioning(tree: Any) -> Partitioning:
+def partitioning(tree: PyTree) -> Partitioning:
     """Return what the compiler may do, at this point of the program, with the arrays of a tree.
 
     The mesh is that of the context, else that of the arrays' types. If all of its axes are explicit or manual, the
@@ -66,9 +68,11 @@ def partitioning(tree: Any) -> Partitioning:
     partition is assumed. A mesh that appears only in `in_shardings` of a `jit`, for arrays that are not placed yet, is
     not visible.
     """
+    if jax.device_count() == 1:
+        return Partitioning()
     meshes = [jax.sharding.get_abstract_mesh(), *_meshes(tree)]
     mesh = next((mesh for mesh in meshes if not mesh.empty), None)
-    if jax.device_count() == 1 or (mesh is not None and AxisType.Auto not in mesh.axis_types):
+    if mesh is not None and AxisType.Auto not in mesh.axis_types:
         return Partitioning()
     return Partitioning(implicit=True, idle_axes=mesh is not None and _has_idle_axes(mesh))
 
@@ -78,10 +82,11 @@ def may_have_idle_axis(known: Partitioning, *operands: jax.Array) -> bool:
 
     A cotangent may be on a mesh that the arguments of its op do not show, so the operands' own types count as well.
     """
-    return known.idle_axes or any(map(_has_idle_axes, _meshes(operands)))
+    meshes = [jax.typeof(a).sharding.mesh for a in operands]
+    return known.idle_axes or any(_has_idle_axes(mesh) for mesh in meshes if not mesh.empty)
 
 
-def _meshes(tree: Any) -> list[Any]:
+def _meshes(tree: PyTree) -> list[Any]:
     """Return the meshes of the arrays' types."""
     return [jax.typeof(a).sharding.mesh for a in jax.tree.leaves(tree)]
 

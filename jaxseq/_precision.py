@@ -5,11 +5,15 @@ float32 at least between steps. Results are returned in the dtype of the input, 
 primal. For float32 and float64 all casts below are no-ops.
 """
 
-from typing import Any
+from operator import methodcaller
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
+
+Tree = TypeVar("Tree")
 
 
 def promote(*arrays: jax.Array) -> np.dtype:
@@ -34,11 +38,13 @@ def wider(dtype: np.dtype, other: np.dtype) -> bool:
     return dtype != other and common(dtype, other) == dtype
 
 
-def cast(tree: Any, dtype: np.dtype) -> Any:
+def cast(tree: Tree, dtype: np.dtype) -> Tree:
     """Cast every leaf to `dtype`."""
-    return jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
+    return jax.tree.map(methodcaller("astype", dtype), tree)
 
 
-def cast_like(tree: Any, primal: Any) -> Any:
+def cast_like(tree: Tree, primal: PyTree) -> Tree:
     """Cast every leaf to the dtype of the corresponding leaf of `primal`."""
-    return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), tree, primal)
+    leaves, structure = jax.tree.flatten(tree)
+    pairs = zip(leaves, structure.flatten_up_to(primal), strict=True)
+    return structure.unflatten(leaf.astype(like.dtype) for leaf, like in pairs)

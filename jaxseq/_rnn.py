@@ -11,24 +11,22 @@ Pullback. Since tanh' = 1 - tanh² and relu'(a) = [a > 0] = [h' > 0], the only r
 Source: J. L. Elman, Finding structure in time (1990).
 """
 
-from typing import Any, NamedTuple, Unpack
+from collections.abc import Callable
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
+from jax.lax import PrecisionLike
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxseq import _checks, _init, _recurrence
 from jaxseq._op import op
+from jaxseq._recurrence import SAME_AS_H, Gates, Pullback, StepResult
 from jaxseq._time_options import TimeOptions
-from jaxseq._types import AnyArray
+from jaxseq._types import AnyArray, RNNParams
 
-
-class RNNParams(NamedTuple):
-    """Parameters of an Elman network with input size D and hidden size H."""
-
-    w_x: Float[Array, "D H"]
-    w_h: Float[Array, "H H"]
-    b: Float[Array, " H"] | None
+Activation = Callable[[jax.Array], jax.Array]
 
 
 def _relu(a: jax.Array) -> jax.Array:
@@ -36,13 +34,12 @@ def _relu(a: jax.Array) -> jax.Array:
     return jnp.where(a <= 0, 0, a)
 
 
-def _cell(activation: Any, derivative: Any) -> _recurrence.Cell:
-    def step(a: _recurrence.Gates, h_prev: jax.Array) -> tuple[jax.Array, jax.Array]:
-        h = activation(a[0])
-        return h, h
+def _cell(activation: Activation, derivative: Activation) -> _recurrence.Cell:
+    def step(a: Gates, h_prev: jax.Array) -> StepResult:
+        return StepResult(activation(a[0]), SAME_AS_H)
 
-    def pullback(h: jax.Array, h_prev: jax.Array, h_bar: jax.Array) -> tuple[_recurrence.Gates, jax.Array]:
-        return (h_bar * derivative(h),), jnp.zeros_like(h_bar)
+    def pullback(h: jax.Array, h_prev: jax.Array, h_bar: jax.Array) -> Pullback:
+        return Pullback((h_bar * derivative(h),), jnp.zeros_like(h_bar))
 
     return _recurrence.Cell(name="rnn", gates="h", step=step, pullback=pullback, params=RNNParams)
 
@@ -105,7 +102,7 @@ def rnn_cell(
     x: Float[AnyArray, "*batch D"],
     *,
     activation: str = "tanh",
-    precision: Any = None,
+    precision: PrecisionLike = None,
 ) -> tuple[Float[Array, "*batch H"], Float[Array, "*batch H"]]:
     """Apply one step of `rnn`. `partial(rnn_cell, params)` is a body for `jax.lax.scan`.
 
@@ -137,7 +134,7 @@ def rnn_cell(
     return _recurrence.one_step(_named(activation), params, carry, x, precision=precision)
 
 
-def rnn_init(key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: Any = jnp.float32) -> RNNParams:
+def rnn_init(key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: DTypeLike = jnp.float32) -> RNNParams:
     """Initialize `rnn`: normal `w_x` of variance 1 / D, orthogonal `w_h`, zero bias.
 
     Args:

@@ -21,8 +21,7 @@ tail.
     | head, E steps from init       | windows of k1 steps, each from its own s*    | tail |
 
 This runs the step function over the sequence once more, which is faster than a scan with `stop_gradient` for small
-states only. Larger states on CPU use that scan: `SMALL`. On an accelerator no state is large enough, because each step
-waits for its kernel launch. Measurements: `docs/measured-recurrence.md`.
+states only. Larger states on CPU use that scan: `ScanTuning`. Measurements: `docs/measured-recurrence.md`.
 
 With `checkpoint=n`, windows run in parallel in groups of n steps, and a window of more than n steps runs in segments of
 n steps. Only the initial state of each group and segment is stored.
@@ -30,7 +29,6 @@ n steps. Only the initial state of each group and segment is stored.
 
 from collections.abc import Callable
 from functools import partial
-from math import isqrt
 from typing import Any, NamedTuple
 
 import jax
@@ -38,19 +36,16 @@ import jax.numpy as jnp
 from jax import lax
 from jax.core import eval_jaxpr
 from jax.custom_derivatives import SymbolicZero
-from jax.extend.core import Jaxpr
 from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
-from jaxseq import _checks, _sizes
+from jaxseq import _checks, _sizes, tuning
 from jaxseq._derivative import with_derivative_of
 from jaxseq._op import op
+from jaxseq._windows import ScanPlan, equal_length, scan_plan
+from jaxseq.tuning import ScanTuning
 
-Step = Callable[[Any, Any], tuple[Any, Any]]
-
-# The largest state, in elements, of which windows run in parallel on a CPU.
-# Measurements: docs/measured-recurrence.md.
-SMALL = 2048
+Step = Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]
 
 
 @op
@@ -122,10 +117,10 @@ def scan(
 
     flip = (lambda a: jnp.flip(a, 0)) if reverse else jnp.asarray
     xs = jax.tree.map(flip, xs)
-    plan = _plan(steps, window, every, unrolled)
+    plan, numbers = scan_plan(steps, window, every, unrolled), tuning.for_backend().scan
     if plan.head == steps:
         end, ys = _scan_in_segments(f, init, xs, steps, plan)
-    elif not plan.before and every is None and (not _sizes.is_concrete(steps) or _is_large(init)):
+    elif not plan.before and every is None and (not _sizes.is_concrete(steps) or _is_large(numbers, init)):
         end, ys = _scan_with_cuts(f, init, xs, plan)
     else:
         # Arrays that f closes over become arguments: a custom rule is differentiated with respect to arguments only.
@@ -139,7 +134,9 @@ def scan(
     return end, jax.tree.map(flip, ys)
 
 
-def as_pytree_function(scan: Callable[[Any, Any], Any], init: Any, xs: Any, length: int | None) -> tuple[Any, int]:
+def as_pytree_function(
+    scan: Callable[[PyTree, PyTree], PyTree], init: PyTree, xs: PyTree, length: int | None
+) -> tuple[PyTree, int]:
     """Return (init with the dtypes of the carry of `scan`, T). `lax` raises the errors about f, init and xs."""
     carry, ys = jax.eval_shape(scan, init, xs)
     init = jax.tree.map(lambda a, like: lax.convert_element_type(a, like.dtype), init, carry)
@@ -153,64 +150,21 @@ class _Step(NamedTuple):
     result.
     """
 
-    program: Jaxpr
-    result: Any
+    program: Any  # a jaxpr, whose type is in `jax.extend`, which is slow to import
+    result: PyTree
 
-    def __call__(self, consts: list[Any], s: Any, x: Any) -> tuple[Any, Any]:
+    def __call__(self, consts: list[PyTree], s: PyTree, x: PyTree) -> tuple[PyTree, PyTree]:
         count = len(self.program.constvars)
         leaves = eval_jaxpr(self.program, consts[:count], *consts[count:], *jax.tree.leaves((s, x)))
         return jax.tree.unflatten(self.result, leaves)
 
 
-class _Plan(NamedTuple):
-    """How T steps are split into a head, groups of windows and a tail, in processing order."""
-
-    steps: int
-    k1: int  # steps of a window
-    before: int  # k2 - k1, the number of steps that a window starts early
-    segment: int | None  # steps between checkpoints
-    head: int  # steps of the head; T without truncation
-    groups: tuple[tuple[int, int], ...]  # (number of groups, windows per group)
-    unroll: int
-
-    @property
-    def tail(self) -> int:
-        """The number of steps in the tail."""
-        return (self.steps - self.head) % self.k1
-
-
-def _plan(steps: int, window: tuple[int, int] | None, every: int | str | None, unroll: int) -> _Plan:
-    if not _sizes.is_concrete(steps):
-        return _symbolic_plan(steps, window, every, unroll)
-    k1, k2 = window or (max(1, steps), max(1, steps))
-    n = isqrt(max(0, steps - 1)) + 1 if isinstance(every, str) else every
-    if -(-steps // k1) * k1 <= k2:  # the last window reaches back to t = 0, and so do all
-        return _Plan(steps, max(1, steps), 0, n, steps, (), unroll)
-    before = k2 - k1
-    head = (before // k1 + 1) * k1 if before else 0
-    windows = (steps - head) // k1
-    parallel = windows if n is None else max(1, n // k1)
-    whole, rest = divmod(windows, max(1, parallel))
-    groups = tuple((count, size) for count, size in ((whole, parallel), (1, rest)) if count and size)
-    return _Plan(steps, k1, before, n, head, groups, unroll)
-
-
-def _symbolic_plan(steps: Any, window: tuple[int, int] | None, every: int | str | None, unroll: int) -> _Plan:
-    """Return the plan for a symbolic T: one scan, since there may be no whole window and no whole segment."""
-    if every is not None:
-        _checks.bad_value("checkpoint", "None, since the number of steps is symbolic", repr(every))
-    k1, k2 = window or (steps, steps)
-    if k1 != k2:
-        _checks.bad_value("truncation", "an integer, since the number of steps is symbolic", repr(window))
-    return _Plan(steps, k1, 0, None, 0, (), unroll)
-
-
-def _scan_in_segments(f: Step, s: Any, xs: Any, steps: int, plan: _Plan) -> tuple[Any, Any]:
+def _scan_in_segments(f: Step, s: PyTree, xs: PyTree, steps: int, plan: ScanPlan) -> tuple[PyTree, PyTree]:
     """Scan; if `plan.segment` is set, in segments of about equal length that are recomputed in the backward pass."""
     run = partial(lax.scan, f, unroll=plan.unroll)
     if plan.segment is None or plan.segment >= steps:
         return run(s, xs, steps)
-    size = -(-steps // -(-steps // plan.segment))
+    size = equal_length(steps, plan.segment)
     count, rest = divmod(steps, size)
     # Inside a scan, no barrier against common subexpression elimination is needed.
     recomputed = partial(jax.checkpoint, prevent_cse=False)
@@ -222,16 +176,16 @@ def _scan_in_segments(f: Step, s: Any, xs: Any, steps: int, plan: _Plan) -> tupl
     return s, ys
 
 
-def _is_large(s: Any) -> bool:
+def _is_large(tuning: ScanTuning, s: PyTree) -> bool:
     """Return whether windows of this state run faster one at a time."""
     elements = sum(a.size for a in jax.tree.leaves(s) if jnp.issubdtype(a.dtype, jnp.inexact))
-    return jax.default_backend() == "cpu" and _sizes.is_concrete(elements) and elements > SMALL
+    return tuning.parallel_state is not None and _sizes.is_concrete(elements) and elements > tuning.parallel_state
 
 
-def _scan_with_cuts(f: Step, s: Any, xs: Any, plan: _Plan) -> tuple[Any, Any]:
+def _scan_with_cuts(f: Step, s: PyTree, xs: PyTree, plan: ScanPlan) -> tuple[PyTree, PyTree]:
     """Scan over the steps one window at a time, with the gradient cut between windows."""
 
-    def step(s: Any, at: Any) -> tuple[Any, Any]:
+    def step(s: PyTree, at: PyTree) -> tuple[PyTree, PyTree]:
         t, x = at
         cut = (t > 0) & (t % plan.k1 == 0)
         detach = lambda a: jnp.where(cut, lax.stop_gradient(a), a) if jnp.issubdtype(a.dtype, jnp.inexact) else a  # noqa: E731
@@ -244,7 +198,7 @@ def _scan_with_cuts(f: Step, s: Any, xs: Any, plan: _Plan) -> tuple[Any, Any]:
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _forward(step: _Step, plan: _Plan, consts: list[Any], init: Any, xs: Any) -> Any:
+def _forward(step: _Step, plan: ScanPlan, consts: list[PyTree], init: PyTree, xs: PyTree) -> PyTree:
     """Return ((s_T, ys), starts).
 
     `starts` has two parts. For each entry of `plan.groups`, the states (count, ...) at the starts of its groups, or of
@@ -263,7 +217,9 @@ def _forward(step: _Step, plan: _Plan, consts: list[Any], init: Any, xs: Any) ->
     return with_derivative_of(partial(_windows, step, plan), (end, ys), states, *args), states
 
 
-def _scan_with_starts(f: Step, s: Any, xs: Any, parts: list[tuple[int, int]], unroll: int) -> tuple[Any, list[Any]]:
+def _scan_with_starts(
+    f: Step, s: PyTree, xs: PyTree, parts: list[tuple[int, int]], unroll: int
+) -> tuple[PyTree, list[PyTree]]:
     """Return ((s, ys), states at the starts of the parts). A part (count, size) is `count` pieces of `size` steps."""
     at, found, outputs = 0, [], []
     for count, size in parts:
@@ -271,7 +227,7 @@ def _scan_with_starts(f: Step, s: Any, xs: Any, parts: list[tuple[int, int]], un
             found.append(jax.tree.map(lambda a: a[None], s))
             continue
 
-        def piece(s: Any, x: Any, size: int = size) -> tuple[Any, Any]:
+        def piece(s: PyTree, x: PyTree, size: int = size) -> tuple[PyTree, PyTree]:
             end, ys = lax.scan(f, s, x, size, unroll=unroll)
             return end, (s, ys)
 
@@ -283,14 +239,14 @@ def _scan_with_starts(f: Step, s: Any, xs: Any, parts: list[tuple[int, int]], un
 
 
 @partial(_forward.defjvp, symbolic_zeros=True)
-def _forward_jvp(step: _Step, plan: _Plan, primals: Any, tangents: Any) -> Any:
+def _forward_jvp(step: _Step, plan: ScanPlan, primals: PyTree, tangents: PyTree) -> PyTree:
     """Take values from the scan and derivatives from the windows; arguments with zero tangents are constants."""
     out, states = _forward(step, plan, *primals)
     leaves, structure = jax.tree.flatten(primals)
     directions = jax.tree.leaves(tangents, is_leaf=lambda a: isinstance(a, SymbolicZero))
     moving = [n for n, direction in enumerate(directions) if not isinstance(direction, SymbolicZero)]
 
-    def windows(*moved: Any) -> Any:
+    def windows(*moved: PyTree) -> PyTree:
         known = list(leaves)
         for n, leaf in zip(moving, moved, strict=True):
             known[n] = leaf
@@ -301,7 +257,9 @@ def _forward_jvp(step: _Step, plan: _Plan, primals: Any, tangents: Any) -> Any:
     return (out, states), (moved, still)
 
 
-def _windows(step: _Step, plan: _Plan, states: Any, consts: list[Any], init: Any, xs: Any) -> tuple[Any, Any]:
+def _windows(
+    step: _Step, plan: ScanPlan, states: PyTree, consts: list[PyTree], init: PyTree, xs: PyTree
+) -> tuple[PyTree, PyTree]:
     """Compute (s_T, ys) again, from the known states at the starts of windows."""
     f, k1, before = partial(step, consts), plan.k1, plan.before
     s, outputs, at = init, [], plan.head
@@ -309,11 +267,11 @@ def _windows(step: _Step, plan: _Plan, states: Any, consts: list[Any], init: Any
         s, ys = _scan_in_segments(f, init, _scan_piece(xs, 0, plan.head), plan.head, plan)
         outputs.append(ys)
 
-    def window(s: Any, x: Any) -> tuple[Any, Any]:
+    def window(s: PyTree, x: PyTree) -> tuple[PyTree, PyTree]:
         s, ys = _scan_in_segments(f, s, x, before + k1, plan)
         return s, jax.tree.map(lambda a: a[before:], ys)
 
-    def group(size: int, s: Any, x: Any) -> tuple[Any, Any]:
+    def group(size: int, s: PyTree, x: PyTree) -> tuple[PyTree, PyTree]:
         """Run `size` windows in parallel.
 
         `x` is their size k1 steps and the `before` steps ahead of them. The states between windows are recomputed.
@@ -353,11 +311,11 @@ def _windows(step: _Step, plan: _Plan, states: Any, consts: list[Any], init: Any
 # --- Slices of time, the first axis of every leaf ---
 
 
-def _scan_piece(xs: Any, at: int, size: int) -> Any:
+def _scan_piece(xs: PyTree, at: int, size: int) -> PyTree:
     return jax.tree.map(lambda a: lax.slice_in_dim(a, at, at + size), xs)
 
 
-def _slice_steps(xs: Any, at: int, count: int, size: int, before: int = 0) -> Any:
+def _slice_steps(xs: PyTree, at: int, count: int, size: int, before: int = 0) -> PyTree:
     """Slice `xs` from `at` into (count, before + size, ...), each piece with the `before` steps ahead of it."""
 
     def cut(a: jax.Array) -> jax.Array:
@@ -368,10 +326,10 @@ def _slice_steps(xs: Any, at: int, count: int, size: int, before: int = 0) -> An
     return jax.tree.map(cut, xs)
 
 
-def _merge_windows(pieces: Any) -> Any:
+def _merge_windows(pieces: PyTree) -> PyTree:
     """Reshape (count, size, ...) to (count size, ...)."""
     return jax.tree.map(lambda a: a.reshape(a.shape[0] * a.shape[1], *a.shape[2:]), pieces)
 
 
-def _concatenate(parts: list[Any]) -> Any:
+def _concatenate(parts: list[PyTree]) -> PyTree:
     return parts[0] if len(parts) == 1 else jax.tree.map(lambda *a: jnp.concatenate(a), *parts)

@@ -7,19 +7,15 @@ from contextlib import suppress
 
 from jax import export
 
-from jaxseq import autoregressive, cells, diagnostics
-from jaxseq._conv import ConvParams
-from jaxseq._gru import GRUParams
-from jaxseq._lstm import LSTMParams, LSTMState
-from jaxseq._rnn import RNNParams
+from jaxseq import _types, cells
 
 REGISTERED: dict[str, type] = {
-    "jaxseq.ConvParams": ConvParams,
-    "jaxseq.GRUParams": GRUParams,
-    "jaxseq.LSTMParams": LSTMParams,
-    "jaxseq.LSTMState": LSTMState,
-    "jaxseq.RNNParams": RNNParams,
-    "jaxseq.autoregressive.Linear": autoregressive.Linear,
+    "jaxseq.ConvParams": _types.ConvParams,
+    "jaxseq.GRUParams": _types.GRUParams,
+    "jaxseq.LSTMParams": _types.LSTMParams,
+    "jaxseq.LSTMState": _types.LSTMState,
+    "jaxseq.RNNParams": _types.RNNParams,
+    "jaxseq.autoregressive.Linear": _types.Linear,
     "jaxseq.cells.ClassicGRUParams": cells.ClassicGRUParams,
     "jaxseq.cells.IndRNNParams": cells.IndRNNParams,
     "jaxseq.cells.LayerNormGRUParams": cells.LayerNormGRUParams,
@@ -29,9 +25,9 @@ REGISTERED: dict[str, type] = {
     "jaxseq.cells.ProjectedLSTMParams": cells.ProjectedLSTMParams,
     "jaxseq.cells.SLSTMParams": cells.SLSTMParams,
     "jaxseq.cells.SLSTMState": cells.SLSTMState,
-    "jaxseq.diagnostics.JacobianProducts": diagnostics.JacobianProducts,
-    "jaxseq.diagnostics.Lyapunov": diagnostics.Lyapunov,
-    "jaxseq.diagnostics.TruncationBias": diagnostics.TruncationBias,
+    "jaxseq.diagnostics.JacobianProducts": _types.JacobianProducts,
+    "jaxseq.diagnostics.Lyapunov": _types.Lyapunov,
+    "jaxseq.diagnostics.TruncationBias": _types.TruncationBias,
 }
 
 for name, kind in REGISTERED.items():

@@ -3,17 +3,21 @@
 import inspect
 import re
 from types import SimpleNamespace
-from typing import Annotated, Any, NamedTuple, TypedDict, get_type_hints
+from typing import Annotated, NamedTuple, TypedDict, get_type_hints
 
-from jaxtyping import Bool, Float, Integer
+from jax.lax import PrecisionLike
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Bool, Float, Integer, PyTree
 
+from jaxseq._mesh import Partitioning
 from jaxseq._types import AnyArray
+from jaxseq.tuning import RecurrenceTuning
 
 
 class Default(NamedTuple):
     """The value of an option that is not passed."""
 
-    value: Any
+    value: object
 
 
 class TimeOptions(TypedDict, total=False):
@@ -56,15 +60,28 @@ class TimeOptions(TypedDict, total=False):
     checkpoint: Annotated[int | str | None, Default(None)]
     time_axis: Annotated[int, Default(0)]
     unroll: Annotated[int, Default(1)]
-    precision: Annotated[Any, Default(None)]
-    state_dtype: Annotated[Any, Default(None)]
+    precision: Annotated[PrecisionLike, Default(None)]
+    state_dtype: Annotated[DTypeLike | None, Default(None)]
     recurrent_dropout_mask: Annotated[Float[AnyArray, "*batch H"] | None, Default(None)]
-    zoneout: Annotated[Any, Default(None)]
+    zoneout: Annotated[PyTree[ArrayLike] | None, Default(None)]
 
 
 _HINTS = get_type_hints(TimeOptions, include_extras=True)
 TYPES = {name: hint.__origin__ for name, hint in _HINTS.items()}
 DEFAULTS = {name: hint.__metadata__[0].value for name, hint in _HINTS.items()}
+
+
+class Options(NamedTuple):
+    """Time options after validation, without arrays, and what else is decided once per call. Static and hashable."""
+
+    reverse: bool = False
+    truncation: tuple[int, int] | None = None
+    checkpoint: int | str | None = None
+    axis: int = 0  # the axis of time in xs, ys and the masks
+    unroll: int = 1
+    precision: PrecisionLike = None
+    partitioning: Partitioning = Partitioning()
+    tuning: RecurrenceTuning = RecurrenceTuning()
 
 
 def with_defaults(options: TimeOptions) -> SimpleNamespace:

@@ -1,9 +1,17 @@
-"""Types shared by annotations."""
+"""Types of annotations, and the public containers that more than one part of the library uses.
 
-from typing import TYPE_CHECKING
+Parameters and states are here because the reference implementations import no op. Results of `jaxseq.autoregressive`
+and `jaxseq.diagnostics` are here because `import jaxseq` registers them with `jax.export`, but does not import these
+modules.
+"""
+
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Array, Float, Inexact, Int, PyTree
+
+# --- Types of annotations ---
 
 # The arrays that public functions accept, as in `Float[AnyArray, "*batch D"]`. Unlike `jax.typing.ArrayLike` this
 # excludes Python numbers. Not shown in annotations: public functions also convert objects with `__jax_array__`, and
@@ -15,3 +23,108 @@ if TYPE_CHECKING:
     ArrayOrScalar = np.ndarray
 else:
     ArrayOrScalar = np.ndarray | np.generic
+
+
+# --- Parameters and states ---
+
+
+class ConvParams(NamedTuple):
+    """Parameters of a convolution, in the order of the arguments of `conv`: `conv(x, *params)`."""
+
+    kernel: Inexact[Array, "*kernel_size c_in_per_group c_out"]
+    bias: Inexact[Array, " c_out"] | None
+
+
+class RNNParams(NamedTuple):
+    """Parameters of an Elman network with input size D and hidden size H."""
+
+    w_x: Float[Array, "D H"]
+    w_h: Float[Array, "H H"]
+    b: Float[Array, " H"] | None
+
+
+class GRUParams(NamedTuple):
+    """Parameters of a GRU with input size D and hidden size H, gates in the order r, z, n."""
+
+    w_x: Float[Array, "D 3*H"]
+    w_h: Float[Array, "H 3*H"]
+    b_x: Float[Array, " 3*H"] | None
+    b_h: Float[Array, " 3*H"] | None
+
+
+class LSTMParams(NamedTuple):
+    """Parameters of an LSTM with input size D and hidden size H, gates in the order i, f, g, o."""
+
+    w_x: Float[Array, "D 4*H"]
+    w_h: Float[Array, "H 4*H"]
+    b: Float[Array, " 4*H"] | None
+
+
+class LSTMState(NamedTuple):
+    """State of an LSTM: the output h and the memory c."""
+
+    h: Float[Array, "*batch H"]
+    c: Float[Array, "*batch H"]
+
+
+# --- Results ---
+
+
+class Linear(NamedTuple):
+    """A linear AR(τ) model.
+
+    Attributes:
+        coefficients: `(τ,)`, a_1 to a_τ: the coefficient of the most recent value first.
+        intercept: `()`, b.
+        variance: `()`, the mean squared residual of the fit.
+    """
+
+    coefficients: Float[Array, " order"]
+    intercept: Float[Array, ""]
+    variance: Float[Array, ""]
+
+
+class JacobianProducts(NamedTuple):
+    r"""Singular values of the products $P_l = \partial s_T / \partial s_{T-l}$.
+
+    Attributes:
+        lags: `(L,)`, the lags l.
+        singular_values: `(L, k)`, the singular values of each product in descending order. The first is the spectral
+            norm $\lVert P_l \rVert_2$.
+    """
+
+    lags: Int[Array, " L"]
+    singular_values: Float[Array, "L k"]
+
+    @property
+    def norms(self) -> Float[Array, " L"]:
+        """Spectral norms `(L,)`: the largest factor by which a gradient can grow over each lag."""
+        return self.singular_values[:, 0]
+
+
+class Lyapunov(NamedTuple):
+    """Lyapunov exponents.
+
+    Attributes:
+        exponents: `(k,)`, in descending order, in units of 1 / dt.
+        history: `(steps / every, k)`, the running estimates, which show whether the exponents have converged.
+        final: the state after the last step.
+    """
+
+    exponents: Float[Array, " k"]
+    history: Float[Array, "n k"]
+    final: PyTree[Array]
+
+
+class TruncationBias(NamedTuple):
+    r"""Errors of the truncated gradient for several windows.
+
+    Attributes:
+        windows: `(W,)`, the windows k.
+        relative_error: `(W,)`, $\lVert g_k - g \rVert / \lVert g \rVert$ over all parameters.
+        cosine: `(W,)`, the cosine of the angle between $g_k$ and g.
+    """
+
+    windows: Int[Array, " W"]
+    relative_error: Float[Array, " W"]
+    cosine: Float[Array, " W"]

@@ -6,11 +6,12 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 import jax
+from jaxtyping import PyTree
 
-from jaxseq._cases import CASES
+from jaxseq._cases import CASES, Op
 from jaxseq.testing import CHECKS, Report, Verdict, _check, _truncation
 from jaxseq.testing._report import LEGEND, SYMBOLS
 
@@ -44,11 +45,11 @@ def session(name: str, label: str) -> Callable[..., Report]:
     return report
 
 
-def _of_sequence(f: Callable[..., Any]) -> Callable[..., Any]:
+def _of_sequence(f: Op) -> Op:
     return lambda params, carry, sequence, **options: f(params, carry, *sequence, **options)
 
 
-def _as_sequence(params: Any, carry: Any, *sequence: Any) -> tuple[Any, Any, tuple[Any, ...]]:
+def _as_sequence(params: PyTree, carry: PyTree, *sequence: PyTree) -> tuple[PyTree, PyTree, tuple[PyTree, ...]]:
     return params, carry, sequence
 
 
@@ -102,7 +103,19 @@ def _progress(variants: Iterable[Variant]) -> Iterable[Variant]:
     return _bar(tqdm(variants, unit="variant", disable=None))
 
 
-def _bar(bar: Any) -> Iterator[Variant]:
+@runtime_checkable
+class ProgressBar(Protocol):
+    """The used part of `tqdm.tqdm`, which need not be installed."""
+
+    def __iter__(self) -> Iterator[Variant]:
+        """Iterate over the variants and count them."""
+        ...
+
+    def set_description(self, desc: str, /) -> None:
+        """Set the text before the bar."""
+
+
+def _bar(bar: ProgressBar) -> Iterator[Variant]:
     for name, label in bar:
         bar.set_description(f"{name}, {label}")
         yield name, label

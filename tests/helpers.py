@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding
 
+from jaxseq import tuning
 from jaxseq._cases import CASES
 
 OPS = [pytest.param(name, next(iter(case.variants)), id=name) for name, case in CASES.items()]
@@ -133,3 +134,8 @@ def script(path):
         patch.syspath_prepend(path.parent)  # as Python does for a script, which may import modules beside it
         spec.loader.exec_module(module)
     return module
+
+
+def in_chunks(parts):
+    """Return a context in which the backward pass of a recurrence runs in this number of chunks, however short."""
+    return tuning.use(tuning.Tuning(tuning.RecurrenceTuning(parts=parts, least_rows=1, least_steps=1)))

@@ -87,7 +87,7 @@ def test_by_hand():
 # --- Chunks ---
 
 
-def in_chunks(f, carry, x, w, b, resets, lengths):
+def in_chunks(f, carry, x, w, b, *, resets, lengths):
     ys, t = [], 0
     for length in lengths:
         part = None if resets is None else resets[..., t : t + length]
@@ -111,7 +111,7 @@ def test_chunks_of_any_lengths_are_the_whole(lengths, kind, resets):
     if resets is not None:
         resets = jax.random.bernoulli(jax.random.key(resets), 0.3, (2, T))
     whole = lambda *args: f(*args, resets=resets)  # noqa: E731
-    chunks = lambda *args: in_chunks(f, *args, resets, lengths)  # noqa: E731
+    chunks = lambda *args: in_chunks(f, *args, resets=resets, lengths=lengths)  # noqa: E731
     cotangents = cotangents_for(whole, args, key)
     expected = pulled(partial(reference.causal_conv, resets=resets, **options), args, cotangents)
     for run in (whole, chunks):

@@ -14,7 +14,7 @@ from helpers import arguments, assert_close, bound, cotangents_for, inner, norma
 from jax import lax
 
 import jaxseq
-from jaxseq import Cell, cells, linear_maps
+from jaxseq import Cell, Pullback, StepResult, cells, linear_maps
 from jaxseq._cases import CASES
 
 VARIANTS = CASES["recurrence"].variants
@@ -24,7 +24,7 @@ HAND = [label for label in LABELS if VARIANTS[label].first[0].pullback is not No
 
 def without_pullback(cell):
     """Return the same cell, differentiated by JAX."""
-    return cell._replace(pullback=None, replay=None, step=lambda *args: cell.step(*args)[0])
+    return cell._replace(pullback=None, replay=None, step=lambda *args: cell.step(*args).state)
 
 
 @pytest.mark.long  # the contract compares with the reference, which has no pullback
@@ -305,7 +305,7 @@ def odd(**fields):
 
 
 def fine(a, h, p):
-    return h + a[0], a
+    return StepResult(h + a[0], a)
 
 
 KERNELS = jaxseq.LSTMParams(jnp.ones((3, 2, 16)), jnp.ones((3, 4, 16)), None)
@@ -325,23 +325,28 @@ BAD = {
         ValueError,
         r"`odd\.step`: expected a state like `s_prev`, float64\[5\], got \(float64\[5\], float64\[5\]\)",
     ),
-    "no pair with a pullback": (
+    "no residuals with a pullback": (
         run(lambda a, h, p: h, lambda *args: None),
         TypeError,
-        r"`odd\.step`: expected a pair \(state, saved\), since there is a pullback, got float64\[5\]",
+        r"`odd\.step`: expected jaxseq\.StepResult\(state, residuals\), since there is a pullback, got float64\[5\]",
+    ),
+    "a plain tuple from a pullback": (
+        run(fine, lambda a, h, h_bar, p: ((h_bar, h_bar), h_bar, p._replace(gain=h_bar))),
+        TypeError,
+        r"`odd\.pullback`: expected jaxseq\.Pullback\(delta, state_bar\), got \(\(float64\[5\], float64\[5\]\), .*gain",
     ),
     "δ of one gate": (
-        run(fine, lambda a, h, h_bar, p: ((h_bar,), h_bar, p._replace(gain=h_bar))),
+        run(fine, lambda a, h, h_bar, p: Pullback((h_bar,), h_bar, p._replace(gain=h_bar))),
         ValueError,
         r"`odd\.pullback`: expected δ like the pre-activations, \(float64\[5\], float64\[5\]\), got \(float64\[5\],\)",
     ),
     "another s̄_prev": (
-        run(fine, lambda a, h, h_bar, p: ((h_bar, h_bar), (h_bar,), p._replace(gain=h_bar))),
+        run(fine, lambda a, h, h_bar, p: Pullback((h_bar, h_bar), (h_bar,), p._replace(gain=h_bar))),
         ValueError,
         r"`odd\.pullback`: expected s̄_prev like the state, float64\[5\], got \(float64\[5\],\)",
     ),
     "p̄ of another shape": (
-        run(fine, lambda a, h, h_bar, p: ((h_bar, h_bar), h_bar, p._replace(gain=h_bar[:1]))),
+        run(fine, lambda a, h, h_bar, p: Pullback((h_bar, h_bar), h_bar, p._replace(gain=h_bar[:1]))),
         ValueError,
         r"`odd\.pullback`: expected p̄ of one example like the cell parameters, .*\[5\].*got .*\[1\]",
     ),

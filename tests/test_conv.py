@@ -12,8 +12,9 @@ from helpers import assert_close, pullback, subjaxprs
 from hypothesis import assume, given, settings, strategies
 
 import jaxseq
-from jaxseq import _correlation, _geometry
+from jaxseq import _geometry
 from jaxseq._init import normal
+from jaxseq.tuning import CPU
 
 MODES = {"valid": "VALID", "same": 1, "full": 2}  # the kernel size is 3 along each axis
 
@@ -129,7 +130,7 @@ def test_same_and_causal_sizes(stride, dilation):
         for word in ("SAME", "CAUSAL"):
             geometry = _geometry.resolve((size,), (kernel_size,), stride, word, dilation, 1)
             (lo, hi) = geometry.padding[0]
-            outputs[word] = _geometry.output_size(size, kernel_size, stride, (lo, hi), dilation)
+            (outputs[word],) = _geometry.output_sizes(geometry, (size,), (kernel_size,))
             if word == "SAME":
                 assert 0 <= hi - lo <= 1
             else:
@@ -170,7 +171,7 @@ def test_pullbacks_are_transposes(key):
     np.testing.assert_allclose(jnp.vdot(w_bar, w), jnp.vdot(y_bar, y), rtol=1e-12)
 
 
-@pytest.mark.parametrize("taps", [_correlation.TERMS, _correlation.TERMS + 1])
+@pytest.mark.parametrize("taps", [CPU.conv.terms, CPU.conv.terms + 1])
 @pytest.mark.parametrize("transposed", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_depthwise_on_both_sides_of_the_limit(taps, transposed, key):
     """Up to the limit the rule is `_shifts`, beyond it `_spectrum`; both equal the reference implementation."""
@@ -180,7 +181,7 @@ def test_depthwise_on_both_sides_of_the_limit(taps, transposed, key):
         jax.jit(pullback(partial(getattr(module, name), **options))) for module in (jaxseq, jaxseq.reference)
     )
     primitives = {e.primitive.name for e in subjaxprs(jax.make_jaxpr(ours)((x, w), y_bar).jaxpr)}
-    assert ("fft" in primitives) == (taps > _correlation.TERMS)
+    assert ("fft" in primitives) == (taps > CPU.conv.terms)
     assert "conv_general_dilated" not in primitives
     assert_close(ours((x, w), y_bar), reference((x, w), y_bar), relative=1e-13)
 

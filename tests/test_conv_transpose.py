@@ -51,7 +51,7 @@ def test_is_the_transpose_of_conv(size, kernel_size, channels, options, key):
         assert_close(x_bar, pulled, relative=1e-14)
 
 
-def loops(x, w, stride, padding, dilation, groups, extra):
+def loops(x, w, stride, padding, dilation, *, groups, extra):
     """Compute y[s n + d k - lo, i] += x[n, o] w[k, i, o] along one axis."""
     (O, c_in), (K, per_out, _) = x.shape, w.shape
     lo, hi = padding
@@ -74,7 +74,7 @@ def loops(x, w, stride, padding, dilation, groups, extra):
     groups=st.integers(1, 2),
     extra=st.integers(0, 3),
 )
-def test_equals_loops_at_any_geometry(size, kernel_size, stride, padding, dilation, groups, extra):
+def test_equals_loops_at_any_geometry(size, kernel_size, stride, padding, dilation, *, groups, extra):
     extra %= max(stride, dilation)  # the limit in torch
     x, w = operands(jax.random.key(0), (size, 2 * groups), (kernel_size, 3, 2 * groups))
     run = partial(
@@ -84,7 +84,8 @@ def test_equals_loops_at_any_geometry(size, kernel_size, stride, padding, dilati
         with pytest.raises(ValueError, match=r"`padding`: expected lo . hi < "):
             run(x, w)
     else:
-        assert_close(run(x, w), jnp.asarray(loops(*map(np.asarray, (x, w)), stride, padding, dilation, groups, extra)))
+        y = loops(np.asarray(x), np.asarray(w), stride, padding, dilation, groups=groups, extra=extra)
+        assert_close(run(x, w), jnp.asarray(y))
 
 
 def test_by_hand():

@@ -1,6 +1,7 @@
 """Each rule for the three contractions against NumPy, the choice of the rule, and the compiled programs."""
 
 import re
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -11,27 +12,36 @@ from helpers import assert_close, pullback, subjaxprs
 from jax import lax
 
 import jaxseq
-from jaxseq import _correlation, _geometry, linear_maps
-from jaxseq._correlation import _blocks, _form, _loop, _patches, _planes, _shifts, _spectrum, _taps, _xla
+from jaxseq import _geometry, linear_maps
+from jaxseq._correlation import RULES, Contraction, Form, choose
+from jaxseq._correlation._blocks import BLOCKS
+from jaxseq._correlation._loop import LOOP
+from jaxseq._correlation._patches import PATCHES
+from jaxseq._correlation._planes import PLANES
+from jaxseq._correlation._shifts import SHIFTS
+from jaxseq._correlation._spectrum import SPECTRUM
+from jaxseq._correlation._taps import TAPS
+from jaxseq._correlation._xla import XLA
+from jaxseq.tuning import CPU
 
 RNG = np.random.default_rng(0)
 
 # rule: (space, kernel_size, I', O', options) with different sizes; together they cover every option of a geometry
 FORMS = {
-    _shifts: [
+    SHIFTS: [
         ((11,), (4,), 1, 1, {"groups": 3, "padding": ((3, -1),), "dilation": 2, "stride": 2}),
         ((9, 7), (2, 3), 1, 1, {"groups": 5, "padding": ((-1, 2), (1, 0)), "stride": (1, 2)}),
         ((10,), (3,), 2, 3, {"groups": 8, "padding": 1, "stride": 2}),
         ((6, 5, 7), (2, 1, 3), 1, 2, {"groups": 9, "padding": "SAME", "dilation": (2, 1, 1)}),
     ],
-    _spectrum: [
+    SPECTRUM: [
         ((90,), (70,), 1, 1, {"groups": 3, "padding": ((69, 0),)}),
         ((300,), (300,), 1, 1, {"groups": 2, "padding": ((310, 300),), "stride": 2, "dilation": 2}),
         ((20, 21), (20, 20), 1, 1, {"groups": 3, "padding": ((19, -1), (10, 19)), "stride": (2, 1)}),
         ((460,), (450,), 2, 3, {"padding": "SAME", "groups": 2}),
         ((8, 8, 9), (6, 6, 7), 1, 1, {"groups": 2, "padding": "SAME"}),
     ],
-    _patches: [
+    PATCHES: [
         ((7,), (1,), 3, 4, {}),
         ((8, 5), (1, 1), 3, 4, {"stride": (3, 2), "dilation": 4}),
         ((13,), (3,), 3, 4, {"padding": ((-1, 2),), "stride": 4}),  # a remainder; a stride above the kernel size
@@ -43,36 +53,34 @@ FORMS = {
         ((13, 12), (6, 4), 1, 1, {"groups": 3, "stride": (7, 4), "padding": ((0, 3), (-1, 2))}),  # depthwise
         ((3, 2), (4, 2), 1, 1, {"groups": 3, "padding": ((1, 0), (0, 0))}),  # a kernel as large as the padded input
     ],
-    _blocks: [
+    BLOCKS: [
         ((9,), (4,), 5, 3, {"groups": 2, "padding": ((2, -1),), "stride": 2}),
         ((7, 6), (3, 2), 4, 2, {"groups": 6, "padding": "SAME", "dilation": (1, 2)}),
         ((140,), (1,), 4, 3, {"groups": 3}),
         ((5, 4, 6), (2, 3, 2), 2, 3, {"groups": 7, "padding": "SAME", "dilation": (2, 1, 1)}),
         ((9,), (3,), 20, 40, {"groups": 6}),
     ],
-    _loop: [
+    LOOP: [
         ((16, 14), (12, 9), 1, 1, {"groups": 3, "padding": ((1, 0), (-1, 2)), "dilation": (1, 1)}),  # few outputs
         ((40,), (65,), 1, 1, {"groups": 2, "padding": ((60, 61),), "stride": 3, "dilation": 2, "method": "direct"}),
         ((7, 6), (3, 2), 4, 2, {"groups": 6, "padding": ((1, 2), (2, -1)), "stride": (1, 2), "method": "direct"}),
     ],
-    _planes: [
+    PLANES: [
         ((6, 5, 7), (3, 2, 4), 3, 4, {"padding": ((1, 2), (-1, 3), (2, 1)), "stride": (2, 1, 3)}),
         ((7, 6, 5), (2, 3, 2), 2, 3, {"padding": "SAME", "dilation": (3, 1, 2)}),
         ((9, 6, 5), (4, 3, 2), 3, 2, {"padding": ((-1, 1), (0, 0), (1, -1)), "stride": (3, 2, 1)}),
     ],
-    _xla: [
+    XLA: [
         ((11,), (4,), 3, 5, {"padding": ((4, -2),), "stride": 3, "dilation": 2}),
         ((8, 9), (3, 2), 2, 3, {"padding": ((1, 0), (-2, 3)), "stride": (1, 2), "dilation": (2, 3)}),
         ((4,), (3,), 2, 3, {"padding": ((-5, 9),)}),
     ],
 }
-CONTRACTIONS = ("to_output", "to_input", "to_kernel")
+TO_OUTPUT, TO_INPUT, TO_KERNEL = Contraction
 # The contractions for which a rule is chosen, if not all three.
-CHOSEN = {_patches: ("to_input", "to_kernel"), _loop: ("to_output", "to_input"), _shifts: ("to_output",)}
+CHOSEN = {PATCHES: (TO_INPUT, TO_KERNEL), LOOP: (TO_OUTPUT, TO_INPUT), SHIFTS: (TO_OUTPUT,)}
 GRID = [
-    pytest.param(rule, *form, id=f"{rule.__name__.split('._')[-1]}-{n}")
-    for rule, forms in FORMS.items()
-    for n, form in enumerate(forms)
+    pytest.param(rule, *form, id=f"{rule.name}-{n}") for rule, forms in FORMS.items() for n, form in enumerate(forms)
 ]
 
 # The first form of each rule. The others treat dtypes alike.
@@ -83,7 +91,7 @@ def trilinear(space, kernel_size, in_channels, out_channels, options, dtype=jnp.
     """Return (form, x, w, ȳ) with random arrays."""
     options = {"stride": 1, "padding": "VALID", "dilation": 1, "groups": 1, "method": "auto", **options}
     geometry = _geometry.resolve(space, kernel_size, *(options[n] for n in ("stride", "padding", "dilation", "groups")))
-    geometry = geometry.by(options["method"])
+    geometry = geometry._replace(method=options["method"])
     outputs, g = _geometry.output_sizes(geometry, space, kernel_size), geometry.groups
     shapes = (
         (2, *space, in_channels * g),
@@ -91,7 +99,7 @@ def trilinear(space, kernel_size, in_channels, out_channels, options, dtype=jnp.
         (2, *outputs, out_channels * g),
     )
     arrays = (jnp.asarray(RNG.normal(size=s), dtype) for s in shapes)
-    return _form.Form(geometry, None, space, outputs, kernel_size, in_channels, out_channels), *arrays
+    return Form(geometry, None, space, outputs, kernel_size, in_channels, out_channels), *arrays
 
 
 def tap_by_tap(form, x, w, y_bar):
@@ -118,14 +126,14 @@ def tap_by_tap(form, x, w, y_bar):
 @pytest.mark.parametrize(("rule", "space", "kernel_size", "in_channels", "out_channels", "options"), GRID)
 def test_each_rule_is_the_form(rule, space, kernel_size, in_channels, out_channels, options):
     form, x, w, y_bar = trilinear(space, kernel_size, in_channels, out_channels, options)
-    assert {_correlation.choose(which, form) for which in CHOSEN.get(rule, CONTRACTIONS)} == {rule}
+    assert {choose(which, form, "cpu").rule for which in CHOSEN.get(rule, Contraction)} == {rule}
     y, x_bar, w_bar = tap_by_tap(form, x, w, y_bar)
     for which, a, b, expected in (
-        ("to_output", x, w, y),
-        ("to_input", w, y_bar, x_bar),
-        ("to_kernel", x, y_bar, w_bar),
+        (TO_OUTPUT, x, w, y),
+        (TO_INPUT, w, y_bar, x_bar),
+        (TO_KERNEL, x, y_bar, w_bar),
     ):
-        actual = jax.jit(partial(_correlation._apply, rule, which, form))(a, b)
+        actual = jax.jit(partial(rule.contract, which, form))(a, b)
         assert actual.dtype == jnp.float64
         assert_close(actual, expected, relative=1e-13)
 
@@ -149,28 +157,48 @@ def test_what_reads_padding_only_is_left_out(space, kernel_size, options, output
     assert (smaller.outputs, smaller.kernel_size) == (outputs_in_reach, taps_in_reach)
 
 
+def applicable(form):
+    """Return the rules that apply to all three contractions."""
+    return [rule for rule in RULES if all(rule.applies(which, form) for which in Contraction)]
+
+
 def of_rule(rule, form, x, w, y_bar):
     """Return (y, x_bar, w_bar) computed by `rule`, even if another one would be chosen."""
 
     def run(x, w, y_bar):
-        contractions = [("to_output", x, w), ("to_input", w, y_bar), ("to_kernel", x, y_bar)]
-        return tuple(_correlation._apply(rule, which, form, a, b) for which, a, b in contractions)
+        contractions = [(TO_OUTPUT, x, w), (TO_INPUT, w, y_bar), (TO_KERNEL, x, y_bar)]
+        return tuple(rule.contract(which, form, a, b) for which, a, b in contractions)
 
     return jax.jit(run)(x, w, y_bar)
+
+
+@pytest.mark.parametrize(
+    ("rule", "space", "kernel_size", "in_channels", "out_channels", "options"), [p for p in FIRST if not p.marks]
+)
+def test_every_rule_that_applies_is_the_form(rule, space, kernel_size, in_channels, out_channels, options):
+    """Not only the one that is chosen."""
+    form, *arrays = trilinear(space, kernel_size, in_channels, out_channels, options)
+    assert rule in applicable(form)
+    results = jax.jit(lambda *arrays: [of_rule(other, form, *arrays) for other in applicable(form)])(*arrays)
+    for result in results:
+        assert_close(result, tap_by_tap(form, *arrays), relative=1e-12)
 
 
 def test_the_rule_of_idle_mesh_axes_is_the_form():
     """This rule is never chosen on one device."""
     options = {"groups": 2, "padding": ((4, -2),), "stride": 3, "dilation": 2}
     form, *arrays = trilinear((11,), (4,), 2, 3, options)
-    assert_close(of_rule(_taps, form, *arrays), tap_by_tap(form, *arrays), relative=1e-13)
+    partitioning = form.geometry.partitioning._replace(implicit=True, idle_axes=True)
+    idle = form._replace(geometry=form.geometry._replace(partitioning=partitioning))
+    assert (choose(TO_INPUT, form, "default").rule, choose(TO_INPUT, idle, "default").rule) == (XLA, TAPS)
+    assert_close(of_rule(TAPS, form, *arrays), tap_by_tap(form, *arrays), relative=1e-13)
 
 
-def test_a_gradient_of_a_depthwise_kernel_in_blocks_of_rows(monkeypatch):
+def test_a_gradient_of_a_depthwise_kernel_in_blocks_of_rows():
     """Five rows of outputs in blocks of two."""
     form, x, w, y_bar = trilinear((11,), (2,), 1, 1, {"groups": 3, "stride": 2})
-    monkeypatch.setattr(_shifts, "CACHE", 2 * w.size * len(x) * 4)
-    assert_close(of_rule(_shifts, form, x, w, y_bar), tap_by_tap(form, x, w, y_bar), relative=1e-13)
+    form = form._replace(geometry=form.geometry._replace(tuning=replace(CPU.conv, cache=2 * w.size * len(x) * 4)))
+    assert_close(of_rule(SHIFTS, form, x, w, y_bar), tap_by_tap(form, x, w, y_bar), relative=1e-13)
 
 
 @pytest.mark.parametrize(("rule", "space", "kernel_size", "in_channels", "out_channels", "options"), FIRST)
@@ -178,11 +206,11 @@ def test_half_precision_accumulates_in_full(rule, space, kernel_size, in_channel
     form, x, w, y_bar = trilinear(space, kernel_size, in_channels, out_channels, options, jnp.bfloat16)
     y, x_bar, w_bar = tap_by_tap(form, x, w, y_bar)
     for which, a, b, expected in (
-        ("to_output", x, w, y),
-        ("to_input", w, y_bar, x_bar),
-        ("to_kernel", x, y_bar, w_bar),
+        (TO_OUTPUT, x, w, y),
+        (TO_INPUT, w, y_bar, x_bar),
+        (TO_KERNEL, x, y_bar, w_bar),
     ):
-        actual = jax.jit(partial(_correlation._apply, rule, which, form))(a, b)
+        actual = jax.jit(partial(rule.contract, which, form))(a, b)
         assert actual.dtype == jnp.float32
         assert_close(actual, expected.astype(np.float32), relative=1e-5)
 
@@ -204,8 +232,8 @@ def test_through_the_public_functions_with_complex_numbers(
 @pytest.mark.parametrize("n", [2, 4, 5, 7, 8])
 def test_second_order_of_patches(n):
     """d/dw <x_bar(w, y_bar), v> is the contraction (3) of v and y_bar. In float32, also where XLA would abort."""
-    form, x, w, y_bar = trilinear(*FORMS[_patches][n], jnp.float32)
-    conv, v = partial(jaxseq.conv, **FORMS[_patches][n][-1]), jnp.flip(x)
+    form, x, w, y_bar = trilinear(*FORMS[PATCHES][n], jnp.float32)
+    conv, v = partial(jaxseq.conv, **FORMS[PATCHES][n][-1]), jnp.flip(x)
     gradient = jax.jit(jax.grad(lambda w: jnp.vdot(jax.vjp(lambda x: conv(x, w), x)[1](y_bar)[0], v)))
     expected = tap_by_tap(form, v, w, y_bar)[2].astype(np.float32)
     assert_close(gradient(w), jnp.asarray(expected), relative=1e-5)
@@ -222,7 +250,7 @@ def test_second_order_of_patches(n):
 def test_a_kernel_that_reaches_no_input_gives_exact_zeros(space, kernel_size, options):
     """Fourier transforms would leave rounding errors."""
     form, x, w, y_bar = trilinear(space, kernel_size, 1, 1, {**options, "groups": 3})
-    assert not form.reaches()
+    assert form.in_reach() is None
     y, (x_bar, w_bar) = jax.jit(pullback(partial(jaxseq.conv, groups=3, **options)))((x, w), y_bar)
     assert not y.any()
     assert not x_bar.any()
@@ -232,12 +260,12 @@ def test_a_kernel_that_reaches_no_input_gives_exact_zeros(space, kernel_size, op
 # --- On both sides of each crossover ---
 
 CROSSOVERS = {
-    "taps of a depthwise kernel": lambda n: ((20,), (_correlation.TERMS + n,), 1, 1, {"groups": 2, "padding": 60}),
-    "pairs of channels": lambda n: ((20,), (_correlation.TERMS // 4 + n,), 2, 2, {"groups": 8, "padding": 60}),
-    "groups": lambda n: ((9,), (3,), 2, 3, {"groups": _correlation.LANES - 1 + n}),
+    "taps of a depthwise kernel": lambda n: ((20,), (CPU.conv.terms + n,), 1, 1, {"groups": 2, "padding": 60}),
+    "pairs of channels": lambda n: ((20,), (CPU.conv.terms // 4 + n,), 2, 2, {"groups": 8, "padding": 60}),
+    "groups": lambda n: ((9,), (3,), 2, 3, {"groups": CPU.conv.lanes - 1 + n}),
     "a long kernel": lambda n: ((399,), (369 + n,), 2, 3, {"padding": "SAME"}),
     "one tap": lambda n: ((9,), (1 + n,), 3, 2, {}),
-    "planes": lambda n: ((20, 3, 4), (_correlation.PLANES + n, 2, 2), 3, 2, {}),
+    "planes": lambda n: ((20, 3, 4), (CPU.conv.planes + n, 2, 2), 3, 2, {}),
 }
 
 
@@ -248,7 +276,7 @@ def test_both_sides_of_a_crossover(name):
     for n in (0, 1):
         space, kernel_size, in_channels, out_channels, options = CROSSOVERS[name](n)
         form, x, w, y_bar = trilinear(space, kernel_size, in_channels, out_channels, options)
-        rules.append(_correlation.choose("to_input", form))
+        rules.append(choose(TO_INPUT, form, "cpu").rule)
         y, x_bar, w_bar = tap_by_tap(form, x, w, y_bar)
         assert_close(
             jax.jit(pullback(partial(jaxseq.conv, **options)))((x, w), y_bar), (y, (x_bar, w_bar)), relative=1e-12
@@ -263,18 +291,18 @@ def primitives(f, *args):
     return [e.primitive.name for e in subjaxprs(jax.make_jaxpr(f)(*args).jaxpr)]
 
 
-@pytest.mark.parametrize("rule", [_shifts, _spectrum, _patches])
+@pytest.mark.parametrize("rule", [SHIFTS, SPECTRUM, PATCHES])
 def test_where_xla_has_no_part(rule):
     space, kernel_size, in_channels, out_channels, options = FORMS[rule][0]
     _, x, w, y_bar = trilinear(space, kernel_size, in_channels, out_channels, options)
     assert "conv_general_dilated" not in primitives(pullback(partial(jaxseq.conv, **options)), (x, w), y_bar)
 
 
-@pytest.mark.parametrize(("rule", "parts"), [(_blocks, 6), (_planes, 3)])
+@pytest.mark.parametrize(("rule", "parts"), [(BLOCKS, 6), (PLANES, 3)])
 @pytest.mark.parametrize("platform", ["cpu", "cuda"])
 def test_what_only_cpus_need_is_left_to_xla_elsewhere(rule, parts, platform):
     """On a GPU, whose libraries support groups and three axes, each contraction is one convolution."""
-    forms = {_blocks: FORMS[_blocks][4], _planes: FORMS[_planes][0]}
+    forms = {BLOCKS: FORMS[BLOCKS][4], PLANES: FORMS[PLANES][0]}
     _, x, w, y_bar = trilinear(*forms[rule], jnp.float32)
     f = jax.jit(pullback(partial(jaxseq.conv, **forms[rule][-1])))
     text = jax.export.export(f, platforms=[platform])((x, w), y_bar).mlir_module()
@@ -283,8 +311,8 @@ def test_what_only_cpus_need_is_left_to_xla_elsewhere(rule, parts, platform):
 
 def test_spectra_are_shared_between_forward_and_backward():
     """One transform each for x, w and ȳ, and three inverse transforms."""
-    _, x, w, y_bar = trilinear(*FORMS[_spectrum][0])
-    compiled = jax.jit(pullback(partial(jaxseq.conv, **FORMS[_spectrum][0][-1]))).lower((x, w), y_bar).compile()
+    _, x, w, y_bar = trilinear(*FORMS[SPECTRUM][0])
+    compiled = jax.jit(pullback(partial(jaxseq.conv, **FORMS[SPECTRUM][0][-1]))).lower((x, w), y_bar).compile()
     assert compiled.as_text().count(" fft(") == 6
 
 
@@ -301,10 +329,10 @@ def test_spectra_of_numbers_of_any_scale(in_channels, out_channels):
         w * by_group([1e-33, 1e37, 1e-20, 1e-30], out_channels),
         y_bar * by_group([1e-3, 1e-20, 1e-15, 1], out_channels),
     )
-    contractions = [("to_output", x, w), ("to_input", w, y_bar), ("to_kernel", x, y_bar)]
+    contractions = [(TO_OUTPUT, x, w), (TO_INPUT, w, y_bar), (TO_KERNEL, x, y_bar)]
     for (which, a, b), expected in zip(contractions, tap_by_tap(form, x, w, y_bar), strict=True):
-        actual = np.asarray(jax.jit(partial(_correlation._apply, _spectrum, which, form))(a, b), np.float64)
-        rest = tuple(range(which != "to_kernel", actual.ndim - 1))  # errors relative to channel and batch entry
+        actual = np.asarray(jax.jit(partial(SPECTRUM.contract, which, form))(a, b), np.float64)
+        rest = tuple(range(which != TO_KERNEL, actual.ndim - 1))  # errors relative to channel and batch entry
         error, largest = (abs(v).max(rest) for v in (actual - expected, expected))
         assert (error <= 1e-5 * largest + 1e-37).all(), which
 
@@ -391,7 +419,7 @@ def test_depthwise_sums_its_kernel_in_little_memory(key):
     """Memory does not hold one array for each tap."""
     x = jax.random.normal(key, (4, 512, 64), jnp.float32)
     form = trilinear((512,), (16,), 1, 1, {"groups": 64, "padding": ((15, 0),)})[0]
-    f = jax.jit(partial(_correlation._apply, _shifts, "to_kernel", form))
+    f = jax.jit(partial(SHIFTS.to_kernel, form))
     assert f.lower(x, x).compile().memory_analysis().temp_size_in_bytes < 4 * x.nbytes
 
 

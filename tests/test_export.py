@@ -194,11 +194,12 @@ def test_what_needs_known_sizes_is_refused_by_its_name(f, words):
 
 
 def public_namedtuples():
-    """Yield the public NamedTuples with their public names."""
+    """Yield the public NamedTuples of arrays that a function may take or return, with their public names."""
+    others = jaxseq.Cell, jaxseq.StepResult, jaxseq.Pullback, jaxseq.Decision, jaxseq.Explanation
     for module in (jaxseq, autoregressive, cells, diagnostics):
         for name in module.__all__:
             value = getattr(module, name)
-            if inspect.isclass(value) and hasattr(value, "_fields") and value is not jaxseq.Cell:
+            if inspect.isclass(value) and hasattr(value, "_fields") and value not in others:
                 yield f"{module.__name__}.{name}", value
 
 

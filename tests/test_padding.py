@@ -39,7 +39,7 @@ def arrays(*shapes):
     return [jnp.asarray(RNG.normal(size=shape), jnp.float32) for shape in shapes]
 
 
-def tap_by_tap(x, w, y_bar, stride, lo, dilation, groups):
+def tap_by_tap(x, w, y_bar, stride, lo, *, dilation, groups):
     """Return (y, x_bar, w_bar) for x (N, *space, C) in float64, from the positions within bounds at each tap."""
     x, w, y_bar = (np.asarray(a, np.float64) for a in (x, w, y_bar))
     grouped = lambda a: a.reshape(*a.shape[:-1], groups, -1)  # noqa: E731
@@ -71,7 +71,7 @@ def test_float32_equals_sums_in_float64(space, kernel_size, options):
     conv = partial(jaxseq.conv, **options)
     (y_bar,) = arrays(jax.eval_shape(conv, x, w).shape)
     stride, dilation = (per_axis(options.get(name, 1), axes) for name in ("stride", "dilation"))
-    y, x_bar, w_bar = tap_by_tap(x, w, y_bar, stride, [lo for lo, _ in options["padding"]], dilation, g)
+    y, x_bar, w_bar = tap_by_tap(x, w, y_bar, stride, [lo for lo, _ in options["padding"]], dilation=dilation, groups=g)
     transpose = partial(jaxseq.conv_transpose, **options)
     smallest = jax.eval_shape(transpose, y_bar, w).shape[1:-1]
     extra = tuple(I - size for I, size in zip(space, smallest, strict=True))

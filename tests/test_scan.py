@@ -13,7 +13,7 @@ from helpers import assert_close, inner, normals, scans, subjaxprs
 from jax import lax
 
 import jaxseq
-from jaxseq import _scan, reference
+from jaxseq import reference, tuning
 
 # (truncation, steps): no windows, windows of one step, a ragged last window, windows that reach back over one or
 # several others, windows longer than the sequence.
@@ -65,8 +65,12 @@ def test_it_is_the_reference(truncation, reverse, checkpoint, second, key):
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-def test_windows_of_large_states_run_one_by_one(reverse, key, monkeypatch):
-    monkeypatch.setattr(_scan, "SMALL", 9)
+def test_windows_of_large_states_run_one_by_one(reverse, key):
+    with tuning.use(tuning.Tuning(scan=tuning.ScanTuning(parallel_state=9))):
+        run_windows_of_large_states(reverse, key)
+
+
+def run_windows_of_large_states(reverse, key):
     args, options = inputs(key, 11), {"truncation": 3, "reverse": reverse, "second": False}
     assert_close(all_of_it(jaxseq.scan, args, key, **options), all_of_it(reference.scan, args, key, **options))
     rules = [

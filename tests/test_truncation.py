@@ -1,12 +1,12 @@
 """The backward sweep under truncation. `jaxseq.testing.check_truncation` tests its meaning."""
 
+from contextlib import nullcontext
 from functools import partial
 
 import jax
 import pytest
-from helpers import SEQUENCES, arguments, assert_close, bound, cotangents_for, pullback, scans
+from helpers import SEQUENCES, arguments, assert_close, bound, cotangents_for, in_chunks, pullback, scans
 
-from jaxseq import _time
 from jaxseq._cases import CASES
 
 K = 3  # the window; T = 8 makes windows of 3, 3 and 2
@@ -69,12 +69,8 @@ def test_the_backward_sweep_runs_its_windows_side_by_side(truncation, sweeps, re
         pytest.param((3, 3), None, 3, False, marks=pytest.mark.long),
     ],
 )
-def test_any_windows_in_any_pieces(truncation, checkpoint, chunks, reverse, key, monkeypatch):
+def test_any_windows_in_any_pieces(truncation, checkpoint, chunks, reverse, key):
     """Stages that end within a window or reach beyond the first; groups of windows; chunks of unequal length."""
-    if chunks > 1:
-        monkeypatch.setattr(_time, "FEWEST_ROWS", 1)
-        monkeypatch.setattr(_time, "FEWEST_STEPS", 1)
-        monkeypatch.setattr(_time, "PARTS", chunks)
     name = "lstm" if checkpoint is None else "gru"
     args = arguments(name, "plain", key, length=13)
     cotangents = cotangents_for(bound(name, "plain"), args, jax.random.fold_in(key, 1))
@@ -82,7 +78,8 @@ def test_any_windows_in_any_pieces(truncation, checkpoint, chunks, reverse, key,
     def run(f, **more):
         return pullback(lambda *a: f(*a, truncation=truncation, reverse=reverse, **more))(args, cotangents)
 
-    actual = jax.jit(lambda: run(CASES[name].op, checkpoint=checkpoint))()
+    with in_chunks(chunks) if chunks > 1 else nullcontext():
+        actual = jax.jit(lambda: run(CASES[name].op, checkpoint=checkpoint))()
     assert_close(actual, expected(name, truncation, reverse, run))
 
 

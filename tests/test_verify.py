@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +11,10 @@ import pytest
 from helpers import GRID, arguments, bound, pullback
 
 import jaxseq
-from jaxseq import __main__, _cases, _correlation, _verify
+from jaxseq import __main__, _cases, _verify
 from jaxseq._cases import CASES, Case, Variant
+from jaxseq._correlation import RULES
+from jaxseq._correlation._taps import TAPS
 from jaxseq._recurrence import _inspect, _phi
 from jaxseq.testing import _check
 
@@ -150,32 +151,26 @@ def test_the_quick_level_has_a_variant_of_every_op(name):
 
 def test_the_quick_level_reaches_every_rule_of_a_convolution(monkeypatch):
     """Each contraction of each rule is called when programs are traced for CPUs."""
-    rules = [
-        rule
-        for rule in vars(_correlation).values()
-        if isinstance(rule, ModuleType)
-        and hasattr(rule, "to_output")
-        and rule is not _correlation._taps  # used only on meshes with an idle axis; see test_time_shards.py
-    ]
+    rules = [rule for rule in RULES if rule is not TAPS]  # TAPS: only with an idle mesh axis; see test_time_shards.py
     contractions = [(rule, which) for rule in rules for which in ("to_output", "to_input", "to_kernel")]
     reached = set()
 
     def watched(rule, which):
-        contraction = getattr(rule, which)
+        contraction = getattr(type(rule), which)
 
-        def call(*args, **kwargs):
+        def call(*args):
             reached.add((rule, which))
-            return contraction(*args, **kwargs)
+            return contraction(*args)
 
         return call
 
     for rule, which in contractions:
-        monkeypatch.setattr(rule, which, watched(rule, which))
+        monkeypatch.setattr(type(rule), which, watched(rule, which))
     monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, cpu, default: cpu(*args))
     for name, label in QUICK:
         traced(name, label)
     assert len(rules) >= 7
-    missed = [f"{rule.__name__}.{which}" for rule, which in contractions if (rule, which) not in reached]
+    missed = [f"{rule.name}.{which}" for rule, which in contractions if (rule, which) not in reached]
     assert not missed
 
 

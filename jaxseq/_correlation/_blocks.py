@@ -13,6 +13,7 @@ A NaN or an infinity in one group reaches the other groups of its block.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import jax
@@ -20,59 +21,68 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxseq._correlation._form import Contraction, Form
-
-# Channels of a block on its narrower side: the fastest width for (1) and (2), and for (3).
-WIDTH, KERNEL_WIDTH = 16, 32
-# Maximum number of blocks, and of blocks that are unrolled. Over three axes each block is several convolutions, and
-# unrolled blocks take long to compile.
-BLOCKS, UNROLLED = 32, 8
+from jaxseq._correlation._rule import Rule, by_chosen_rule
 
 
-def to_output(recurse: Contraction, form: Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Return y of (1)."""
-    m = _merged(form)
-    return _block_by_block(partial(recurse, _block(form, m)), form, m, x, _widened(form, m, kernel))
+@dataclass(frozen=True)
+class _Blocks(Rule):
+    """One dense convolution per block of groups."""
+
+    name = "blocks"
+    backends = frozenset({"cpu"})
+
+    def applies(self, which: Contraction, form: Form) -> bool:
+        return form.is_known() and form.geometry.groups > 1 and form.geometry.method != "direct"
+
+    def to_output(self, form: Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        """Return y of (1)."""
+        m, block = _merge_groups(form, form.tuning.block_width)
+        contract = partial(by_chosen_rule, Contraction.TO_OUTPUT, block)
+        return _block_by_block(contract, form, m, x, _widened(form, m, kernel))
+
+    def to_input(self, form: Form, kernel: jax.Array, y_bar: jax.Array) -> jax.Array:
+        """Return x̄ of (2)."""
+        m, block = _merge_groups(form, form.tuning.block_width)
+        contract = partial(by_chosen_rule, Contraction.TO_INPUT, block)
+        return _block_by_block(contract, form, m, _widened(form, m, kernel), y_bar)
+
+    def to_kernel(self, form: Form, x: jax.Array, y_bar: jax.Array) -> jax.Array:
+        """Return w̄ of (3)."""
+        m, block = _merge_groups(form, form.tuning.kernel_block_width)
+        axes = len(form.kernel_size)
+
+        def diagonal(x: jax.Array, y_bar: jax.Array) -> jax.Array:
+            W_bar = by_chosen_rule(Contraction.TO_KERNEL, block, x, y_bar)
+            W_bar = W_bar.reshape(*form.kernel_size, m, form.in_channels, m, form.out_channels)
+            W_bar = jnp.diagonal(W_bar, axis1=axes, axis2=axes + 2)  # (*K, I', O', m)
+            return W_bar.swapaxes(-1, -2).reshape(*form.kernel_size, form.in_channels, -1)
+
+        return _block_by_block(diagonal, form, m, x, y_bar)
 
 
-def to_input(recurse: Contraction, form: Form, kernel: jax.Array, y_bar: jax.Array) -> jax.Array:
-    """Return x̄ of (2)."""
-    m = _merged(form)
-    return _block_by_block(partial(recurse, _block(form, m)), form, m, _widened(form, m, kernel), y_bar)
-
-
-def to_kernel(recurse: Contraction, form: Form, x: jax.Array, y_bar: jax.Array) -> jax.Array:
-    """Return w̄ of (3)."""
-    m, axes = _merged(form, KERNEL_WIDTH), len(form.kernel_size)
-
-    def diagonal(x: jax.Array, y_bar: jax.Array) -> jax.Array:
-        W_bar = recurse(_block(form, m), x, y_bar).reshape(*form.kernel_size, m, form.in_channels, m, form.out_channels)
-        W_bar = jnp.diagonal(W_bar, axis1=axes, axis2=axes + 2)  # (*K, I', O', m)
-        return W_bar.swapaxes(-1, -2).reshape(*form.kernel_size, form.in_channels, -1)
-
-    return _block_by_block(diagonal, form, m, x, y_bar)
+BLOCKS = _Blocks()
 
 
 def _block_by_block(f: Callable[..., jax.Array], form: Form, m: int, a: jax.Array, b: jax.Array) -> jax.Array:
     """Concatenate `f` of the channels of each block: unrolled, or in a loop, which compiles `f` once."""
     blocks = form.geometry.groups // m
-    if blocks <= UNROLLED:
+    if blocks <= form.tuning.unrolled_blocks:
         return jnp.concatenate([f(*pair) for pair in zip(*(jnp.split(c, blocks, -1) for c in (a, b)), strict=True)], -1)
     a, b = (jnp.moveaxis(c.reshape(*c.shape[:-1], blocks, c.shape[-1] // blocks), -2, 0) for c in (a, b))
     c = jnp.moveaxis(lax.map(lambda pair: f(*pair), (a, b)), 0, -2)
     return c.reshape(*c.shape[:-2], -1)
 
 
-def _merged(form: Form, width: int = WIDTH) -> int:
-    """Return the number of groups in a block: as many as fit the width, or more to limit the number of blocks."""
+def _merge_groups(form: Form, width: int) -> tuple[int, Form]:
+    """Return the number of groups in a block, and the form of one block.
+
+    A block has as many groups as fit the width, or more to limit the number of blocks.
+    """
     g = form.geometry.groups
-    fits = max(1, width // min(form.in_channels, form.out_channels), -(-g // BLOCKS))
-    return max(m for m in range(1, min(fits, g) + 1) if g % m == 0)
-
-
-def _block(form: Form, m: int) -> Form:
-    return form._replace(
-        geometry=form.geometry._replace(groups=1), in_channels=m * form.in_channels, out_channels=m * form.out_channels
-    )
+    fits = max(1, width // min(form.in_channels, form.out_channels), -(-g // form.tuning.blocks))
+    m = max(m for m in range(1, min(fits, g) + 1) if g % m == 0)
+    geometry = form.geometry._replace(groups=1)
+    return m, form._replace(geometry=geometry, in_channels=m * form.in_channels, out_channels=m * form.out_channels)
 
 
 def _widened(form: Form, m: int, kernel: jax.Array) -> jax.Array:

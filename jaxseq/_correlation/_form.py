@@ -1,14 +1,27 @@
 """Static description of a trilinear form: its geometry and the sizes of x, w and y."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from jaxseq import _sizes
-from jaxseq._geometry import Geometry, spread
+from jaxseq._geometry import Geometry
+from jaxseq.tuning import ACCELERATOR, CPU, ConvTuning
+
+# "default" is every platform except CPUs, as in `jax.lax.platform_dependent`.
+Backend = Literal["cpu", "default"]
+
+
+class Contraction(IntEnum):
+    """One of the three contractions of a form: equation (1), (2) or (3)."""
+
+    TO_OUTPUT = 0
+    TO_INPUT = 1
+    TO_KERNEL = 2
 
 
 class Form(NamedTuple):
@@ -21,42 +34,49 @@ class Form(NamedTuple):
     kernel_size: tuple[int, ...]  # K
     in_channels: int  # I', input channels of a group
     out_channels: int  # O', output channels of a group
+    backend: Backend | None = None  # the platform, inside a branch for it; None outside
 
-    def input_padding(self) -> list[tuple[int, int]]:
-        """Return (lo', hi') of (2), the padding of ȳ dilated by the stride."""
+    @property
+    def tuning(self) -> ConvTuning:
+        """The measured numbers for the platform of the form."""
+        return self.geometry.tuning or (ACCELERATOR if self.backend == "default" else CPU).conv
+
+    def padding(self, which: Contraction) -> list[tuple[int, int]]:
+        """Return the padding of a contraction in the form of (1): (lo, hi) of x, (lo', hi') of ȳ or (lo, hi'') of x."""
+        if which is Contraction.TO_OUTPUT:
+            return list(self.geometry.padding)
         padding = []
         for I, O, K, s, d, (lo, _) in self.axes():
-            lo_ = d * (K - 1) - lo
-            padding.append((lo_, I + d * (K - 1) - spread(O, s) - lo_))
+            dilated = _sizes.at_least(s * (O - 1) + 1, 0)  # the size of ȳ dilated by the stride
+            if which is Contraction.TO_INPUT:
+                lo_ = d * (K - 1) - lo
+                padding.append((lo_, I + d * (K - 1) - dilated - lo_))
+            else:
+                padding.append((lo, d * (K - 1) + dilated - I - lo))
         return padding
-
-    def kernel_padding(self) -> list[tuple[int, int]]:
-        """Return (lo, hi'') of (3)."""
-        return [(lo, d * (K - 1) + spread(O, s) - I - lo) for I, O, K, s, d, (lo, _) in self.axes()]
 
     def is_known(self) -> bool:
         """Return True if no spatial size is symbolic."""
         return _sizes.is_concrete(*self.space, *self.outputs)
 
-    def reaches(self) -> bool:
-        """Return True if along every axis some tap of some output reads an input.
-
-        Otherwise all three contractions are exactly zero.
-        """
-        if not self.is_known():
-            return True
-        return all(any(_reads(n, I, K, s, d, lo) for n in range(O)) for I, O, K, s, d, (lo, _) in self.axes())
-
-    def in_reach(self) -> tuple["Form", list[tuple[int, int]], list[tuple[int, int]]]:
+    def in_reach(self) -> tuple["Form", list[tuple[int, int]], list[tuple[int, int]]] | None:
         """Return the form without the leading and trailing outputs and taps that read padding only.
 
-        Also return the numbers of removed outputs and of removed taps, (before, after) for each axis. The form must
-        read an input: see `reaches`.
+        Also return the numbers of removed outputs and of removed taps, (before, after) for each axis. Return None if
+        along some axis no tap of any output reads an input: all three contractions are then exactly zero. A form of
+        symbolic size is returned unchanged.
         """
+        if not self.is_known() or all(
+            O > 0 >= lo and s * (O - 1) + d * (K - 1) - lo < I for I, O, K, s, d, (lo, _) in self.axes()
+        ):  # every tap of every output reads an input
+            nothing = [(0, 0)] * len(self.kernel_size)
+            return self, nothing, nothing
         kernel_size, sizes, padding, outputs, taps = [], [], [], [], []
         for I, O, K, s, d, (lo, hi) in self.axes():
             n0, O_ = _range_in_reach(I, O, K, s, d, lo)
             k0, K_ = _range_in_reach(I, K, O, d, s, lo)
+            if O_ == 0:
+                return None
             lo_ = lo - s * n0 - d * k0
             outputs.append((n0, O - n0 - O_))
             taps.append((k0, K - k0 - K_))
@@ -80,13 +100,9 @@ def _reads(n: int, I: int, K: int, s: int, d: int, lo: int) -> bool:
 
 def _range_in_reach(I: int, O: int, K: int, s: int, d: int, lo: int) -> tuple[int, int]:
     """Return the first output that reads an input, and the number of outputs from it to the last one that does."""
-    first = next(n for n in range(O) if _reads(n, I, K, s, d, lo))
-    last = next(n for n in reversed(range(O)) if _reads(n, I, K, s, d, lo))
+    first = next((n for n in range(O) if _reads(n, I, K, s, d, lo)), O)
+    last = next((n for n in reversed(range(first, O)) if _reads(n, I, K, s, d, lo)), O - 1)
     return first, last - first + 1
-
-
-# Computes one of the three contractions of a form from its two operands.
-Contraction = Callable[[Form, jax.Array, jax.Array], jax.Array]
 
 
 def padded(a: jax.Array, places: Sequence[tuple[int, int, int]], first: int = 1) -> jax.Array:

@@ -10,6 +10,7 @@ in each group. Any kernel size needs the memory of one tap only. Unlike in `_spe
 sum over its own receptive field and group, and nothing else.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -18,47 +19,59 @@ import numpy as np
 from jax import lax
 
 from jaxseq import _mesh, _precision
-from jaxseq._correlation._form import Form, padded
+from jaxseq._correlation._form import Contraction, Form, padded
+from jaxseq._correlation._rule import Rule
 from jaxseq._geometry import extent
 
 
-def to_output(form: Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Return y of (1)."""
-    x = padded(x, [(lo, hi, 0) for lo, hi in form.geometry.padding])
+@dataclass(frozen=True)
+class _Loop(Rule):
+    """A loop over taps."""
 
-    def add(y: jax.Array, at: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        start, w = at
-        return y + _product(form, "...gi,igo->...go", _inputs_of_tap(form, x, start), w), None
+    name = "loop"
+    backends = frozenset({"cpu"})
 
-    shape = (x.shape[0], *form.outputs, kernel.shape[-1])
-    return _scan_taps(form, add, _zeros(shape, x, kernel), _merge_taps(form, kernel))[0]
+    def applies(self, which: Contraction, form: Form) -> bool:
+        return form.is_known()
+
+    def to_output(self, form: Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        """Return y of (1)."""
+        x = padded(x, [(lo, hi, 0) for lo, hi in form.geometry.padding])
+
+        def add(y: jax.Array, at: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+            start, w = at
+            return y + _product(form, "...gi,igo->...go", _inputs_of_tap(form, x, start), w), None
+
+        shape = (x.shape[0], *form.outputs, kernel.shape[-1])
+        return _scan_taps(form, add, _zeros(shape, x, kernel), _merge_taps(form, kernel))[0]
+
+    def to_input(self, form: Form, kernel: jax.Array, y_bar: jax.Array) -> jax.Array:
+        """Return x_bar of (2)."""
+        spans = [s * (O - 1) + extent(K, d) for _, O, K, s, d, _ in form.axes()]
+
+        def add(x_bar: jax.Array, at: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+            start, w = at
+            term = padded(_product(form, "...go,igo->...gi", y_bar, w), [(0, 0, s - 1) for s in form.geometry.stride])
+            at_start = _indices(start)
+            total = lax.dynamic_slice(x_bar, at_start, term.shape) + term
+            return lax.dynamic_update_slice(x_bar, total, at_start), None
+
+        shape = (y_bar.shape[0], *spans, form.in_channels * form.geometry.groups)
+        x_bar = _scan_taps(form, add, _zeros(shape, y_bar, kernel), _merge_taps(form, kernel))[0]
+        return padded(x_bar, [(-lo, I + lo - P, 0) for (I, *_, (lo, _)), P in zip(form.axes(), spans, strict=True)])
+
+    def to_kernel(self, form: Form, x: jax.Array, y_bar: jax.Array) -> jax.Array:
+        """Return w_bar of (3)."""
+        x = padded(x, [(lo, hi, 0) for lo, hi in form.geometry.padding])
+        letters = "stuvw"[: y_bar.ndim - 1]  # batch and space, which the product sums over
+
+        def term(_: None, at: tuple[jax.Array, None]) -> tuple[None, jax.Array]:
+            return None, _product(form, f"{letters}gi,{letters}go->igo", _inputs_of_tap(form, x, at[0]), y_bar)
+
+        return _scan_taps(form, term, None, None)[1].reshape(*form.kernel_size, form.in_channels, y_bar.shape[-1])
 
 
-def to_input(form: Form, kernel: jax.Array, y_bar: jax.Array) -> jax.Array:
-    """Return x_bar of (2)."""
-    spans = [s * (O - 1) + extent(K, d) for _, O, K, s, d, _ in form.axes()]
-
-    def add(x_bar: jax.Array, at: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        start, w = at
-        term = padded(_product(form, "...go,igo->...gi", y_bar, w), [(0, 0, s - 1) for s in form.geometry.stride])
-        at_start = _indices(start)
-        total = lax.dynamic_slice(x_bar, at_start, term.shape) + term
-        return lax.dynamic_update_slice(x_bar, total, at_start), None
-
-    shape = (y_bar.shape[0], *spans, form.in_channels * form.geometry.groups)
-    x_bar = _scan_taps(form, add, _zeros(shape, y_bar, kernel), _merge_taps(form, kernel))[0]
-    return padded(x_bar, [(-lo, I + lo - P, 0) for (I, *_, (lo, _)), P in zip(form.axes(), spans, strict=True)])
-
-
-def to_kernel(form: Form, x: jax.Array, y_bar: jax.Array) -> jax.Array:
-    """Return w_bar of (3)."""
-    x = padded(x, [(lo, hi, 0) for lo, hi in form.geometry.padding])
-    letters = "stuvw"[: y_bar.ndim - 1]  # batch and space, which the product sums over
-
-    def term(_: None, at: tuple[jax.Array, None]) -> tuple[None, jax.Array]:
-        return None, _product(form, f"{letters}gi,{letters}go->igo", _inputs_of_tap(form, x, at[0]), y_bar)
-
-    return _scan_taps(form, term, None, None)[1].reshape(*form.kernel_size, form.in_channels, y_bar.shape[-1])
+LOOP = _Loop()
 
 
 def _scan_taps(form: Form, step: Any, total: Any, weights: jax.Array | None) -> tuple[Any, Any]:

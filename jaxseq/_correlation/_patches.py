@@ -29,6 +29,7 @@ XLA aborts the process over some convolutions of an input dilated by the stride 
 an axis (jax 0.10 to 0.12). All such axes are cut here, so XLA's convolution never gets one.
 """
 
+from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
 
@@ -37,6 +38,7 @@ import jax.numpy as jnp
 
 from jaxseq import _precision
 from jaxseq._correlation._form import Contraction, Form, padded
+from jaxseq._correlation._rule import Rule, by_chosen_rule
 from jaxseq._geometry import extent
 
 # Letters of the axes of outputs, of taps, and of inputs that are not cut. b is the batch, g the groups, i and o are the
@@ -54,31 +56,43 @@ def xla_differentiates(form: Form) -> bool:
 
     This was observed where several taps read disjoint positions along an axis on which the derivative has no padding.
     """
-    paddings = form.input_padding()
+    paddings = form.padding(Contraction.TO_INPUT)
     return not any(
         cut and K > 1 and pads == (0, 0)
         for cut, K, pads in zip(disjoint(form), form.kernel_size, paddings, strict=True)
     )
 
 
-def to_output(recurse: Contraction, form: Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Return y of (1)."""
-    plan = _plan(form, x.shape[0])
-    y = _contract("xwy", recurse, plan, _extract_patches(plan, x), _split_axes(plan, kernel))
-    return y.reshape(*y.shape[:-2], -1)
+@dataclass(frozen=True)
+class _Patches(Rule):
+    """Patches of the input, and a smaller form or a product."""
+
+    name = "patches"
+
+    def applies(self, which: Contraction, form: Form) -> bool:
+        return form.is_known() and any(disjoint(form))
+
+    def to_output(self, form: Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        """Return y of (1)."""
+        plan = _plan(form, x.shape[0])
+        y = _contract(Contraction.TO_OUTPUT, plan, _extract_patches(plan, x), _split_axes(plan, kernel))
+        return y.reshape(*y.shape[:-2], -1)
+
+    def to_input(self, form: Form, kernel: jax.Array, y_bar: jax.Array) -> jax.Array:
+        """Return x_bar of (2)."""
+        plan = _plan(form, y_bar.shape[0])
+        return _merge_patches(
+            plan, _contract(Contraction.TO_INPUT, plan, _split_axes(plan, kernel), _split_axes(plan, y_bar))
+        )
+
+    def to_kernel(self, form: Form, x: jax.Array, y_bar: jax.Array) -> jax.Array:
+        """Return w_bar of (3)."""
+        plan = _plan(form, x.shape[0])
+        w_bar = _contract(Contraction.TO_KERNEL, plan, _extract_patches(plan, x), _split_axes(plan, y_bar))
+        return w_bar.reshape(*w_bar.shape[:-2], -1)
 
 
-def to_input(recurse: Contraction, form: Form, kernel: jax.Array, y_bar: jax.Array) -> jax.Array:
-    """Return x_bar of (2)."""
-    plan = _plan(form, y_bar.shape[0])
-    return _merge_patches(plan, _contract("wyx", recurse, plan, _split_axes(plan, kernel), _split_axes(plan, y_bar)))
-
-
-def to_kernel(recurse: Contraction, form: Form, x: jax.Array, y_bar: jax.Array) -> jax.Array:
-    """Return w_bar of (3)."""
-    plan = _plan(form, x.shape[0])
-    w_bar = _contract("xyw", recurse, plan, _extract_patches(plan, x), _split_axes(plan, y_bar))
-    return w_bar.reshape(*w_bar.shape[:-2], -1)
+PATCHES = _Patches()
 
 
 # --- The plan: which axes are cut ---
@@ -193,15 +207,16 @@ def _split_axes(plan: _Plan, a: jax.Array) -> jax.Array:
 # --- The contraction ---
 
 
-def _contract(names: str, recurse: Contraction, plan: _Plan, a: jax.Array, b: jax.Array) -> jax.Array:
+def _contract(which: Contraction, plan: _Plan, a: jax.Array, b: jax.Array) -> jax.Array:
     """Contract two of x^, w and y to the third. All three have every axis separate."""
+    names = ("xwy", "wyx", "xyw")[which]  # of the two operands and the result
     letters = [plan.split[name] for name in names]
     if plan.smaller is None and plan.form.in_channels * plan.form.out_channels == 1:
         return _products(plan, letters, a, b)
     groups = [plan.merged[name] for name in names]
     a, b = _merge_axes(a, letters[0], groups[0]), _merge_axes(b, letters[1], groups[1])
     if plan.smaller is not None:
-        c = recurse(plan.smaller, a, b)
+        c = by_chosen_rule(which, plan.smaller, a, b)
     else:
         firsts = ["".join(letter[0] for letter in group) for group in groups]
         wide = _precision.accumulator(a.dtype)

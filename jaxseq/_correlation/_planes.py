@@ -12,39 +12,54 @@ rule: docs/measured-convolution.md.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxseq._correlation._form import Contraction, Form, padded
+from jaxseq._correlation._rule import Rule, by_chosen_rule
 
 
-def to_output(recurse: Contraction, form: Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Return y of (1)."""
-    total: Any = None
-    for kappa, plane in enumerate(_inputs_of_plane(form, x)):
-        term = recurse(_rest(form), plane, kernel[kappa])
-        total = term if total is None else total + term
-    return total.reshape(x.shape[0], -1, *total.shape[1:])
+@dataclass(frozen=True)
+class _Planes(Rule):
+    """The taps of the first of three axes, unrolled."""
+
+    name = "planes"
+    backends = frozenset({"cpu"})
+
+    def applies(self, which: Contraction, form: Form) -> bool:
+        return form.is_known() and len(form.kernel_size) == 3
+
+    def to_output(self, form: Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        """Return y of (1)."""
+        total: Any = None
+        for kappa, plane in enumerate(_inputs_of_plane(form, x)):
+            term = by_chosen_rule(Contraction.TO_OUTPUT, _rest(form), plane, kernel[kappa])
+            total = term if total is None else total + term
+        return total.reshape(x.shape[0], -1, *total.shape[1:])
+
+    def to_input(self, form: Form, kernel: jax.Array, y_bar: jax.Array) -> jax.Array:
+        """Return x̄ of (2)."""
+        total: Any = None
+        I, O, K, s, d, (lo, _) = next(form.axes())
+        for kappa in range(K):
+            planes = by_chosen_rule(Contraction.TO_INPUT, _rest(form), kernel[kappa], _flat(y_bar))
+            planes = planes.reshape(y_bar.shape[0], O, *planes.shape[1:])
+            first = d * kappa - lo
+            term = padded(planes, [(first, I - (first + (O - 1) * s + 1), s - 1)])
+            total = term if total is None else total + term
+        return total
+
+    def to_kernel(self, form: Form, x: jax.Array, y_bar: jax.Array) -> jax.Array:
+        """Return w̄ of (3)."""
+        contract = partial(by_chosen_rule, Contraction.TO_KERNEL, _rest(form))
+        return jnp.stack([contract(plane, _flat(y_bar)) for plane in _inputs_of_plane(form, x)])
 
 
-def to_input(recurse: Contraction, form: Form, kernel: jax.Array, y_bar: jax.Array) -> jax.Array:
-    """Return x̄ of (2)."""
-    total: Any = None
-    I, O, K, s, d, (lo, _) = next(form.axes())
-    for kappa in range(K):
-        planes = recurse(_rest(form), kernel[kappa], _flat(y_bar))
-        planes = planes.reshape(y_bar.shape[0], O, *planes.shape[1:])
-        first = d * kappa - lo
-        term = padded(planes, [(first, I - (first + (O - 1) * s + 1), s - 1)])
-        total = term if total is None else total + term
-    return total
-
-
-def to_kernel(recurse: Contraction, form: Form, x: jax.Array, y_bar: jax.Array) -> jax.Array:
-    """Return w̄ of (3)."""
-    return jnp.stack([recurse(_rest(form), plane, _flat(y_bar)) for plane in _inputs_of_plane(form, x)])
+PLANES = _Planes()
 
 
 def _rest(form: Form) -> Form:

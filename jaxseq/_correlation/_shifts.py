@@ -26,6 +26,7 @@ stay in the cache. These are summed over b and r at the end.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import product
 from math import prod
 from typing import Any
@@ -35,66 +36,88 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxseq import _mesh, _precision, _sizes
-from jaxseq._correlation._form import Form, padded
+from jaxseq._correlation._form import Contraction, Form, padded
+from jaxseq._correlation._rule import Rule
 from jaxseq._geometry import extent
 
-# Maximum number of residues of the strides, over all axes together, that are unrolled.
-RESIDUES = 16
-# Maximum size of the partial sums in bytes, so that they stay in the cache.
-CACHE = 2**18
 
+@dataclass(frozen=True)
+class _Shifts(Rule):
+    """Sums of shifted products."""
 
-def to_output(form: Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Return y of (1)."""
-    geometry = form.geometry
-    x = padded(x, [(lo, hi, 0) for lo, hi in geometry.padding])
-    views = [
-        list(_inputs_of_tap(x_, form.kernel_size, form.outputs, geometry.stride, geometry.dilation))
-        for x_ in _split_channels(x, form.in_channels)
-    ]
-    ys = [
-        _sum(
-            (part, kernel[(*tap, i, slice(o, None, form.out_channels))])
-            for i, parts in enumerate(views)
-            for tap, part in parts
-        )
-        for o in range(form.out_channels)
-    ]
-    return _stack_channels(ys)
+    name = "shifts"
 
+    def applies(self, which: Contraction, form: Form) -> bool:
+        return form.is_known()
 
-def to_input(form: Form, kernel: jax.Array, y_bar: jax.Array) -> jax.Array:
-    """Return x̄ of (2)."""
-    stride, outputs = form.geometry.stride, form.outputs
-    if prod(stride) > RESIDUES:  # most residues would be zero: dilate ȳ by the stride instead
-        y_bar = padded(y_bar, [(0, 0, s - 1) for s in stride])
-        stride, outputs = (1,) * len(stride), y_bar.shape[1:-1]
-    taps, counts, places = [], [], []
-    for (I, _, K, _, d, (lo, _)), s, O in zip(form.axes(), stride, outputs, strict=True):
-        by_residue = [[(k, (r + lo - d * k) // s) for k in range(K) if (r + lo - d * k) % s == 0] for r in range(s)]
-        shifts = [shift for pairs in by_residue for _, shift in pairs]
-        count, before = -(-I // s), max(0, -min(shifts))
-        taps.append([[(k, before + shift) for k, shift in pairs] for pairs in by_residue])
-        counts.append(count)
-        places.append((before, max(0, max(shifts) + count - O), 0))
-    ys_bar = _split_channels(padded(y_bar, places), form.out_channels)
-
-    def part(i: int, residues: tuple[int, ...]) -> jax.Array:
-        shifted_taps = [*product(*(by_residue[r] for by_residue, r in zip(taps, residues, strict=True)))]
-        if not shifted_taps:
-            zeros = jnp.zeros((y_bar.shape[0], *counts, form.geometry.groups), _precision.accumulator(y_bar.dtype))
-            return _mesh.align_varying((zeros, y_bar))[0]
-        return _sum(
-            (
-                y_bar_[(slice(None), *(slice(start, start + n) for (_, start), n in zip(tap, counts, strict=True)))],
-                kernel[(*(k for k, _ in tap), i, slice(o, None, form.out_channels))],
+    def to_output(self, form: Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        """Return y of (1)."""
+        geometry = form.geometry
+        x = padded(x, [(lo, hi, 0) for lo, hi in geometry.padding])
+        views = [
+            list(_inputs_of_tap(x_, form.kernel_size, form.outputs, geometry.stride, geometry.dilation))
+            for x_ in _split_channels(x, form.in_channels)
+        ]
+        ys = [
+            _sum(
+                (part, kernel[(*tap, i, slice(o, None, form.out_channels))])
+                for i, parts in enumerate(views)
+                for tap, part in parts
             )
-            for o, y_bar_ in enumerate(ys_bar)
-            for tap in shifted_taps
-        )
+            for o in range(form.out_channels)
+        ]
+        return _stack_channels(ys)
 
-    xs_bar = [_interleave([part(i, r) for r in product(*map(range, stride))], stride) for i in range(form.in_channels)]
-    return _stack_channels([x_bar[(slice(None), *map(slice, form.space))] for x_bar in xs_bar])
+    def to_input(self, form: Form, kernel: jax.Array, y_bar: jax.Array) -> jax.Array:
+        """Return x̄ of (2)."""
+        stride, outputs = form.geometry.stride, form.outputs
+        if prod(stride) > form.tuning.residues:  # most residues would be zero: dilate ȳ by the stride instead
+            y_bar = padded(y_bar, [(0, 0, s - 1) for s in stride])
+            stride, outputs = (1,) * len(stride), y_bar.shape[1:-1]
+        taps, counts, places = [], [], []
+        for (I, _, K, _, d, (lo, _)), s, O in zip(form.axes(), stride, outputs, strict=True):
+            by_residue = [[(k, (r + lo - d * k) // s) for k in range(K) if (r + lo - d * k) % s == 0] for r in range(s)]
+            shifts = [shift for pairs in by_residue for _, shift in pairs]
+            count, before = -(-I // s), max(0, -min(shifts))
+            taps.append([[(k, before + shift) for k, shift in pairs] for pairs in by_residue])
+            counts.append(count)
+            places.append((before, max(0, max(shifts) + count - O), 0))
+        ys_bar = _split_channels(padded(y_bar, places), form.out_channels)
+
+        def part(i: int, residues: tuple[int, ...]) -> jax.Array:
+            shifted_taps = [*product(*(by_residue[r] for by_residue, r in zip(taps, residues, strict=True)))]
+            if not shifted_taps:
+                zeros = jnp.zeros((y_bar.shape[0], *counts, form.geometry.groups), _precision.accumulator(y_bar.dtype))
+                return _mesh.align_varying((zeros, y_bar))[0]
+            return _sum(
+                (
+                    y_bar_[
+                        (slice(None), *(slice(start, start + n) for (_, start), n in zip(tap, counts, strict=True)))
+                    ],
+                    kernel[(*(k for k, _ in tap), i, slice(o, None, form.out_channels))],
+                )
+                for o, y_bar_ in enumerate(ys_bar)
+                for tap in shifted_taps
+            )
+
+        xs_bar = [
+            _interleave([part(i, r) for r in product(*map(range, stride))], stride) for i in range(form.in_channels)
+        ]
+        return _stack_channels([x_bar[(slice(None), *map(slice, form.space))] for x_bar in xs_bar])
+
+    def to_kernel(self, form: Form, x: jax.Array, y_bar: jax.Array) -> jax.Array:
+        """Return w̄ of (3)."""
+        x = padded(x, [(lo, hi, 0) for lo, hi in form.geometry.padding])
+
+        def sums(x: jax.Array, y_bar: jax.Array) -> jax.Array:
+            return jnp.stack([_sum_positions(term) for term in _terms(form, x, y_bar)])
+
+        w_bar = lax.platform_dependent(x, y_bar, cpu=lambda x, y_bar: _by_blocks(form, x, y_bar), default=sums)
+        w_bar = w_bar.reshape(*form.kernel_size, form.in_channels, form.out_channels, form.geometry.groups)
+        return w_bar.swapaxes(-1, -2).reshape(*form.kernel_size, form.in_channels, -1)
+
+
+SHIFTS = _Shifts()
 
 
 def _interleave(parts: list[jax.Array], stride: tuple[int, ...]) -> jax.Array:
@@ -107,18 +130,6 @@ def _interleave(parts: list[jax.Array], stride: tuple[int, ...]) -> jax.Array:
     return x.reshape(x.shape[0], *(n * s for n, s in zip(parts[0].shape[1:-1], stride, strict=True)), x.shape[-1])
 
 
-def to_kernel(form: Form, x: jax.Array, y_bar: jax.Array) -> jax.Array:
-    """Return w̄ of (3)."""
-    x = padded(x, [(lo, hi, 0) for lo, hi in form.geometry.padding])
-
-    def sums(x: jax.Array, y_bar: jax.Array) -> jax.Array:
-        return jnp.stack([_sum_positions(term) for term in _terms(form, x, y_bar)])
-
-    w_bar = lax.platform_dependent(x, y_bar, cpu=lambda x, y_bar: _by_blocks(form, x, y_bar), default=sums)
-    w_bar = w_bar.reshape(*form.kernel_size, form.in_channels, form.out_channels, form.geometry.groups)
-    return w_bar.swapaxes(-1, -2).reshape(*form.kernel_size, form.in_channels, -1)
-
-
 def _by_blocks(form: Form, x: jax.Array, y_bar: jax.Array) -> jax.Array:
     """Return the sums of (3), (K I' O', g), computed in blocks of rows. `x` is padded."""
     O, s, span = form.outputs[0], form.geometry.stride[0], extent(form.kernel_size[0], form.geometry.dilation[0])
@@ -127,7 +138,7 @@ def _by_blocks(form: Form, x: jax.Array, y_bar: jax.Array) -> jax.Array:
         prod(form.kernel_size) * form.in_channels * form.out_channels,
         batch * prod(y_bar.shape[2:]) // form.out_channels * 4,
     )
-    blocks = -(-O // max(1, CACHE // (terms * row)))
+    blocks = -(-O // max(1, form.tuning.cache // (terms * row)))
     rows = -(-O // blocks)
     if blocks == 1:
         return jnp.stack([_sum_positions(a) for a in _terms(form, x, y_bar)])

@@ -36,12 +36,16 @@ J. W. Cooley and J. W. Tukey, An algorithm for the machine calculation of comple
 High-speed convolution and correlation (1966).
 """
 
+from dataclasses import dataclass
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from jaxseq import _precision
-from jaxseq._correlation._form import Form, padded
+from jaxseq._correlation._form import Contraction, Form, padded
+from jaxseq._correlation._rule import Rule
 from jaxseq._geometry import extent
 
 # Exponent of the largest number of each group after scaling. Products of two spectra of 2**20 positions, summed over
@@ -49,35 +53,45 @@ from jaxseq._geometry import extent
 LARGEST = 32
 
 
-def to_output(form: Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Return y of (1)."""
-    (X, e), (W, f) = _of_x(form, x), _of_w(form, kernel)
-    spectrum = _products(form, "n...gi,...igo->n...go", X, _negate_frequencies(form, W, x, first=0))
-    y = _inverse(form, spectrum, x, first=1)
-    y = y[(slice(None), *[slice(0, s * (O - 1) + 1, s) for _, O, _, s, _, _ in form.axes()])]
-    return _times_power(y, e + f)
+@dataclass(frozen=True)
+class _Spectrum(Rule):
+    """Products of Fourier transforms."""
+
+    name = "spectrum"
+
+    def applies(self, which: Contraction, form: Form) -> bool:
+        return form.is_known() and form.geometry.method != "direct"
+
+    def to_output(self, form: Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        """Return y of (1)."""
+        (X, e), (W, f) = _of_x(form, x), _of_w(form, kernel)
+        spectrum = _products(form, "n...gi,...igo->n...go", X, _negate_frequencies(form, W, x, first=0))
+        y = _inverse(form, spectrum, x, first=1)
+        y = y[(slice(None), *[slice(0, s * (O - 1) + 1, s) for _, O, _, s, _, _ in form.axes()])]
+        return _times_power(y, e + f)
+
+    def to_input(self, form: Form, kernel: jax.Array, y_bar: jax.Array) -> jax.Array:
+        """Return x̄ of (2)."""
+        (W, f), (Y, h) = _of_w(form, kernel), _of_y(form, y_bar)
+        x_bar = _inverse(form, _products(form, "n...go,...igo->n...gi", Y, W), y_bar, first=1)
+        places = [(-lo, I + lo - n, 0) for (I, *_, (lo, _)), n in zip(form.axes(), x_bar.shape[1:-1], strict=True)]
+        return _times_power(padded(x_bar, places), h + f)
+
+    def to_kernel(self, form: Form, x: jax.Array, y_bar: jax.Array) -> jax.Array:
+        """Return w̄ of (3)."""
+        (X, e), (Y, h) = _of_x(form, x), _of_y(form, y_bar)
+        largest = jnp.max(e + h, 0, keepdims=True)
+        X = _times_power(X, e + h - largest)
+        spectrum = _products(form, "n...gi,n...go->...igo", X, _negate_frequencies(form, Y, y_bar, first=1))
+        w_bar = _inverse(form, spectrum, x, first=0)
+        w_bar = w_bar[tuple(slice(0, d * (K - 1) + 1, d) for _, _, K, _, d, _ in form.axes())]
+        return _times_power(w_bar, largest)
 
 
-def to_input(form: Form, kernel: jax.Array, y_bar: jax.Array) -> jax.Array:
-    """Return x̄ of (2)."""
-    (W, f), (Y, h) = _of_w(form, kernel), _of_y(form, y_bar)
-    x_bar = _inverse(form, _products(form, "n...go,...igo->n...gi", Y, W), y_bar, first=1)
-    places = [(-lo, I + lo - n, 0) for (I, *_, (lo, _)), n in zip(form.axes(), x_bar.shape[1:-1], strict=True)]
-    return _times_power(padded(x_bar, places), h + f)
+SPECTRUM = _Spectrum()
 
 
-def to_kernel(form: Form, x: jax.Array, y_bar: jax.Array) -> jax.Array:
-    """Return w̄ of (3)."""
-    (X, e), (Y, h) = _of_x(form, x), _of_y(form, y_bar)
-    largest = jnp.max(e + h, 0, keepdims=True)
-    X = _times_power(X, e + h - largest)
-    spectrum = _products(form, "n...gi,n...go->...igo", X, _negate_frequencies(form, Y, y_bar, first=1))
-    w_bar = _inverse(form, spectrum, x, first=0)
-    w_bar = w_bar[tuple(slice(0, d * (K - 1) + 1, d) for _, _, K, _, d, _ in form.axes())]
-    return _times_power(w_bar, largest)
-
-
-def positions(form: Form) -> list[int]:
+def _positions(form: Form) -> list[int]:
     """Return P for each axis."""
     return [I + lo + hi for I, *_, (lo, hi) in form.axes()]
 
@@ -85,14 +99,17 @@ def positions(form: Form) -> list[int]:
 def _transform_lengths(form: Form) -> list[int]:
     """Return the length of the transform of each axis: P, or slightly more if P has large prime factors."""
     return [
-        _smooth_length(max(P, extent(K, d))) for P, (_, _, K, _, d, _) in zip(positions(form), form.axes(), strict=True)
+        _smooth_length(max(P, extent(K, d)))
+        for P, (_, _, K, _, d, _) in zip(_positions(form), form.axes(), strict=True)
     ]
 
 
 def _smooth_length(n: int) -> int:
     """Return the least even number >= n without a prime factor above 5."""
-    odd = [3**b * 5**c for b in range(n.bit_length()) for c in range(n.bit_length()) if 3**b * 5**c < 2 * n]
-    return min(f * 2 ** max(1, (-(-n // f) - 1).bit_length()) for f in odd)
+    from scipy.fft import next_fast_len  # noqa: PLC0415 - a large import, for large kernels only
+
+    half: Any = next_fast_len(-(-n // 2), real=True)
+    return 2 * half
 
 
 # --- Forward transforms: (N, *I, C) -> (N, *F, C), kernel (*K, I', C) -> (*F, I', C); exponents (N, g), (1, g) ---

@@ -13,6 +13,7 @@ partitions slices and matrix products correctly.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -21,35 +22,46 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxseq import _precision
-from jaxseq._correlation._form import Form, padded
+from jaxseq._correlation._form import Contraction, Form, padded
+from jaxseq._correlation._rule import Rule
 
 
-def to_output(form: Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Return y of (1)."""
-    total: Any = None
-    for tap, inputs in _inputs_of_taps(form, x):
-        term = _product(form, "x,w->y", inputs, kernel[tap])
-        total = term if total is None else total + term
-    return total
+@dataclass(frozen=True)
+class _Taps(Rule):
+    """One matrix product per tap."""
+
+    name = "taps"
+
+    def applies(self, which: Contraction, form: Form) -> bool:
+        return True
+
+    def to_output(self, form: Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        """Return y of (1)."""
+        total: Any = None
+        for tap, inputs in _inputs_of_taps(form, x):
+            term = _product(form, "x,w->y", inputs, kernel[tap])
+            total = term if total is None else total + term
+        return total
+
+    def to_input(self, form: Form, kernel: jax.Array, y_bar: jax.Array) -> jax.Array:
+        """Return x_bar of (2)."""
+        total: Any = None
+        for tap in _all_taps(form):
+            places = []
+            for k, (I, O, _, s, d, (lo, _)) in zip(tap, form.axes(), strict=True):
+                first = d * k - lo
+                places.append((first, I - (first + (O - 1) * s + 1), s - 1))
+            term = padded(_product(form, "y,w->x", y_bar, kernel[tap]), places)
+            total = term if total is None else total + term
+        return total
+
+    def to_kernel(self, form: Form, x: jax.Array, y_bar: jax.Array) -> jax.Array:
+        """Return w_bar of (3)."""
+        w_bar = [_product(form, "x,y->w", inputs, y_bar) for _, inputs in _inputs_of_taps(form, x)]
+        return jnp.stack(w_bar).reshape(*form.kernel_size, *w_bar[0].shape)
 
 
-def to_input(form: Form, kernel: jax.Array, y_bar: jax.Array) -> jax.Array:
-    """Return x_bar of (2)."""
-    total: Any = None
-    for tap in _all_taps(form):
-        places = []
-        for k, (I, O, _, s, d, (lo, _)) in zip(tap, form.axes(), strict=True):
-            first = d * k - lo
-            places.append((first, I - (first + (O - 1) * s + 1), s - 1))
-        term = padded(_product(form, "y,w->x", y_bar, kernel[tap]), places)
-        total = term if total is None else total + term
-    return total
-
-
-def to_kernel(form: Form, x: jax.Array, y_bar: jax.Array) -> jax.Array:
-    """Return w_bar of (3)."""
-    w_bar = [_product(form, "x,y->w", inputs, y_bar) for _, inputs in _inputs_of_taps(form, x)]
-    return jnp.stack(w_bar).reshape(*form.kernel_size, *w_bar[0].shape)
+TAPS = _Taps()
 
 
 def _inputs_of_taps(form: Form, x: jax.Array) -> Iterator[tuple[tuple[int, ...], jax.Array]]:

@@ -5,6 +5,7 @@ docs/measured-convolution.md.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple
@@ -14,66 +15,70 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxseq import _mesh, _precision, _sizes
-from jaxseq._correlation import _taps
-from jaxseq._correlation._form import Form
+from jaxseq._correlation._form import Contraction, Form
+from jaxseq._correlation._rule import Rule
 
 # The spatial letters of lax's dimension numbers for 0 (unused), 1, 2 and 3 axes.
 _SPACE = ("", "W", "HW", "DHW")
 
 
-def to_output(form: Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Return y of (1)."""
-    if _mesh.may_have_idle_axis(form.geometry.partitioning, x, kernel):
-        return _taps.to_output(form, x, kernel)
-    return _correlate(
-        x,
-        kernel,
-        stride=form.geometry.stride,
-        padding=form.geometry.padding,
-        dilation=form.geometry.dilation,
-        groups=form.geometry.groups,
-        precision=form.precision,
-    )
+@dataclass(frozen=True)
+class _Xla(Rule):
+    """XLA's convolution."""
+
+    name = "xla"
+
+    def applies(self, which: Contraction, form: Form) -> bool:
+        return True
+
+    def to_output(self, form: Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        """Return y of (1)."""
+        return _correlate(
+            x,
+            kernel,
+            stride=form.geometry.stride,
+            padding=form.padding(Contraction.TO_OUTPUT),
+            dilation=form.geometry.dilation,
+            groups=form.geometry.groups,
+            precision=form.precision,
+        )
+
+    def to_input(self, form: Form, kernel: jax.Array, y_bar: jax.Array) -> jax.Array:
+        """Return x̄ of (2)."""
+        g = form.geometry.groups
+        w = jnp.flip(kernel, range(len(form.kernel_size)))  # (*K, I', g O')
+        w = w.reshape(*w.shape[:-1], g, -1).swapaxes(-3, -1)  # (*K, O', g, I')
+        w = w.reshape(*w.shape[:-2], -1)  # (*K, O', g I')
+        return _correlate(
+            y_bar,
+            w,
+            spread=form.geometry.stride,
+            padding=form.padding(Contraction.TO_INPUT),
+            dilation=form.geometry.dilation,
+            groups=g,
+            precision=form.precision,
+        )
+
+    def to_kernel(self, form: Form, x: jax.Array, y_bar: jax.Array) -> jax.Array:
+        """Return w̄ of (3), with the channel of x as the batch and the batch as the contracted channel."""
+        geometry, space = form.geometry, _SPACE[len(form.kernel_size)]
+        correlate = partial(
+            _correlate,
+            stride=geometry.dilation,
+            padding=form.padding(Contraction.TO_KERNEL),
+            dilation=geometry.stride,
+            precision=form.precision,
+        )
+        if geometry.groups > 1:
+            letters = f"C{space}N", f"I{space}O", f"{space}NC"
+            return correlate(x, y_bar, letters=letters, batch_groups=geometry.groups)
+        # The same with the dimension numbers of (1). Those above are slow in XLA's CPU backend, 27 times as slow inside
+        # a loop, where it does not change them: docs/measured-convolution.md.
+        w_bar = correlate(x.swapaxes(0, -1), jnp.moveaxis(y_bar, 0, -2))  # (C, *I, N), (*O, N, O') -> (C, *K, O')
+        return jnp.moveaxis(w_bar, 0, -2)
 
 
-def to_input(form: Form, kernel: jax.Array, y_bar: jax.Array) -> jax.Array:
-    """Return x̄ of (2)."""
-    if _mesh.may_have_idle_axis(form.geometry.partitioning, kernel, y_bar):
-        return _taps.to_input(form, kernel, y_bar)
-    g = form.geometry.groups
-    w = jnp.flip(kernel, range(len(form.kernel_size)))  # (*K, I', g O')
-    w = w.reshape(*w.shape[:-1], g, -1).swapaxes(-3, -1)  # (*K, O', g, I')
-    w = w.reshape(*w.shape[:-2], -1)  # (*K, O', g I')
-    return _correlate(
-        y_bar,
-        w,
-        spread=form.geometry.stride,
-        padding=form.input_padding(),
-        dilation=form.geometry.dilation,
-        groups=g,
-        precision=form.precision,
-    )
-
-
-def to_kernel(form: Form, x: jax.Array, y_bar: jax.Array) -> jax.Array:
-    """Return w̄ of (3), with the channel of x as the batch and the batch as the contracted channel."""
-    if _mesh.may_have_idle_axis(form.geometry.partitioning, x, y_bar):
-        return _taps.to_kernel(form, x, y_bar)
-    geometry, space = form.geometry, _SPACE[len(form.kernel_size)]
-    correlate = partial(
-        _correlate,
-        stride=geometry.dilation,
-        padding=form.kernel_padding(),
-        dilation=geometry.stride,
-        precision=form.precision,
-    )
-    if geometry.groups > 1:
-        letters = f"C{space}N", f"I{space}O", f"{space}NC"
-        return correlate(x, y_bar, letters=letters, batch_groups=geometry.groups)
-    # The same with the dimension numbers of (1). Those above are slow in XLA's CPU backend, 27 times as slow inside a
-    # loop, where it does not change them: docs/measured-convolution.md.
-    w_bar = correlate(x.swapaxes(0, -1), jnp.moveaxis(y_bar, 0, -2))  # (C, *I, N), (*O, N, O') -> (C, *K, O')
-    return jnp.moveaxis(w_bar, 0, -2)
+XLA = _Xla()
 
 
 def _correlate(
@@ -117,10 +122,11 @@ def _correlate(
     if len(parts) < axes:  # nothing overlaps along some axis
         y = jax.eval_shape(partial(conv, padding=padding, lhs_dilation=spread), x, w)
         return _mesh.align_varying((jnp.zeros(y.shape, y.dtype), x, w))[0]
+    if parts == [_Overlap((0, I - 1), (0, K - 1), pads, (0, 0)) for I, K, pads in zip(*sizes, padding, strict=True)]:
+        return conv(x, w, padding=padding, lhs_dilation=spread)
     x = _slice(x, at_x, [part.rows for part in parts])
     w = _slice(w, at_w, [part.taps for part in parts])
-    padding = [part.padding for part in parts]
-    y = conv(x, w, padding=padding, lhs_dilation=spread)
+    y = conv(x, w, padding=[part.padding for part in parts], lhs_dilation=spread)
     config = [(0, 0, 0)] * y.ndim
     for axis, part in zip(at_y, parts, strict=True):
         config[axis] = (*part.zeros, 0)
@@ -163,22 +169,21 @@ def _overlap(
     """
     lo, hi = padding
     outputs = (spread * (size - 1) + lo + hi - dilation * (taps - 1)) // stride + 1
-    previous, m, n, k = None, (0, size - 1), (0, outputs - 1), (0, taps - 1)
-    while previous != (m, n, k):
-        previous = m, n, k
-        m = _multiples(spread, m, stride * n[0] + dilation * k[0] - lo, stride * n[1] + dilation * k[1] - lo)
-        n = _multiples(stride, n, spread * m[0] + lo - dilation * k[1], spread * m[1] + lo - dilation * k[0])
-        k = _multiples(dilation, k, spread * m[0] + lo - stride * n[1], spread * m[1] + lo - stride * n[0])
-        if any(last < first for first, last in (m, n, k)):
+    m0, M, n0, N, k0, K = 0, size - 1, 0, outputs - 1, 0, taps - 1
+    previous = None
+    while previous != (m0, M, n0, N, k0, K):  # bound each of the three by the ranges of the other two
+        previous = m0, M, n0, N, k0, K
+        m0 = max(m0, -(-(stride * n0 + dilation * k0 - lo) // spread))
+        M = min(M, (stride * N + dilation * K - lo) // spread)
+        n0 = max(n0, -(-(spread * m0 + lo - dilation * K) // stride))
+        N = min(N, (spread * M + lo - dilation * k0) // stride)
+        k0 = max(k0, -(-(spread * m0 + lo - stride * N) // dilation))
+        K = min(K, (spread * M + lo - stride * n0) // dilation)
+        if m0 > M or n0 > N or k0 > K:
             return None
-    first = lo + spread * m[0] - stride * n[0] - dilation * k[0]
-    last = stride * n[1] + dilation * k[1] - spread * m[1] - lo
-    return _Overlap(rows=m, taps=k, padding=(first, last), zeros=(n[0], outputs - 1 - n[1]))
-
-
-def _multiples(step: int, indices: tuple[int, int], low: int, high: int) -> tuple[int, int]:
-    """Return the first and last of the indices i with low <= step i <= high."""
-    return max(indices[0], -(-low // step)), min(indices[1], high // step)
+    before = lo + spread * m0 - stride * n0 - dilation * k0
+    behind = stride * N + dilation * K - spread * M - lo
+    return _Overlap(rows=(m0, M), taps=(k0, K), padding=(before, behind), zeros=(n0, outputs - 1 - N))
 
 
 def _slice(a: jax.Array, axes: Sequence[int], ranges: Sequence[tuple[int, int]]) -> jax.Array:

@@ -13,28 +13,30 @@ the compiler, which gathers xs and shards the residuals.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import NamedSharding
+from jaxtyping import PyTree
 
-from jaxseq import _mesh, _time
+from jaxseq import _mesh, _windows
 from jaxseq._distributed import _sharding
 from jaxseq._distributed._carry_across_shards import carry_across_shards, from_one, is_first
-from jaxseq._recurrence._cell import Cell, Inputs, State, h_of
-from jaxseq._time import Options
+from jaxseq._recurrence._cell import Cell, State, h_of
+from jaxseq._recurrence._inputs import Inputs, with_partitioning
+from jaxseq._time_options import Options
 
 Rule = Callable[[Cell, Options, Inputs], tuple[State, jax.Array]]
 
 
-def run(rule: Any, cell: Cell, options: Options, batch: int, inputs: Inputs) -> tuple[State, jax.Array]:
+def run(rule: Rule, cell: Cell, options: Options, batch: int, inputs: Inputs) -> tuple[State, jax.Array]:
     """Run `rule` with `batch` batch axes and the shardings that the module docstring describes."""
     inputs = _align_inputs(_mesh.align_varying(inputs), batch, options.axis)
-    weights, carry, xs, _, _, zoneout, _ = inputs
+    weights, carry, xs, masks = inputs
     of_features = [(a, slice(None)) for a in jax.tree.leaves(weights._replace(recurrent_dropout_mask=None))]
     of_features += [(a, slice(batch, None)) for a in jax.tree.leaves((weights.recurrent_dropout_mask, carry))]
-    of_features += [(a, slice(batch + 1, None)) for a in jax.tree.leaves((xs, zoneout))]
+    of_features += [(a, slice(batch + 1, None)) for a in jax.tree.leaves((xs, masks.zoneout))]
     names = frozenset().union(*(_sharding.sharded_axes(a, axes) for a, axes in of_features))
     if not _time_shards_fit(options, xs):
         names |= _sharding.sharded_axes(xs, options.axis)
@@ -47,7 +49,9 @@ def run(rule: Any, cell: Cell, options: Options, batch: int, inputs: Inputs) -> 
     return result
 
 
-def place_masks_like(xs: jax.Array, axis: int, lengths: Any, resets: Any) -> tuple[Any, Any]:
+def place_masks_like(
+    xs: jax.Array, axis: int, lengths: jax.Array | None, resets: jax.Array | None
+) -> tuple[jax.Array | None, jax.Array | None]:
     """Return lengths and resets, the input of the masks, with batch sharded like that of xs and time not sharded."""
     xs_sharding = _mesh.explicit_sharding(xs)
     if xs_sharding is None:
@@ -57,22 +61,29 @@ def place_masks_like(xs: jax.Array, axis: int, lengths: Any, resets: Any) -> tup
     return lengths, place(resets, _sharding.unshard_axis(xs_sharding, axis))
 
 
+def place_outputs_like(xs: jax.Array, ys: jax.Array, features: int) -> jax.Array:
+    """Return ys with batch and time sharded like those of xs."""
+    xs_sharding = _mesh.explicit_sharding(xs)
+    return _sharding.reshard(ys, xs_sharding and _sharding.with_feature_sharding(xs_sharding, ys, features))
+
+
 def _align_inputs(inputs: Inputs, batch: int, axis: int) -> Inputs:
-    weights, carry, xs, valid, reset, zoneout, zoned_out = inputs
+    weights, carry, xs, masks = inputs
     xs_sharding = _mesh.explicit_sharding(xs)
     if xs_sharding is None:
         return inputs
     features = xs.ndim - batch - 1
     of_batch = _sharding.drop_axis(xs_sharding, axis)
 
-    def place(tree: Any, s: Any, features: int = features) -> Any:
+    def place(tree: PyTree, s: NamedSharding, features: int = features) -> PyTree:
         return jax.tree.map(lambda a: _sharding.reshard(a, _sharding.with_feature_sharding(s, a, features)), tree)
 
-    valid, reset, zoned_out = place((valid, reset, zoned_out), _sharding.leading_axes(xs_sharding, batch + 1), 0)
+    of_time = place(masks._replace(zoneout=None), _sharding.leading_axes(xs_sharding, batch + 1), 0)
     weights = _sharding.unshard(weights, _sharding.sharded_axes(xs, slice(batch + 1)))._replace(
         recurrent_dropout_mask=place(weights.recurrent_dropout_mask, of_batch)
     )
-    return Inputs(weights, place(carry, of_batch), xs, valid, reset, place(zoneout, xs_sharding), zoned_out)
+    masks = of_time._replace(zoneout=place(masks.zoneout, xs_sharding))
+    return Inputs(weights, place(carry, of_batch), xs, masks)
 
 
 # --- Time shards ---
@@ -83,7 +94,7 @@ def _time_shards_fit(options: Options, xs: jax.Array) -> bool:
     steps, devices = xs.shape[options.axis], _sharding.shard_count(xs, options.axis)
     if devices == 1:
         return True
-    k1, k2 = _time.window_lengths(options, steps)
+    k1, k2 = _windows.window_lengths(options.truncation, steps)
     return k1 >= steps or (k1 == k2 and steps // devices % k1 == 0)
 
 
@@ -94,12 +105,12 @@ def _run_on_time_shards(rule: Rule, cell: Cell, options: Options, inputs: Inputs
 
     def run(inputs: Inputs) -> tuple[State, jax.Array]:
         inputs = _mesh.align_varying(inputs)
-        static = _with_partitioning(cell, options, inputs)
+        static = with_partitioning(cell, options, _mesh.partitioning(inputs))
         run_shard = lambda carry: rule(*static, inputs._replace(carry=carry))  # noqa: E731
         if not names:
             return run_shard(inputs.carry)
         start = carry_across_shards(lambda carry: run_shard(carry)[0], inputs.carry, names, reverse=options.reverse)
-        if _time.window_lengths(options, steps)[0] < steps:
+        if _windows.window_lengths(options.truncation, steps)[0] < steps:
             first = is_first(names, reverse=options.reverse)
             start = jax.tree.map(lambda a, b: jnp.where(first, a, b), inputs.carry, lax.stop_gradient(start))
         last, ys = run_shard(start)
@@ -109,21 +120,14 @@ def _run_on_time_shards(rule: Rule, cell: Cell, options: Options, inputs: Inputs
     return result
 
 
-def _with_partitioning(cell: Cell, options: Options, inputs: Inputs) -> tuple[Cell, Options]:
-    """Return both with what the compiler may do with the arrays of the rule, whose axes differ from those of the op."""
-    known = _mesh.partitioning(inputs)
-    maps = {name: getattr(cell, name).with_partitioning(known) for name in ("input", "recurrent")}
-    return cell._replace(**maps), options._replace(partitioning=known)
-
-
 def _shard_holds_end(options: Options, inputs: Inputs, names: tuple[str, ...]) -> jax.Array:
     """Return whether this device has the final state, for all sequences or for each.
 
     With `valid` in forward order it is one boolean per sequence: the end of a sequence may be in any shard, and no
     gradient then has to cross shards of padding.
     """
-    if inputs.valid is None or options.reverse:
+    if inputs.masks.valid is None or options.reverse:
         return is_first(names, reverse=not options.reverse)
     steps = inputs.xs.shape[options.axis]
-    length = lax.psum(jnp.sum(inputs.valid, options.axis, dtype=jnp.int32), names)
+    length = lax.psum(jnp.sum(inputs.masks.valid, options.axis, dtype=jnp.int32), names)
     return jnp.maximum(length - 1, 0) // steps == lax.axis_index(names)

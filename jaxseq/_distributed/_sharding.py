@@ -97,11 +97,16 @@ def zeros(shape: tuple[int, ...], x: jax.Array, axis: int | None = None, feature
 
     If `axis` is passed, `x` has one more batch axis there.
     """
+    return jnp.zeros(shape, x.dtype, out_sharding=batch_sharding(x, axis, features))
+
+
+def batch_sharding(x: jax.Array, axis: int | None, features: int) -> NamedSharding | None:
+    """Return the sharding of the batch axes of `x`, without `axis`, with `features` axes that are not sharded."""
     sharding = explicit_sharding(x)
-    if sharding is not None:
-        batch = [part for i, part in enumerate(sharding.spec[:-features]) if i != axis]
-        sharding = NamedSharding(sharding.mesh, PartitionSpec(*batch, *(None,) * features))
-    return jnp.zeros(shape, x.dtype, out_sharding=sharding)
+    if sharding is None:
+        return None
+    batch = [part for i, part in enumerate(sharding.spec[:-features]) if i != axis]
+    return NamedSharding(sharding.mesh, PartitionSpec(*batch, *(None,) * features))
 
 
 def product_sharding(x: jax.Array, w: jax.Array, axis: int = -1) -> NamedSharding | None:

@@ -74,9 +74,30 @@ If the compiler may partition the batch over several devices, each contraction (
 then a whole window, unless `checkpoint` asks for shorter ones, and no loop contains a collective.
 
 Second derivatives are JAX's own, of `forward_without_residuals` in `_forward.py`, where truncation is `stop_gradient`.
+
+The path of a call. `jaxseq.lstm(params, carry, xs)` goes through these files to `lax.scan`, and its gradient back:
+
+    _call.py       sequence              checks the arguments (`_arguments.py`, `_inspect.py`), makes `Inputs(weights,
+                                         carry, xs, masks)` and `Options`, and calls the rule
+    _rule.py       rule                  the custom rule: `_recurrence_fwd`, `_recurrence_bwd`
+    _forward.py    forward               makes the `Plan` (`_plan.py`) and scans `forward_step` over time; stores
+                                         `Residuals`, with the plan in them
+    _step.py       forward_step          u and r by the linear maps (`linear_maps.py`), φ (`_phi.py`), masks, zoneout;
+                                         what all steps use is a `Sweep`
+    _backward.py   backward              one `Stage` for each block of time and pass over its windows
+                   _run_stage            ... for each group of windows (`_run_group`) ...
+                   _run_chunk            ... for each chunk: recompute its states, then
+                   _run_loop             scan equation (1'): the cell's pullback, and δr W_hᵀ
+                   _contract             the contractions (2)
+
+On an explicit mesh, or where arrays vary over devices, `_distributed/_recurrence.py` runs the rule on each device.
 """
 
 from jaxseq._recurrence._call import one_step as one_step
 from jaxseq._recurrence._call import sequence as sequence
+from jaxseq._recurrence._cell import SAME_AS_H as SAME_AS_H
 from jaxseq._recurrence._cell import Cell as Cell
 from jaxseq._recurrence._cell import Gates as Gates
+from jaxseq._recurrence._cell import Pullback as Pullback
+from jaxseq._recurrence._cell import StepResult as StepResult
+from jaxseq._recurrence._phi import Inner as Inner

@@ -1,393 +1,363 @@
 """The backward pass: equation (1) chunk by chunk, in parallel over windows, and the contractions (2) of each chunk.
 
-Residuals of a chunk are read in place, its states are recomputed, and each contraction is over one chunk, because that
-was fastest or used the least memory; see `docs/measured-recurrence.md`.
+`backward` runs a stage for each part of time, a stage runs its chunks from the last to the first, and each chunk
+recomputes its states, runs the loop (1) and contracts (2). Residuals of a chunk are read in place, its states are
+recomputed, and each contraction is over one chunk, because that was fastest or used the least memory; see
+`docs/measured-recurrence.md`.
 """
 
-from collections.abc import Callable
 from functools import partial
-from math import prod
-from typing import Any, NamedTuple
+from operator import itemgetter
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import PyTree
 
-from jaxseq import _dense, _precision, _sizes, _time
+from jaxseq import _dense, _precision, _time, _windows
 from jaxseq._recurrence._cell import (
     Cell,
-    Inputs,
     State,
-    Weights,
-    add_to_h,
     apply_zoneout,
     concatenate_delta,
-    dtypes,
+    fill_h,
     h_of,
     pre_activations,
-    recurrent_input,
     split_delta,
     with_h,
     zoneout_pullback,
 )
-from jaxseq._recurrence._forward import Plan, Residuals, forward_step, only_residual_is_h, restore_y
-from jaxseq._recurrence._phi import make_phi
-from jaxseq._time import Block, Options
-
-# Gates are recomputed, not stored, where that is as fast: the state is h only, there are at least GATES gates and no
-# product inside the step, and a pre-activation takes at most SMALL multiplications (D + H for a matrix). A single input
-# feature is an exception: XLA recomputes its product wherever a gate is read, which takes 1.5 to 1.8 times as long.
-# Measurements: docs/measured-recurrence.md.
-GATES, SMALL = 3, 128
+from jaxseq._recurrence._inputs import Inputs, Masks, Weights, recurrent_input
+from jaxseq._recurrence._plan import Plan, Residuals
+from jaxseq._recurrence._step import Sweep, forward_step, make_sweep
+from jaxseq._time import Index
+from jaxseq._time_options import Options
+from jaxseq._windows import Block
+from jaxseq.linear_maps import Dense
 
 
-def make_plan(cell: Cell, options: Options, inputs: Inputs) -> Plan:
-    """Return how the backward pass runs: its blocks of time, and what the forward pass stores for it."""
-    weights, carry, xs, *_ = inputs
-    leaves, rows = jax.tree.leaves(carry), _sizes.at_least(prod(h_of(carry).shape[:-1]), 1)
-    blocks = _time.blocks(options, xs.shape[options.axis], rows)
-    exact = len({*dtypes(weights, carry, xs), xs.dtype, *(a.dtype for a in leaves)}) == 1
-    width = max(1, len(cell.gates) * leaves[0].shape[-1])
-    small = width < weights.w_x.size <= SMALL * width - weights.w_h.size
-    cheap = exact and len(leaves) == 1 and small and len(cell.gates) >= GATES and weights.w_q is None
-    replays = cell.pullback is None or cell.replay is not None
-    saved = (options.checkpoint is None and not cheap) or (exact and only_residual_is_h(cell, options, inputs))
-    return Plan(blocks, exact, saved, saved and not (exact and (len(leaves) == 1 or replays)))
+class Cotangents(NamedTuple):
+    """What a stage accumulates: the cotangents of the state, of the weights, and of the inputs of a block."""
+
+    state: State  # (W, *B, H): at the end of each window; after a stage, at its start
+    weights: Weights
+    x: jax.Array
 
 
-def backward(cell: Cell, options: Options, inputs: Inputs, residuals: Residuals, cotangents: Any) -> Any:
-    """Return the cotangents of weights, carry and xs."""
-    weights, carry, xs, *_ = inputs
-    _, acc = dtypes(weights, carry, xs)
-    s_bar, ys_bar = cotangents
-    s_bar = _precision.cast(s_bar, acc)
-    zero_state = jax.tree.map(jnp.zeros_like, s_bar)
-    w_bar = jax.tree.map(jnp.zeros_like, _precision.cast(inputs.floats[0], acc))
-    plan = make_plan(cell, options, inputs)
-    main, *rest = plan.blocks
-    view, *rest_view = _views(options, [main, *rest], inputs, residuals, ys_bar)
-    stage = partial(_backward_stage, cell, options, plan, weights)
-
-    k1, k2 = _time.window_lengths(options, xs.shape[options.axis])
-    last = _time.last_window_of_sequence(options, k1, inputs.valid)
-    entering, x_rest_bar = zero_state, []  # `entering`: s_bar at the end of the main block in the next stage
-    for block, its_view in zip(rest, rest_view, strict=True):
-        at_end = jax.tree.map(
-            lambda a: a[None], s_bar if last is None else _time.select(last == main.windows, s_bar, zero_state)
-        )
-        ss_bar, w_bar, x_bar = stage(block, its_view, at_end, w_bar, _zeros_of_view(its_view))
-        entering, x_rest_bar = jax.tree.map(lambda a: a[0], ss_bar), [x_bar]
-
-    if last is None:
-        ss_bar = jax.tree.map(lambda a: jnp.broadcast_to(a, (main.windows, *a.shape)), zero_state)
-        ss_bar = _time.shift_to_previous_window(options, ss_bar, zero_state if rest else s_bar)
-    else:
-        number = jnp.arange(main.windows)[:: -1 if options.reverse else 1]
-        ends = jnp.expand_dims(number, range(1, last.ndim + 1)) == last[None]
-        ss_bar = jax.tree.map(
-            lambda a: jnp.where(_time.expand_mask(ends, a[None]), a[None], jnp.zeros((), a.dtype)), s_bar
-        )
-    ss_bar, w_bar, x_bar = stage(main, view, ss_bar, w_bar, _zeros_of_view(view))
-    carry_bar = _time.first_window(options, ss_bar)
-
-    def later_stage(_: Any, state: Any) -> Any:
-        ss_bar, entering, carry_bar, w_bar, x_bar = state
-        ss_bar, w_bar, x_bar = stage(
-            main, view, _time.shift_to_previous_window(options, ss_bar, entering), w_bar, x_bar, losses=False
-        )
-        return ss_bar, zero_state, jax.tree.map(jnp.add, carry_bar, _time.first_window(options, ss_bar)), w_bar, x_bar
-
-    # Stages 1, 2, ...: whole windows, then part of one. The s̄ of the first window is part of carry_bar.
-    further, part = min(k2 // k1 - 1, main.windows), k2 % k1
-    if further and (main.windows > 1 or rest):
-        ss_bar, entering, carry_bar, w_bar, x_bar = lax.fori_loop(
-            0, further, later_stage, (ss_bar, entering, carry_bar, w_bar, x_bar)
-        )
-    if part and (main.windows > 1 or rest):
-        _, w_bar, x_bar = stage(
-            main,
-            view,
-            _time.shift_to_previous_window(options, ss_bar, entering),
-            w_bar,
-            x_bar,
-            losses=False,
-            cut=k1 - part,
-        )
-
-    x_bar = _time.merge_time(x_bar, options.axis, main.windows)
-    if rest:
-        x_bar = jnp.concatenate([*x_rest_bar, x_bar] if options.reverse else [x_bar, *x_rest_bar], options.axis)
-    return _precision.cast_like((w_bar, carry_bar, x_bar), inputs.floats)
-
-
-class _View(NamedTuple):
-    """The arrays of a block of W windows of k steps, with time (W, k) at its axis; with W = 1, time is (k,)."""
+class BlockData(NamedTuple):
+    """The arrays of a block of W windows of k steps. Time is (W, k) at its axis, or (k,) if W = 1."""
 
     xs: jax.Array
-    valid: jax.Array | None
-    reset: jax.Array | None
-    ys_bar: jax.Array
-    ys: jax.Array
-    zoneout: State | None
-    zoned_out: jax.Array | None
+    masks: Masks
+    y: jax.Array
+    y_bar: jax.Array
     starts: State  # (W, chunks, *B, H)
     states: State | None
-    saved: Any
+    residuals: PyTree
 
 
-def _views(
-    options: Options, parts: list[Block], inputs: Inputs, residuals: Residuals, ys_bar: jax.Array
-) -> list[_View]:
-    views, offset = [], 0
-    for block in parts:
-        count = block.windows * block.chunks
+class Stage(NamedTuple):
+    """One pass backwards over all windows of a block, from their ends to their step `cut` in processing order."""
 
-        def of(tree: Any, axis: int, first: int, length: int, windows: int = block.windows) -> Any:
-            piece = partial(lax.slice_in_dim, start_index=first, limit_index=first + length, axis=axis)
-            return jax.tree.map(lambda a: _time.split_time(piece(a), axis, windows), tree)
+    sweep: Sweep
+    plan: Plan
+    block: Block
+    data: BlockData
+    adds_losses: bool = True  # ȳ is added in the first stage only
+    cut: int = 0
 
-        starts = of(residuals.starts, 0, offset, count)
-        if options.reverse and block.windows > 1:
+
+class Chunk(NamedTuple):
+    """The position of a chunk: of each window in the group from `window`, the steps from `first` on."""
+
+    window: Index
+    number: Index  # in processing order
+    first: Index
+    length: int
+
+
+class ChunkSteps(NamedTuple):
+    """What the loop (1) reads, with time first: the steps of a chunk, or one step."""
+
+    t: jax.Array  # from the first step of the chunk, in storage order
+    masks: Masks
+    y: jax.Array
+    y_bar: jax.Array | None
+    s_hat: State | None
+    residuals: PyTree  # None if they are read in place
+
+
+class Deltas(NamedTuple):
+    """What the loop (1) returns of every step of a chunk, for the contractions (2)."""
+
+    delta: jax.Array  # as in `concatenate_delta`
+    params_bar: PyTree
+    inner: tuple[jax.Array, jax.Array] | None
+
+
+def backward(cell: Cell, options: Options, inputs: Inputs, residuals: Residuals, cotangents: PyTree) -> PyTree:
+    """Return the cotangents of weights, carry and xs."""
+    sweep = make_sweep(cell, options, inputs)
+    s_bar, ys_bar = cotangents
+    s_bar = _precision.cast(s_bar, sweep.accumulator)
+    zero_state = jax.tree.map(jnp.zeros_like, s_bar)
+    w_bar = jax.tree.map(jnp.zeros_like, _precision.cast(inputs.floats[0], sweep.accumulator))
+    main, *rest = _stages(sweep, inputs, residuals, ys_bar)
+    wide, first = _precision.accumulator(inputs.xs.dtype), itemgetter(-1 if options.reverse else 0)  # first window
+    windows, (k1, k2) = main.block.windows, _windows.window_lengths(options.truncation, inputs.xs.shape[options.axis])
+    last = None if inputs.masks.valid is None else _time.last_window_of_sequence(inputs.masks.valid, options.axis, k1)
+
+    # The rest of time is the last window in processing order. Its start is where the main block ends.
+    entering, x_rest_bar = zero_state, []
+    for stage in rest:
+        end = s_bar if last is None else _time.select(last == windows, s_bar, zero_state)
+        end = jax.tree.map(lambda a: a[None], end)
+        found = _run_stage(stage, Cotangents(end, w_bar, jnp.zeros_like(stage.data.xs, wide)))
+        entering, w_bar, x_rest_bar = jax.tree.map(lambda a: a[0], found.state), found.weights, [found.x]
+
+    ends = _cotangents_at_ends(main, zero_state if rest and last is None else s_bar, last)
+    found = _run_stage(main, Cotangents(ends, w_bar, jnp.zeros_like(main.data.xs, wide)))
+    carry_bar = jax.tree.map(first, found.state)
+
+    # Stages 1, 2, ...: whole windows, then part of one. The s̄ of the first window is part of carry_bar.
+    later = main._replace(adds_losses=False)
+
+    def later_stage(_: Index, state: tuple[Cotangents, State, State]) -> tuple[Cotangents, State, State]:
+        found, entering, carry_bar = state
+        ends = _time.shift_to_previous_window(options, found.state, entering)
+        found = _run_stage(later, found._replace(state=ends))
+        return found, zero_state, jax.tree.map(jnp.add, carry_bar, jax.tree.map(first, found.state))
+
+    further, part = min(k2 // k1 - 1, windows), k2 % k1
+    if further and (windows > 1 or rest):
+        found, entering, carry_bar = lax.fori_loop(0, further, later_stage, (found, entering, carry_bar))
+    if part and (windows > 1 or rest):
+        ends = _time.shift_to_previous_window(options, found.state, entering)
+        found = _run_stage(later._replace(cut=k1 - part), found._replace(state=ends))
+
+    x_bar = found.x if windows == 1 else _time.merge_time(found.x, options.axis)
+    if rest:
+        x_bar = jnp.concatenate([*x_rest_bar, x_bar] if options.reverse else [x_bar, *x_rest_bar], options.axis)
+    return _precision.cast_like((found.weights, carry_bar, x_bar), inputs.floats)
+
+
+def _cotangents_at_ends(stage: Stage, s_bar: State, last: jax.Array | None) -> State:
+    """Return (W, *B, H): `s_bar` at the end of the window in which each sequence ends, else zero."""
+    windows, options = stage.block.windows, stage.sweep.options
+    if last is None and windows == 1:
+        return jax.tree.map(partial(jnp.expand_dims, axis=0), s_bar)
+    if last is None:
+        zeros = jax.tree.map(lambda a: jnp.broadcast_to(jnp.zeros_like(a), (windows, *a.shape)), s_bar)
+        return _time.shift_to_previous_window(options, zeros, s_bar)
+    numbers = jnp.arange(windows)[:: -1 if options.reverse else 1]
+    is_end = jnp.expand_dims(numbers, range(1, last.ndim + 1)) == last[None]
+    return jax.tree.map(lambda a: jnp.where(_time.expand_mask(is_end, a[None]), a[None], jnp.zeros((), a.dtype)), s_bar)
+
+
+def _stages(sweep: Sweep, inputs: Inputs, residuals: Residuals, ys_bar: jax.Array) -> list[Stage]:
+    """Return the first stage of each block."""
+    stages, chunks, axis = [], 0, sweep.options.axis
+    for block in residuals.plan.blocks:
+        count, stop = block.windows * block.chunks, block.first + block.windows * block.steps
+
+        def of_block(a: jax.Array, axis: int = axis, first: int = block.first, stop: int = stop, block: Block = block):
+            return _time.split_time(lax.slice_in_dim(a, first, stop, axis=axis), axis, block.windows)
+
+        of_starts = partial(of_block, axis=0, first=chunks, stop=chunks + count)
+        starts = jax.tree.map(of_starts, residuals.starts)
+        if sweep.options.reverse and block.windows > 1:
             starts = jax.tree.map(lambda a: jnp.flip(a, 0), starts)
-        steps = block.first, block.windows * block.steps
-        over_time = inputs.xs, inputs.valid, inputs.reset, ys_bar, residuals.ys, inputs.zoneout, inputs.zoned_out
-        xs, valid, reset, y_bar, y, zoneout, zoned_out = of(over_time, options.axis, *steps)
-        states, saved = of((residuals.states, residuals.saved), 0, *steps)
-        views.append(_View(xs, valid, reset, y_bar, y, zoneout, zoned_out, starts, states, saved))
-        offset += count
-    return views
+        xs, masks, y, y_bar = jax.tree.map(of_block, (inputs.xs, inputs.masks, residuals.ys, ys_bar))
+        states, of_cell = jax.tree.map(partial(of_block, axis=0), (residuals.states, residuals.of_cell))
+        stages.append(Stage(sweep, residuals.plan, block, BlockData(xs, masks, y, y_bar, starts, states, of_cell)))
+        chunks += count
+    return stages
 
 
-def _zeros_of_view(view: _View) -> jax.Array:
-    """Return zeros with the shape of x̄, in the dtype of the accumulator."""
-    return jnp.zeros_like(view.xs.astype(_precision.accumulator(view.xs.dtype)))
-
-
-def _backward_stage(
-    cell: Cell,
-    options: Options,
-    plan: Plan,
-    weights: Weights,
-    block: Block,
-    view: _View,
-    s_bar: State,
-    w_bar: Weights,
-    x_bar: jax.Array,
-    losses: bool = True,
-    cut: int = 0,
-) -> tuple[State, Weights, jax.Array]:
-    """Run one stage over all windows of a block, from their ends back to their step `cut`, counted in processing order.
-
-    s̄ (W, *B, H) is the cotangent at the end of each window; the result is that at its start. ȳ is added only in the
-    first stage, `losses`. Other stages add to `x_bar`.
-    """
-    c, last = block.chunk, block.steps - (block.chunks - 1) * block.chunk
-
-    def chunk(w: Any, i: Any, length: int, state: Any) -> Any:
-        """Process chunk i, in processing order, of each window in the group from w."""
-        s_bar, w_bar, x_bar = state
-        t = block.steps - i * c - length if options.reverse else i * c
-        take = partial(_time.take_chunk, block=block, w=w, t=t, length=length)
-        x, valid, reset, y_bar, y, zoneout, zoned_out = jax.tree.map(lambda a: take(a, options.axis), tuple(view[:7]))
-        read = _time.reads_input(valid, zoned_out)
-        pick = lambda tree, t: jax.tree.map(lambda a: _time.take_chunk(a, 0, block, w, t, 1)[0], tree)  # noqa: E731
-        start = pick(view.starts, i)
-        if plan.saved:
-            saved_at = lambda j: restore_y(pick(view.saved, t + j[0]), j[1])  # noqa: E731
-            if plan.states:
-                states = jax.tree.map(lambda a: take(a, 0), view.states)
-            else:
-                states = _replay(cell, options, weights, start, y, valid, reset, zoneout, saved_at)
-            known = jnp.arange(length), y
-        else:
-            recompute = _recompute_in_bulk if plan.exact else _recompute_step_by_step
-            states, known = recompute(cell, options, weights, start, x, y, valid, reset, zoneout, zoned_out)
-            saved_at = lambda saved: saved  # noqa: E731
-        stops_at = (block.steps - 1 - cut if options.reverse else cut) - t if cut else None
-        product, _ = dtypes(weights, states, x)
-        s_bar, delta_u, delta_r, p_bar, inner = _chunk_cotangents(
-            cell,
-            options,
-            weights,
-            product,
-            s_bar,
-            y_bar if losses else None,
-            valid,
-            read,
-            reset,
-            zoneout,
-            states,
-            known,
-            saved_at,
-            stops_at,
-        )
-        x, h, w_q_bar = (
-            _time.zero_padding(read, x),
-            recurrent_input(weights, _time.zero_padding(read, h_of(states))),
-            None,
-        )
-        if weights.w_q is not None:
-            w_q_bar = _dense.pull_weight(options.precision, *inner, partitioned=options.partitioning.implicit)
-        found = Weights(
-            w_x=cell.input.pull_weight(options.precision, x.astype(product), delta_u, weights.w_x),
-            w_h=cell.recurrent.pull_weight(options.precision, h.astype(product), delta_r, weights.w_h),
-            b_x=None if weights.b_x is None else _dense.pull_bias(delta_u),
-            b_h=None if weights.b_h is None else _dense.pull_bias(delta_r),
-            w_q=w_q_bar,
-            cell_params=jax.tree.map(
-                lambda p_bar, p: jnp.sum(p_bar, range(p_bar.ndim - p.ndim)), p_bar, weights.cell_params
-            ),
-        )
-        piece = cell.input.pull_input(options.precision, weights.w_x, delta_u, cell.input.space_of(weights.w_x, x))
-        piece = piece if losses else piece + take(x_bar, options.axis)
-        return (
-            s_bar,
-            jax.tree.map(jnp.add, w_bar, found),
-            _time.put_chunk(x_bar, piece.astype(x_bar.dtype), options.axis, block, w, t),
-        )
-
-    def group(w: Any, state: Any) -> Any:
-        """Process the chunks from the last one, which may be shorter, to the first."""
-        first, count = cut // c, block.chunks
-        if last < c or count == 1:
-            count -= 1
-            state = chunk(w, count, last, state)
-        if count > first:
-            state = lax.fori_loop(first, count, lambda i, state: chunk(w, count - 1 + first - i, c, state), state)
-        return state
-
+def _run_stage(stage: Stage, cotangents: Cotangents) -> Cotangents:
+    """Run a stage, given s̄ at the end of each window."""
+    block = stage.block
     if block.group == block.windows:
-        return group(0, (s_bar, w_bar, x_bar))
+        return _run_group(stage, 0, cotangents)
 
-    def one_group(g: Any, state: Any) -> Any:
-        s_bar, w_bar, x_bar = state
+    def run(g: Index, all_: Cotangents) -> Cotangents:
         w = g * block.group
-        here = jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, w, block.group, 0), s_bar)
-        here, w_bar, x_bar = group(w, (here, w_bar, x_bar))
-        return jax.tree.map(lambda a, b: lax.dynamic_update_slice_in_dim(a, b, w, 0), s_bar, here), w_bar, x_bar
+        here = jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, w, block.group, 0), all_.state)
+        found = _run_group(stage, w, all_._replace(state=here))
+        state = jax.tree.map(lambda a, b: lax.dynamic_update_slice_in_dim(a, b, w, 0), all_.state, found.state)
+        return found._replace(state=state)
 
-    return lax.fori_loop(0, block.windows // block.group, one_group, (s_bar, w_bar, x_bar))
+    return lax.fori_loop(0, block.windows // block.group, run, cotangents)
+
+
+def _run_group(stage: Stage, window: Index, cotangents: Cotangents) -> Cotangents:
+    """Process the chunks of a group of windows from the last one, which may be shorter, to the first."""
+    block, reverse = stage.block, stage.sweep.options.reverse
+    size, first, count = block.chunk, stage.cut // block.chunk, block.chunks
+    last = block.steps - (count - 1) * size
+
+    def run(number: Index, cotangents: Cotangents, length: int = size) -> Cotangents:
+        t = block.steps - number * size - length if reverse else number * size
+        return _run_chunk(stage, Chunk(window, number, t, length), cotangents)
+
+    if last < size or count == 1:
+        count -= 1
+        cotangents = run(count, cotangents, last)
+    if count > first:
+        cotangents = lax.fori_loop(first, count, lambda i, found: run(count - 1 + first - i, found), cotangents)
+    return cotangents
+
+
+def _run_chunk(stage: Stage, chunk: Chunk, cotangents: Cotangents) -> Cotangents:
+    """Process one chunk: recompute its states, run the loop (1), contract (2)."""
+    options, block, data = stage.sweep.options, stage.block, stage.data
+    take = partial(_time.take_chunk, block=block, w=chunk.window, t=chunk.first, length=chunk.length)
+    of_axis = partial(take, axis=options.axis)
+    x, masks, y, y_bar = jax.tree.map(of_axis, (data.xs, data.masks, data.y, data.y_bar))
+    start = _read_in_place(stage, chunk.window, chunk.number, data.starts)
+    residuals = None
+    if not stage.plan.stores_residuals:
+        recompute = _recompute_in_bulk if stage.plan.y_is_h else _recompute_step_by_step
+        states, residuals = recompute(stage.sweep, start, x, masks, y)
+    elif stage.plan.stores_states:
+        states = jax.tree.map(partial(take, axis=0), data.states)
+    else:
+        states = _replay(stage, chunk, start, masks, y)
+    at = ChunkSteps(jnp.arange(chunk.length), masks, y, y_bar if stage.adds_losses else None, states, residuals)
+    s_bar, deltas = _run_loop(stage, chunk, cotangents.state, at)
+    w_bar, x_bar = _contract(stage.sweep, x, masks.reads_x, states, deltas)
+    if not stage.adds_losses:
+        x_bar = x_bar + of_axis(cotangents.x)
+    x_bar = x_bar.astype(cotangents.x.dtype)
+    return Cotangents(
+        s_bar,
+        jax.tree.map(jnp.add, cotangents.weights, w_bar),
+        _time.put_chunk(cotangents.x, x_bar, options.axis, block, chunk.window, chunk.first),
+    )
+
+
+def _read_in_place(stage: Stage, window: Index, t: Index, tree: PyTree) -> PyTree:
+    """Return entry t of the windows of a group, (group, *B, ...), from arrays (W, k, *B, ...)."""
+    return jax.tree.map(lambda a: _time.take_chunk(a, 0, stage.block, window, t, 1)[0], tree)
+
+
+def _run_loop(stage: Stage, chunk: Chunk, s_bar: State, at: ChunkSteps) -> tuple[State, Deltas]:
+    """Run equation (1') over a chunk. Return s̄ at its start, and the deltas of every step."""
+    cell, options, weights, phi, product, accumulator = stage.sweep
+    h_bar, dimensions = h_of(s_bar), cell.recurrent.dimensions(weights.w_h)
+    to_h = cell.recurrent.pull_in_a_loop(options.precision, weights.w_h, h_bar.shape[h_bar.ndim - 1 - dimensions : -1])
+    stops_at = (stage.block.steps - 1 - stage.cut if options.reverse else stage.cut) - chunk.first
+
+    def step(s_bar: State, at: ChunkSteps) -> tuple[State, Deltas]:
+        valid, zoneout = at.masks.valid, at.masks.zoneout
+        residuals = at.residuals
+        if stage.plan.stores_residuals:
+            residuals = _read_in_place(stage, chunk.window, chunk.first + at.t, stage.data.residuals)
+        residuals, s_hat = _precision.cast((fill_h(residuals, at.y), at.s_hat), accumulator)
+        into = s_bar if at.y_bar is None else with_h(s_bar, h_of(s_bar) + at.y_bar.astype(accumulator))
+        to_previous, to_cell = (None, into) if zoneout is None else zoneout_pullback(zoneout, into)
+        # Select in the results, not in s̄: 0 times an infinite or NaN derivative is NaN.
+        found = _time.zero_padding(at.masks.reads_x, phi.pullback(residuals, s_hat, to_cell))
+        delta = concatenate_delta(found.delta).astype(product)
+        h_prev_bar = recurrent_input(weights, to_h(split_delta(cell, delta)[1]))
+        out = with_h(found.state_bar, h_of(found.state_bar) + h_prev_bar)
+        out = out if to_previous is None else jax.tree.map(jnp.add, out, to_previous)
+        out = _time.select(valid, _time.zero_where(at.masks.reset, out), s_bar)
+        if stage.cut:
+            out = jax.tree.map(lambda a: jnp.where(at.t == stops_at, jnp.zeros((), a.dtype), a), out)
+        return out, Deltas(delta, found.params_bar, _precision.cast(found.inner, product))
+
+    return lax.scan(step, s_bar, at, reverse=not options.reverse, unroll=options.unroll)
+
+
+def _contract(
+    sweep: Sweep, x: jax.Array, read: jax.Array | None, states: State, deltas: Deltas
+) -> tuple[Weights, jax.Array]:
+    """Return the contractions (2) of a chunk: w̄ and x̄."""
+    cell, options, weights, product = sweep.cell, sweep.options, sweep.weights, sweep.product
+    precision = options.precision
+    delta_u, delta_r = split_delta(cell, deltas.delta)
+    x, h = _time.zero_padding(read, x), recurrent_input(weights, _time.zero_padding(read, h_of(states)))
+    w_bar = Weights(
+        w_x=cell.input.pull_weight(precision, x.astype(product), delta_u, weights.w_x),
+        w_h=cell.recurrent.pull_weight(precision, h.astype(product), delta_r, weights.w_h),
+        b_x=None if weights.b_x is None else _dense.pull_bias(delta_u),
+        b_h=None if weights.b_h is None else _dense.pull_bias(delta_r),
+    )
+    if deltas.inner is not None:
+        assert weights.w_q is not None
+        inner_map = Dense(partitioning=options.partitioning)
+        w_bar = w_bar._replace(w_q=inner_map.pull_weight(precision, *deltas.inner, weights.w_q))
+    if weights.cell_params is not None:
+        sum_examples = lambda p_bar, p: jnp.sum(p_bar, range(p_bar.ndim - p.ndim))  # noqa: E731
+        w_bar = w_bar._replace(cell_params=jax.tree.map(sum_examples, deltas.params_bar, weights.cell_params))
+    return w_bar, cell.input.pull_input(precision, weights.w_x, delta_u, cell.input.space_of(weights.w_x, x))
+
+
+# --- The states of a chunk ---
 
 
 def _recompute_step_by_step(
-    cell: Cell, options: Options, weights: Weights, start: State, x: Any, _: Any, *masks: Any
-) -> tuple[State, Any]:
-    """Return (ŝ, saved) of every step of a chunk by running the forward pass."""
+    sweep: Sweep, start: State, x: jax.Array, masks: Masks, _: jax.Array
+) -> tuple[State, PyTree]:
+    """Return (ŝ, residuals) of every step of a chunk by running the forward pass."""
 
-    def step(s: State, at: Any) -> Any:
-        s, (_, s_hat, saved) = forward_step(cell, options.precision, weights, s, *at)
-        return s, (s_hat, saved)
+    def step(s: State, at: tuple[jax.Array, Masks]) -> tuple[State, PyTree]:
+        out = forward_step(sweep, s, *at)
+        return out.state, (out.s_hat, out.residuals)
 
-    return lax.scan(step, start, (x, *masks), reverse=options.reverse, unroll=options.unroll)[1]
+    return lax.scan(step, start, (x, masks), reverse=sweep.options.reverse, unroll=sweep.options.unroll)[1]
 
 
-def _recompute_in_bulk(
-    cell: Cell, options: Options, weights: Weights, start: State, x: Any, y: Any, *masks: Any
-) -> tuple[State, Any]:
-    """Return (ŝ, saved) of every step of a chunk.
+def _recompute_in_bulk(sweep: Sweep, start: State, x: jax.Array, masks: Masks, y: jax.Array) -> tuple[State, PyTree]:
+    """Return (ŝ, residuals) of every step of a chunk.
 
     h is known, so each map is one product for the chunk. Only the other leaves of the state are sequential, pointwise.
     """
-    valid, reset, zoneout, zoned_out = masks
-    h = _h_before(options, start, y, valid, reset)
-    u = cell.input.apply(
-        options.precision, weights.w_x, weights.b_x, _time.zero_padding(_time.reads_input(valid, zoned_out), x)
-    )
+    cell, options, weights, phi, *_ = sweep
+    h = _h_before(options, start, masks, y)
+    u = cell.input.apply(options.precision, weights.w_x, weights.b_x, _time.zero_padding(masks.reads_x, x))
     r = cell.recurrent.apply(options.precision, weights.w_h, weights.b_h, recurrent_input(weights, h))
-    phi = make_phi(cell, options.precision, weights, x.dtype).step
     if len(jax.tree.leaves(start)) == 1:
         s_hat = with_h(start, h)
-        return s_hat, phi(pre_activations(cell, u, r), s_hat)[1]
+        result = phi.step(pre_activations(cell, u, r), s_hat)
+        return s_hat, fill_h(result.residuals, h_of(result.state))
 
-    def step(s: State, at: Any) -> Any:
-        u, r, h, valid, reset, zoneout = at
-        s_hat = with_h(_time.zero_where(reset, s), h)
-        into, saved = phi(pre_activations(cell, u, r), s_hat)
-        return _time.select(valid, apply_zoneout(zoneout, s_hat, into), s), (s_hat, saved)
+    def step(s: State, at: tuple[jax.Array, jax.Array, jax.Array, Masks]) -> tuple[State, PyTree]:
+        u, r, h, masks = at
+        s_hat = with_h(_time.zero_where(masks.reset, s), h)
+        result = phi.step(pre_activations(cell, u, r), s_hat)
+        new = result.state if masks.zoneout is None else apply_zoneout(masks.zoneout, s_hat, result.state)
+        return _time.select(masks.valid, new, s), (s_hat, fill_h(result.residuals, h_of(result.state)))
 
-    return lax.scan(step, start, (u, r, h, valid, reset, zoneout), reverse=options.reverse, unroll=options.unroll)[1]
+    over_time = u, r, h, masks
+    return lax.scan(step, start, over_time, reverse=options.reverse, unroll=options.unroll)[1]
 
 
-def _replay(
-    cell: Cell,
-    options: Options,
-    weights: Weights,
-    start: State,
-    y: Any,
-    valid: Any,
-    reset: Any,
-    zoneout: Any,
-    saved_at: Any,
-) -> State:
+def _replay(stage: Stage, chunk: Chunk, start: State, masks: Masks, y: jax.Array) -> State:
     """Return ŝ of every step of a chunk: h is known, and the cell recomputes the rest from its residuals."""
-    h = _h_before(options, start, y, valid, reset)
+    options, phi = stage.sweep.options, stage.sweep.phi
+    h = _h_before(options, start, masks, y)
     if len(jax.tree.leaves(start)) == 1:
         return with_h(start, h)
-    replay = make_phi(cell, options.precision, weights, y.dtype).replay
-    assert replay is not None
 
-    def step(s: State, at: Any) -> tuple[State, State]:
-        j, h, valid, reset, zoneout = at
-        s_hat = with_h(_time.zero_where(reset, s), h)
-        return _time.select(valid, apply_zoneout(zoneout, s_hat, replay(saved_at(j), s_hat)), s), s_hat
+    def step(s: State, at: tuple[jax.Array, jax.Array, jax.Array, Masks]) -> tuple[State, State]:
+        j, y, h, masks = at
+        s_hat = with_h(_time.zero_where(masks.reset, s), h)
+        residuals = _read_in_place(stage, chunk.window, chunk.first + j, stage.data.residuals)
+        new = phi.replay(fill_h(residuals, y), s_hat)
+        new = new if masks.zoneout is None else apply_zoneout(masks.zoneout, s_hat, new)
+        return _time.select(masks.valid, new, s), s_hat
 
-    at = (jnp.arange(h.shape[0]), y), h, valid, reset, zoneout
-    return lax.scan(step, start, at, reverse=options.reverse, unroll=options.unroll)[1]
+    over_time = jnp.arange(chunk.length), y, h, masks
+    return lax.scan(step, start, over_time, reverse=options.reverse, unroll=options.unroll)[1]
 
 
-def _h_before(options: Options, start: State, y: Any, valid: Any, reset: Any) -> jax.Array:
+def _h_before(options: Options, start: State, masks: Masks, y: jax.Array) -> jax.Array:
     """Return the leaf h of ŝ of every step of a chunk: y of the step before."""
     h = _time.previous_steps(options, h_of(start), y)
-    if valid is not None:  # in reverse, padding is processed first
-        h = _time.select(
-            _time.previous_steps(options, jnp.zeros_like(valid[0]), valid), h, jnp.broadcast_to(h_of(start), h.shape)
-        )
-    return _time.zero_where(reset, h)
-
-
-def _chunk_cotangents(
-    cell: Cell,
-    options: Options,
-    weights: Weights,
-    product: Any,
-    s_bar: State,
-    y_bar: jax.Array | None,
-    valid: jax.Array | None,
-    read: jax.Array | None,
-    reset: jax.Array | None,
-    zoneout: State | None,
-    states: State,
-    known: Any,
-    saved_at: Callable[[Any], Any],
-    stops_at: Any,
-) -> tuple[State, jax.Array, jax.Array, Any, Any]:
-    """Run equation (1') over a chunk.
-
-    Returns s̄ at its start, and of every step δu, δr (in the dtype of products), p̄ and (q, v̄). `saved_at` maps an
-    entry of `known` to the residuals of its step.
-    """
-    acc = h_of(s_bar).dtype
-    dimensions = cell.recurrent.dimensions(weights.w_h)
-    to_h = cell.recurrent.pull_in_a_loop(
-        options.precision, weights.w_h, h_of(s_bar).shape[h_of(s_bar).ndim - 1 - dimensions : -1]
-    )
-    phi = make_phi(cell, options.precision, weights, product)
-
-    def step(s_bar: State, at: Any) -> tuple[State, Any]:
-        j, known, y_bar, valid, read, reset, zoneout, s_hat = at
-        into = s_bar if y_bar is None else add_to_h(s_bar, y_bar.astype(acc))
-        saved, s_hat = _precision.cast((saved_at(known), s_hat), acc)
-        to_previous, to_cell = (None, into) if zoneout is None else zoneout_pullback(zoneout, into)
-        # Select in the results, not in s̄: 0 times an infinite or NaN derivative is NaN.
-        delta, s_tilde, p_bar, inner = _time.zero_padding(read, phi.pullback(saved, s_hat, to_cell))
-        delta = concatenate_delta(delta).astype(product)
-        out = add_to_h(s_tilde, recurrent_input(weights, to_h(split_delta(cell, delta)[1])))
-        out = out if to_previous is None else jax.tree.map(jnp.add, out, to_previous)
-        out = _time.select(valid, _time.zero_where(reset, out), s_bar)
-        if stops_at is not None:
-            out = jax.tree.map(lambda a: jnp.where(j == stops_at, jnp.zeros((), a.dtype), a), out)
-        return out, (delta, p_bar, _precision.cast(inner, product))
-
-    at = jnp.arange(h_of(states).shape[0]), known, y_bar, valid, read, reset, zoneout, states
-    s_bar, (delta, p_bar, inner) = lax.scan(step, s_bar, at, reverse=not options.reverse, unroll=options.unroll)
-    return s_bar, *split_delta(cell, delta), p_bar, inner
+    if masks.valid is not None:  # in reverse, padding is processed first
+        follows_step = _time.previous_steps(options, jnp.zeros_like(masks.valid[0]), masks.valid)
+        h = _time.select(follows_step, h, jnp.broadcast_to(h_of(start), h.shape))
+    return _time.zero_where(masks.reset, h)

@@ -1,19 +1,55 @@
-"""The definition of a cell, and operations on states, gates and dtypes that both passes use."""
+"""The definition of a cell, and operations on states and gates that both passes use."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
-from jaxseq import _precision
 from jaxseq.linear_maps import Dense, LinearMap
 
-State = Any  # an array h, or a NamedTuple of arrays whose first is h
-Gates = tuple[Any, ...]  # one entry for each gate, an array (*B, H) or a pair of arrays
+State = PyTree  # an array h, or a NamedTuple of arrays whose first is h
+Gates = tuple[PyTree, ...]  # one entry for each gate, an array (*B, H) or a pair of arrays
 
 # The fields of parameters that are maps or their biases. All others are cell parameters.
 MAPS = ("w_x", "w_h", "w_q", "b", "b_x", "b_h")
+
+
+class SameAsH(NamedTuple):
+    """Placeholder for a residual that is h of the new state: it is read back from the outputs where they are h."""
+
+
+SAME_AS_H = SameAsH()
+
+
+class StepResult(NamedTuple):
+    """The result of the step of a cell with a pullback.
+
+    Attributes:
+        state: the new state.
+        residuals: what the pullback needs, any pytree of arrays. A leaf that is h of the new state may be
+            `jaxseq.SAME_AS_H`, which is not stored if the outputs are h; the pullback gets h in its place.
+    """
+
+    state: State
+    residuals: PyTree
+
+
+class Pullback(NamedTuple):
+    """The result of the pullback of a cell: the cotangents of what the step read.
+
+    Attributes:
+        delta: δ, the cotangents of the pre-activations, in their structure.
+        state_bar: the cotangent of the previous state, without the contribution of the recurrent map.
+        params_bar: the cotangents of the cell parameters for each example, with the batch axes first; None without any.
+        inner: the pair (q, v̄) of the product inside the step, v = q w_q; None without it.
+    """
+
+    delta: Gates
+    state_bar: State
+    params_bar: PyTree = None
+    inner: tuple[jax.Array, jax.Array] | None = None
 
 
 class Cell(NamedTuple):
@@ -28,35 +64,35 @@ class Cell(NamedTuple):
         p    if `params` has fields other than those of the maps (peepholes, gains): the parameters without their maps
         L    if `params` has the field w_q, one more product inside the step: L(q) is q w_q
 
-    A hand-derived `pullback` gets the residuals that `step` returns and the same additional arguments, where L.T(v̄) is
-    v̄ w_qᵀ. It returns the cotangents (δ, s̄_prev), with δ in the structure of a; then p̄ of each example, if there is
-    p, with the batch axes first; then the pair (q, v̄), if there is L. Without a pullback, JAX differentiates the step
-    only.
+    Without a pullback, `step` returns the new state, and JAX differentiates the step only. With a hand-derived
+    `pullback`, `step` returns `jaxseq.StepResult(state, residuals)`. The pullback gets these residuals and the same
+    additional arguments, where L.T(v̄) is v̄ w_qᵀ, and returns `jaxseq.Pullback(delta, state_bar)`, with `params_bar` if
+    there is p, and `inner` if there is L.
 
     Attributes:
         name: the name of the cell, for errors and profiles.
         gates: one letter for each gate, in the order of the gates in the weights.
-        step: `(a, s_prev) -> s`, or with a pullback `-> (s, saved)`, where `saved` is the residuals, any pytree.
+        step: `(a, s_prev) -> s`, or with a pullback `-> StepResult(s, residuals)`.
         params: the NamedTuple of the parameters: w_x, w_h, either b or b_x and b_h, and any others.
         state: the NamedTuple of the state, h first; None if the state is the array h.
         split_gates: the gates that get u and r as a pair.
         input_only_gates: the gates that get u only, which must be the last ones: the recurrent map does not serve them.
         input: the map from x to u.
         recurrent: the map from h to r.
-        pullback: `(saved, s_prev, s̄) -> (δ, s̄_prev)`, or None.
-        replay: `(saved, s_prev) -> s`, as computed by `step`; for a state with more leaves than h, with a pullback.
+        pullback: `(residuals, s_prev, s̄) -> Pullback(δ, s̄_prev)`, or None.
+        replay: `(residuals, s_prev) -> s`, as computed by `step`; for a state with more leaves than h, with a pullback.
     """
 
     name: str
     gates: str
-    step: Callable[..., Any]
+    step: Callable[..., PyTree]
     params: type
     state: type | None = None
     split_gates: str = ""
     input_only_gates: str = ""
     input: LinearMap = Dense()
     recurrent: LinearMap = Dense()
-    pullback: Callable[..., Any] | None = None
+    pullback: Callable[..., Pullback] | None = None
     replay: Callable[..., State] | None = None
 
     @property
@@ -68,42 +104,6 @@ class Cell(NamedTuple):
     def cell_params(self) -> tuple[str, ...]:
         """The fields of the parameters that are passed to the step."""
         return tuple(f for f in self.params._fields if f not in MAPS)  # type: ignore[attr-defined]
-
-
-class Weights(NamedTuple):
-    """The inputs of a recurrence that are constant in time.
-
-    These are the linear maps, their biases (G H,) or None, the cell parameters (`params` without the maps), and the
-    recurrent dropout mask, which is not a parameter.
-    """
-
-    w_x: jax.Array
-    w_h: jax.Array
-    b_x: jax.Array | None
-    b_h: jax.Array | None
-    w_q: jax.Array | None = None
-    cell_params: Any = None
-    recurrent_dropout_mask: jax.Array | None = None
-
-
-class Inputs(NamedTuple):
-    """All inputs of a recurrence. Time is at axis `Options.axis` of xs, of the masks and of the leaves of `zoneout`.
-
-    The masks and `zoneout` may be None.
-    """
-
-    weights: Weights
-    carry: State
-    xs: jax.Array
-    valid: jax.Array | None
-    reset: jax.Array | None
-    zoneout: State | None = None
-    zoned_out: jax.Array | None = None  # True where booleans keep all of the state of a batch entry
-
-    @property
-    def floats(self) -> tuple[Weights, State, jax.Array]:
-        """The inputs that have a gradient."""
-        return self.weights._replace(recurrent_dropout_mask=None), self.carry, self.xs
 
 
 def pre_activations(cell: Cell, u: jax.Array, r: jax.Array) -> Gates:
@@ -130,23 +130,15 @@ def with_h(state: State, h: jax.Array) -> State:
     return jax.tree.unflatten(structure, [h, *leaves[1:]])
 
 
-def add_to_h(state: State, h: jax.Array) -> State:
-    return with_h(state, h_of(state) + h)
+def fill_h(residuals: PyTree, h: jax.Array) -> PyTree:
+    """Replace `SAME_AS_H` by h in the residuals of a step."""
+    is_placeholder = lambda leaf: isinstance(leaf, SameAsH)  # noqa: E731
+    leaves, structure = jax.tree.flatten(residuals, is_leaf=is_placeholder)
+    return structure.unflatten(h if is_placeholder(leaf) else leaf for leaf in leaves)
 
 
-def recurrent_input(weights: Weights, h: jax.Array) -> jax.Array:
-    """Apply the recurrent dropout mask to h, with any axes before the batch. This is its own transpose."""
-    if weights.recurrent_dropout_mask is None:
-        return h
-    return h * jnp.expand_dims(
-        weights.recurrent_dropout_mask.astype(h.dtype), range(h.ndim - weights.recurrent_dropout_mask.ndim)
-    )
-
-
-def apply_zoneout(zoneout: State | None, before: State, after: State) -> State:
+def apply_zoneout(zoneout: State, before: State, after: State) -> State:
     """Mix the states before and after a step, with the weight `zoneout` of the former; booleans select."""
-    if zoneout is None:
-        return after
 
     def mix(k: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
         if k.dtype == bool:
@@ -157,7 +149,7 @@ def apply_zoneout(zoneout: State | None, before: State, after: State) -> State:
     return jax.tree.map(mix, zoneout, before, after)
 
 
-def zoneout_pullback(zoneout: State | None, s_bar: State) -> tuple[State, State]:
+def zoneout_pullback(zoneout: State, s_bar: State) -> tuple[State, State]:
     """Return the pullback of `apply_zoneout`: the cotangents of the state before, and of the new state."""
     nothing = jax.tree.map(jnp.zeros_like, s_bar)
     return apply_zoneout(zoneout, s_bar, nothing), apply_zoneout(zoneout, nothing, s_bar)
@@ -182,26 +174,3 @@ def split_delta(cell: Cell, delta: jax.Array) -> tuple[jax.Array, jax.Array]:
     r_sides = iter(gates[count:])
     r_side = [next(r_sides) if gate in cell.split_gates else gates[g] for g, gate in enumerate(cell.gates)]
     return jnp.concatenate(gates[:count], -1), jnp.concatenate(r_side[: cell.recurrent_gates], -1)
-
-
-def dtypes(weights: Weights, carry: State, xs: jax.Array) -> tuple[Any, Any]:
-    """Return the dtype of the operands of products, and the dtype in which products accumulate.
-
-    The first is the widest of weights and inputs, and gates are stored in it; a bias is only added. A state wider than
-    the accumulator widens both. The product of the state itself is an exception, `cast_for_product`.
-    """
-    multiplied = [*jax.tree.leaves((weights.w_x, weights.w_h, weights.w_q)), xs]
-    product = _precision.promote(*multiplied)
-    state = _precision.promote(*jax.tree.leaves(carry))
-    if _precision.wider(state, _precision.accumulator(product)):
-        product = _precision.promote(*multiplied, *jax.tree.leaves(carry))
-    return product, _precision.accumulator(product)
-
-
-def cast_for_product(h: jax.Array, product: Any) -> jax.Array:
-    """Cast h for the recurrent map, without rounding it to the dtype of products if its own dtype is wider.
-
-    Otherwise every step would round h again. With weights and inputs in bfloat16, the gradient of an LSTM (T = 2000,
-    H = 32, forget bias 4) has an error of 72 % if h is rounded for its product, and 5 % if not.
-    """
-    return h.astype(_precision.common(h.dtype, product))

@@ -5,40 +5,42 @@ example inside `lax.scan`. Each therefore computes values that have the same der
 """
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import PyTree
 
 from jaxseq._cotangents import as_jax_arrays
 from jaxseq._derivative import with_derivative_of
-from jaxseq._recurrence._backward import backward, make_plan
-from jaxseq._recurrence._cell import Cell, Inputs, State, Weights
-from jaxseq._recurrence._forward import Residuals, forward, forward_without_residuals
-from jaxseq._time import Options
+from jaxseq._recurrence._backward import backward
+from jaxseq._recurrence._cell import Cell, State
+from jaxseq._recurrence._forward import forward, forward_without_residuals
+from jaxseq._recurrence._inputs import Inputs, Masks, Weights
+from jaxseq._recurrence._plan import Residuals
+from jaxseq._time_options import Options
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def rule(cell: Cell, options: Options, inputs: Inputs) -> Any:
-    return forward(cell, options, inputs, None)[0]
+def rule(cell: Cell, options: Options, inputs: Inputs) -> PyTree:
+    return forward(cell, options, inputs, store=False)[0]
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _forward(cell: Cell, options: Options, inputs: Inputs) -> tuple[Any, Residuals]:
-    out, residuals = forward(cell, options, lax.stop_gradient(inputs), make_plan(cell, options, inputs))
+def _forward(cell: Cell, options: Options, inputs: Inputs) -> tuple[PyTree, Residuals]:
+    out, residuals = forward(cell, options, lax.stop_gradient(inputs), store=True)
     assert residuals is not None
     return with_derivative_of(partial(_forward_of_floats, cell, options), out, inputs, *inputs.floats), residuals
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _backward(cell: Cell, options: Options, inputs: Inputs, residuals: Residuals, cotangents: Any) -> Any:
+def _backward(cell: Cell, options: Options, inputs: Inputs, residuals: Residuals, cotangents: PyTree) -> PyTree:
     found = backward(cell, options, *lax.stop_gradient((inputs, residuals, cotangents)))
     return with_derivative_of(partial(_pull_back, cell, options), found, inputs, inputs.floats, cotangents)
 
 
 @_forward.defjvp
-def _forward_jvp(cell: Cell, options: Options, primals: Any, tangents: Any) -> Any:
+def _forward_jvp(cell: Cell, options: Options, primals: PyTree, tangents: PyTree) -> PyTree:
     """Return zero tangents of the residuals: only the backward pass reads them, and its rule ignores these tangents."""
     (inputs,), (directions,) = primals, tangents
     out, residuals = _forward(cell, options, inputs)
@@ -47,36 +49,36 @@ def _forward_jvp(cell: Cell, options: Options, primals: Any, tangents: Any) -> A
 
 
 @_backward.defjvp
-def _backward_jvp(cell: Cell, options: Options, primals: Any, tangents: Any) -> Any:
+def _backward_jvp(cell: Cell, options: Options, primals: PyTree, tangents: PyTree) -> PyTree:
     (inputs, _, cotangents), (directions, _, cotangent_directions) = primals, tangents
     pull = partial(_pull_back, cell, options, inputs)
     return jax.jvp(pull, (inputs.floats, cotangents), (directions.floats, cotangent_directions))
 
 
-def _pull_back(cell: Cell, options: Options, inputs: Inputs, floats: Any, cotangents: Any) -> Any:
+def _pull_back(cell: Cell, options: Options, inputs: Inputs, floats: PyTree, cotangents: PyTree) -> PyTree:
     """Compute the result of the backward pass with JAX's derivative of `forward_without_residuals`."""
     return jax.vjp(partial(_forward_of_floats, cell, options, inputs), *floats)[1](cotangents)
 
 
 def _forward_of_floats(
     cell: Cell, options: Options, inputs: Inputs, weights: Weights, carry: State, xs: jax.Array
-) -> Any:
+) -> PyTree:
     """Run `forward_without_residuals` on the differentiable inputs; the others are those of `inputs`."""
     weights = weights._replace(recurrent_dropout_mask=inputs.weights.recurrent_dropout_mask)
-    return forward_without_residuals(cell, options, inputs._replace(weights=weights, carry=carry, xs=xs))
+    return forward_without_residuals(cell, options, Inputs(weights, carry, xs, inputs.masks))
 
 
-def _recurrence_fwd(cell: Cell, options: Options, inputs: Inputs) -> Any:
+def _recurrence_fwd(cell: Cell, options: Options, inputs: Inputs) -> PyTree:
     out, residuals = _forward(cell, options, inputs)
     return out, (inputs, residuals)
 
 
-def _recurrence_bwd(cell: Cell, options: Options, saved: Any, cotangents: Any) -> tuple[Inputs]:
-    inputs, residuals = saved
+def _recurrence_bwd(cell: Cell, options: Options, stored: PyTree, cotangents: PyTree) -> tuple[Inputs]:
+    inputs, residuals = stored
     w_bar, carry_bar, xs_bar = _backward(cell, options, inputs, residuals, cotangents)
     w_bar = w_bar._replace(recurrent_dropout_mask=jax.tree.map(jnp.zeros_like, inputs.weights.recurrent_dropout_mask))
-    zoneout = jax.tree.map(lambda k: None if k.dtype == bool else jnp.zeros_like(k), inputs.zoneout)
-    return (Inputs(w_bar, carry_bar, xs_bar, None, None, zoneout, None),)
+    zoneout = jax.tree.map(lambda k: None if k.dtype == bool else jnp.zeros_like(k), inputs.masks.zoneout)
+    return (Inputs(w_bar, carry_bar, xs_bar, Masks(zoneout=zoneout)),)
 
 
 rule.defvjp(_recurrence_fwd, as_jax_arrays(_recurrence_bwd))

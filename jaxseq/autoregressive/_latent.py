@@ -6,12 +6,13 @@ For all t, this is a recurrence over the series delayed by one step. Any sequenc
 """
 
 from collections.abc import Callable
-from typing import Any, Unpack
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Num
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Num, PyTree
 
 from jaxseq import _checks
 from jaxseq._time import select
@@ -22,8 +23,8 @@ from jaxseq._types import AnyArray
 def shifted(
     xs: Num[AnyArray, "T *batch_and_features"],
     *,
-    first: Any = None,
-    start: Any = 0,
+    first: ArrayLike | None = None,
+    start: ArrayLike = 0,
     resets: Bool[AnyArray, "T *batch"] | None = None,
     time_axis: int = 0,
 ) -> Num[Array, "T *batch_and_features"]:
@@ -60,7 +61,7 @@ def shifted(
     axis = _checks.axis("time_axis", time_axis, x.ndim, 0)
     x = jnp.moveaxis(x, axis, 0)
 
-    def one_step(name: str, value: Any) -> jax.Array:
+    def one_step(name: str, value: ArrayLike) -> jax.Array:
         value = _checks.converted(value)
         if jnp.shape(value) not in ((), x.shape[1:]):
             _checks.bad_value(name, f"shape {x.shape[1:]}, one step of `xs`", str(jnp.shape(value)), xs=xs)
@@ -78,16 +79,16 @@ def shifted(
 
 
 def latent(
-    layer: Callable[..., tuple[Any, jax.Array]],
-    params: Any,
-    carry: Any,
+    layer: Callable[..., tuple[PyTree, jax.Array]],
+    params: PyTree,
+    carry: PyTree,
     xs: Num[AnyArray, "T *batch_and_features"],
     *,
-    first: Any = None,
-    start: Any = 0,
+    first: ArrayLike | None = None,
+    start: ArrayLike = 0,
     read: Callable[[jax.Array], jax.Array] | None = None,
     **time: Unpack[TimeOptions],
-) -> tuple[Any, Array]:
+) -> tuple[PyTree, Array]:
     r"""Apply a latent autoregressive model, $h_t = f(h_{t-1}, x_{t-1})$ for all t, with any recurrence.
 
     `ys[t]` depends only on $x_{<t}$. Compute from it the parameters of $P(x_t \mid h_t)$, and from these the

@@ -15,7 +15,6 @@ investigating periodicities in disturbed series (1927), which fits the sunspot n
 """
 
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,22 +25,8 @@ from jaxtyping import Array, Float
 
 from jaxseq import _checks, _precision
 from jaxseq._conv import conv
-from jaxseq._types import AnyArray
+from jaxseq._types import AnyArray, Linear
 from jaxseq.autoregressive._windows import longer, series
-
-
-class Linear(NamedTuple):
-    """A linear AR(τ) model.
-
-    Attributes:
-        coefficients: `(τ,)`, a_1 to a_τ: the coefficient of the most recent value first.
-        intercept: `()`, b.
-        variance: `()`, the mean squared residual of the fit.
-    """
-
-    coefficients: Float[Array, " order"]
-    intercept: Float[Array, ""]
-    variance: Float[Array, ""]
 
 
 def fit(xs: Float[AnyArray, " T"], order: int) -> Linear:

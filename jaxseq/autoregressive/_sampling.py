@@ -7,7 +7,6 @@ The state summarizes the past, so the cost of a value does not depend on its pos
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +17,8 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from jaxseq import _checks, _precision
 from jaxseq._types import AnyArray
 
-Step = Callable[[Any, Any], tuple[Any, Any]]
-Draw = Callable[[PRNGKeyArray, Any], Any]
+Step = Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]  # (carry, x) -> (carry, a)
+Draw = Callable[[PRNGKeyArray, PyTree], PyTree]  # (key, a) -> x
 
 
 def draw(
@@ -66,7 +65,9 @@ def draw(
     return _drawn(key, a, temperature, top_k, top_p)
 
 
-def _checked_options(temperature: Any, top_k: Any, top_p: Any) -> tuple[float | int, int | None, float | int | None]:
+def _checked_options(
+    temperature: float | int, top_k: int | None, top_p: float | int | None
+) -> tuple[float | int, int | None, float | int | None]:
     for name, value, low, high in (("temperature", temperature, 0, None), ("top_p", top_p, 0, 1)):
         if value is None and name == "top_p":
             continue
@@ -78,7 +79,9 @@ def _checked_options(temperature: Any, top_k: Any, top_p: Any) -> tuple[float | 
     return temperature, None if top_k is None else _checks.integer("top_k", top_k, at_least=1), top_p
 
 
-def _drawn(key: Any, a: jax.Array, temperature: float | int, top_k: int | None, top_p: float | int | None) -> jax.Array:
+def _drawn(
+    key: PRNGKeyArray, a: jax.Array, temperature: float | int, top_k: int | None, top_p: float | int | None
+) -> jax.Array:
     a = a.astype(_precision.accumulator(a.dtype))  # in 16 bits, rare values would never be drawn
     bad = jnp.any(jnp.isnan(a), -1)
     if temperature == 0:
@@ -144,7 +147,7 @@ def sample(
     length, pick = _checks.integer("length", length, at_least=0), _draw_function(step, temperature, top_k, top_p, draw)
     first = _as_drawn(step, pick, key, carry, first)
 
-    def body(state: Any, t: jax.Array) -> Any:
+    def body(state: tuple[PyTree, PyTree], t: jax.Array) -> tuple[tuple[PyTree, PyTree], PyTree]:
         carry, x = state
         carry, a = step(carry, x)
         x = pick(jax.random.fold_in(key, t), a)
@@ -200,11 +203,11 @@ def stream(
     first = _as_drawn(step, pick, key, carry, first)
 
     @jax.jit
-    def next_value(carry: Any, x: Any, t: Any) -> Any:
+    def next_value(carry: PyTree, x: PyTree, t: jax.Array | int) -> tuple[PyTree, PyTree]:
         carry, a = step(carry, x)
         return carry, pick(jax.random.fold_in(key, t), a)
 
-    def values(carry: Any, x: Any) -> Iterator[Any]:
+    def values(carry: PyTree, x: PyTree) -> Iterator[PyTree]:
         t = 0
         while True:
             carry, x = next_value(carry, x, t)
@@ -214,7 +217,9 @@ def stream(
     return values(carry, first)
 
 
-def _draw_function(step: Any, temperature: Any, top_k: Any, top_p: Any, custom_draw: Draw | None) -> Draw:
+def _draw_function(
+    step: Step, temperature: float | int, top_k: int | None, top_p: float | int | None, custom_draw: Draw | None
+) -> Draw:
     if not callable(step):
         _checks.bad_type("step", "a function (carry, x) -> (carry, logits)", _checks.describe(step))
     if custom_draw is None:
@@ -227,7 +232,9 @@ def _draw_function(step: Any, temperature: Any, top_k: Any, top_p: Any, custom_d
     return custom_draw
 
 
-def _as_drawn(step: Step, pick: Draw, key: Any, carry: Any, first: Any) -> Any:
+def _as_drawn(
+    step: Step, pick: Draw, key: PRNGKeyArray, carry: PyTree[ArrayLike], first: PyTree[ArrayLike]
+) -> PyTree[Array]:
     """Return `first` in the dtype of a drawn value. Raise an error if its shape, or the carry of `step`, is wrong."""
     drawn = jax.eval_shape(lambda key, s, x: pick(key, step(s, x)[1]), key, carry, first)
     shapes = lambda tree: jax.tree.map(lambda a: tuple(jnp.shape(a)), tree)  # noqa: E731

@@ -5,8 +5,6 @@ array it is one gather of the requested windows: use `every`, or a slice of the 
 model needs no windows, see `_linear.py`.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +15,7 @@ from jaxseq import _checks, _sizes
 from jaxseq._types import AnyArray
 
 
-def series(name: str, xs: Any) -> Any:
+def series(name: str, xs: object) -> AnyArray:
     """Return `xs` if it is an array of numbers `(T, ...)`. Concrete values must be finite."""
     passed, xs = xs, _checks.converted(xs)
     if not isinstance(xs, jax.Array | np.ndarray) or xs.dtype == bool or xs.ndim < 1:
@@ -65,7 +63,7 @@ def lagged(
     return xs[first[:, None] + jnp.arange(order)[None]], xs[order::every]
 
 
-def longer(xs: Any, order: Any, name: str = "order") -> int:
+def longer(xs: AnyArray, order: object, name: str = "order") -> int:
     """Return τ as an integer. The series must have one window and a value after it."""
     order = _checks.integer(name, order, at_least=1)
     if _sizes.is_concrete(xs.shape[0]) and xs.shape[0] <= order:

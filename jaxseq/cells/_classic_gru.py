@@ -17,14 +17,15 @@ Source: K. Cho et al., Learning phrase representations using RNN encoder-decoder
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jaxseq import _init
-from jaxseq._recurrence import Cell, Gates
+from jaxseq._recurrence import Cell, Gates, Inner, Pullback, StepResult
 
 
 class ClassicGRUParams(NamedTuple):
@@ -36,20 +37,21 @@ class ClassicGRUParams(NamedTuple):
     w_q: Float[Array, "H H"]
 
 
-def _step(a: Gates, h_prev: jax.Array, L: Callable[[jax.Array], jax.Array]) -> tuple[jax.Array, Any]:
+def _step(a: Gates, h_prev: jax.Array, L: Callable[[jax.Array], jax.Array]) -> StepResult:
     a_r, a_z, u_n = a
     r, z = jax.nn.sigmoid(a_r), jax.nn.sigmoid(a_z)
     n = jnp.tanh(u_n + L(r * h_prev))
-    return (1 - z) * n + z * h_prev, (r, z, n)
+    return StepResult((1 - z) * n + z * h_prev, (r, z, n))
 
 
-def _pullback(saved: Any, h_prev: jax.Array, h_bar: jax.Array, L: Any) -> Any:
-    r, z, n = saved
+def _pullback(residuals: PyTree, h_prev: jax.Array, h_bar: jax.Array, L: Inner) -> Pullback:
+    r, z, n = residuals
     delta_n = h_bar * (1 - z) * (1 - n * n)
     q_bar = L.T(delta_n)
     delta_r = q_bar * h_prev * r * (1 - r)
     delta_z = h_bar * (h_prev - n) * z * (1 - z)
-    return (delta_r, delta_z, delta_n), h_bar * z + q_bar * r, (r * h_prev, delta_n)
+    h_prev_bar = h_bar * z + q_bar * r
+    return Pullback((delta_r, delta_z, delta_n), h_prev_bar, inner=(r * h_prev, delta_n))
 
 
 classic_gru = Cell(
@@ -58,7 +60,7 @@ classic_gru = Cell(
 
 
 def classic_gru_init(
-    key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: Any = jnp.float32
+    key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: DTypeLike = jnp.float32
 ) -> ClassicGRUParams:
     """Initialize `cells.classic_gru`: normal `w_x` of variance 1 / D, an orthogonal recurrent block for each gate, zero
     bias.

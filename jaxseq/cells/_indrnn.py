@@ -9,10 +9,11 @@ Pullback. Since relu'(a) = [a > 0] = [h' > 0], the only residual is h':
 Source: S. Li, W. Li, C. Cook, C. Zhu and Y. Gao, Independently recurrent neural network (IndRNN) (2018), section 3.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxseq import _checks, _init, _rnn
@@ -32,7 +33,7 @@ indrnn: Cell = _rnn.CELLS["relu"]._replace(name="indrnn", params=IndRNNParams, r
 
 
 def indrnn_init(
-    key: PRNGKeyArray, input_size: int, hidden_size: int, *, steps: int | None = None, dtype: Any = jnp.float32
+    key: PRNGKeyArray, input_size: int, hidden_size: int, *, steps: int | None = None, dtype: DTypeLike = jnp.float32
 ) -> IndRNNParams:
     r"""Initialize `cells.indrnn`: normal `w_x` of variance 1 / D, zero bias, recurrent weights uniform in [0, w].
 

@@ -27,16 +27,17 @@ Source: J. L. Ba, J. R. Kiros and G. E. Hinton, Layer normalization (2016), equa
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, PRNGKeyArray
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jaxseq import _gru, _init, _lstm
-from jaxseq._lstm import LSTMState
-from jaxseq._recurrence import Cell, Gates
+from jaxseq._recurrence import Cell, Gates, Pullback, StepResult
+from jaxseq._types import LSTMState
 
 EPSILON = 1e-5
 
@@ -90,18 +91,18 @@ def _per_gate(p: jax.Array, like: jax.Array, gates: int) -> list[jax.Array]:
 # --- LSTM ---
 
 
-def _lstm_sums(us: Any, rs: Any, p: LayerNormLSTMParams) -> list[jax.Array]:
+def _lstm_sums(us: PyTree, rs: PyTree, p: LayerNormLSTMParams) -> list[jax.Array]:
     sides = [_per_gate(q, us[0], 4) for q in (p.gain_x, p.gain_h, p.shift)]
     return [gamma_x * u + gamma_h * r + beta for u, r, gamma_x, gamma_h, beta in zip(us, rs, *sides, strict=True)]
 
 
-def _lstm_step(a: Gates, s_prev: LSTMState, p: LayerNormLSTMParams) -> tuple[LSTMState, Any]:
+def _lstm_step(a: Gates, s_prev: LSTMState, p: LayerNormLSTMParams) -> StepResult:
     (us, inverse_u), (rs, inverse_r) = (_normalize(*side) for side in zip(*a, strict=True))
     a_i, a_f, a_g, a_o = _lstm_sums(us, rs, p)
     i, f, g, o = jax.nn.sigmoid(a_i), jax.nn.sigmoid(a_f), jnp.tanh(a_g), jax.nn.sigmoid(a_o)
     c = f * s_prev.c + i * g
     d, _, _ = _memory(c, p)
-    return LSTMState(o * jnp.tanh(d), c), ((i, f, g, o), us, rs, inverse_u, inverse_r)
+    return StepResult(LSTMState(o * jnp.tanh(d), c), ((i, f, g, o), us, rs, inverse_u, inverse_r))
 
 
 def _memory(c: jax.Array, p: LayerNormLSTMParams) -> tuple[jax.Array, list[jax.Array], jax.Array]:
@@ -110,8 +111,8 @@ def _memory(c: jax.Array, p: LayerNormLSTMParams) -> tuple[jax.Array, list[jax.A
     return _per_gate(p.gain_c, c, 1)[0] * normal[0] + _per_gate(p.shift_c, c, 1)[0], normal, inverse
 
 
-def _lstm_pullback(saved: Any, s_prev: LSTMState, s_bar: LSTMState, p: LayerNormLSTMParams) -> Any:
-    (i, f, g, o), us, rs, inverse_u, inverse_r = saved
+def _lstm_pullback(residuals: PyTree, s_prev: LSTMState, s_bar: LSTMState, p: LayerNormLSTMParams) -> Pullback:
+    (i, f, g, o), us, rs, inverse_u, inverse_r = residuals
     d, normal, inverse = _memory(f * s_prev.c + i * g, p)
     tanh_d = jnp.tanh(d)
     d_bar = s_bar.h * o * (1 - tanh_d * tanh_d)
@@ -132,11 +133,12 @@ def _lstm_pullback(saved: Any, s_prev: LSTMState, s_bar: LSTMState, p: LayerNorm
         gain_c=normal[0] * d_bar,
         shift_c=d_bar,
     )
-    return tuple(zip(delta_u, delta_r, strict=True)), LSTMState(jnp.zeros_like(d_bar), c_bar * f), p_bar
+    s_prev_bar = LSTMState(jnp.zeros_like(d_bar), c_bar * f)
+    return Pullback(tuple(zip(delta_u, delta_r, strict=True)), s_prev_bar, p_bar)
 
 
-def _lstm_replay(saved: Any, s_prev: LSTMState, p: LayerNormLSTMParams) -> LSTMState:
-    (i, f, g, _), *_ = saved
+def _lstm_replay(residuals: PyTree, s_prev: LSTMState, p: LayerNormLSTMParams) -> LSTMState:
+    (i, f, g, _), *_ = residuals
     return LSTMState(s_prev.h, f * s_prev.c + i * g)
 
 
@@ -162,7 +164,7 @@ def _gru_normalize(side: Sequence[jax.Array]) -> tuple[list[jax.Array], tuple[ja
     return [r, z, n], (inverse, inverse_n)
 
 
-def _gru_sides(normal: Any, p: LayerNormGRUParams) -> Gates:
+def _gru_sides(normal: PyTree, p: LayerNormGRUParams) -> Gates:
     """Return the pre-activations of the GRU: γ N + β for u and r, summed except for n."""
     us, rs = normal
     u, r = (
@@ -175,15 +177,16 @@ def _gru_sides(normal: Any, p: LayerNormGRUParams) -> Gates:
     return u[0] + r[0], u[1] + r[1], (u[2], r[2])
 
 
-def _gru_step(a: Gates, h_prev: jax.Array, p: LayerNormGRUParams) -> tuple[jax.Array, Any]:
+def _gru_step(a: Gates, h_prev: jax.Array, p: LayerNormGRUParams) -> StepResult:
     (us, inverse_u), (rs, inverse_r) = (_gru_normalize(side) for side in zip(*a, strict=True))
     h, gates = _gru.step(_gru_sides((us, rs), p), h_prev)
-    return h, (gates, us, rs, inverse_u, inverse_r)
+    return StepResult(h, (gates, us, rs, inverse_u, inverse_r))
 
 
-def _gru_pullback(saved: Any, h_prev: jax.Array, h_bar: jax.Array, p: LayerNormGRUParams) -> Any:
-    gates, us, rs, inverse_u, inverse_r = saved
-    (delta_r, delta_z, (delta_n, delta_m)), s_tilde = _gru.pullback(gates, h_prev, h_bar)
+def _gru_pullback(residuals: PyTree, h_prev: jax.Array, h_bar: jax.Array, p: LayerNormGRUParams) -> Pullback:
+    gates, us, rs, inverse_u, inverse_r = residuals
+    found_gru = _gru.pullback(gates, h_prev, h_bar)
+    delta_r, delta_z, (delta_n, delta_m) = found_gru.delta
     sides, found = [], []
     for normal, (inverse, inverse_n), gain, delta in (
         (us, inverse_u, p.gain_x, (delta_r, delta_z, delta_n)),
@@ -201,7 +204,7 @@ def _gru_pullback(saved: Any, h_prev: jax.Array, h_bar: jax.Array, p: LayerNormG
         )
     (gain_x, shift_x), (gain_h, shift_h) = found
     p_bar = p._replace(gain_x=gain_x, gain_h=gain_h, shift_x=shift_x, shift_h=shift_h)
-    return tuple(zip(*sides, strict=True)), s_tilde, p_bar
+    return Pullback(tuple(zip(*sides, strict=True)), found_gru.state_bar, p_bar)
 
 
 layer_norm_gru = Cell(
@@ -218,7 +221,7 @@ layer_norm_gru = Cell(
 
 
 def layer_norm_lstm_init(
-    key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: Any = jnp.float32
+    key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: DTypeLike = jnp.float32
 ) -> LayerNormLSTMParams:
     """Initialize `cells.layer_norm_lstm`: `w_x` and `w_h` as `jaxseq.lstm_init` does, gains one, shifts one for the
     forget gate and zero elsewhere.
@@ -254,7 +257,7 @@ def layer_norm_lstm_init(
 
 
 def layer_norm_gru_init(
-    key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: Any = jnp.float32
+    key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: DTypeLike = jnp.float32
 ) -> LayerNormGRUParams:
     """Initialize `cells.layer_norm_gru`: `w_x` and `w_h` as `jaxseq.gru_init` does, gains one, shifts zero.
 

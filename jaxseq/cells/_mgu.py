@@ -13,14 +13,15 @@ Source: G.-B. Zhou, J. Wu, C.-L. Zhang and Z.-H. Zhou, Minimal gated unit for re
 Flax, f scales the recurrent product and not its operand.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jaxseq import _init
-from jaxseq._recurrence import Cell, Gates
+from jaxseq._recurrence import Cell, Gates, Pullback, StepResult
 
 
 class MGUParams(NamedTuple):
@@ -32,24 +33,24 @@ class MGUParams(NamedTuple):
     b_h: Float[Array, " 2*H"] | None
 
 
-def _step(a: Gates, h_prev: jax.Array) -> tuple[jax.Array, Any]:
+def _step(a: Gates, h_prev: jax.Array) -> StepResult:
     a_f, (u_n, m) = a
     f = jax.nn.sigmoid(a_f)
     n = jnp.tanh(u_n + f * m)
-    return (1 - f) * n + f * h_prev, (f, n, m)
+    return StepResult((1 - f) * n + f * h_prev, (f, n, m))
 
 
-def _pullback(saved: Any, h_prev: jax.Array, h_bar: jax.Array) -> tuple[Gates, jax.Array]:
-    f, n, m = saved
+def _pullback(residuals: PyTree, h_prev: jax.Array, h_bar: jax.Array) -> Pullback:
+    f, n, m = residuals
     delta_n = h_bar * (1 - f) * (1 - n * n)
     delta_f = (h_bar * (h_prev - n) + delta_n * m) * f * (1 - f)
-    return (delta_f, (delta_n, delta_n * f)), h_bar * f
+    return Pullback((delta_f, (delta_n, delta_n * f)), h_bar * f)
 
 
 mgu = Cell(name="mgu", gates="fn", split_gates="n", step=_step, pullback=_pullback, params=MGUParams)
 
 
-def mgu_init(key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: Any = jnp.float32) -> MGUParams:
+def mgu_init(key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: DTypeLike = jnp.float32) -> MGUParams:
     """Initialize `cells.mgu`: normal `w_x` of variance 1 / D, an orthogonal block of `w_h` for each gate, zero biases.
 
     Args:

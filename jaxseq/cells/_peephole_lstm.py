@@ -16,15 +16,16 @@ Pullback, with the residuals (i, f, g, o); c' is recomputed from c:
 Source: F. A. Gers and J. Schmidhuber, Recurrent nets that time and count (2000).
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jaxseq import _lstm
-from jaxseq._lstm import LSTMState
-from jaxseq._recurrence import Cell, Gates
+from jaxseq._recurrence import Cell, Gates, Pullback, StepResult
+from jaxseq._types import LSTMState
 
 
 class PeepholeLSTMParams(NamedTuple):
@@ -38,17 +39,17 @@ class PeepholeLSTMParams(NamedTuple):
     p_o: Float[Array, " H"]
 
 
-def _step(a: Gates, s_prev: LSTMState, p: PeepholeLSTMParams) -> tuple[LSTMState, Any]:
+def _step(a: Gates, s_prev: LSTMState, p: PeepholeLSTMParams) -> StepResult:
     a_i, a_f, a_g, a_o = a
     c = s_prev.c
     i, f, g = jax.nn.sigmoid(a_i + _scale(p.p_i, c)), jax.nn.sigmoid(a_f + _scale(p.p_f, c)), jnp.tanh(a_g)
     c = f * c + i * g
     o = jax.nn.sigmoid(a_o + _scale(p.p_o, c))
-    return LSTMState(o * jnp.tanh(c), c), (i, f, g, o)
+    return StepResult(LSTMState(o * jnp.tanh(c), c), (i, f, g, o))
 
 
-def _pullback(saved: Any, s_prev: LSTMState, s_bar: LSTMState, p: PeepholeLSTMParams) -> Any:
-    i, f, g, o = saved
+def _pullback(residuals: PyTree, s_prev: LSTMState, s_bar: LSTMState, p: PeepholeLSTMParams) -> Pullback:
+    i, f, g, o = residuals
     c = f * s_prev.c + i * g
     tanh_c = jnp.tanh(c)
     delta_o = s_bar.h * tanh_c * o * (1 - o)
@@ -58,7 +59,8 @@ def _pullback(saved: Any, s_prev: LSTMState, s_bar: LSTMState, p: PeepholeLSTMPa
     delta_g = c_bar * i * (1 - g * g)
     c_prev_bar = c_bar * f + _scale(p.p_i, delta_i) + _scale(p.p_f, delta_f)
     p_bar = p._replace(p_i=delta_i * s_prev.c, p_f=delta_f * s_prev.c, p_o=delta_o * c)
-    return (delta_i, delta_f, delta_g, delta_o), LSTMState(jnp.zeros_like(s_bar.h), c_prev_bar), p_bar
+    s_prev_bar = LSTMState(jnp.zeros_like(s_bar.h), c_prev_bar)
+    return Pullback((delta_i, delta_f, delta_g, delta_o), s_prev_bar, p_bar)
 
 
 def _scale(p: jax.Array, a: jax.Array) -> jax.Array:
@@ -66,8 +68,8 @@ def _scale(p: jax.Array, a: jax.Array) -> jax.Array:
     return jnp.expand_dims(p, range(a.ndim - 1)) * a
 
 
-def _replay(saved: Any, s_prev: LSTMState, _: PeepholeLSTMParams) -> LSTMState:
-    return _lstm.replay(saved, s_prev)
+def _replay(residuals: PyTree, s_prev: LSTMState, _: PeepholeLSTMParams) -> LSTMState:
+    return _lstm.replay(residuals, s_prev)
 
 
 peephole_lstm = Cell(
@@ -82,7 +84,7 @@ peephole_lstm = Cell(
 
 
 def peephole_lstm_init(
-    key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: Any = jnp.float32
+    key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: DTypeLike = jnp.float32
 ) -> PeepholeLSTMParams:
     """Initialize `cells.peephole_lstm`: `w_x`, `w_h` and `b` as `jaxseq.lstm_init` does, peepholes zero.
 

@@ -12,15 +12,16 @@ scale acoustic modeling (2014), section 2.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jaxseq import _checks, _init, _lstm
-from jaxseq._lstm import LSTMState
-from jaxseq._recurrence import Cell, Gates
+from jaxseq._recurrence import Cell, Gates, Inner, Pullback, StepResult
+from jaxseq._types import LSTMState
 
 
 class ProjectedLSTMParams(NamedTuple):
@@ -32,20 +33,21 @@ class ProjectedLSTMParams(NamedTuple):
     w_q: Float[Array, "H P"]
 
 
-def _step(a: Gates, s_prev: LSTMState, L: Callable[[jax.Array], jax.Array]) -> tuple[LSTMState, Any]:
+def _step(a: Gates, s_prev: LSTMState, L: Callable[[jax.Array], jax.Array]) -> StepResult:
     (m, c), gates = _lstm.step(a, s_prev)
-    return LSTMState(L(m), c), gates
+    return StepResult(LSTMState(L(m), c), gates)
 
 
-def _pullback(saved: Any, s_prev: LSTMState, s_bar: LSTMState, L: Any) -> Any:
-    i, f, g, o = saved
+def _pullback(residuals: PyTree, s_prev: LSTMState, s_bar: LSTMState, L: Inner) -> Pullback:
+    i, f, g, o = residuals
     m = o * jnp.tanh(f * s_prev.c + i * g)
-    delta, (_, c_prev_bar) = _lstm.pullback(saved, s_prev, LSTMState(L.T(s_bar.h), s_bar.c))
-    return delta, LSTMState(jnp.zeros_like(s_bar.h), c_prev_bar), (m, s_bar.h)
+    found = _lstm.pullback(residuals, s_prev, LSTMState(L.T(s_bar.h), s_bar.c))
+    s_prev_bar = LSTMState(jnp.zeros_like(s_bar.h), found.state_bar.c)
+    return Pullback(found.delta, s_prev_bar, inner=(m, s_bar.h))
 
 
-def _replay(saved: Any, s_prev: LSTMState, _: Any) -> LSTMState:
-    return LSTMState(s_prev.h, _lstm.replay(saved, s_prev).c)
+def _replay(residuals: PyTree, s_prev: LSTMState, _: Inner) -> LSTMState:
+    return LSTMState(s_prev.h, _lstm.replay(residuals, s_prev).c)
 
 
 projected_lstm = Cell(
@@ -60,7 +62,7 @@ projected_lstm = Cell(
 
 
 def projected_lstm_init(
-    key: PRNGKeyArray, input_size: int, hidden_size: int, projection_size: int, *, dtype: Any = jnp.float32
+    key: PRNGKeyArray, input_size: int, hidden_size: int, projection_size: int, *, dtype: DTypeLike = jnp.float32
 ) -> ProjectedLSTMParams:
     """Initialize `cells.projected_lstm`: normal `w_x`, `w_h` and `w_q` of variance 1 / D, 1 / P and 1 / H, and a forget
     bias of one.

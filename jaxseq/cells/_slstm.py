@@ -27,14 +27,15 @@ Pullback, with the residuals (i, f, z, o), σ(-a_f) = 1 - σ(a_f) and k = [ℓ +
 Source: M. Beck et al., xLSTM: Extended long short-term memory (2024), section 2.2 and appendix A.2.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jaxseq import _checks, _init
-from jaxseq._recurrence import Cell, Gates
+from jaxseq._recurrence import Cell, Gates, Pullback, StepResult
 from jaxseq.linear_maps import BlockDiagonal
 
 
@@ -55,7 +56,7 @@ class SLSTMState(NamedTuple):
     m: Float[Array, "*batch H"]
 
 
-def _step(a: Gates, s_prev: SLSTMState) -> tuple[SLSTMState, Any]:
+def _step(a: Gates, s_prev: SLSTMState) -> StepResult:
     a_i, a_f, a_z, a_o = a
     _, c, n, m = s_prev
     z, o = jnp.tanh(a_z), jax.nn.sigmoid(a_o)
@@ -67,11 +68,12 @@ def _step(a: Gates, s_prev: SLSTMState) -> tuple[SLSTMState, Any]:
     i = jnp.exp(a_i - m)
     f = jnp.where(started, jnp.exp(jnp.where(started, forget_exponent - m, 0)), 0)
     c, n = f * c + i * z, f * n + i
-    return SLSTMState(o * (c / n), c, n, m), (i, f, z, o, jax.nn.sigmoid(-a_f), larger.astype(f.dtype))
+    residuals = i, f, z, o, jax.nn.sigmoid(-a_f), larger.astype(f.dtype)
+    return StepResult(SLSTMState(o * (c / n), c, n, m), residuals)
 
 
-def _pullback(saved: Any, s_prev: SLSTMState, s_bar: SLSTMState) -> tuple[Gates, SLSTMState]:
-    i, f, z, o, sigma_minus, k = saved
+def _pullback(residuals: PyTree, s_prev: SLSTMState, s_bar: SLSTMState) -> Pullback:
+    i, f, z, o, sigma_minus, k = residuals
     n = f * s_prev.n + i
     q = (f * s_prev.c + i * z) / n
     q_bar = s_bar.h * o
@@ -81,11 +83,11 @@ def _pullback(saved: Any, s_prev: SLSTMState, s_bar: SLSTMState) -> tuple[Gates,
     m_bar = s_bar.m - i_bar - f_bar
     ell_bar = f_bar + m_bar * k
     delta = i_bar + m_bar * (1 - k), ell_bar * sigma_minus, c_bar * i * (1 - z * z), s_bar.h * q * o * (1 - o)
-    return delta, SLSTMState(jnp.zeros_like(q_bar), c_bar * f, n_bar * f, ell_bar)
+    return Pullback(delta, SLSTMState(jnp.zeros_like(q_bar), c_bar * f, n_bar * f, ell_bar))
 
 
-def _replay(saved: Any, s_prev: SLSTMState) -> SLSTMState:
-    i, f, z, *_ = saved
+def _replay(residuals: PyTree, s_prev: SLSTMState) -> SLSTMState:
+    i, f, z, *_ = residuals
     return s_prev._replace(c=f * s_prev.c + i * z, n=f * s_prev.n + i)  # the pullback does not read m
 
 
@@ -102,7 +104,7 @@ slstm = Cell(
 
 
 def slstm_init(
-    key: PRNGKeyArray, input_size: int, hidden_size: int, *, heads: int = 1, dtype: Any = jnp.float32
+    key: PRNGKeyArray, input_size: int, hidden_size: int, *, heads: int = 1, dtype: DTypeLike = jnp.float32
 ) -> SLSTMParams:
     """Initialize `cells.slstm`: normal `w_x` of variance 1 / D, an orthogonal recurrent block for each gate and head, a
     forget bias that increases from 3 to 6 over the units of each head, for a range of memory lengths, and zero bias

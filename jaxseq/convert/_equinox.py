@@ -7,15 +7,19 @@ A transposed convolution correlates its weight (C_out, C_in / groups, *kernel_si
 stride. Its kernel is that of jaxseq, flipped in space in each group.
 """
 
-from typing import Any
+from typing import Protocol, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, PyTree
 
 from jaxseq import _checks
 from jaxseq._conv import ConvParams
+from jaxseq._types import AnyArray
 from jaxseq.convert import _layout
 from jaxseq.convert._layout import Maps
+
+Layer = TypeVar("Layer")
 
 OPS = ("gru", "lstm", *_layout.CONVOLUTIONS)
 KINDS = {
@@ -30,7 +34,7 @@ ELSEWHERE = {
 }
 
 
-def from_equinox(op: str, layer: Any) -> Any:
+def from_equinox(op: str, layer: object) -> PyTree[Array]:
     r"""Convert an Equinox layer to parameters of jaxseq.
 
     $w_x = W_{ih}^\top$, $w_h = W_{hh}^\top$; for a GRU, $b_h = (0, 0, b_n)$.
@@ -73,8 +77,8 @@ def from_equinox(op: str, layer: Any) -> Any:
             _checks.bad_value("weights", "a weight with 3 to 5 axes (1 to 3 spatial)", f"shape {weight.shape}")
         if bias is not None and bias.shape[1:] == (1,) * (weight.ndim - 2):
             bias = bias.reshape(-1)
-        kernel = _layout.outer_last(weight) if op == "conv" else _ungrouped(weight, layer.groups)
-        groups = None if op == "conv" else layer.groups
+        kernel = _layout.outer_last(weight) if op == "conv" else _ungrouped(weight, _groups(layer))
+        groups = None if op == "conv" else _groups(layer)
         return _layout.check_kernel("weights", op, ConvParams(kernel, bias), groups=groups)
     w_x, w_h = (_layout.required(name, read(name), layer).T for name in ("weight_ih", "weight_hh"))
     b, b_n = read("bias"), read("bias_n") if op == "gru" else None
@@ -85,7 +89,7 @@ def from_equinox(op: str, layer: Any) -> Any:
     return _layout.join_params(op, Maps(w_x, w_h, b, None if b_n is None else _layout.beside_zeros(b_n, w_h)))
 
 
-def to_equinox(op: str, params: Any, layer: Any) -> Any:
+def to_equinox(op: str, params: PyTree[AnyArray], layer: Layer) -> Layer:
     r"""Return an Equinox layer with parameters of jaxseq, the inverse of `from_equinox`.
 
     For a GRU, $b_h$ of r and z is added to $b_x$. If a bias is None and the layer has one, it becomes zeros.
@@ -116,8 +120,8 @@ def to_equinox(op: str, params: Any, layer: Any) -> Any:
     """
     from_equinox(op, layer)  # validates `layer`
     if op in _layout.CONVOLUTIONS:
-        kernel, bias = _layout.kernel_and_bias(op, params, groups=None if op == "conv" else layer.groups)
-        weight = _layout.outer_first(kernel) if op == "conv" else _grouped(kernel, layer.groups)
+        kernel, bias = _layout.kernel_and_bias(op, params, groups=None if op == "conv" else _groups(layer))
+        weight = _layout.outer_first(kernel) if op == "conv" else _grouped(kernel, _groups(layer))
         fields = {"weight": weight, "bias": bias}
     else:
         maps = _layout.split_params(op, params)
@@ -125,6 +129,14 @@ def to_equinox(op: str, params: Any, layer: Any) -> Any:
         if op == "gru" and (maps.b_x is not None or maps.b_h is not None):
             fields["bias"], fields["bias_n"] = _layout.bias_of_the_candidate(maps)
     return _replaced(layer, fields)
+
+
+class _Convolution(Protocol):
+    groups: int
+
+
+def _groups(layer: object) -> int:
+    return cast("_Convolution", layer).groups
 
 
 def _ungrouped(weight: jax.Array, groups: int) -> jax.Array:
@@ -144,7 +156,7 @@ def _grouped(kernel: jax.Array, groups: int) -> jax.Array:
     return weight.reshape(-1, *weight.shape[2:])
 
 
-def _replaced(layer: Any, fields: dict[str, jax.Array | None]) -> Any:
+def _replaced(layer: Layer, fields: dict[str, jax.Array | None]) -> Layer:
     """Return the layer with its arrays replaced by those in `fields`, by name."""
     leaves, structure = jax.tree_util.tree_flatten_with_path(layer)
     names = [getattr(path[0], "name", None) for path, _ in leaves]

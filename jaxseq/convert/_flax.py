@@ -9,15 +9,17 @@ swapped, unless `transpose_kernel=True`.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array, PyTree
 
 from jaxseq import _checks
 from jaxseq._conv import ConvParams
+from jaxseq._types import AnyArray
 from jaxseq.convert import _layout
 from jaxseq.convert._layout import Maps
 
@@ -39,7 +41,7 @@ SIGMOIDS = (jax.nn.sigmoid, lax.logistic)
 TANHS = (jnp.tanh, jax.nn.tanh, lax.tanh)
 
 
-def from_flax(op: str, weights: Any, *, transpose_kernel: bool = False) -> Any:
+def from_flax(op: str, weights: Mapping[str, object], *, transpose_kernel: bool = False) -> PyTree[Array]:
     r"""Convert the parameters of a Flax linen layer to parameters of jaxseq.
 
     The arrays of the gates are concatenated: $w_x = [W_{ii}, W_{if}, W_{ig}, W_{io}]$ and so on. For GRU and MGU, where
@@ -82,7 +84,7 @@ def from_flax(op: str, weights: Any, *, transpose_kernel: bool = False) -> Any:
     return _gate_by_gate_in(op, weights)
 
 
-def to_flax(op: str, params: Any, *, transpose_kernel: bool = False) -> dict[str, Any]:
+def to_flax(op: str, params: PyTree[AnyArray], *, transpose_kernel: bool = False) -> dict[str, PyTree[Array]]:
     """Convert parameters of jaxseq to those of a Flax linen layer, the inverse of `from_flax`.
 
     In the gates r, z and f of GRU and MGU, where Flax has one bias and jaxseq has two, $b_h$ is added to $b_x$. If a
@@ -116,7 +118,7 @@ def to_flax(op: str, params: Any, *, transpose_kernel: bool = False) -> dict[str
     return _conv_lstm_out(maps) if op == "conv_lstm" else _gate_by_gate_out(op, maps)
 
 
-def from_nnx(op: str, weights: Any, *, transpose_kernel: bool = False) -> Any:
+def from_nnx(op: str, weights: object, *, transpose_kernel: bool = False) -> PyTree[Array]:
     r"""Convert the parameters of a Flax nnx layer to parameters of jaxseq.
 
     $w_x$ and $w_h$ are the kernels of `dense_i` and `dense_h`, with the gates in the same order; an `nnx.LSTMCell` has
@@ -163,7 +165,9 @@ def from_nnx(op: str, weights: Any, *, transpose_kernel: bool = False) -> Any:
     return _layout.join_params(op, maps)
 
 
-def to_nnx(op: str, params: Any, *, optimized: bool = True, transpose_kernel: bool = False) -> dict[str, Any]:
+def to_nnx(
+    op: str, params: PyTree[AnyArray], *, optimized: bool = True, transpose_kernel: bool = False
+) -> dict[str, PyTree[Array]]:
     """Convert parameters of jaxseq to the state of a Flax nnx layer, the inverse of `from_nnx`.
 
     Args:
@@ -202,15 +206,22 @@ def to_nnx(op: str, params: Any, *, optimized: bool = True, transpose_kernel: bo
             why = "a GRU of nnx has no bias of h, and `params.b_h` is not known to be zero in n, inside the reset"
             _layout.reject(op, why)
     place = "dense_h" if op == "lstm" else "dense_i"
-    state: dict[str, Any] = {"dense_i": {"kernel": maps.w_x}, "dense_h": {"kernel": maps.w_h}}
+    state = {"dense_i": {"kernel": maps.w_x}, "dense_h": {"kernel": maps.w_h}}
     state[place]["bias"] = b
     return state
 
 
-def _check_equations(op: str, module: Any) -> None:
+def _check_equations(op: str, module: object) -> None:
     """Check the class and the options of a module, which its parameters do not contain."""
-    how: Any = {"home": "flax.nnx.", "methods": ("__call__",), "instead": "its `nnx.state`", "elsewhere": ELSEWHERE}
-    _layout.check_class(op, module, kinds=KINDS, **how)
+    check_class = partial(
+        _layout.check_class,
+        op,
+        home="flax.nnx.",
+        methods=("__call__",),
+        instead="its `nnx.state`",
+        elsewhere=ELSEWHERE,
+    )
+    check_class(module, kinds=KINDS)
     promote = getattr(module, "promote_dtype", None)
     if not isinstance(module, Mapping) and not getattr(promote, "__module__", "flax.").startswith("flax."):
         instead = "which may change values: if it only changes dtypes, convert its `nnx.state`"
@@ -228,10 +239,10 @@ def _check_equations(op: str, module: Any) -> None:
             _layout.reject(op, f"this cell's {option} is {name}, that of {op!r} is {usual[0].__name__}")
     for name in () if isinstance(module, Mapping) else ("dense_i", "dense_h", *_gate_names(op, if_="if_")):
         part = getattr(module, name, None)
-        _layout.check_class(op, part, kinds={op: ("Linear",)}, **how)
+        check_class(part, kinds={op: ("Linear",)})
 
 
-def _check_convolution(op: str, module: Any) -> None:
+def _check_convolution(op: str, module: object) -> None:
     mask = getattr(module, "mask", None)
     if mask is not None:
         instead = "multiply the kernel by the mask: convert {'kernel': layer.kernel * layer.mask, 'bias': layer.bias}"
@@ -252,7 +263,7 @@ def _check_convolution(op: str, module: Any) -> None:
         _layout.reject_option(op, module, "conv_general_dilated", function, instead)
 
 
-def _innermost(op: str, weights: Mapping[str, Any]) -> Mapping[str, Any]:
+def _innermost(op: str, weights: Mapping[str, object]) -> Mapping[str, object]:
     """Return the dict of the layer from nested dicts such as {"params": {"cell": dict}}."""
     while len(weights) == 1:
         (inner,) = weights.values()
@@ -276,7 +287,7 @@ def _gate_names(op: str, **names: str) -> list[str]:
     return [names.get(f"{letter + gate}_", letter + gate) for letter in "ih" for gate in gates]
 
 
-def _gate_by_gate_in(op: str, weights: Any, **names: str) -> Any:
+def _gate_by_gate_in(op: str, weights: object, **names: str) -> PyTree[Array]:
     """Read all kernels and biases. Flax has biases of x (LSTM: of h instead), and in n of GRU and MGU also of h."""
     read, of_gate = _layout.Reader(weights), _gate_names(op, **names)
     of_x, of_h = of_gate[: len(of_gate) // 2], of_gate[len(of_gate) // 2 :]
@@ -286,7 +297,8 @@ def _gate_by_gate_in(op: str, weights: Any, **names: str) -> Any:
     )
     biases = {f"{name}.bias": read(name, "bias") for name in (of_h if op == "lstm" else of_x)}
     _layout.all_or_none(biases)
-    b = None if next(iter(biases.values())) is None else _of_all_gates(biases)
+    given = {name: b for name, b in biases.items() if b is not None}
+    b = _of_all_gates(given) if given else None
     b_n = read("hn", "bias") if op in ("gru", "mgu") else None
     read.finish()
     if op not in ("gru", "mgu"):
@@ -308,7 +320,7 @@ def _of_all_gates(parts: dict[str, jax.Array]) -> jax.Array:
     return jnp.concatenate([*parts.values()], -1)
 
 
-def _gate_by_gate_out(op: str, maps: Maps, **names: str) -> dict[str, Any]:
+def _gate_by_gate_out(op: str, maps: Maps, **names: str) -> dict[str, dict[str, jax.Array]]:
     of_gate = _gate_names(op, **names)
     G = len(of_gate) // 2
     layers_of_x, layers_of_h = (
@@ -327,18 +339,18 @@ def _gate_by_gate_out(op: str, maps: Maps, **names: str) -> dict[str, Any]:
 # --- ConvLSTMCell: two convolutions, each with a bias; gates i, g, f, o; adds 1 to f ---
 
 
-def _conv_lstm_in(weights: Any) -> Any:
+def _conv_lstm_in(weights: Mapping[str, object]) -> PyTree[Array]:
     read = _layout.Reader(weights)
     w_x, w_h = (_layout.required(name, read(name, "kernel"), weights) for name in ("ih", "hh"))
     b_x, b_h = (read(name, "bias") for name in ("ih", "hh"))
     read.finish()
     _layout.all_or_none({"ih.bias": b_x, "hh.bias": b_h})
-    maps = [None if a is None else _layout.ordered(a, "igfo", "ifgo") for a in (w_x, w_h, b_x, b_h)]
-    params = _layout.join_params("conv_lstm", Maps(*maps))
+    maps = _layout.ordered_maps(Maps(w_x, w_h, b_x, b_h), "igfo", "ifgo")
+    params = _layout.join_params("conv_lstm", maps)
     return params._replace(b=_layout.with_forget_bias(params.b, +1, params.w_x))
 
 
-def _conv_lstm_out(maps: Maps) -> dict[str, Any]:
+def _conv_lstm_out(maps: Maps) -> dict[str, dict[str, jax.Array]]:
     b = _layout.with_forget_bias(maps.b_x, -1, maps.w_x)
     w_x, w_h, b = (_layout.ordered(a, "ifgo", "igfo") for a in (maps.w_x, maps.w_h, b))
     return {"ih": {"kernel": w_x, "bias": b}, "hh": {"kernel": w_h, "bias": jnp.zeros_like(b)}}
@@ -347,7 +359,7 @@ def _conv_lstm_out(maps: Maps) -> dict[str, Any]:
 # --- Convolutions ---
 
 
-def _kernel_in(op: str, weights: Any, transpose_kernel: bool) -> ConvParams:
+def _kernel_in(op: str, weights: object, transpose_kernel: bool) -> ConvParams:
     read = _layout.Reader(weights)
     kernel, bias = _layout.required("kernel", read("kernel"), weights), read("bias")
     read.finish()
@@ -357,7 +369,7 @@ def _kernel_in(op: str, weights: Any, transpose_kernel: bool) -> ConvParams:
     return _layout.check_kernel("weights", op, ConvParams(_stored(op, kernel, transpose_kernel), bias), groups=1)
 
 
-def _kernel_out(op: str, params: Any, transpose_kernel: bool) -> dict[str, Any]:
+def _kernel_out(op: str, params: PyTree[AnyArray], transpose_kernel: bool) -> dict[str, jax.Array]:
     kernel, bias = _layout.kernel_and_bias(op, params, groups=1)
     return {"kernel": _stored(op, kernel, transpose_kernel)} | ({} if bias is None else {"bias": bias})
 

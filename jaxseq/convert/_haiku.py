@@ -11,15 +11,18 @@ from names of modules to dicts of arrays.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, PyTree
 
 from jaxseq import _checks
 from jaxseq._conv import ConvParams
+from jaxseq._types import AnyArray
 from jaxseq.convert import _layout
 from jaxseq.convert._layout import Maps
+
+Leaves = Mapping[str, object]  # the arrays of a module, by name
 
 OPS = ("rnn", "lstm", "classic_gru", "conv_lstm", *_layout.CONVOLUTIONS)
 ELSEWHERE = {
@@ -28,7 +31,7 @@ ELSEWHERE = {
 }
 
 
-def from_haiku(op: str, weights: Any, *, name: str | None = None) -> Any:
+def from_haiku(op: str, weights: Mapping[str, Leaves], *, name: str | None = None) -> PyTree[Array]:
     r"""Convert the parameters of a Haiku module to parameters of jaxseq.
 
     For an LSTM, $[w_x; w_h] = W$ with the gates reordered, and $b_f = b_f^{\mathrm{hk}} + 1$: the bias of jaxseq
@@ -92,12 +95,12 @@ def from_haiku(op: str, weights: Any, *, name: str | None = None) -> Any:
             _layout.all_or_none({f"{of_x}: b": maps.b_x, f"{of_h}: b": maps.b_h})
         if op == "rnn":
             return _layout.join_params(op, maps)
-        maps = Maps(*(None if a is None else _layout.ordered(a, "igfo", "ifgo") for a in maps[:4]))
+        maps = _layout.ordered_maps(maps, "igfo", "ifgo")
     params = _layout.join_params(op, maps)
     return params._replace(b=_layout.with_forget_bias(params.b, +1, params.w_x))
 
 
-def to_haiku(op: str, params: Any, *, name: str | None = None) -> dict[str, dict[str, jax.Array]]:
+def to_haiku(op: str, params: PyTree[AnyArray], *, name: str | None = None) -> dict[str, dict[str, jax.Array]]:
     r"""Convert parameters of jaxseq to those of a Haiku module, the inverse of `from_haiku`.
 
     $b_f^{\mathrm{hk}} = b_f - 1$, which rounds if $b_f$ is not near 1. If a bias is None and Haiku always has one, it
@@ -147,7 +150,7 @@ def to_haiku(op: str, params: Any, *, name: str | None = None) -> dict[str, dict
     return {f"{name}/input_to_hidden": {"w": w_x, "b": b}, f"{name}/hidden_to_hidden": recurrent}
 
 
-def _select(weights: Any, name: str | None) -> dict[str, Any]:
+def _select(weights: Mapping[str, Leaves], name: str | None) -> dict[str, Leaves]:
     """Return the modules that belong to the layer."""
     if not isinstance(weights, Mapping) or not all(isinstance(leaves, Mapping) for leaves in weights.values()):
         _checks.bad_type("weights", "a dict from names of modules to dicts of arrays", _checks.describe(weights))
@@ -159,14 +162,14 @@ def _select(weights: Any, name: str | None) -> dict[str, Any]:
     return own
 
 
-def _only(own: dict[str, Any]) -> Any:
+def _only(own: dict[str, Leaves]) -> Leaves:
     """Return the arrays of a layer that consists of one module."""
     if len(own) > 1:
         _checks.bad_value("weights", "one module (select it by `name`)", ", ".join(own))
     return next(iter(own.values()))
 
 
-def _arrays(leaves: Any, *names: str) -> list[jax.Array]:
+def _arrays(leaves: Leaves, *names: str) -> list[jax.Array]:
     """Return the arrays of a module that has exactly these names."""
     read = _layout.Reader(leaves)
     arrays = [_layout.required(name, read(name), leaves) for name in names]

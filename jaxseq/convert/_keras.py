@@ -7,13 +7,16 @@ The gates of an LSTM are in the order of jaxseq (Keras calls g c), those of a GR
 `reset_after=False` has one bias and the equations of `classic_gru`. Kernels of convolutions have the layout of jaxseq.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Protocol, TypeGuard, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, PyTree
 
 from jaxseq import _checks
 from jaxseq._conv import ConvParams
+from jaxseq._types import AnyArray
 from jaxseq.convert import _layout
 from jaxseq.convert._layout import Maps
 
@@ -42,7 +45,17 @@ ELSEWHERE = {
 OPS = ("rnn", "gru", "classic_gru", "lstm", "conv_lstm", *_layout.CONVOLUTIONS)
 
 
-def from_keras(op: str, weights: Any) -> Any:
+@runtime_checkable
+class Layer(Protocol):
+    """What is used of a `keras.Layer`, besides options."""
+
+    @property
+    def weights(self) -> Sequence[object]: ...
+
+    def get_weights(self) -> Sequence[object]: ...
+
+
+def from_keras(op: str, weights: Sequence[object] | Layer) -> PyTree[Array]:
     r"""Convert the weights of a Keras layer to parameters of jaxseq.
 
     $w_x$ and $w_h$ are the kernel and the recurrent kernel with the gates reordered. For `"gru"`, the two rows of the
@@ -73,15 +86,15 @@ def from_keras(op: str, weights: Any) -> Any:
     """
     _layout.check_op(op, "Keras", OPS, {})
     _check_equations(op, weights)
-    w = weights.weights if hasattr(weights, "get_weights") else weights
+    w = weights.weights if _is_layer(weights) else weights
     if not isinstance(w, list | tuple):
         _checks.bad_type("weights", "a Keras layer, or its get_weights()", _checks.describe(w))
-    if not w and hasattr(weights, "get_weights"):
+    if not w and _is_layer(weights):
         _checks.bad_value("weights", "a layer with weights: call or build it first", f"a {type(weights).__name__}")
     kernels = 1 if op in _layout.CONVOLUTIONS else 2
     if not kernels <= len(w) <= kernels + 1:
         _checks.bad_value("weights", f"{kernels} arrays and an optional bias for {op!r}", f"{len(w)} arrays")
-    arrays: list[Any] = [_layout.array(f"weights[{i}]", a) for i, a in enumerate(w)]
+    arrays = [_layout.array(f"weights[{i}]", a) for i, a in enumerate(w)]
     bias = arrays.pop() if len(arrays) > kernels else None
     if op in _layout.CONVOLUTIONS:
         return _layout.check_kernel("weights", op, ConvParams(arrays[0], bias), groups=1)
@@ -91,12 +104,13 @@ def from_keras(op: str, weights: Any) -> Any:
         other, after = ("classic_gru", False) if op == "gru" else ("gru", True)
         why = f"a bias of shape {bias.shape} belongs to reset_after={after}, whose op is {other!r}"
         _layout.reject(op, why)
-    w_x, w_h, b = (None if a is None else _layout.ordered(a, "zrn", "rzn") for a in (*arrays, bias))
+    w_x, w_h = (_layout.ordered(a, "zrn", "rzn") for a in arrays)
+    b = None if bias is None else _layout.ordered(bias, "zrn", "rzn")
     b_x, b_h = (b, None) if b is None or op == "classic_gru" else (b[0], b[1])
     return _layout.join_params(op, Maps(w_x, w_h, b_x, b_h))
 
 
-def to_keras(op: str, params: Any) -> list[jax.Array]:
+def to_keras(op: str, params: PyTree[AnyArray]) -> list[jax.Array]:
     """Convert parameters of jaxseq to the weights of a Keras layer, the inverse of `from_keras`.
 
     Args:
@@ -130,7 +144,11 @@ def to_keras(op: str, params: Any) -> list[jax.Array]:
     return [_layout.ordered(a, "rzn", "zrn") for a in arrays] if op in ("gru", "classic_gru") else arrays
 
 
-def _check_equations(op: str, layer: Any) -> None:
+def _is_layer(weights: object) -> TypeGuard[Layer]:
+    return hasattr(weights, "get_weights")
+
+
+def _check_equations(op: str, layer: object) -> None:
     """Check the class and the options of a layer, which its weights do not contain."""
     kinds = {op: (*KINDS[op], "RNN") for op in KINDS}  # for layers with a cell, which has the equations
     cell = getattr(layer, "cell", None)
@@ -161,6 +179,6 @@ def _check_equations(op: str, layer: Any) -> None:
             _layout.reject(op, f"this layer's {option} is {own}, that of {op!r} is {names[0]}")
 
 
-def _name(activation: Any) -> str | None:
+def _name(activation: object) -> str | None:
     """Return the name of an activation: of the function, or of the class of a layer or another object."""
     return None if activation is None else getattr(activation, "__name__", type(activation).__name__)

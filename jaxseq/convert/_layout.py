@@ -15,16 +15,19 @@ inside a reset (n of GRU and MGU), both biases are separate parameters.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, NoReturn
+from types import EllipsisType
+from typing import NamedTuple, NoReturn, Protocol, TypeGuard, cast, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jaxtyping import Array, PyTree
 
 from jaxseq import _checks, cells
 from jaxseq._conv import ConvParams
 from jaxseq._recurrence import Cell
+from jaxseq._types import AnyArray
 
 # The cell of each recurrence, with the order of the gates and the class of the parameters.
 RECURRENCES: dict[str, Cell] = {
@@ -42,17 +45,39 @@ CONVOLUTIONS = ("conv", "conv_transpose")
 class Maps(NamedTuple):
     """The arrays of a recurrence in the intermediate form."""
 
-    w_x: Any
-    w_h: Any
-    b_x: Any
-    b_h: Any
-    w_q: Any = None
+    w_x: jax.Array
+    w_h: jax.Array
+    b_x: jax.Array | None
+    b_h: jax.Array | None
+    w_q: jax.Array | None = None
+
+
+@runtime_checkable
+class Tensor(Protocol):
+    """What is used of a `torch.Tensor`."""
+
+    is_meta: bool
+
+    def detach(self) -> "Tensor": ...
+    def cpu(self) -> "Tensor": ...
+    def resolve_conj(self) -> "Tensor": ...
+    def resolve_neg(self) -> "Tensor": ...
+    def contiguous(self) -> "Tensor": ...
+    def numpy(self) -> np.ndarray: ...
+
+
+class Variable(Protocol):
+    """What is used of a variable of nnx or of Keras."""
+
+    shape: tuple[int, ...]
+
+    def __getitem__(self, index: EllipsisType) -> object: ...
 
 
 # --- Between `Maps` and parameters of jaxseq ---
 
 
-def join_params(op: str, maps: Maps) -> Any:
+def join_params(op: str, maps: Maps) -> PyTree[Array]:
     """Return parameters of `op` from `maps`, after checking their shapes."""
     cell, H = RECURRENCES[op], _check_maps("weights", op, maps)
     w_x, w_h, b_x, b_h, w_q = maps
@@ -64,21 +89,18 @@ def join_params(op: str, maps: Maps) -> Any:
     return cell.params(w_x, w_h, b, *(() if w_q is None else (w_q,)))
 
 
-def split_params(op: str, params: Any) -> Maps:
+def split_params(op: str, params: PyTree[AnyArray]) -> Maps:
     """Invert `join_params`, after checking the class of the parameters."""
     cell = RECURRENCES[op]
     params = _checks.container("params", params, cell.params)
-    w: dict[str, Any] = {
-        name: None if a is None else _checks.array(f"params.{name}", a) for name, a in params._asdict().items()
-    }
-    w_h: Any = w["w_h"]
-    w_q: Any = w.get("w_q")
+    w = {name: None if a is None else _checks.array(f"params.{name}", a) for name, a in params._asdict().items()}
+    w_x, w_h, w_q = (cast("jax.Array", w.get(name)) for name in ("w_x", "w_h", "w_q"))  # w_q is None in most cells
+    maps = Maps(w_x, w_h, w.get("b", w.get("b_x")), w.get("b_h"), w_q)
     if op == "classic_gru":
-        H = w["w_x"].shape[-1] // 3
+        H = w_x.shape[-1] // 3
         _checks.shape("params.w_h", w_h, (H, 2 * H), "(H, 2 H)")
         _checks.shape("params.w_q", w_q, (H, H), "(H, H)")
-        w_h, w_q = jnp.concatenate([w_h, w_q], -1), None
-    maps = Maps(w["w_x"], w_h, w.get("b", w.get("b_x")), w.get("b_h"), w_q)
+        maps = maps._replace(w_h=jnp.concatenate([w_h, w_q], -1), w_q=None)
     _check_maps("params", op, maps)
     return maps
 
@@ -108,7 +130,7 @@ def _check_maps(name: str, op: str, maps: Maps) -> int:
     return H
 
 
-def kernel_and_bias(op: str, params: Any, *, groups: int | None = None) -> ConvParams:
+def kernel_and_bias(op: str, params: PyTree[AnyArray], *, groups: int | None = None) -> ConvParams:
     """Return the kernel and bias of a convolution after checking them; `groups` as in `check_kernel`."""
     params = _checks.container("params", params, ConvParams)
     kernel = _checks.array("params.kernel", params.kernel, complex_ok=True)
@@ -144,7 +166,7 @@ def check_kernel(name: str, op: str, params: ConvParams, *, groups: int | None =
 # --- Operations on layouts ---
 
 
-def ordered(a: Any, given: str, wanted: str) -> Any:
+def ordered(a: jax.Array, given: str, wanted: str) -> jax.Array:
     """Reorder the gates along the last axis, one letter for each gate: `ordered(b, "igfo", "ifgo")`."""
     if a.ndim == 0 or a.shape[-1] % len(given):
         _checks.bad_value("weights", f"{len(given)} gates of equal size along the last axis", f"shape {a.shape}")
@@ -152,6 +174,13 @@ def ordered(a: Any, given: str, wanted: str) -> Any:
         return a
     parts = jnp.split(a, len(given), -1)
     return jnp.concatenate([parts[given.index(gate)] for gate in wanted], -1)
+
+
+def ordered_maps(maps: Maps, given: str, wanted: str) -> Maps:
+    """Reorder the gates of all arrays of a recurrence that has no w_q."""
+    w_x, w_h = (ordered(w, given, wanted) for w in (maps.w_x, maps.w_h))
+    b_x, b_h = (None if b is None else ordered(b, given, wanted) for b in (maps.b_x, maps.b_h))
+    return Maps(w_x, w_h, b_x, b_h)
 
 
 def scaled(a: jax.Array, factors: Sequence[int]) -> jax.Array:
@@ -203,7 +232,7 @@ def flipped(kernel: jax.Array) -> jax.Array:
 # --- Validation and reading ---
 
 
-def check_op(op: Any, framework: str, names: Sequence[str], elsewhere: Mapping[str, str]) -> str:
+def check_op(op: object, framework: str, names: Sequence[str], elsewhere: Mapping[str, str]) -> str:
     """Check that the framework has the layer `op`; `elsewhere` gives the reasons for other ops."""
     if not isinstance(op, str):
         _checks.bad_type("op", "the name of a layer, such as 'lstm'", _checks.describe(op))
@@ -212,7 +241,7 @@ def check_op(op: Any, framework: str, names: Sequence[str], elsewhere: Mapping[s
     return _checks.choice("op", op, tuple(names))
 
 
-def is_known_zero(a: Any) -> bool:
+def is_known_zero(a: jax.Array) -> bool:
     """Return True if `a` is known to be zero; False for a traced array, whose values are unknown."""
     return not isinstance(a, Tracer) and not bool(jnp.any(a != 0))
 
@@ -221,14 +250,14 @@ def reject(op: str, why: str) -> NoReturn:
     raise ValueError(f"`op`: {op!r} does not match: {why}")
 
 
-def reject_option(op: str, layer: Any, option: str, value: Any, instead: str) -> NoReturn:
+def reject_option(op: str, layer: object, option: str, value: object, instead: str) -> NoReturn:
     """Reject a layer for one of its options; `instead` states what the op computes and what the caller can do."""
     reject(op, f"this {type(layer).__name__} has {option}={value!r}; {instead}")
 
 
 def check_class(
     op: str,
-    layer: Any,
+    layer: object,
     *,
     home: str,
     kinds: Mapping[str, Sequence[str]],
@@ -264,7 +293,7 @@ def check_class(
     reject(op, f"a {name} is not one of {', '.join(kinds[op])}; {[*hints, instead][0]}")
 
 
-def check_use_bias(op: str, layer: Any, bias: Any) -> None:
+def check_use_bias(op: str, layer: object, bias: jax.Array | None) -> None:
     """Check that a layer with an option `use_bias` has a bias if and only if the option is True."""
     use_bias = getattr(layer, "use_bias", None)
     if isinstance(use_bias, bool) and use_bias != (bias is not None):
@@ -272,7 +301,7 @@ def check_use_bias(op: str, layer: Any, bias: Any) -> None:
         reject_option(op, layer, "use_bias", use_bias, f"but it has {has}")
 
 
-def all_or_none(biases: Mapping[str, Any]) -> None:
+def all_or_none(biases: Mapping[str, jax.Array | None]) -> None:
     """Check that the biases are all present or all None."""
     there = [name for name, b in biases.items() if b is not None]
     missing = [name for name, b in biases.items() if b is None]
@@ -280,19 +309,26 @@ def all_or_none(biases: Mapping[str, Any]) -> None:
         _checks.bad_value("weights", f"all of {', '.join(biases)} or none of them", f"{there[0]} without {missing[0]}")
 
 
-def array(name: str, leaf: Any) -> jax.Array:
+def _is_tensor(leaf: object) -> TypeGuard[Tensor]:
+    return hasattr(leaf, "detach")
+
+
+def _is_variable(leaf: object) -> TypeGuard[Variable]:
+    return hasattr(leaf, "shape") and hasattr(leaf, "__getitem__")
+
+
+def array(name: str, leaf: object) -> jax.Array:
     """Return a JAX array unchanged, or a copy of a NumPy array, a torch tensor, or a variable of nnx or Keras."""
-    known = isinstance(leaf, jax.Array | np.ndarray) or hasattr(leaf, "detach")
-    if not known and hasattr(leaf, "shape") and hasattr(leaf, "__getitem__"):
-        leaf = leaf[...]  # a variable of nnx or of Keras
-    if hasattr(leaf, "detach"):
+    if not isinstance(leaf, jax.Array | np.ndarray) and not _is_tensor(leaf) and _is_variable(leaf):
+        leaf = leaf[...]
+    if _is_tensor(leaf):
         leaf = _from_tensor(name, leaf)
     elif not isinstance(leaf, jax.Array) and hasattr(leaf, "__array__"):
         leaf = np.array(leaf)
     return _checks.array(name, leaf, complex_ok=True)
 
 
-def _from_tensor(name: str, tensor: Any) -> np.ndarray:
+def _from_tensor(name: str, tensor: Tensor) -> np.ndarray:
     """Copy a torch tensor to host memory, resolving the conjugation and negation that torch applies lazily.
 
     JAX then places the array on its default device.
@@ -314,11 +350,11 @@ class Reader:
     otherwise be dropped silently.
     """
 
-    def __init__(self, weights: Any) -> None:
+    def __init__(self, weights: object) -> None:
         self.weights = weights
-        self.paths: set[tuple[Any, ...]] = set()
+        self.paths: set[tuple[str, ...]] = set()
 
-    def __call__(self, *path: str) -> Any:
+    def __call__(self, *path: str) -> jax.Array | None:
         self.paths.add(path)
         at = self.weights
         for name in path:
@@ -336,7 +372,7 @@ class Reader:
             _checks.bad_value("weights", f"only {read}", f"also {'.'.join(map(str, unread[0]))!r}")
 
 
-def _leaves(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+def _leaves(tree: object, path: tuple[object, ...] = ()) -> Iterator[tuple[object, ...]]:
     """Yield the paths of the leaves of nested dicts that are not None."""
     if isinstance(tree, Mapping):
         for name, part in tree.items():
@@ -345,7 +381,7 @@ def _leaves(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         yield path
 
 
-def required(name: str, leaf: Any, weights: Any) -> jax.Array:
+def required(name: str, leaf: jax.Array | None, weights: object) -> jax.Array:
     """Return `leaf`, or raise if it is None."""
     if leaf is None:
         had = ", ".join(map(str, weights)) if isinstance(weights, Mapping) else type(weights).__name__

@@ -9,13 +9,15 @@ two axes of the kernel of jaxseq come first, in reverse order.
 """
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Protocol, TypeGuard, runtime_checkable
 
 import jax
+from jaxtyping import Array, PyTree
 
 from jaxseq import _checks
 from jaxseq._conv import ConvParams
+from jaxseq._types import AnyArray
 from jaxseq.convert import _layout
 from jaxseq.convert._layout import Maps
 
@@ -36,7 +38,23 @@ HINT = "if a weight is computed from others (weight_norm, spectral_norm, pruning
 HINT += "remove the parametrization first"
 
 
-def from_torch(op: str, weights: Any, *, prefix: str = "") -> Any:
+@runtime_checkable
+class HasState(Protocol):
+    """What is used of an object with tensors, such as a `torch.nn.Module`."""
+
+    def state_dict(self) -> Mapping[str, object]: ...
+
+
+@runtime_checkable
+class Module(HasState, Protocol):
+    """What is used of a `torch.nn.Module`, besides options and weights."""
+
+    training: bool
+
+    def named_modules(self, *, remove_duplicate: bool) -> Iterable[tuple[str, "Module"]]: ...
+
+
+def from_torch(op: str, weights: Mapping[str, object] | HasState, *, prefix: str = "") -> PyTree[Array]:
     r"""Convert the weights of a torch layer to parameters of jaxseq.
 
     With $W$ a matrix of torch, $w_x = W_{ih}^\top$, $w_h = W_{hh}^\top$, $w_q = W_{hr}^\top$. A GRU has both biases in
@@ -99,7 +117,7 @@ def from_torch(op: str, weights: Any, *, prefix: str = "") -> Any:
     return read[0][0] if depth == 1 else [one for (one,) in read]
 
 
-def to_torch(op: str, params: Any, *, prefix: str = "", cell: bool = False) -> dict[str, jax.Array]:
+def to_torch(op: str, params: PyTree[AnyArray], *, prefix: str = "", cell: bool = False) -> dict[str, jax.Array]:
     r"""Convert parameters of jaxseq to a torch `state_dict`, the inverse of `from_torch`.
 
     $W_{ih} = w_x^\top$, $W_{hh} = w_h^\top$. Where jaxseq has one bias and torch two, $b_{ih} = b$ and $b_{hh} = 0$.
@@ -148,18 +166,26 @@ def to_torch(op: str, params: Any, *, prefix: str = "", cell: bool = False) -> d
     return {prefix + name + end: a for end, maps in layers.items() for name, a in _names(maps, bias).items()}
 
 
-def _select(op: str, weights: Any, prefix: str) -> dict[str, Any]:
+def _has_state(weights: object) -> TypeGuard[HasState]:
+    return hasattr(weights, "state_dict")
+
+
+def _is_module(weights: object) -> TypeGuard[Module]:
+    return hasattr(weights, "named_modules")
+
+
+def _select(op: str, weights: Mapping[str, object] | HasState, prefix: str) -> dict[str, object]:
     """Return the entries of the layer, with names without the prefix."""
-    state = weights.state_dict() if hasattr(weights, "state_dict") else weights
+    state = weights.state_dict() if _has_state(weights) else weights
     if not isinstance(state, Mapping):
         _checks.bad_type("weights", "a torch layer, or its state_dict", _checks.describe(state))
     own = {name.removeprefix(prefix): leaf for name, leaf in state.items() if name.startswith(prefix)}
     if not own:
         _checks.bad_value("weights", f"names with the prefix {prefix!r}", ", ".join(state) or "none")
-    return _of_module(op, weights, own, prefix) if hasattr(weights, "named_modules") else own
+    return _of_module(op, weights, own, prefix) if _is_module(weights) else own
 
 
-def _of_module(op: str, module: Any, own: dict[str, Any], prefix: str) -> dict[str, Any]:
+def _of_module(op: str, module: Module, own: dict[str, object], prefix: str) -> dict[str, object]:
     """Check the class and the options of a layer, and compute parametrized weights."""
     layer = dict(module.named_modules(remove_duplicate=False)).get(prefix.removesuffix("."))
     if layer is None or (prefix and not prefix.endswith(".")):
@@ -182,7 +208,7 @@ def _of_module(op: str, module: Any, own: dict[str, Any], prefix: str) -> dict[s
     return {name: getattr(layer, name) for name in names}
 
 
-def _kernel(op: str, state: Mapping[str, Any]) -> ConvParams:
+def _kernel(op: str, state: Mapping[str, object]) -> ConvParams:
     if not {"weight"} <= set(state) <= {"weight", "bias"}:
         _checks.bad_value("weights", f"'weight' and 'bias' of a torch convolution ({HINT})", ", ".join(state))
     weight = _layout.array("weight", state["weight"])
@@ -192,7 +218,7 @@ def _kernel(op: str, state: Mapping[str, Any]) -> ConvParams:
     return _layout.check_kernel("weights", op, ConvParams(_layout.outer_last(weight), bias))
 
 
-def _layer(op: str, own: Mapping[str, jax.Array]) -> Any:
+def _layer(op: str, own: Mapping[str, jax.Array]) -> PyTree[Array]:
     """Convert one layer in one direction."""
     if (op == "projected_lstm") != ("weight_hr" in own):
         has, name = ("a", "projected_lstm") if "weight_hr" in own else ("no", "lstm")

@@ -7,7 +7,6 @@ in one pass:
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +18,14 @@ from jaxseq import _checks
 from jaxseq._types import AnyArray
 from jaxseq.diagnostics._step import Step, euclidean, is_float_leaf, steps_of
 
+Perturbation = list[jax.Array | None]  # of the leaves of the state; None for a leaf that is not a float
+
 
 def state_cotangents(
     f: Step,
     init: PyTree[ArrayLike],
     xs: PyTree[ArrayLike] | None,
-    loss: Callable[[Any, Any], Float[Array, ""]],
+    loss: Callable[[PyTree, PyTree], Float[Array, ""]],
     *,
     length: int | None = None,
 ) -> PyTree[Array]:
@@ -63,12 +64,12 @@ def state_cotangents(
     leaves, structure = jax.tree.flatten(init)
     floats = [is_float_leaf(leaf) for leaf in leaves]
 
-    def perturbed(s: Any, e: list[Any]) -> Any:
+    def perturbed(s: PyTree[Array], e: Perturbation) -> PyTree[Array]:
         pairs = zip(structure.flatten_up_to(s), e, strict=True)
         return structure.unflatten([a if e is None else a + e for a, e in pairs])
 
-    def loss_of(e: list[Any]) -> jax.Array:
-        def step(s: Any, at: Any) -> tuple[Any, Any]:
+    def loss_of(e: Perturbation) -> jax.Array:
+        def step(s: PyTree[Array], at: tuple[PyTree, Perturbation]) -> tuple[PyTree[Array], PyTree]:
             x, e = at
             s, y = f(s, x)
             return perturbed(s, e), y

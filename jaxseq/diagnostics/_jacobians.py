@@ -11,37 +11,24 @@ and of reverse mode, for k vectors in parallel:
 Source: G. H. Golub and C. F. Van Loan, Matrix computations, section 8.2 (orthogonal iteration).
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import SupportsIndex
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import PRNGKeyArray, PyTree
 
 from jaxseq import _checks
-from jaxseq.diagnostics._step import Step, flat, forward_mode_hint, on_vectors, steps_of
+from jaxseq._types import JacobianProducts
+from jaxseq.diagnostics._step import Step, VectorState, VectorStep, flat, forward_mode_hint, on_vectors, steps_of
 
 ITERATIONS = 20  # steps of the power iteration
 OVERSAMPLING = 4  # vectors beyond k, for faster convergence
 
-
-class JacobianProducts(NamedTuple):
-    r"""Singular values of the products $P_l = \partial s_T / \partial s_{T-l}$.
-
-    Attributes:
-        lags: `(L,)`, the lags l.
-        singular_values: `(L, k)`, the singular values of each product in descending order. The first is the spectral
-            norm $\lVert P_l \rVert_2$.
-    """
-
-    lags: Int[Array, " L"]
-    singular_values: Float[Array, "L k"]
-
-    @property
-    def norms(self) -> Float[Array, " L"]:
-        """Spectral norms `(L,)`: the largest factor by which a gradient can grow over each lag."""
-        return self.singular_values[:, 0]
+StateAndInput = tuple[VectorState, PyTree]
 
 
 @forward_mode_hint("jacobian_products")
@@ -51,7 +38,7 @@ def jacobian_products(
     xs: PyTree[ArrayLike] | None,
     *,
     length: int | None = None,
-    lags: Any = None,
+    lags: Iterable[SupportsIndex] | None = None,
     k: int | None = None,
     key: PRNGKeyArray | None = None,
 ) -> JacobianProducts:
@@ -103,7 +90,7 @@ def jacobian_products(
     if k is not None and _checks.integer("k", k, at_least=1) > N:
         _checks.bad_value("k", f"at most {N}, the size of the state", str(k))
 
-    def forwards(s: Any, x: Any) -> Any:
+    def forwards(s: VectorState, x: PyTree) -> tuple[VectorState, VectorState]:
         v, rest = s
         return F(v, rest, x), s
 
@@ -116,10 +103,12 @@ def jacobian_products(
     return JacobianProducts(jnp.asarray(asked, int), jnp.stack(values) if values else jnp.zeros((0, k), first.dtype))
 
 
-def _all_singular_values(F: Any, states: Any, xs: Any, longest: int, N: int, dtype: Any) -> jax.Array:
+def _all_singular_values(
+    F: VectorStep, states: VectorState, xs: PyTree, longest: int, N: int, dtype: np.dtype
+) -> jax.Array:
     """Return the singular values (longest + 1, N) for all lags, from one backward pass with the rows of P."""
 
-    def step(P: jax.Array, at: Any) -> tuple[jax.Array, jax.Array]:
+    def step(P: jax.Array, at: StateAndInput) -> tuple[jax.Array, jax.Array]:
         (v, rest), x = at
         _, pull = jax.vjp(lambda v: F(v, rest, x)[0], v)
         P = jax.vmap(lambda row: pull(row)[0])(P)
@@ -130,19 +119,21 @@ def _all_singular_values(F: Any, states: Any, xs: Any, longest: int, N: int, dty
     return jnp.concatenate([jnp.ones((1, N), dtype), values[::-1]])
 
 
-def _leading_singular_values(F: Any, states: Any, xs: Any, steps: int, lag: int, V: jax.Array) -> jax.Array:
+def _leading_singular_values(
+    F: VectorStep, states: VectorState, xs: PyTree, steps: int, lag: int, V: jax.Array
+) -> jax.Array:
     """Return the leading singular values of P at one lag, in descending order, by power iteration."""
     at = jax.tree.map(lambda a: a[steps - lag :], (states, xs))
 
     def push(v: jax.Array) -> jax.Array:
-        def step(v: jax.Array, at: Any) -> tuple[jax.Array, None]:
+        def step(v: jax.Array, at: StateAndInput) -> tuple[jax.Array, None]:
             (v_0, rest), x = at
             return jax.jvp(lambda v: F(v, rest, x)[0], (v_0,), (v,))[1], None
 
         return lax.scan(step, v, at, lag)[0]
 
     def pull(u: jax.Array) -> jax.Array:
-        def step(u: jax.Array, at: Any) -> tuple[jax.Array, None]:
+        def step(u: jax.Array, at: StateAndInput) -> tuple[jax.Array, None]:
             (v_0, rest), x = at
             return jax.vjp(lambda v: F(v, rest, x)[0], v_0)[1](u)[0], None
 
@@ -150,7 +141,7 @@ def _leading_singular_values(F: Any, states: Any, xs: Any, steps: int, lag: int,
 
     columns = lambda f: jax.vmap(f, 1, 1)  # noqa: E731
 
-    def iteration(_: Any, V: jax.Array) -> jax.Array:
+    def iteration(_: jax.Array, V: jax.Array) -> jax.Array:
         U = jnp.linalg.qr(columns(push)(jnp.linalg.qr(V)[0]))[0]
         return columns(pull)(U)
 

@@ -12,30 +12,17 @@ Source: G. Benettin, L. Galgani, A. Giorgilli and J.-M. Strelcyn, Lyapunov chara
 F. Wolf and L. F. Abbott, Lyapunov spectra of chaotic recurrent neural networks (2023), for networks.
 """
 
-from typing import Any, NamedTuple
-
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import PRNGKeyArray, PyTree
 
 from jaxseq import _checks
-from jaxseq.diagnostics._step import Step, flat, forward_mode_hint, on_vectors, steps_of
+from jaxseq._types import Lyapunov
+from jaxseq.diagnostics._step import Rest, Step, flat, forward_mode_hint, on_vectors, steps_of
 
-
-class Lyapunov(NamedTuple):
-    """Lyapunov exponents.
-
-    Attributes:
-        exponents: `(k,)`, in descending order, in units of 1 / dt.
-        history: `(steps / every, k)`, the running estimates, which show whether the exponents have converged.
-        final: the state after the last step.
-    """
-
-    exponents: Float[Array, " k"]
-    history: Float[Array, "n k"]
-    final: PyTree[Array]
+TangentState = tuple[jax.Array, Rest, jax.Array]  # the state as (v, rest), and the directions Q (N, k)
 
 
 @forward_mode_hint("lyapunov")
@@ -103,12 +90,12 @@ def lyapunov(
     if not dt > 0:
         _checks.bad_value("dt", "a number > 0", _checks.describe(dt))
 
-    def step(s: Any, x: Any) -> tuple[Any, None]:
+    def step(s: TangentState, x: PyTree) -> tuple[TangentState, None]:
         v, rest, Q = s
         v, push, rest = jax.linearize(lambda v: F(v, rest, x), v, has_aux=True)
         return (v, rest, jax.vmap(push, 1, 1)(Q)), None
 
-    def segment(s: Any, x: Any) -> tuple[Any, jax.Array]:
+    def segment(s: TangentState, x: PyTree) -> tuple[TangentState, jax.Array]:
         """Apply `every` steps and a QR factorization. Return the logarithmic growth of the directions."""
         v, rest, Q = lax.scan(step, s, x, every)[0]
         Q, R = jnp.linalg.qr(Q)
@@ -117,7 +104,7 @@ def lyapunov(
     Q = jax.random.normal(jax.random.key(0) if key is None else key, (N, k), state.v.dtype)
     s = (state.v, state.rest, jnp.linalg.qr(Q)[0])
 
-    def settling(s: Any, x: Any) -> tuple[Any, None]:
+    def settling(s: TangentState, x: PyTree) -> tuple[TangentState, None]:
         (v, rest, Q), _ = step(s, x)
         return (v, rest, jnp.linalg.qr(Q)[0]), None
 

@@ -1,19 +1,29 @@
 """Plots of the diagnostics. Matplotlib is imported only here, when a plot is made."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from jaxseq import _checks
+from jaxseq._types import AnyArray
 from jaxseq.diagnostics._lyapunov import Lyapunov
 from jaxseq.diagnostics._truncation import TruncationBias, within
+
+# Annotations are executed in tests, and must not import matplotlib.
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+else:
+    Axes = object
+
+Result = TypeVar("Result")
+Numbers = AnyArray | Sequence[float | int]
 
 VANISHED = 1e-3  # fraction of the largest norm below which a gradient counts as vanished
 INK, FAINT = "0.25", "0.85"
 
 
-def _axes(ax: Any) -> Any:
+def _axes(ax: Axes | None) -> Axes:
     """Return `ax`, or the axes of a new figure if it is None."""
     if ax is not None:
         return ax
@@ -25,7 +35,7 @@ def _axes(ax: Any) -> Any:
     return Figure(figsize=(7, 4), layout="constrained").add_subplot()
 
 
-def _named(argument: str, value: Any, kind: type) -> Mapping[str, Any]:
+def _named(argument: str, value: Result | Mapping[str, Result], kind: type[Result]) -> Mapping[str, Result]:
     """Return a mapping from names to results. The name of a single result is empty."""
     named = value if isinstance(value, Mapping) else {"": value}
     for one in named.values():
@@ -33,20 +43,26 @@ def _named(argument: str, value: Any, kind: type) -> Mapping[str, Any]:
     return named
 
 
-def _finished(ax: Any) -> Any:
+def _finished(ax: Axes) -> Axes:
     ax.grid(color=FAINT, lw=0.5)
     ax.legend(frameon=False)
     return ax
 
 
-def _log_scale(ax: Any) -> None:
+def _log_scale(ax: Axes) -> None:
     """Use a logarithmic y axis if any plotted value is positive."""
     drawn = [np.asarray(line.get_ydata(), float) for line in ax.lines]
     if any((y > 0).any() for y in drawn):
         ax.set_yscale("log")
 
 
-def plot_norms(curves: Mapping[str, Any], *, lags: Any = None, ax: Any = None, vanished: float | int = VANISHED) -> Any:
+def plot_norms(
+    curves: Mapping[str, Numbers],
+    *,
+    lags: Numbers | None = None,
+    ax: Axes | None = None,
+    vanished: float | int = VANISHED,
+) -> Axes:
     """Plot norms by lag, and mark the last lag at which each curve is above the fraction `vanished` of its maximum.
 
     Args:
@@ -95,8 +111,8 @@ def plot_norms(curves: Mapping[str, Any], *, lags: Any = None, ax: Any = None, v
 
 
 def plot_bias(
-    biases: TruncationBias | Mapping[str, TruncationBias], *, tolerance: float | int = 0.1, ax: Any = None
-) -> Any:
+    biases: TruncationBias | Mapping[str, TruncationBias], *, tolerance: float | int = 0.1, ax: Axes | None = None
+) -> Axes:
     """Plot the relative error of the truncated gradient by window, and a line at the tolerance.
 
     Args:
@@ -139,7 +155,7 @@ def plot_bias(
     return _finished(ax)
 
 
-def plot_spectrum(spectra: Lyapunov | Mapping[str, Lyapunov], *, ax: Any = None) -> Any:
+def plot_spectrum(spectra: Lyapunov | Mapping[str, Lyapunov], *, ax: Axes | None = None) -> Axes:
     """Plot Lyapunov exponents in descending order. Gradients explode above zero and vanish below.
 
     Args:

@@ -3,18 +3,23 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial, reduce
-from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.flatten_util import ravel_pytree
+from jax.typing import ArrayLike
+from jaxtyping import Array, PyTree
 
 from jaxseq import _checks, _precision
 from jaxseq._scan import as_pytree_function
 
-Step = Callable[[Any, Any], tuple[Any, Any]]
+Step = Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]  # (state, x) -> (state, y)
+Rest = list[ArrayLike]  # the leaves of a state that are not floats
+VectorState = tuple[jax.Array, Rest]  # a state as (v, rest), the first two fields of `Flat`
+VectorStep = Callable[[jax.Array, Rest, PyTree], VectorState]  # (v, rest, x) -> (v, rest)
 
 
 @contextmanager
@@ -39,28 +44,26 @@ class Flat(NamedTuple):
     """
 
     v: jax.Array
-    rest: list[Any]
-    join: Callable[[jax.Array, list[Any]], Any]
+    rest: Rest
+    join: Callable[[jax.Array, Rest], PyTree]
 
 
-def flat(state: Any) -> Flat:
+def flat(state: PyTree[ArrayLike]) -> Flat:
     leaves, structure = jax.tree.flatten(state)
     is_float = [is_float_leaf(leaf) for leaf in leaves]
     floats = [jnp.asarray(leaf) for leaf, chosen in zip(leaves, is_float, strict=True) if chosen]
     dtype = _precision.accumulator(_precision.promote(*floats)) if floats else np.dtype(np.float32)
-    ends = list(accumulate(leaf.size for leaf in floats))
-    v = jnp.concatenate([leaf.astype(dtype).reshape(-1) for leaf in floats]) if floats else jnp.zeros(0, dtype)
+    v, split = ravel_pytree([leaf.astype(dtype) for leaf in floats])
 
-    def join(v: jax.Array, rest: list[Any]) -> Any:
-        parts = jnp.split(v, ends[:-1])
-        new_floats = iter(a.reshape(leaf.shape).astype(leaf.dtype) for a, leaf in zip(parts, floats, strict=False))
+    def join(v: jax.Array, rest: Rest) -> PyTree[ArrayLike]:
+        new_floats = iter(a.astype(leaf.dtype) for a, leaf in zip(split(v), floats, strict=True))
         others = iter(rest)
         return structure.unflatten([next(new_floats) if chosen else next(others) for chosen in is_float])
 
     return Flat(v, [leaf for leaf, chosen in zip(leaves, is_float, strict=True) if not chosen], join)
 
 
-def is_float_leaf(leaf: Any) -> bool:
+def is_float_leaf(leaf: ArrayLike) -> bool:
     return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
 
 
@@ -78,17 +81,17 @@ def euclidean(leaves: list[jax.Array], leading: int = 0) -> jax.Array:
     return (jnp.sqrt(reduce(jnp.add, squares)) * top).astype(dtype)
 
 
-def on_vectors(f: Step, state: Flat) -> Callable[[jax.Array, list[Any], Any], tuple[jax.Array, list[Any]]]:
+def on_vectors(f: Step, state: Flat) -> VectorStep:
     """Return F with F(v, rest, x) = (v', rest'), the step `f` on flattened states."""
 
-    def F(v: jax.Array, rest: list[Any], x: Any) -> tuple[jax.Array, list[Any]]:
+    def F(v: jax.Array, rest: Rest, x: PyTree) -> VectorState:
         new = flat(f(state.join(v, rest), x)[0])
         return new.v, new.rest
 
     return F
 
 
-def steps_of(f: Step, init: Any, xs: Any, length: int | None) -> tuple[Any, int]:
+def steps_of(f: Step, init: PyTree[ArrayLike], xs: PyTree[ArrayLike], length: int | None) -> tuple[PyTree[Array], int]:
     """Return (init with the types that `lax.scan` gives it, T). `lax.scan` raises the errors about f, init and xs.
 
     If `init` is None, return zeros with the shapes of the carry that `f` returns.

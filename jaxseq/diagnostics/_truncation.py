@@ -9,41 +9,30 @@ pass and its residuals, and their backward passes run in parallel:
 
 from collections.abc import Callable, Sequence
 from functools import reduce
-from typing import Any, NamedTuple
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from jaxseq import _checks, _precision
+from jaxseq._types import AnyArray, TruncationBias
 from jaxseq.diagnostics._step import euclidean, steps_of
+
+Tree = TypeVar("Tree")
 
 GROWTH = 2  # the ratio of successive default windows
 
 
-class TruncationBias(NamedTuple):
-    r"""Errors of the truncated gradient for several windows.
-
-    Attributes:
-        windows: `(W,)`, the windows k.
-        relative_error: `(W,)`, $\lVert g_k - g \rVert / \lVert g \rVert$ over all parameters.
-        cosine: `(W,)`, the cosine of the angle between $g_k$ and g.
-    """
-
-    windows: Int[Array, " W"]
-    relative_error: Float[Array, " W"]
-    cosine: Float[Array, " W"]
-
-
 def truncation_bias(
-    f: Callable[[Any, Any, Any], tuple[Any, Any]],
+    f: Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]],
     params: PyTree[ArrayLike],
     init: PyTree[ArrayLike],
     xs: PyTree[ArrayLike] | None,
-    loss: Callable[[Any, Any], Float[Array, ""]],
+    loss: Callable[[PyTree, PyTree], Float[Array, ""]],
     *,
     windows: Sequence[int] | None = None,
     length: int | None = None,
@@ -94,9 +83,9 @@ def truncation_bias(
         if max(asked) > max(1, steps):
             _checks.bad_value("windows", f"windows of at most {steps}, the number of steps", str(max(asked)))
 
-    def gradient(k: Any) -> Any:
-        def of(params: Any) -> jax.Array:
-            def step(s: Any, at: Any) -> tuple[Any, Any]:
+    def gradient(k: jax.Array) -> PyTree[Array]:
+        def of(params: PyTree[ArrayLike]) -> jax.Array:
+            def step(s: PyTree[Array], at: tuple[jax.Array, PyTree]) -> tuple[PyTree, PyTree]:
                 t, x = at
                 return f(params, _gate(s, (t == 0) | (t % k != 0)), x)
 
@@ -109,7 +98,7 @@ def truncation_bias(
 
     size = euclidean(jax.tree.leaves(full))
 
-    def compared(g_k: Any) -> tuple[jax.Array, jax.Array]:
+    def compared(g_k: PyTree[Array]) -> tuple[jax.Array, jax.Array]:
         size_k, error = (euclidean(jax.tree.leaves(g)) for g in (g_k, jax.tree.map(jnp.subtract, g_k, full)))
         dtype = _precision.accumulator(size.dtype)
         unit = lambda g, n: [a.astype(dtype) / n.astype(dtype) for a in jax.tree.leaves(g)]  # noqa: E731
@@ -165,15 +154,15 @@ def within(bias: TruncationBias, tolerance: float | int) -> tuple[np.ndarray, np
 
 
 @jax.custom_vjp
-def _gate(s: Any, is_open: jax.Array) -> Any:
+def _gate(s: Tree, is_open: jax.Array) -> Tree:
     return s
 
 
-def _gate_fwd(s: Any, is_open: jax.Array) -> Any:
+def _gate_fwd(s: Tree, is_open: jax.Array) -> tuple[Tree, jax.Array]:
     return s, is_open
 
 
-def _gate_bwd(is_open: jax.Array, s_bar: Any) -> Any:
+def _gate_bwd(is_open: jax.Array, s_bar: PyTree[AnyArray]) -> tuple[PyTree[AnyArray], None]:
     return jax.tree.map(lambda a: a if a.dtype == jax.dtypes.float0 else jnp.where(is_open, a, 0), s_bar), None
 
 

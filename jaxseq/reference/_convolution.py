@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.lax import PrecisionLike
 from jaxtyping import Array, Bool, Inexact
 
 from jaxseq import _geometry
@@ -23,7 +24,7 @@ def conv(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
     flip: bool = False,
-    precision: Any = None,
+    precision: PrecisionLike = None,
     method: str = "auto",
 ) -> Inexact[Array, "*batch_and_outputs c_out"]:
     """Reference implementation of `jaxseq.conv`: for each tap, a strided slice of the padded input times a matrix.
@@ -65,7 +66,7 @@ def depthwise_conv(
     padding: str | int | Sequence[tuple[int, int]] = "VALID",
     dilation: int | Sequence[int] = 1,
     flip: bool = False,
-    precision: Any = None,
+    precision: PrecisionLike = None,
     method: str = "auto",
 ) -> Inexact[Array, "*batch_and_outputs c_out"]:
     """Reference implementation of `jaxseq.depthwise_conv`: a separate convolution of each channel."""
@@ -89,7 +90,7 @@ def separable_conv(
     padding: str | int | Sequence[tuple[int, int]] = "VALID",
     dilation: int | Sequence[int] = 1,
     flip: bool = False,
-    precision: Any = None,
+    precision: PrecisionLike = None,
     method: str = "auto",
 ) -> Inexact[Array, "*batch_and_outputs c_out"]:
     """Reference implementation of `jaxseq.separable_conv`: a depthwise, then a pointwise convolution."""
@@ -108,7 +109,7 @@ def conv_transpose(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
     output_padding: int | Sequence[int] = 0,
-    precision: Any = None,
+    precision: PrecisionLike = None,
     method: str = "auto",
 ) -> Inexact[Array, "*batch_and_outputs c_out"]:
     """Reference implementation of `jaxseq.conv_transpose`: for each tap, add the input times a matrix to the strided
@@ -118,7 +119,7 @@ def conv_transpose(
     outputs, kernel_size = x.shape[-axes - 1 : -1], kernel.shape[:axes]
     (per_out, c_in), batch = kernel.shape[axes:], x.shape[: -axes - 1]
     geometry, space = _geometry.resolve_transposed(
-        outputs, kernel_size, stride, padding, dilation, groups, output_padding
+        outputs, kernel_size, stride, padding, dilation, groups, output_padding=output_padding
     )
     common = promote(x, kernel)
     groups = geometry.groups
@@ -153,7 +154,7 @@ def causal_conv(
     dilation: int = 1,
     groups: int = 1,
     resets: Bool[Array, "*batch T"] | None = None,
-    precision: Any = None,
+    precision: PrecisionLike = None,
     method: str = "auto",
 ) -> tuple[Inexact[Array, "*batch reach c_in"], Inexact[Array, "*batch T c_out"]]:
     """Reference implementation of `jaxseq.causal_conv`: for each tap, the shifted input times a matrix. Inputs from

@@ -7,15 +7,14 @@ from typing import Any, Unpack
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jax.lax import PrecisionLike
+from jaxtyping import Array, Float, PyTree
 
 from jaxseq import linear_maps
-from jaxseq._gru import GRUParams
-from jaxseq._lstm import LSTMParams, LSTMState
 from jaxseq._precision import accumulator, cast_like, promote
-from jaxseq._recurrence import Cell
-from jaxseq._rnn import RNNParams
+from jaxseq._recurrence._cell import Cell
 from jaxseq._time_options import TimeOptions
+from jaxseq._types import GRUParams, LSTMParams, LSTMState, RNNParams
 from jaxseq.reference._convolution import conv
 from jaxseq.reference._time import expand_mask, through_time
 
@@ -33,8 +32,14 @@ def rnn(
 
 
 def _rnn_cell(
-    params: Any, carry: Any, x: Any, *, activation: str = "tanh", precision: Any, recurrent_dropout_mask: Any = None
-) -> Any:
+    params: PyTree,
+    carry: PyTree,
+    x: PyTree,
+    *,
+    activation: str = "tanh",
+    precision: PrecisionLike,
+    recurrent_dropout_mask: PyTree = None,
+) -> PyTree:
     h = _zeros(params, x) if carry is None else carry
     a = _affine(x, params.w_x, params.b, precision) + _affine(
         _dropped(recurrent_dropout_mask, h), params.w_h, None, precision
@@ -49,7 +54,7 @@ def rnn_cell(
     x: Float[Array, "*batch D"],
     *,
     activation: str = "tanh",
-    precision: Any = None,
+    precision: PrecisionLike = None,
 ) -> tuple[Float[Array, "*batch H"], Float[Array, "*batch H"]]:
     """Reference implementation of `jaxseq.rnn_cell`."""
     return _rnn_cell(params, carry, x, activation=activation, precision=precision)
@@ -65,7 +70,9 @@ def gru(
     return through_time(partial(_gru_cell, params), carry, xs, **time)
 
 
-def _gru_cell(params: Any, carry: Any, x: Any, *, precision: Any, recurrent_dropout_mask: Any = None) -> Any:
+def _gru_cell(
+    params: PyTree, carry: PyTree, x: PyTree, *, precision: PrecisionLike, recurrent_dropout_mask: PyTree = None
+) -> PyTree:
     h = _zeros(params, x) if carry is None else carry
     return _gru_step(
         _affine(x, params.w_x, params.b_x, precision),
@@ -80,7 +87,7 @@ def gru_cell(
     carry: Float[Array, "*batch H"] | None,
     x: Float[Array, "*batch D"],
     *,
-    precision: Any = None,
+    precision: PrecisionLike = None,
 ) -> tuple[Float[Array, "*batch H"], Float[Array, "*batch H"]]:
     """Reference implementation of `jaxseq.gru_cell`."""
     return _gru_cell(params, carry, x, precision=precision)
@@ -106,7 +113,9 @@ def lstm(
     return through_time(partial(_lstm_cell, params), carry, xs, **time)
 
 
-def _lstm_cell(params: Any, carry: Any, x: Any, *, precision: Any, recurrent_dropout_mask: Any = None) -> Any:
+def _lstm_cell(
+    params: PyTree, carry: PyTree, x: PyTree, *, precision: PrecisionLike, recurrent_dropout_mask: PyTree = None
+) -> PyTree:
     state = LSTMState(_zeros(params, x), _zeros(params, x)) if carry is None else carry
     a = _affine(x, params.w_x, params.b, precision) + _affine(
         _dropped(recurrent_dropout_mask, state.h), params.w_h, None, precision
@@ -115,7 +124,7 @@ def _lstm_cell(params: Any, carry: Any, x: Any, *, precision: Any, recurrent_dro
 
 
 def lstm_cell(
-    params: LSTMParams, carry: LSTMState | None, x: Float[Array, "*batch D"], *, precision: Any = None
+    params: LSTMParams, carry: LSTMState | None, x: Float[Array, "*batch D"], *, precision: PrecisionLike = None
 ) -> tuple[LSTMState, Float[Array, "*batch H"]]:
     """Reference implementation of `jaxseq.lstm_cell`."""
     return _lstm_cell(params, carry, x, precision=precision)
@@ -146,8 +155,14 @@ def conv_gru(
 
 
 def _conv_gru_cell(
-    params: Any, carry: Any, x: Any, *, precision: Any, recurrent_dropout_mask: Any = None, **options: Any
-) -> Any:
+    params: PyTree,
+    carry: PyTree,
+    x: PyTree,
+    *,
+    precision: PrecisionLike,
+    recurrent_dropout_mask: PyTree = None,
+    **options: PyTree,
+) -> PyTree:
     u = conv(_wide(x), params.w_x, params.b_x, **options, precision=precision)
     h = jnp.zeros((*u.shape[:-1], params.w_h.shape[-2]), accumulator(x.dtype)) if carry is None else carry
     return _gru_step(
@@ -166,7 +181,7 @@ def conv_gru_cell(
     stride: int | Sequence[int] = 1,
     padding: str | int | Sequence[tuple[int, int]] = "SAME",
     dilation: int | Sequence[int] = 1,
-    precision: Any = None,
+    precision: PrecisionLike = None,
 ) -> tuple[Float[Array, "*batch_and_outputs F"], Float[Array, "*batch_and_outputs F"]]:
     """Reference implementation of `jaxseq.conv_gru_cell`."""
     return _conv_gru_cell(params, carry, x, stride=stride, padding=padding, dilation=dilation, precision=precision)
@@ -188,8 +203,14 @@ def conv_lstm(
 
 
 def _conv_lstm_cell(
-    params: Any, carry: Any, x: Any, *, precision: Any, recurrent_dropout_mask: Any = None, **options: Any
-) -> Any:
+    params: PyTree,
+    carry: PyTree,
+    x: PyTree,
+    *,
+    precision: PrecisionLike,
+    recurrent_dropout_mask: PyTree = None,
+    **options: PyTree,
+) -> PyTree:
     u = conv(_wide(x), params.w_x, params.b, **options, precision=precision)
     zero = jnp.zeros((*u.shape[:-1], params.w_h.shape[-2]), accumulator(x.dtype))
     state = LSTMState(zero, zero) if carry is None else carry
@@ -208,15 +229,19 @@ def conv_lstm_cell(
     stride: int | Sequence[int] = 1,
     padding: str | int | Sequence[tuple[int, int]] = "SAME",
     dilation: int | Sequence[int] = 1,
-    precision: Any = None,
+    precision: PrecisionLike = None,
 ) -> tuple[LSTMState, Float[Array, "*batch_and_outputs F"]]:
     """Reference implementation of `jaxseq.conv_lstm_cell`."""
     return _conv_lstm_cell(params, carry, x, stride=stride, padding=padding, dilation=dilation, precision=precision)
 
 
 def recurrence(
-    cell: Cell, params: Any, carry: Any | None, xs: Float[Array, "*time_batch_and_space D"], **time: Unpack[TimeOptions]
-) -> tuple[Any, Float[Array, "*time_batch_and_outputs H"]]:
+    cell: Cell,
+    params: PyTree,
+    carry: PyTree | None,
+    xs: Float[Array, "*time_batch_and_space D"],
+    **time: Unpack[TimeOptions],
+) -> tuple[PyTree, Float[Array, "*time_batch_and_outputs H"]]:
     """Reference implementation of `jaxseq.recurrence`."""
     features = 1 + cell.input.dimensions(params.w_x)
     step = partial(_recurrence_cell, cell, params)
@@ -225,14 +250,14 @@ def recurrence(
 
 def _recurrence_cell(
     cell: Cell,
-    params: Any,
-    carry: Any,
-    x: Any,
+    params: PyTree,
+    carry: PyTree,
+    x: PyTree,
     *,
-    precision: Any,
-    recurrent_dropout_mask: Any = None,
-    valid: Any = None,
-) -> Any:
+    precision: PrecisionLike,
+    recurrent_dropout_mask: PyTree = None,
+    valid: PyTree = None,
+) -> PyTree:
     fields = params._asdict()
     u = _linear(cell.input, params.w_x, fields.get("b", fields.get("b_x")), x, precision)
     us = jnp.split(u, len(cell.gates), -1)
@@ -260,17 +285,17 @@ def _recurrence_cell(
         else []
     )
 
-    def step(valid: Any, a: Any, s: Any) -> Any:
+    def step(valid: PyTree, a: PyTree, s: PyTree) -> PyTree:
         """Apply the step of the cell. Where `valid` is False its arguments and inner product are zero, because an
         infinite derivative times a zero cotangent would be NaN.
         """
 
-        def masked(tree: Any) -> Any:
+        def masked(tree: PyTree) -> PyTree:
             return tree if valid is None else jax.tree.map(lambda v: jnp.where(expand_mask(valid, v), v, 0), tree)
 
         inner = [lambda q: masked(_affine(masked(q), params.w_q, None, precision))] if "w_q" in fields else []
         new = cell.step(*masked((a, s, *cell_params)), *inner)
-        return new if cell.pullback is None else new[0]
+        return new if cell.pullback is None else new.state
 
     # The mask applies to the parameters of the cell as well, so each example needs a copy of them.
     for _ in range(0 if valid is None or not cell_params else valid.ndim):
@@ -280,13 +305,20 @@ def _recurrence_cell(
 
 
 def recurrence_cell(
-    cell: Cell, params: Any, carry: Any | None, x: Float[Array, "*batch_and_space D"], *, precision: Any = None
-) -> tuple[Any, Float[Array, "*batch_and_outputs H"]]:
+    cell: Cell,
+    params: PyTree,
+    carry: PyTree | None,
+    x: Float[Array, "*batch_and_space D"],
+    *,
+    precision: PrecisionLike = None,
+) -> tuple[PyTree, Float[Array, "*batch_and_outputs H"]]:
     """Reference implementation of `jaxseq.recurrence_cell`: the step of the cell. Its pullback is not used."""
     return _recurrence_cell(cell, params, carry, x, precision=precision)
 
 
-def _linear(kind: linear_maps.LinearMap, w: jax.Array, b: jax.Array | None, x: jax.Array, precision: Any) -> jax.Array:
+def _linear(
+    kind: linear_maps.LinearMap, w: jax.Array, b: jax.Array | None, x: jax.Array, precision: PrecisionLike
+) -> jax.Array:
     """Apply a map of `jaxseq.linear_maps` with weights w and bias b to x, in the dtype of the accumulator."""
     if isinstance(kind, linear_maps.Dense):
         return _affine(x, w, b, precision)
@@ -311,7 +343,7 @@ def _wide(x: jax.Array) -> jax.Array:
     return x.astype(accumulator(x.dtype))
 
 
-def _affine(x: jax.Array, w: jax.Array, b: jax.Array | None, precision: Any) -> jax.Array:
+def _affine(x: jax.Array, w: jax.Array, b: jax.Array | None, precision: PrecisionLike) -> jax.Array:
     """Return x w + b, accumulated in at least float32."""
     common = promote(x, w)
     y = jnp.matmul(x.astype(common), w.astype(common), precision=precision, preferred_element_type=accumulator(common))
@@ -322,6 +354,6 @@ def _dropped(recurrent_dropout_mask: jax.Array | None, h: jax.Array) -> jax.Arra
     return h if recurrent_dropout_mask is None else h * lax.stop_gradient(recurrent_dropout_mask).astype(h.dtype)
 
 
-def _zeros(params: Any, x: jax.Array) -> jax.Array:
+def _zeros(params: PyTree, x: jax.Array) -> jax.Array:
     """Return the zero state for one input x (*B, D)."""
     return jnp.zeros((*x.shape[:-1], params.w_h.shape[0]), accumulator(x.dtype))

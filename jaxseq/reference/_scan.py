@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,7 @@ from jaxtyping import Array, PyTree
 
 
 def scan(
-    f: Callable[[Any, Any], tuple[Any, Any]],
+    f: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]],
     init: PyTree[ArrayLike],
     xs: PyTree[ArrayLike] | None = None,
     length: int | None = None,
@@ -32,14 +31,14 @@ def scan(
     j = jnp.arange(T)[::-1] if reverse else jnp.arange(T)  # the position of each step in processing order
     if k1 == k2:
 
-        def step(s: Any, at: Any) -> Any:
+        def step(s: PyTree, at: PyTree) -> PyTree:
             j, x = at
             cut = (j > 0) & (j % k1 == 0)
             return f(jax.tree.map(lambda a: jnp.where(cut, lax.stop_gradient(a), a), s), x)
 
         return scan_steps(step, init, (j, xs))
 
-    def steps_between(lo: int, hi: int) -> Any:
+    def steps_between(lo: int, hi: int) -> PyTree:
         """Return xs at the positions lo .. hi - 1 in processing order."""
         return jax.tree.map(lambda a: a[T - hi : T - lo] if reverse else a[lo:hi], xs)
 

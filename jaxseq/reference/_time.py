@@ -2,25 +2,26 @@
 
 from collections.abc import Callable
 from functools import partial, reduce
-from typing import Any, Unpack
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import PyTree
 
 from jaxseq._precision import accumulator, cast_like, promote, wider
 from jaxseq._time_options import TimeOptions, with_defaults
 
 
 def through_time(
-    cell: Callable[..., tuple[Any, jax.Array]],
-    carry: Any,
+    cell: Callable[..., tuple[PyTree, jax.Array]],
+    carry: PyTree,
     xs: jax.Array,
     features: int = 1,
     takes_valid_mask: bool = False,
     **time: Unpack[TimeOptions],
-) -> tuple[Any, jax.Array]:
+) -> tuple[PyTree, jax.Array]:
     """Apply `cell` to the steps of xs. j = 0 .. T - 1 counts them in processing order. `checkpoint` is ignored: it
     affects residuals, not results.
 
@@ -73,20 +74,20 @@ def through_time(
             lambda a: jnp.take_along_axis(a, expand_mask(order, a), 0), (reset, zoned_out, amounts)
         )
 
-    def where(mask: jax.Array | None, yes: Any, no: Any) -> Any:
+    def where(mask: jax.Array | None, yes: PyTree, no: PyTree) -> PyTree:
         return no if mask is None else jax.tree.map(lambda a, b: jnp.where(expand_mask(mask, a), a, b), yes, no)
 
     def mix(k: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
         """Return the fraction k of a plus the fraction 1 - k of b."""
         return jnp.where(k, a, b) if k.dtype == bool else a * k.astype(a.dtype) + b * (1 - k.astype(a.dtype))
 
-    def run(state: Any, first: int, stop: int, every: int | None) -> tuple[Any, tuple[Any, jax.Array]]:
+    def run(state: PyTree, first: int, stop: int, every: int | None) -> tuple[PyTree, tuple[PyTree, jax.Array]]:
         """Process steps first .. stop - 1 from `state`. Return the final state, then all states and outputs.
 
         With an integer `every`, stop the gradient of the state every so many steps.
         """
 
-        def body(state: Any, at: Any) -> Any:
+        def body(state: PyTree, at: PyTree) -> PyTree:
             j, x, padding, reset, zoned_out, amounts = at
             if every is not None:
                 cut = jnp.broadcast_to((j > 0) & (j % every == 0), batch)

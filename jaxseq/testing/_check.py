@@ -3,14 +3,15 @@
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from jaxseq import _checks
 from jaxseq.testing import _domain, _order2, _point, _rule, _transforms, _value
+from jaxseq.testing._point import Args, Leaf, TreeFunction
 from jaxseq.testing._report import Failure, Report, Result, Verdict, explain
 from jaxseq.testing._subject import Subject
 from jaxseq.testing._trial import Trial
@@ -41,10 +42,10 @@ FULL: Mapping[str, Check] = {
 
 
 def check_vjp(
-    f: Callable[..., Any],
-    args: Sequence[Any],
+    f: Callable[..., PyTree],
+    args: Sequence[PyTree],
     *,
-    reference: Callable[..., Any] | None = None,
+    reference: Callable[..., PyTree] | None = None,
     argnums: int | Sequence[int] | None = None,
     order: int = 2,
     seed: int = 0,
@@ -109,10 +110,10 @@ def check_vjp(
 
 
 def check_jvp(
-    f: Callable[..., Any],
-    args: Sequence[Any],
+    f: Callable[..., PyTree],
+    args: Sequence[PyTree],
     *,
-    reference: Callable[..., Any] | None = None,
+    reference: Callable[..., PyTree] | None = None,
     argnums: int | Sequence[int] | None = None,
     order: int = 2,
     seed: int = 0,
@@ -166,13 +167,13 @@ class Session:
 
     def __init__(
         self,
-        f: Any,
-        args: Any,
+        f: TreeFunction,
+        args: Sequence[PyTree],
         *,
-        reference: Any = None,
-        argnums: Any = None,
+        reference: TreeFunction | None = None,
+        argnums: int | Sequence[int] | None = None,
         mode: str = "vjp",
-        judge: Callable[[tuple[Any, ...]], Callable[..., Any]] | None = None,
+        judge: Callable[[Args], TreeFunction] | None = None,
         more: Mapping[str, Check] = MappingProxyType({}),
     ):
         for name, function in (("f", f), ("reference", reference)):
@@ -207,12 +208,12 @@ class Session:
 
     def report(
         self,
-        args: Any,
+        args: Sequence[PyTree],
         *,
-        order: Any = 2,
-        seed: Any = 0,
-        tolerance: Any = None,
-        level: Any = "full",
+        order: int = 2,
+        seed: int = 0,
+        tolerance: float | None = None,
+        level: str = "full",
         only: Collection[str] | None = None,
     ) -> Report:
         """Check the function at one point, with arguments of the same structure as those passed to the constructor.
@@ -266,7 +267,7 @@ class Session:
         notes = [*self.notes, *zero, *trial.notes]
         return Report(_point.title(self.subject.f), self.subject.results.names, results, notes, where)
 
-    def _trial(self, args: tuple[Any, ...], seed: int, tolerance: float | None) -> Trial:
+    def _trial(self, args: Args, seed: int, tolerance: float | None) -> Trial:
         """Return the trial with zeros replaced by random numbers, or with the zeros if f is finite only there."""
         trial = Trial(self.subject, self._point(args, seed), seed, tolerance)
         trial.filled = self.argnums
@@ -277,16 +278,16 @@ class Session:
             trial.asked = asked.x
         return trial
 
-    def _point(self, args: tuple[Any, ...], seed: int = 0) -> tuple[Any, ...]:
+    def _point(self, args: Args, seed: int = 0) -> Args:
         """Return the arguments at which the checks run."""
         with jax.enable_x64(True):
             return self._cast(_point.lifted(args, seed=seed, argnums=self.argnums), args)
 
-    def _cast(self, args: tuple[Any, ...], given: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _cast(self, args: Args, given: Args) -> Args:
         """Cast floating-point leaves to float64, or to at most float32 (complex64) if f does not run in float64."""
         narrow = {np.dtype(np.float64): np.float32, np.dtype(np.complex128): np.complex64}
 
-        def cast(leaf: Any, given: Any) -> Any:
+        def cast(leaf: Leaf, given: Leaf) -> Leaf:
             if not _point.inexact(leaf):
                 return leaf
             low = narrow.get(np.dtype(given.dtype), given.dtype)
@@ -294,14 +295,14 @@ class Session:
 
         return jax.tree.map(cast, args, given)
 
-    def _outputs(self, f: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, Exception | None]:
+    def _outputs(self, f: TreeFunction, args: Args) -> tuple[PyTree[jax.ShapeDtypeStruct], Exception | None]:
         """Return the shapes of the outputs and None, or None and the error that f raises.
 
         Raise a TypeError if an output is not an array.
         """
         not_arrays: list[str] = []
 
-        def checked(*args: Any) -> Any:
+        def checked(*args: PyTree) -> PyTree:
             out = f(*args)
             for path, leaf in jax.tree.leaves_with_path(out):
                 if not isinstance(leaf, jax.Array | np.ndarray | np.generic | bool | int | float | complex):
@@ -317,7 +318,7 @@ class Session:
             return None, error
 
 
-def _positions(argnums: Any, args: tuple[Any, ...]) -> tuple[int, ...]:
+def _positions(argnums: int | Sequence[int] | None, args: Args) -> tuple[int, ...]:
     """Return the positions of the arguments to differentiate with respect to, sorted."""
     floating = [any(map(_point.inexact, jax.tree.leaves(arg))) for arg in args]
     if argnums is None:
@@ -336,6 +337,6 @@ def _positions(argnums: Any, args: tuple[Any, ...]) -> tuple[int, ...]:
     return tuple(sorted({n % len(args) for n in positions}))
 
 
-def _described(shapes: Any) -> str:
+def _described(shapes: PyTree[jax.ShapeDtypeStruct]) -> str:
     """Format a tree of dtypes and shapes on one line."""
     return str(jax.tree.map(lambda a: f"{a.dtype}{list(a.shape)}", shapes)).replace("'", "")

@@ -1,7 +1,7 @@
 """Comparison of arrays, with tolerances that record their origin and do not grow with the size of an array."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict, Unpack
 
 import numpy as np
 
@@ -11,6 +11,14 @@ from jaxseq.testing._report import Failure, Result, Verdict
 
 # A check with a bound wider than this, relative to the bounded values, is inconclusive.
 DECIDES = 1e-3
+
+
+class Details(TypedDict, total=False):
+    """Fields of a `Failure` that the caller of `compare` knows."""
+
+    pattern: str | None
+    diagnosis: str | None
+    seed: int
 
 
 class Tolerance(NamedTuple):
@@ -46,7 +54,7 @@ def compare(
     *,
     rounding: Callable[[], float] | None = None,
     decides: float = DECIDES,
-    **known: Any,
+    **known: Unpack[Details],
 ) -> Result:
     """Compare `got` with `expected`, element by element.
 

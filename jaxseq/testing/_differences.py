@@ -23,15 +23,22 @@ which tends to zero if f is smooth. A jump that all tables show is added to the 
 Source: C. J. F. Ridders, Accurate computation of F'(x) and F'(x) F''(x) (1982).
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 
 from jaxseq._types import ArrayOrScalar
+from jaxseq.testing._point import Arrays, Leaf
+
+# Flat lists of arrays in compiled code.
+Tracers = Sequence[jax.Array]
+# A function of a projection, which reduces arrays like f(x) to a number.
+Reduction = Callable[[Tracers], ArrayLike]
 
 FIRST_STEPS = (1e-1, 3e-3, 1e-4, 3e-6)
 beta = 1.4
@@ -55,7 +62,9 @@ class Differences(NamedTuple):
     scale: ArrayOrScalar
 
 
-def quotients(f: Callable[[list[Any]], list[Any]], x: list[Any], directions: Any, projections: Any) -> Any:
+def quotients(
+    f: Callable[[Arrays], Arrays], x: Arrays, directions: Tracers, projections: Tracers
+) -> tuple[jax.Array, ...]:
     """Return q(h), k(h), S and the round-off floor at every step, the input of `extrapolated`. This part is compiled.
 
     Args:
@@ -70,13 +79,13 @@ def quotients(f: Callable[[list[Any]], list[Any]], x: list[Any], directions: Any
     steps = jnp.asarray(STEPS.reshape(-1))
     y = f(x)
 
-    def along(u: list[Any]) -> Any:
+    def along(u: Tracers) -> tuple[jax.Array, ...]:
         # Steps are relative: the largest entry of u changes x by h times the RMS of its leaf.
         sizes = [_size(a) for a in x]
         alpha = 1 / jnp.max(jnp.stack([jnp.max(jnp.abs(v), initial=0) / s for v, s in zip(u, sizes, strict=True)]))
         alpha = jnp.where(jnp.isfinite(alpha), alpha, 1)
 
-        def at(h: Any) -> Any:
+        def at(h: jax.Array) -> tuple[ArrayLike, ...]:
             shifted = lambda h: f([a + _times(h * alpha, v) for a, v in zip(x, u, strict=True)])  # noqa: E731
             both = lax.map(shifted, jnp.stack([h, -h]))  # sequential: evaluates f itself, not its vmap
             slopes = [_times(1 / (2 * h * alpha), b[0] - b[1]) for b in both]
@@ -91,23 +100,23 @@ def quotients(f: Callable[[list[Any]], list[Any]], x: list[Any], directions: Any
     return tuple(a.reshape(a.shape[0], *STEPS.shape, -1) for a in found)
 
 
-def _size(a: Any) -> Any:
+def _size(a: Leaf) -> jax.Array:
     rms = jnp.sqrt(jnp.sum(jnp.abs(a) ** 2) / max(a.size, 1))
     return jnp.where(rms > 0, rms, 1)
 
 
-def _times(scalar: Any, a: Any) -> Any:
+def _times(scalar: jax.Array, a: jax.Array) -> jax.Array:
     return scalar.astype(a.dtype) * a
 
 
-def _reductions(slopes: list[Any], bends: list[Any], floors: list[Any]) -> Any:
+def _reductions(slopes: Tracers, bends: Tracers, floors: Tracers) -> tuple[Reduction, ...]:
     """Return <c, slope>, <c, bend> and the norms of c * slope and c * floor, as functions of c."""
 
-    def inner_with(arrays: list[Any]) -> Callable[[list[Any]], Any]:
+    def inner_with(arrays: Tracers) -> Reduction:
         return lambda c: sum(jnp.sum((a * s).real) for a, s in zip(c, arrays, strict=True))
 
-    def norm_with(arrays: list[Any]) -> Callable[[list[Any]], Any]:
-        def norm(c: list[Any]) -> Any:
+    def norm_with(arrays: Tracers) -> Reduction:
+        def norm(c: Tracers) -> jax.Array:
             return jnp.sqrt(sum(jnp.sum((jnp.abs(a) * jnp.abs(s)) ** 2) for a, s in zip(c, arrays, strict=True)))
 
         return norm

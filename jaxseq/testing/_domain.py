@@ -4,16 +4,28 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import PyTree
 
 from jaxseq._types import ArrayOrScalar
 from jaxseq.testing import _surgery, _value
 from jaxseq.testing._compare import Tolerance, compare, distance, largest
-from jaxseq.testing._point import Arrays, inexact, leaf_names, varied, wide, wide_dtype
+from jaxseq.testing._point import (
+    Args,
+    Arrays,
+    Leaf,
+    Shapes,
+    Structure,
+    inexact,
+    leaf_names,
+    varied,
+    wide,
+    wide_dtype,
+)
 from jaxseq.testing._report import Failure, Result, Verdict, explain
 from jaxseq.testing._subject import Subject, like
 from jaxseq.testing._trial import Trial
@@ -50,7 +62,7 @@ ATTEMPTS = 3
 ANOTHER = "f is a different function in"
 
 
-def _lower(trial: Trial, name: str, dtypes: Sequence[Any]) -> Iterator[Result]:
+def _lower(trial: Trial, name: str, dtypes: Sequence[DTypeLike]) -> Iterator[Result]:
     """Compare the rule at rounded arguments with the expected derivative in float64 at the same rounded values."""
     found: list[Result] = []
     x = wide(trial.x)
@@ -62,7 +74,7 @@ def _lower(trial: Trial, name: str, dtypes: Sequence[Any]) -> Iterator[Result]:
     yield from found
 
 
-def _lower_at(trial: Trial, name: str, exact: Arrays, dtypes: Sequence[Any]) -> Iterator[Result]:
+def _lower_at(trial: Trial, name: str, exact: Arrays, dtypes: Sequence[DTypeLike]) -> Iterator[Result]:
     s, check, joint = trial.subject, "dtypes", trial.patterns["joint"]
     with np.errstate(over="ignore", under="ignore"):
         rounded = [np.asarray(a).astype(d) for a, d in zip(exact, dtypes, strict=True)]
@@ -163,7 +175,7 @@ def _lower_at(trial: Trial, name: str, exact: Arrays, dtypes: Sequence[Any]) -> 
     yield from found
 
 
-def _out_of_range(a: ArrayOrScalar, dtype: Any) -> str | None:
+def _out_of_range(a: ArrayOrScalar, dtype: np.dtype) -> str | None:
     """Return the reason if a finite array is out of the range of a dtype, else None."""
     info, size = jnp.finfo(dtype), largest(a)
     if 0 < size < float(info.tiny):
@@ -208,7 +220,7 @@ def integers(trial: Trial) -> Iterator[Result]:
             yield from _elements_at(trial, check, point, f"{where} {' and '.join(which)}", trial.subject)
 
 
-def _repeated(leaf: Any) -> Any:
+def _repeated(leaf: Leaf) -> Leaf:
     """Replace every second number by the one before it; return the leaf unchanged if it has repeated numbers.
 
     A permutation of 0 .. n - 1 is also unchanged, since f may be defined only for permutations.
@@ -221,7 +233,7 @@ def _repeated(leaf: Any) -> Any:
     return jnp.asarray(flat[np.arange(flat.size) // 2 * 2].reshape(leaf.shape))
 
 
-def _distinct(leaf: Any) -> Any:
+def _distinct(leaf: Leaf) -> Leaf:
     """Replace repeated numbers by distinct ones in the same range and order, unless the range is too small."""
     if not jnp.issubdtype(leaf.dtype, jnp.integer) or np.unique(leaf).size == leaf.size:
         return leaf
@@ -234,11 +246,11 @@ def _distinct(leaf: Any) -> Any:
     return jnp.asarray(spread[ranks].reshape(leaf.shape).astype(leaf.dtype))
 
 
-def _float0(trial: Trial, args: Any) -> Result:
+def _float0(trial: Trial, args: Args) -> Result:
     """Check that cotangents of integers and booleans have the dtype float0."""
     s, check = trial.subject, "integers"
 
-    def whole(args: Any) -> Any:
+    def whole(args: Args) -> tuple[PyTree, ...]:
         outputs, pull = jax.vjp(lambda args: s.outs.split(s.f(*args))[0], args)
         return pull(like(outputs, trial.patterns["joint"]))[0]
 
@@ -302,7 +314,7 @@ def _all_different(free: list[tuple[Axes, int]], taken: set[int]) -> dict[Axes, 
     return {axes: next(new) for place, (axes, n) in enumerate(free) if n in sizes[:place]}
 
 
-def _free_axes(trial: Trial, leaves: list[Any], tree: Any) -> list[Axes]:
+def _free_axes(trial: Trial, leaves: Shapes, tree: Structure) -> list[Axes]:
     """Return the smallest sets of axes of equal size that f accepts one longer, found by trial on shapes only."""
     by_size: dict[int, list[tuple[int, int]]] = {}
     for n, leaf in enumerate(leaves):
@@ -324,7 +336,7 @@ def _free_axes(trial: Trial, leaves: list[Any], tree: Any) -> list[Axes]:
     return found
 
 
-def _shaped(leaves: list[Any], change: dict[Axes, int]) -> list[Any]:
+def _shaped(leaves: Shapes, change: dict[Axes, int]) -> list[jax.ShapeDtypeStruct]:
     """Return the shapes of the leaves with the sizes in `change`."""
     shapes = [list(np.shape(leaf)) for leaf in leaves]
     for axes, size in change.items():
@@ -333,7 +345,7 @@ def _shaped(leaves: list[Any], change: dict[Axes, int]) -> list[Any]:
     return [jax.ShapeDtypeStruct(tuple(shape), leaf.dtype) for shape, leaf in zip(shapes, leaves, strict=True)]
 
 
-def _accepts(trial: Trial, leaves: list[Any], tree: Any) -> bool:
+def _accepts(trial: Trial, leaves: Shapes, tree: Structure) -> bool:
     """Return True if f runs at these shapes, and the reference too with the same output shapes."""
     s, args = trial.subject, tree.unflatten(leaves)
     try:
@@ -345,7 +357,7 @@ def _accepts(trial: Trial, leaves: list[Any], tree: Any) -> bool:
     return jax.tree.structure(shapes) == s.outs.tree
 
 
-def _resized(trial: Trial, leaves: list[Any], change: dict[Axes, int]) -> list[Any]:
+def _resized(trial: Trial, leaves: Arrays, change: dict[Axes, int]) -> list[jax.Array]:
     """Cut the leaves to the sizes in `change`, or extend them by repetition, with variations if differentiated."""
     out = []
     for n, leaf in enumerate(leaves):
@@ -359,7 +371,7 @@ def _resized(trial: Trial, leaves: list[Any], change: dict[Axes, int]) -> list[A
     return out
 
 
-def _elements_at(trial: Trial, check: str, args: Any, where: str, subject: Subject | None = None) -> Iterator[Result]:
+def _elements_at(trial: Trial, check: str, args: Args, where: str, subject: Subject | None = None) -> Iterator[Result]:
     """Run the check of elements at other arguments, under the name `check`. Power is checked only at the first point.
 
     It is skipped if f or its derivative by JAX does not exist there, since f need not be defined at this point.

@@ -8,14 +8,13 @@ not contradict a wrong result, then its agreement with the actual result proves 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import cycle, zip_longest
-from typing import Any
 
 import numpy as np
 
 from jaxseq._types import ArrayOrScalar
 from jaxseq.testing._compare import DECIDES, compare, largest
 from jaxseq.testing._numbers import PROBES, Numbers
-from jaxseq.testing._point import normal, zeros
+from jaxseq.testing._point import Shaped, normal, zeros
 from jaxseq.testing._report import Failure
 
 # Relative to S = ||c * D_u f||_2, in addition to ten times the error of the finite differences.
@@ -184,7 +183,7 @@ def _worst(failures: Iterable[Failure]) -> Failure | None:
     return max(failures, key=excess, default=None)
 
 
-def one_hot(like: Any, index: tuple[int, ...] | None) -> ArrayOrScalar:
+def one_hot(like: Shaped, index: tuple[int, ...] | None) -> ArrayOrScalar:
     """Return an array with one at the index and zeros elsewhere, or only zeros if the index is None."""
     (probe,) = zeros([like])
     if index is not None:

@@ -8,7 +8,7 @@ import inspect
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +16,20 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 from jax.custom_batching import custom_vmap
+from jax.typing import ArrayLike
+from jaxtyping import PyTree
 
 from jaxseq import _checks
 from jaxseq.testing import _surgery
-from jaxseq.testing._point import inexact, title
+from jaxseq.testing._point import Args, Leaf, Shaped, TreeFunction, inexact, title
 
-Function = Callable[..., Any]
+# The gradient of a function: a tree for each argument. The correct one is the result of the pullback.
+Gradient = tuple[PyTree, ...]
+Pullback = Callable[[PyTree], Gradient]
+# `(args, outputs) -> bool`, True if a mistake can be made there. Outputs are shapes.
+Fits = Callable[[Args, PyTree[Shaped]], bool]
+# A change of one cotangent.
+Change = Callable[[jax.Array], jax.Array]
 
 
 @dataclass(frozen=True)
@@ -40,15 +48,15 @@ class Mutant:
     name: str
     check: str
     description: str
-    original: Function
-    clone: Function
-    fits: Callable[[Any, Any], bool]
+    original: Callable[..., PyTree]
+    clone: Callable[..., PyTree]
+    fits: Fits
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: PyTree) -> PyTree:
         """Return the value of the function."""
         return self.clone(*args)
 
-    def applies(self, *args: Any) -> bool:
+    def applies(self, *args: PyTree) -> bool:
         """Return True if the mistake has an effect for these arguments: a transpose, for example, needs a matrix."""
         return self.fits(args, jax.eval_shape(self.original, *args))
 
@@ -61,7 +69,7 @@ class Mutant:
         return inspect.signature(self.original)
 
 
-def mutate(f: Function) -> dict[str, Mutant]:
+def mutate(f: Callable[..., PyTree]) -> dict[str, Mutant]:
     """Return clones of a function, each with one mistake in its gradient, to test that a gradient check finds it.
 
     Args:
@@ -94,8 +102,8 @@ def mutate(f: Function) -> dict[str, Mutant]:
 class How(NamedTuple):
     """How to make a mistake: a function that clones f, and a predicate of `(args, outputs)` for its applicability."""
 
-    make: Callable[[Function], Function]
-    fits: Callable[[Any, Any], bool] = lambda args, outputs: True
+    make: Callable[[TreeFunction], TreeFunction]
+    fits: Fits = lambda args, outputs: True
 
 
 class Mistake(NamedTuple):
@@ -110,11 +118,15 @@ class Mistake(NamedTuple):
 # --- Constructors of mistakes ---
 
 
-def _rule(f: Function, bwd: Function, primal: Callable[[Any], Any] = lambda out: out) -> Function:
+def _rule(
+    f: TreeFunction,
+    bwd: Callable[[Pullback, Args, PyTree], Gradient],
+    primal: Callable[[PyTree], PyTree] = lambda out: out,
+) -> TreeFunction:
     """Return f with a custom rule: `bwd(pull, args, c)` returns the gradient; `pull` is the correct pullback of f."""
 
     @jax.custom_vjp
-    def clone(*args: Any) -> Any:
+    def clone(*args: PyTree) -> PyTree:
         return f(*args)
 
     clone.defvjp(
@@ -124,20 +136,20 @@ def _rule(f: Function, bwd: Function, primal: Callable[[Any], Any] = lambda out:
     return clone
 
 
-def gradient(change: Callable[[Any, Any], Any], fits: Callable[[Any, Any], bool] = lambda args, out: True) -> How:
+def gradient(change: Callable[[Gradient, Args], Gradient], fits: Fits = lambda args, out: True) -> How:
     """Change the correct gradient by `change(gradient, args)`, both tuples of trees."""
     return How(lambda f: _rule(f, lambda pull, args, c: change(pull(c), args)), fits)
 
 
-def leaf(change: Callable[[Any], Any], takes: Callable[[Any], bool] = lambda a: True) -> How:
+def leaf(change: Change, takes: Callable[[Leaf], bool] = lambda a: True) -> How:
     """Change the cotangent of one leaf: the largest floating-point leaf that satisfies `takes`."""
 
-    def target(tree: Any) -> int | None:
+    def target(tree: PyTree[Leaf]) -> int | None:
         leaves = jax.tree.leaves(tree)
         places = [n for n, a in enumerate(leaves) if inexact(a) and a.size and takes(a)]
         return max(places, key=lambda n: leaves[n].size, default=None)
 
-    def one(gradient: Any, args: Any) -> Any:
+    def one(gradient: Gradient, args: Args) -> Gradient:
         leaves, tree = jax.tree.flatten(gradient)
         n = target(args)
         return tree.unflatten([change(a) if m == n else a for m, a in enumerate(leaves)])
@@ -145,39 +157,39 @@ def leaf(change: Callable[[Any], Any], takes: Callable[[Any], bool] = lambda a: 
     return gradient(one, lambda args, out: target(args) is not None)
 
 
-def cotangent(change: Callable[[Any], Any], fits: Callable[[Any, Any], bool] = lambda args, out: True) -> How:
+def cotangent(change: Callable[[PyTree], PyTree], fits: Fits = lambda args, out: True) -> How:
     """Return the correct gradient for a changed cotangent of the output."""
     return How(lambda f: _rule(f, lambda pull, args, c: pull(change(c))), fits)
 
 
-def _map(change: Callable[[Any], Any], tree: Any) -> Any:
+def _map(change: Change, tree: PyTree) -> PyTree:
     """Apply `change` to the floating-point leaves."""
     return jax.tree.map(lambda a: change(a) if inexact(a) else a, tree)
 
 
-def _floats(tree: Any) -> list[int]:
+def _floats(tree: PyTree[Shaped]) -> list[int]:
     """Return the indices of the floating-point leaves."""
     return [n for n, a in enumerate(jax.tree.leaves(tree)) if inexact(a)]
 
 
-def _several(tree: Any) -> bool:
+def _several(tree: PyTree[Shaped]) -> bool:
     return len(_floats(tree)) > 1
 
 
 # --- Mistakes in what bwd returns ---
 
 
-def _first_container(args: Any) -> int | None:
+def _first_container(args: Args) -> int | None:
     """Return the position of the first argument with several floating-point leaves, or None."""
     return next((n for n, arg in enumerate(args) if _several(arg)), None)
 
 
-def _none(gradient: Any, args: Any) -> Any:
+def _none(gradient: Gradient, args: Args) -> Gradient:
     n = next(n for n, arg in enumerate(args) if _floats(arg))
     return (*gradient[:n], None, *gradient[n + 1 :])
 
 
-def _spread(gradient: Any, args: Any) -> Any:
+def _spread(gradient: Gradient, args: Args) -> Gradient:
     n = _first_container(args)
     return tuple(jax.tree.leaves(g)[0] if m == n else g for m, g in enumerate(gradient))
 
@@ -185,45 +197,45 @@ def _spread(gradient: Any, args: Any) -> Any:
 # --- Mistakes in the numbers ---
 
 
-def _has_steps(a: Any) -> bool:
+def _has_steps(a: Shaped) -> bool:
     return a.ndim > 0 and a.shape[0] > 1
 
 
-def _is_square(a: Any) -> bool:
+def _is_square(a: Shaped) -> bool:
     return a.ndim > 1 and a.shape[-1] == a.shape[-2] > 1
 
 
-def _is_real(a: Any) -> bool:
+def _is_real(a: Shaped) -> bool:
     return jnp.issubdtype(a.dtype, jnp.floating)
 
 
-def _in_first(a: Any, value: Any) -> Any:
+def _in_first(a: jax.Array, value: ArrayLike) -> jax.Array:
     """Add `value` to the first element."""
     return a.reshape(-1).at[0].add(value).reshape(a.shape)
 
 
-def _without_last_output(c: Any) -> Any:
+def _without_last_output(c: PyTree) -> PyTree:
     leaves, tree = jax.tree.flatten(c)
     last = _floats(leaves)[-1]
     return tree.unflatten([jnp.zeros_like(a) if n == last else a for n, a in enumerate(leaves)])
 
 
-def _has_examples(a: Any) -> bool:
+def _has_examples(a: Shaped) -> bool:
     """Return True if the second-to-last axis, taken as the axis of examples, has more than one entry."""
     return inexact(a) and a.ndim > 1 and a.shape[-2] > 1
 
 
-def _one_example(c: Any) -> Any:
+def _one_example(c: PyTree) -> PyTree:
     return jax.tree.map(lambda a: a.at[..., 1:, :].set(0) if _has_examples(a) else a, c)
 
 
-def _crossed(c: Any) -> Any:
+def _crossed(c: PyTree) -> PyTree:
     """Multiply each cotangent by one plus the sum of all cotangents."""
     total = jnp.stack([jnp.sum(a).real for a in jax.tree.leaves(c) if inexact(a)]).sum()
     return _map(lambda a: a * (1 + total.astype(a.dtype)), c)
 
 
-def _over_norm(c: Any) -> Any:
+def _over_norm(c: PyTree) -> PyTree:
     """Return c / |c| times |c|, which equals c except at zero."""
     norm = jnp.sqrt(sum(jnp.sum(jnp.abs(a) ** 2).astype(jnp.float32) for a in jax.tree.leaves(c) if inexact(a)))
     return _map(lambda a: a / norm.astype(a.dtype) * norm.astype(a.dtype), c)
@@ -232,24 +244,24 @@ def _over_norm(c: Any) -> Any:
 # --- Mistakes that show only in some situations ---
 
 _CALLS = itertools.count()
-_LEAKED: list[Any] = []
+_LEAKED: list[jax.Array] = []
 
 
-def _noisy(g: Any) -> Any:
+def _noisy(g: jax.Array) -> jax.Array:
     shape = jax.ShapeDtypeStruct((), jnp.float32)
     drawn = jax.pure_callback(lambda: np.float32(next(_CALLS) % 7), shape, vmap_method="sequential")
     return g * (1 + 1e-7 * drawn.astype(g.dtype))
 
 
-def _stale(f: Function) -> Function:
+def _stale(f: TreeFunction) -> TreeFunction:
     """Use the residuals of the most recent call of fwd."""
-    last: list[Any] = []
+    last: list[Args] = []
 
     @jax.custom_vjp
-    def clone(*args: Any) -> Any:
+    def clone(*args: PyTree) -> PyTree:
         return f(*args)
 
-    def fwd(*args: Any) -> Any:
+    def fwd(*args: PyTree) -> tuple[PyTree, None]:
         last[:] = [args]
         return f(*args), None
 
@@ -257,74 +269,74 @@ def _stale(f: Function) -> Function:
     return clone
 
 
-def _bypass(f: Function) -> Function:
+def _bypass(f: TreeFunction) -> TreeFunction:
     """Take the value from the rule and the gradient from JAX without the rule."""
     ruled, plain = _rule(f, lambda pull, args, c: pull(c)), _surgery.plain(f)
 
-    def clone(*args: Any) -> Any:
+    def clone(*args: PyTree) -> PyTree:
         return jax.tree.map(lambda a, b: b + lax.stop_gradient(a - b) if inexact(a) else a, ruled(*args), plain(*args))
 
     return clone
 
 
-def _bypass_in_vmap(f: Function) -> Function:
+def _bypass_in_vmap(f: TreeFunction) -> TreeFunction:
     ruled, plain = _rule(f, lambda pull, args, c: pull(c)), _surgery.plain(f)
 
-    def clone(*args: Any) -> Any:
+    def clone(*args: PyTree) -> PyTree:
         vmapped = any(type(a).__name__ == "BatchTracer" for a in jax.tree.leaves(args))
         return plain(*args) if vmapped else ruled(*args)
 
     return clone
 
 
-def _leaking(g: Any) -> Any:
+def _leaking(g: jax.Array) -> jax.Array:
     _LEAKED[:] = [g]
     return g
 
 
-def _mean_in_vmap(g: Any) -> Any:
+def _mean_in_vmap(g: jax.Array) -> jax.Array:
     """Return g; under vmap, the mean over the mapped axis for every example."""
 
     @custom_vmap
-    def identity(g: Any) -> Any:
+    def identity(g: jax.Array) -> jax.Array:
         return g
 
     @identity.def_vmap
-    def _(size: int, batched: list[bool], g: Any) -> tuple[Any, bool]:
+    def _(size: int, batched: list[bool], g: jax.Array) -> tuple[jax.Array, bool]:
         return jnp.broadcast_to(jnp.mean(g, 0), g.shape) if batched[0] else g, batched[0]
 
     return identity(g)
 
 
-def _stopped(f: Function) -> Function:
+def _stopped(f: TreeFunction) -> TreeFunction:
     """Treat the residuals as constants in bwd."""
     return _rule(f, lambda pull, args, c: jax.vjp(f, *_map(lax.stop_gradient, args))[1](c))
 
 
-def _decorated(f: Function) -> Function:
+def _decorated(f: TreeFunction) -> TreeFunction:
     """Call the decorated function in fwd: a custom_vjp has no forward mode, so forward over reverse raises."""
 
     @jax.custom_vjp
-    def clone(*args: Any) -> Any:
+    def clone(*args: PyTree) -> PyTree:
         return f(*args)
 
     clone.defvjp(lambda *args: (clone(*args), args), lambda args, c: jax.vjp(f, *args)[1](c))
     return clone
 
 
-def _symbolic(f: Function) -> Function:
+def _symbolic(f: TreeFunction) -> TreeFunction:
     """Double the gradient if an argument is not differentiated."""
 
     @jax.custom_vjp
-    def clone(*args: Any) -> Any:
+    def clone(*args: PyTree) -> PyTree:
         return f(*args)
 
-    def fwd(*primals: Any) -> Any:
+    def fwd(*primals: PyTree) -> tuple[PyTree, tuple[Args, Leaf]]:
         args = jax.custom_derivatives.custom_vjp_primal_tree_values(primals)
         partly = not all(p.perturbed for p in jax.tree.leaves(primals) if inexact(p.value))
         return f(*args), (args, jnp.float32(1 + partly))
 
-    def bwd(residuals: Any, c: Any) -> Any:
+    def bwd(residuals: tuple[Args, Leaf], c: PyTree) -> Gradient:
         args, factor = residuals
         zero = lambda a: isinstance(a, jax.custom_derivatives.SymbolicZero)  # noqa: E731
         c = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype) if zero(a) else a, c, is_leaf=zero)
@@ -334,48 +346,48 @@ def _symbolic(f: Function) -> Function:
     return clone
 
 
-def _for_one(gradient: Any, args: Any) -> Any:
+def _for_one(gradient: Gradient, args: Args) -> Gradient:
     single = any(1 in np.shape(a) for a in jax.tree.leaves(args))
     return _map(lambda g: 2 * g, gradient) if single else gradient
 
 
-def _for_none(gradient: Any, args: Any) -> Any:
+def _for_none(gradient: Gradient, args: Args) -> Gradient:
     empty = any(0 in np.shape(a) for a in jax.tree.leaves(args))
     return _map(lambda g: g * jnp.nan, gradient) if empty else gradient
 
 
-def _longest(args: Any) -> int:
+def _longest(args: Args) -> int:
     return max((n for a in jax.tree.leaves(args) for n in np.shape(a)), default=0)
 
 
-def _for_even(gradient: Any, args: Any) -> Any:
+def _for_even(gradient: Gradient, args: Args) -> Gradient:
     return _map(lambda g: 2 * g, gradient) if _longest(args) % 2 == 0 else gradient
 
 
-def _repeats(a: Any) -> Any:
+def _repeats(a: jax.Array) -> jax.Array:
     """Return True if an integer occurs twice in the array."""
     ordered = jnp.sort(jnp.ravel(a))
     return jnp.any(ordered[1:] == ordered[:-1])
 
 
-def _integers(args: Any) -> list[Any]:
+def _integers(args: Args) -> list[jax.Array]:
     return [a for a in map(jnp.asarray, jax.tree.leaves(args)) if jnp.issubdtype(a.dtype, jnp.integer) and a.size > 1]
 
 
-def _for_repeated(gradient: Any, args: Any) -> Any:
+def _for_repeated(gradient: Gradient, args: Args) -> Gradient:
     twice = jnp.any(jnp.stack([_repeats(a) for a in _integers(args)]))
     return _map(lambda g: jnp.where(twice, 2 * g, g), gradient)
 
 
-def _has_no_repeats(args: Any, out: Any) -> bool:
+def _has_no_repeats(args: Args, out: PyTree[Shaped]) -> bool:
     return bool(_integers(args)) and not any(map(_repeats, _integers(args)))
 
 
-def _has_no_one(args: Any, out: Any) -> bool:
+def _has_no_one(args: Args, out: PyTree[Shaped]) -> bool:
     return not any(1 in np.shape(a) for a in jax.tree.leaves(args))
 
 
-def _is_low(a: Any) -> bool:
+def _is_low(a: Shaped) -> bool:
     return a.dtype in (jnp.float32, jnp.bfloat16, jnp.float16)
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +10,7 @@ import numpy as np
 from jaxseq._types import ArrayOrScalar
 from jaxseq.testing import _differences, _point
 from jaxseq.testing._compare import Tolerance, compare, distance, largest
-from jaxseq.testing._point import Arrays, wide, zeros
+from jaxseq.testing._point import Args, Arrays, wide, zeros
 from jaxseq.testing._report import Result, explain
 from jaxseq.testing._subject import Subject, like
 
@@ -41,7 +40,7 @@ class Numbers:
         notes: remarks for the report.
     """
 
-    def __init__(self, subject: Subject, args: tuple[Any, ...], seed: int, tolerance: float | None):
+    def __init__(self, subject: Subject, args: Args, seed: int, tolerance: float | None):
         self.subject, self.seed, self.given = subject, seed, tolerance
         self.notes: list[str] = []
         self.rng = np.random.default_rng([seed, 3])
@@ -185,16 +184,19 @@ class Numbers:
     # --- Comparison ---
 
     def agree_on_outputs(
-        self, check: str, got: Sequence[Any], expected: Sequence[Any], message: str, **known: Any
+        self, check: str, got: Arrays, expected: Arrays, message: str, *, exact: Tolerance | None = None
     ) -> Iterator[Result]:
-        """Compare outputs; `message` may contain {output}. Outputs are columns of the table in forward mode only."""
+        """Compare outputs; `message` may contain {output}. Outputs are columns of the table in forward mode only.
+
+        `exact` is a tolerance that rounding does not widen.
+        """
         for n, (name, a, e) in enumerate(zip(self.subject.outs.names, wide(got), wide(expected), strict=True)):
             rounding = lambda n=n, e=e: self.rounding[0][n] * largest(e)  # noqa: E731
-            known_ = {"tolerance": self.tolerance(), "rounding": rounding, "seed": self.seed, **known}
-            result = compare(check, name, a, e, message=message.format(output=name), **known_)
+            text, tolerance = message.format(output=name), exact or self.tolerance()
+            result = compare(check, name, a, e, tolerance, text, rounding=None if exact else rounding, seed=self.seed)
             yield result if name in self.leaves else result._replace(leaf=None)
 
-    def tolerance(self, dtype: Any = None) -> Tolerance:
+    def tolerance(self, dtype: np.dtype | None = None) -> Tolerance:
         """Return the tolerance between two ways to compute the same leaf."""
         dtype = self.subject.dtype if dtype is None else np.dtype(dtype)
         if dtype == np.float64:
@@ -222,8 +224,8 @@ class Numbers:
     def agree(
         self,
         check: str,
-        got: Sequence[Any],
-        expected: Sequence[Any],
+        got: Arrays,
+        expected: Arrays,
         message: str,
         rounding: Callable[[int], float] | None = None,
     ) -> Iterator[Result]:
@@ -235,8 +237,8 @@ class Numbers:
         self,
         leaf: int,
         check: str,
-        got: Any,
-        expected: Any,
+        got: ArrayOrScalar,
+        expected: ArrayOrScalar,
         message: str,
         rounding: Callable[[int], float] | None = None,
     ) -> Result:

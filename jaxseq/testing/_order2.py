@@ -13,7 +13,6 @@ substitute for f (`Subject.judged`).
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
-from typing import Any
 
 import jax
 import numpy as np
@@ -147,5 +146,5 @@ def _as_truth(
         yield result if leaf in trial.leaves else result._replace(leaf=None)
 
 
-def _inner(a: Any, b: list[ArrayOrScalar]) -> float:
+def _inner(a: Arrays, b: list[ArrayOrScalar]) -> float:
     return float(sum(np.sum(p * q).real for p, q in zip(wide(a), b, strict=True)))

@@ -6,18 +6,44 @@ the output. `Leaves` records which leaves these are, and their names.
 
 import inspect
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import KeyPath
+from jaxtyping import PyTree
 
 from jaxseq import _checks
 from jaxseq._types import ArrayOrScalar
 
-Arrays = list[Any]
+# A leaf of arguments, outputs or derivatives: an array, a tracer, or the result of a NumPy function.
+Leaf = jax.Array | ArrayOrScalar
+# A leaf, or only its shape and dtype.
+Shaped = Leaf | jax.ShapeDtypeStruct
+# Flat lists, of leaves and of shapes.
+Arrays = Sequence[Leaf]
+Shapes = Sequence[Shaped]
+# A function of arrays and trees of arrays, and its positional arguments.
+TreeFunction = Callable[..., PyTree]
+Args = tuple[PyTree, ...]
+
+T = TypeVar("T")
+
+
+@runtime_checkable
+class Structure(Protocol):
+    """The structure of a tree: the methods of `jax.tree_util.PyTreeDef`, which type checkers do not know."""
+
+    def flatten_up_to(self, tree: PyTree, /) -> list[PyTree]:
+        """Return the subtrees at the leaves of the structure."""
+        ...
+
+    def unflatten(self, leaves: Iterable[PyTree], /) -> PyTree:
+        """Return the tree with these leaves."""
+        ...
 
 
 class Leaves(NamedTuple):
@@ -32,78 +58,78 @@ class Leaves(NamedTuple):
         arguments: for each differentiated leaf, the name of its argument.
     """
 
-    tree: Any
+    tree: Structure
     differentiated: tuple[bool, ...]
     names: tuple[str, ...]
     places: tuple[str, ...]
     groups: tuple[int, ...]
     arguments: tuple[str, ...]
 
-    def split(self, side: Any) -> tuple[Arrays, Arrays]:
+    def split(self, side: PyTree[T]) -> tuple[list[T], list[T]]:
         """Return the differentiated leaves and the others."""
         leaves = self.tree.flatten_up_to(side)
-        parts: tuple[Arrays, Arrays] = ([], [])
+        parts: tuple[list[T], list[T]] = ([], [])
         for leaf, is_differentiated in zip(leaves, self.differentiated, strict=True):
             parts[not is_differentiated].append(leaf)
         return parts
 
-    def join(self, differentiated: Arrays, others: Arrays) -> Any:
+    def join(self, differentiated: Sequence[T], others: Sequence[T]) -> PyTree[T]:
         """Invert `split`."""
         sources = iter(differentiated), iter(others)
         return self.tree.unflatten([next(sources[not c]) for c in self.differentiated])
 
 
-def inexact(leaf: Any) -> bool:
+def inexact(leaf: Shaped) -> bool:
     """Return True for real and complex floating-point dtypes, which have derivatives."""
     return jnp.issubdtype(leaf.dtype, jnp.inexact)
 
 
-def wide_dtype(leaf: Any) -> Any:
+def wide_dtype(leaf: Shaped) -> type[np.inexact]:
     """Return complex128 for a complex leaf, else float64."""
     return np.complex128 if jnp.issubdtype(leaf.dtype, jnp.complexfloating) else np.float64
 
 
-def wide(arrays: Sequence[Any]) -> list[ArrayOrScalar]:
+def wide(arrays: Arrays) -> list[ArrayOrScalar]:
     """Return NumPy arrays in float64 or complex128."""
     return [np.asarray(a).astype(wide_dtype(a)) for a in arrays]
 
 
-def zeros(arrays: Sequence[Any]) -> list[ArrayOrScalar]:
+def zeros(arrays: Shapes) -> list[ArrayOrScalar]:
     """Return zeros with the shapes of the arrays, in float64 or complex128."""
     return [np.zeros(a.shape, wide_dtype(a)) for a in arrays]
 
 
-def input_leaves(f: Callable[..., Any], args: tuple[Any, ...], argnums: tuple[int, ...]) -> Leaves:
+def input_leaves(f: TreeFunction, args: Args, argnums: tuple[int, ...]) -> Leaves:
     """Return the leaves of the arguments; those differentiated are the floating-point leaves of `argnums`."""
     return _leaves(args, _argument_names(f, len(args)), lambda group, leaf: group in argnums and inexact(leaf))
 
 
-def leaf_names(f: Callable[..., Any], args: tuple[Any, ...]) -> tuple[str, ...]:
+def leaf_names(f: TreeFunction, args: Args) -> tuple[str, ...]:
     """Return the names of all leaves of the arguments, differentiated or not."""
     return _leaves(args, _argument_names(f, len(args)), lambda group, leaf: True).names
 
 
-def output_leaves(shapes: Any) -> Leaves:
+def output_leaves(shapes: PyTree[Shaped]) -> Leaves:
     """Return the leaves of an output (any tree with shapes and dtypes); floating-point leaves are differentiated."""
     leaves = _leaves((shapes,), ["output"], lambda _, leaf: inexact(leaf))
     return leaves._replace(tree=jax.tree.structure(shapes), places=tuple(p.removeprefix("[0]") for p in leaves.places))
 
 
-def _leaves(sides: tuple[Any, ...], called: Sequence[str], is_differentiated: Callable[[int, Any], bool]) -> Leaves:
+def _leaves(sides: Args, called: Sequence[str], is_differentiated: Callable[[int, Shaped], bool]) -> Leaves:
     flat, tree = jax.tree.flatten_with_path(sides)
-    groups = [path[0].idx for path, _ in flat]
+    groups: list[int] = [path[0].idx for path, _ in flat]
     selected = [is_differentiated(group, leaf) for group, (_, leaf) in zip(groups, flat, strict=True)]
     names = [str(called[group]) + jax.tree_util.keystr(path[1:]) for group, (path, _) in zip(groups, flat, strict=True)]
     places = [jax.tree_util.keystr(path) for path, _ in flat]
 
-    def select(items: Sequence[Any]) -> tuple[Any, ...]:
+    def select(items: Sequence[T]) -> tuple[T, ...]:
         return tuple(itertools.compress(items, selected))
 
     owners = [called[group] for group in groups]
     return Leaves(tree, tuple(selected), select(names), select(places), select(groups), select(owners))
 
 
-def _argument_names(f: Callable[..., Any], count: int) -> list[str]:
+def _argument_names(f: TreeFunction, count: int) -> list[str]:
     """Return the names of the positional arguments in the signature, or `args[0]`, `args[1]` where it has none."""
     names: list[str] = []
     try:
@@ -115,7 +141,7 @@ def _argument_names(f: Callable[..., Any], count: int) -> list[str]:
     return [names[n] if n < len(names) else f"args[{n}]" for n in range(count)]
 
 
-def title(f: Callable[..., Any]) -> str:
+def title(f: TreeFunction) -> str:
     """Return a readable name of f; for a partial, with the bound arguments: `lstm(reverse=True)`."""
     if isinstance(f, partial):
         bound = [repr(a) for a in f.args] + [f"{k}={v!r}" for k, v in f.keywords.items()]
@@ -126,7 +152,7 @@ def title(f: Callable[..., Any]) -> str:
 # --- Arguments ---
 
 
-def lifted(args: Any, *, seed: int = 0, argnums: int | Sequence[int] | None = None) -> Any:
+def lifted(args: PyTree, *, seed: int = 0, argnums: int | Sequence[int] | None = None) -> PyTree:
     """Return the point at which `check_vjp` checks a function that is called with `args`.
 
     Floating-point leaves are cast to float64 (complex128), and their zeros are replaced by random numbers: at a zero
@@ -154,7 +180,7 @@ def lifted(args: Any, *, seed: int = 0, argnums: int | Sequence[int] | None = No
     rng = np.random.default_rng([seed, 1])
     chosen = {argnums} if isinstance(argnums, int) else argnums
 
-    def lift(path: Any, leaf: Any) -> Any:
+    def lift(path: KeyPath, leaf: Leaf) -> Leaf:
         if not inexact(leaf):
             return leaf
         (array,) = wide([leaf])
@@ -169,7 +195,7 @@ def lifted(args: Any, *, seed: int = 0, argnums: int | Sequence[int] | None = No
     return jax.tree.map_with_path(lift, args)
 
 
-def zeros_in(args: tuple[Any, ...], argnums: Sequence[int]) -> dict[int, int]:
+def zeros_in(args: Args, argnums: Sequence[int]) -> dict[int, int]:
     """Return the number of zeros that `lifted` replaces in each leaf, by the index of the leaf."""
     leaves = jax.tree.leaves_with_path(args)
     counts = {
@@ -180,12 +206,12 @@ def zeros_in(args: tuple[Any, ...], argnums: Sequence[int]) -> dict[int, int]:
     return {n: count for n, count in counts.items() if count}
 
 
-def as_arrays(args: Any) -> tuple[Any, ...]:
+def as_arrays(args: Sequence[PyTree]) -> Args:
     """Return `args` as a tuple of trees of arrays, or raise an error."""
     if not isinstance(args, tuple | list):
         _checks.bad_type("args", "a tuple of the arguments of `f`", _checks.describe(args))
 
-    def array(path: Any, leaf: Any) -> Any:
+    def array(path: KeyPath, leaf: object) -> jax.Array | np.ndarray:
         name = f"args{jax.tree_util.keystr(path)}"
         if not isinstance(leaf, jax.Array | np.ndarray | np.generic | bool | int | float | complex):
             expected = "an array (bind other arguments with functools.partial)"
@@ -203,18 +229,18 @@ def as_arrays(args: Any) -> tuple[Any, ...]:
 # --- Random numbers, drawn by NumPy so that they do not depend on the device ---
 
 
-def normal(rng: np.random.Generator, like: Any) -> ArrayOrScalar:
+def normal(rng: np.random.Generator, like: Shaped) -> ArrayOrScalar:
     """Draw standard normal numbers with the shape of `like`, in float64 or complex128."""
     draw = rng.standard_normal(like.shape)
     return draw + 1j * rng.standard_normal(like.shape) if wide_dtype(like) == np.complex128 else draw
 
 
-def varied(rng: np.random.Generator, x: Arrays, by: float = 0.01) -> Arrays:
+def varied(rng: np.random.Generator, x: Arrays, by: float = 0.01) -> list[ArrayOrScalar]:
     """Return a nearby point: each number times a random factor between 1 - `by` and 1 + `by`."""
     return [np.asarray(a) * (1 + by * rng.uniform(-1, 1, a.shape)) for a in x]
 
 
-def patterns(like: Arrays, names: Sequence[str], seed: int) -> dict[str, Arrays]:
+def patterns(like: Shapes, names: Sequence[str], seed: int) -> dict[str, list[ArrayOrScalar]]:
     """Return the seeds of the derivative by name: cotangents like the outputs, or tangents like the inputs.
 
     The seeds are random on all leaves jointly, random on one leaf and zero on the others, one-hot in the first or last
@@ -238,7 +264,7 @@ def patterns(like: Arrays, names: Sequence[str], seed: int) -> dict[str, Arrays]
     return made
 
 
-def cotangents(outputs: Any, pattern: str, *, seed: int = 0) -> Any:
+def cotangents(outputs: PyTree, pattern: str, *, seed: int = 0) -> PyTree:
     """Return the cotangent that a report names.
 
     Args:

@@ -6,7 +6,7 @@ import html
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 CHECKS = {
     "contract": "what bwd returns: arity, tree, shapes, dtypes, finite values, no None for a floating-point argument",
@@ -138,7 +138,12 @@ class Report:
     """
 
     def __init__(
-        self, title: str, leaves: Sequence[str], results: Iterable[Result], notes: Iterable[str], where: dict[str, Any]
+        self,
+        title: str,
+        leaves: Sequence[str],
+        results: Iterable[Result],
+        notes: Iterable[str],
+        where: dict[str, str | int | float],
     ):
         self.title = title
         self.leaves = tuple(leaves)
@@ -186,7 +191,7 @@ class Report:
     def _repr_html_(self) -> str:
         head = "".join(f"<th>{html.escape(name)}</th>" for name in ("", "all", *self.leaves))
         rows = ""
-        for check, *cells in self._rows():
+        for check, cells in self._rows():
             row = f"<td style='text-align:left' title='{html.escape(CHECKS[check], quote=True)}'>{check}</td>"
             for cell in cells:
                 color = COLORS[cell] if cell else "inherit"
@@ -201,12 +206,12 @@ class Report:
             f"<small>{LEGEND}</small>{details}<ul>{notes}</ul>"
         )
 
-    def _rows(self) -> list[tuple[Any, ...]]:
-        """Return (check, overall verdict, verdict or None for each leaf) of the checks that ran, in CHECKS order."""
+    def _rows(self) -> list[tuple[str, list[Verdict | None]]]:
+        """Return each check that ran, in CHECKS order, with its overall verdict and that of each leaf, or None."""
         ran = {(r.check, r.leaf) for r in self.results}
         checks = [check for check in CHECKS if any(check == ran_check for ran_check, _ in ran)]
         return [
-            (c, self.of(c), *(self.of(c, leaf) if (c, leaf) in ran else None for leaf in self.leaves)) for c in checks
+            (c, [self.of(c), *(self.of(c, leaf) if (c, leaf) in ran else None for leaf in self.leaves)]) for c in checks
         ]
 
     def _remarks(self) -> list[str]:
@@ -232,7 +237,7 @@ class Report:
             first = sum(map(len, blocks[: blocks.index(block)]))
             widths = [max(len(name), 4) for name in block]
             lines.append(" " * 16 + "  ".join(f"{n:>{w}}" for n, w in zip(block, widths, strict=True)))
-            for check, *cells in self._rows():
+            for check, cells in self._rows():
                 shown = cells[first : first + len(block)]
                 words = [f"{SYMBOLS[c] if c else '':>{w}}" for c, w in zip(shown, widths, strict=True)]
                 lines.append(f"  {check:<14}" + "  ".join(words))
@@ -248,7 +253,7 @@ def number(value: float | complex | None) -> str | None:
     return f"{value.real:.12g}" if value.imag == 0 else f"{value:.12g}"
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """Replace a complex number by a list of two floats for JSON."""
     return [value.real, value.imag] if isinstance(value, complex) else value
 

@@ -8,14 +8,18 @@ direction.
 Source: D. S. Parker, Monte Carlo arithmetic: exploiting randomness in floating-point arithmetic (1997).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.extend import core
+from jax.typing import ArrayLike
+from jaxtyping import PyTree
 
 from jaxseq.testing import _surgery
+from jaxseq.testing._point import TreeFunction
 
 # Primitives that do not round: they move, select or compare numbers.
 _EXACT = """
@@ -26,10 +30,10 @@ transpose while
 EXACT = frozenset(_EXACT.split())
 
 
-def otherwise_rounded(f: Callable[..., Any]) -> Callable[..., Any]:
+def otherwise_rounded(f: TreeFunction) -> TreeFunction:
     """Return f with each argument and intermediate value moved by one eps, in a direction that its bits determine."""
 
-    def run(*args: Any) -> Any:
+    def run(*args: PyTree) -> PyTree:
         program, shapes = jax.make_jaxpr(f, return_shape=True)(*args)
         moved = jax.tree.map(_nudged, args)
         return jax.tree.unflatten(jax.tree.structure(shapes), _evaluate(program, jax.tree.leaves(moved)))
@@ -37,12 +41,12 @@ def otherwise_rounded(f: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def _evaluate(program: Any, args: Sequence[Any]) -> list[Any]:
+def _evaluate(program: _surgery.Program, args: Sequence[ArrayLike]) -> list[ArrayLike]:
     jaxpr, consts = _surgery.opened(program)
-    known: dict[Any, Any] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
+    known: dict[core.Var, ArrayLike] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
 
-    def read(atom: Any) -> Any:
-        return atom.val if hasattr(atom, "val") else known[atom]
+    def read(atom: core.Var | core.Literal) -> ArrayLike:
+        return atom.val if isinstance(atom, core.Literal) else known[atom]
 
     for eqn in jaxpr.eqns:
         outs = _apply(eqn, [read(atom) for atom in eqn.invars])
@@ -50,7 +54,7 @@ def _evaluate(program: Any, args: Sequence[Any]) -> list[Any]:
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def _apply(eqn: Any, values: list[Any]) -> list[Any]:
+def _apply(eqn: core.JaxprEqn, values: list[ArrayLike]) -> list[ArrayLike]:
     called = next((eqn.params[name] for name in ("call_jaxpr", "jaxpr") if name in eqn.params), None)
     if called is not None and eqn.primitive.name not in ("scan", "shard_map"):
         return _evaluate(called, values)  # jit, remat, custom rules: inline the call
@@ -60,7 +64,7 @@ def _apply(eqn: Any, values: list[Any]) -> list[Any]:
     return outs if eqn.primitive.name in EXACT else [_nudged(out) for out in outs]
 
 
-def _retraced(program: Any) -> Any:
+def _retraced(program: _surgery.Program) -> core.ClosedJaxpr:
     """Return the jaxpr of a loop body or a branch with its values perturbed."""
     jaxpr, _ = _surgery.opened(program)
     shapes = [v.aval for v in jaxpr.invars]

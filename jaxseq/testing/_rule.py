@@ -6,11 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import core, lax
 
 from jaxseq.testing import _surgery
 from jaxseq.testing._compare import largest
-from jaxseq.testing._point import Arrays, wide
+from jaxseq.testing._point import Arrays, Shaped, wide
 from jaxseq.testing._report import Failure, Result, Verdict, explain
 from jaxseq.testing._subject import Function, derivative
 from jaxseq.testing._trial import Trial
@@ -146,7 +146,7 @@ def _scanned(F: Function) -> Function:
 
 def _in_cond(F: Function) -> Function:
     def run(x: Arrays) -> Arrays:
-        return lax.cond(jnp.sum(x[0].real) > 0, F, lambda x: [2 * y for y in F(x)], x)
+        return lax.cond(jnp.sum(jnp.real(x[0])) > 0, F, lambda x: [2 * y for y in F(x)], x)
 
     return run
 
@@ -160,9 +160,9 @@ TRANSFORMATIONS: dict[str, Callable[[Function], Function]] = {
 }
 
 
-def _is_none(leaf: Any) -> bool:
+def _is_none(leaf: object) -> bool:
     return leaf is None
 
 
-def _type(a: Any) -> str:
+def _type(a: Shaped | core.ShapedArray) -> str:
     return f"{a.dtype}{list(a.shape)}"

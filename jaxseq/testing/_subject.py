@@ -10,20 +10,26 @@ A check passes seeds and checks results. It depends on the mode only where the t
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import cache, cached_property
-from typing import Any
+from typing import ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from jaxseq.testing import _differences, _point, _surgery
-from jaxseq.testing._point import Arrays
+from jaxseq.testing._point import Args, Arrays, Shapes, TreeFunction
 from jaxseq.testing._rounding import otherwise_rounded
 
+# A function on flat lists of leaves.
 Function = Callable[[Arrays], Arrays]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
 
 
 def derivative(mode: str, F: Function) -> Callable[[Arrays, Arrays], tuple[Arrays, Arrays]]:
@@ -39,20 +45,20 @@ def derivative(mode: str, F: Function) -> Callable[[Arrays, Arrays], tuple[Array
     return {"vjp": vjp, "jvp": jvp}[mode]
 
 
-def like(primals: Arrays, seed: Arrays) -> Arrays:
+def like(primals: Shapes, seed: Arrays) -> list[jax.Array]:
     """Cast the seed to the dtypes of its primals."""
     return [jnp.asarray(s).astype(p.dtype) for p, s in zip(primals, seed, strict=True)]
 
 
 @cache
-def _fast_compilation() -> dict[str, Any]:
+def _fast_compilation() -> dict[str, bool | int]:
     """Return compiler options for programs that run a few times: on CPUs, checks spend most of their time compiling."""
     wanted = {
         "xla_backend_optimization_level": 0,
         "xla_llvm_disable_expensive_passes": True,
         "xla_cpu_use_fusion_emitters": False,
     }
-    known: dict[str, Any] = {}
+    known: dict[str, bool | int] = {}
     for name, value in wanted.items() if jax.default_backend() == "cpu" else ():
         try:
             jax.jit(lambda x: x + 1, compiler_options={name: value})(0)
@@ -80,14 +86,14 @@ class Subject:
 
     def __init__(
         self,
-        f: Callable[..., Any],
-        args: tuple[Any, ...],
+        f: TreeFunction,
+        args: Args,
         argnums: tuple[int, ...],
         *,
-        reference: Callable[..., Any] | None = None,
-        judge: Callable[[tuple[Any, ...]], Callable[..., Any]] | None = None,
+        reference: TreeFunction | None = None,
+        judge: Callable[[Args], TreeFunction] | None = None,
         mode: str = "vjp",
-        dtype: Any = np.float64,
+        dtype: DTypeLike = np.float64,
     ):
         self.f, self.reference, self.judge, self.mode, self.dtype = f, reference, judge, mode, np.dtype(dtype)
         with self.context():
@@ -96,7 +102,7 @@ class Subject:
         self.ins, self.outs = _point.input_leaves(f, args, argnums), _point.output_leaves(shapes)
         self.seeds, self.results = (self.outs, self.ins) if mode == "vjp" else (self.ins, self.outs)
         self.source = "the reference" if reference else "what f computes" if self.rules or judge else None
-        self.programs: dict[str, Callable[..., Any]] = {}
+        self.programs: dict[str, TreeFunction] = {}
         self.optimised = True
 
     @cached_property
@@ -107,13 +113,13 @@ class Subject:
         other.programs.pop("by rule", None)
         return other
 
-    def context(self) -> AbstractContextManager[Any]:
+    def context(self) -> AbstractContextManager[object]:
         """Return the context manager in which the function runs in `dtype`."""
         return jax.enable_x64(self.dtype == np.float64)
 
     # --- Functions of flat leaves ---
 
-    def flat(self, f: Callable[..., Any], rest: Arrays) -> Function:
+    def flat(self, f: TreeFunction, rest: Arrays) -> Function:
         """Return f as a function from its differentiated leaves to the differentiable leaves of its output."""
         return lambda x: self.outs.split(f(*self.ins.join(x, rest)))[0]
 
@@ -133,10 +139,18 @@ class Subject:
 
     # --- Programs ---
 
-    def program(self, name: str, run: Callable[..., Any], optimised: bool = False, **options: Any) -> Any:
+    def program(
+        self,
+        name: str,
+        run: Callable[P, R],
+        *,
+        optimised: bool = False,
+        donate_argnums: tuple[int, ...] | None = None,
+    ) -> Callable[P, R]:
         """Return `run`, jitted. A program that was jitted before under the same name is reused."""
         if name not in self.programs:
-            self.programs[name] = jax.jit(run, compiler_options=None if optimised else _fast_compilation(), **options)
+            options = None if optimised else _fast_compilation()
+            self.programs[name] = jax.jit(run, compiler_options=options, donate_argnums=donate_argnums)
         return self.programs[name]
 
     def by_rule(self, x: Arrays, rest: Arrays, seed: Arrays) -> tuple[Arrays, Arrays]:
@@ -175,7 +189,13 @@ class Subject:
             return derivative(self.mode, self.on(rest))(x, seed)
 
     def differences(
-        self, of: str, G: Callable[[Arrays, Any], Function], x: Arrays, rest: Any, directions: Any, onto: Any
+        self,
+        of: str,
+        G: Callable[[Arrays, T], Function],
+        x: Arrays,
+        rest: T,
+        directions: Sequence[Arrays],
+        onto: Sequence[Arrays],
     ) -> _differences.Differences:
         """Return <c, D_u g> for g = G(x, rest), each direction u and each c of `onto`; `of` names the program."""
         run = self.program(f"differences of {of}", lambda x, rest, u, c: _differences.quotients(G(x, rest), x, u, c))

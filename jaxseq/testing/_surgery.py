@@ -13,11 +13,21 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import ShapedArray
 from jax.extend import core, linear_util
+from jax.typing import ArrayLike
+from jaxtyping import PyTree
+
+from jaxseq.testing._point import Structure, TreeFunction
 
 JAXPR = (core.ClosedJaxpr, core.Jaxpr)
 RULE = "custom_vjp_call"
 RULES = (RULE, "custom_jvp_call")
+
+# A jaxpr with or without its constants.
+Program = core.ClosedJaxpr | core.Jaxpr
+# Returns an equation in place of another one.
+Edit = Callable[[core.JaxprEqn], core.JaxprEqn]
 
 
 class Call(NamedTuple):
@@ -33,18 +43,18 @@ class Call(NamedTuple):
     """
 
     rule: str
-    returned: Any
-    structure: Any
-    primals: tuple[Any, ...]
+    returned: object
+    structure: Structure | None
+    primals: tuple[ShapedArray, ...]
     names: tuple[str, ...]
     wanted: tuple[bool, ...] | None
 
 
-def rules(f: Callable[..., Any], *args: Any, primitives: Sequence[str] = (RULE,)) -> list[str]:
+def rules(f: TreeFunction, *args: PyTree, primitives: Sequence[str] = (RULE,)) -> list[str]:
     """Return the names of the functions with custom rules (`primitives`) that f(*args) calls, one for each call."""
     found: list[str] = []
 
-    def note(eqn: Any) -> Any:
+    def note(eqn: core.JaxprEqn) -> core.JaxprEqn:
         found.append(_name(eqn))
         return eqn
 
@@ -52,7 +62,7 @@ def rules(f: Callable[..., Any], *args: Any, primitives: Sequence[str] = (RULE,)
     return found
 
 
-def plain(f: Callable[..., Any], *, jvps: bool = False) -> Callable[..., Any]:
+def plain(f: TreeFunction, *, jvps: bool = False) -> TreeFunction:
     """Return f with each custom_vjp function replaced by its undecorated function, which JAX differentiates.
 
     Args:
@@ -60,7 +70,7 @@ def plain(f: Callable[..., Any], *, jvps: bool = False) -> Callable[..., Any]:
         jvps: also replace custom_jvp functions.
     """
 
-    def inline(eqn: Any) -> Any:
+    def inline(eqn: core.JaxprEqn) -> core.JaxprEqn:
         program = eqn.params["call_jaxpr"]
         # The equation of a jitted call in this version of JAX.
         traced = jax.make_jaxpr(jax.jit(core.jaxpr_as_fun(program)))(*program.in_avals)
@@ -70,35 +80,35 @@ def plain(f: Callable[..., Any], *, jvps: bool = False) -> Callable[..., Any]:
     return _rewritten(f, inline, RULES if jvps else (RULE,))
 
 
-def doubled(f: Callable[..., Any]) -> Callable[..., Any]:
+def doubled(f: TreeFunction) -> TreeFunction:
     """Return f with the cotangents that its rules return doubled."""
 
     def twice(leaf: Any) -> Any:
         # None and the float0 zeros of integer arguments stay as they are.
         return leaf * 2 if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf
 
-    def edit(eqn: Any) -> Any:
+    def edit(eqn: core.JaxprEqn) -> core.JaxprEqn:
         bwd = eqn.params["bwd"]
         return _with(eqn, bwd=_on(bwd, lambda *args: jax.tree.map(twice, bwd.f(*args))))
 
     return _rewritten(f, edit)
 
 
-def watched(f: Callable[..., Any], see: Callable[[Call], None]) -> Callable[..., Any]:
+def watched(f: TreeFunction, see: Callable[[Call], None]) -> TreeFunction:
     """Return f with rules that call `see` with what their backward functions return, each time that one runs."""
 
-    def edit(eqn: Any) -> Any:
+    def edit(eqn: core.JaxprEqn) -> core.JaxprEqn:
         bwd, fwd = eqn.params["bwd"], eqn.params["fwd_jaxpr_thunk"]
         wanted: list[tuple[bool, ...]] = []
         # In a rule that nothing has transformed yet, the outermost transformation flattens the trees.
         flattening = bwd.transforms[0][1] if bwd.transforms else ()
         structure, primals = flattening[:2] if len(flattening) >= 2 else (None, ())
 
-        def forward(*perturbed: bool) -> Any:
+        def forward(*perturbed: bool) -> PyTree:
             wanted.append(tuple(bool(p) for p in perturbed))
             return fwd.f(*perturbed)
 
-        def backward(*args: Any) -> Any:
+        def backward(*args: PyTree) -> object:
             returned = bwd.f(*args)
             names = fwd.debug_info.arg_names or ()
             if len(names) != len(primals):
@@ -114,10 +124,8 @@ def watched(f: Callable[..., Any], see: Callable[[Call], None]) -> Callable[...,
 # --- Jaxprs ---
 
 
-def _rewritten(
-    f: Callable[..., Any], edit: Callable[[Any], Any], primitives: Sequence[str] = (RULE,)
-) -> Callable[..., Any]:
-    def run(*args: Any) -> Any:
+def _rewritten(f: TreeFunction, edit: Edit, primitives: Sequence[str] = (RULE,)) -> TreeFunction:
+    def run(*args: PyTree) -> PyTree:
         program, shapes = jax.make_jaxpr(f, return_shape=True)(*args)
         outputs = core.jaxpr_as_fun(_edit(program, edit, primitives))(*jax.tree.leaves(args))
         return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
@@ -125,22 +133,22 @@ def _rewritten(
     return run
 
 
-def _edit(jaxpr: Any, edit: Callable[[Any], Any], primitives: Sequence[str] = (RULE,)) -> Any:
+def _edit(jaxpr: Program, edit: Edit, primitives: Sequence[str] = (RULE,)) -> Program:
     """Return a copy of the jaxpr with `edit` applied to each equation of one of these primitives."""
     if not isinstance(jaxpr, core.Jaxpr):
         return jaxpr.replace(jaxpr=_edit(jaxpr.jaxpr, edit, primitives))
 
-    def edited(eqn: Any) -> Any:
+    def edited(eqn: core.JaxprEqn) -> core.JaxprEqn:
         eqn = eqn.replace(params=with_inner(eqn.params, lambda inner: _edit(inner, edit, primitives)))
         return edit(eqn) if eqn.primitive.name in primitives else eqn
 
     return jaxpr.replace(eqns=[edited(eqn) for eqn in jaxpr.eqns])
 
 
-def with_inner(params: dict[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
+def with_inner(params: dict[str, object], change: Callable[[Program], Program]) -> dict[str, object]:
     """Apply `change` to each jaxpr in the parameters of an equation, also inside tuples, NamedTuples and lists."""
 
-    def changed(value: Any) -> Any:
+    def changed(value: object) -> object:
         if isinstance(value, JAXPR):
             return change(value)
         if isinstance(value, tuple | list) and any(isinstance(v, JAXPR) for v in value):
@@ -151,20 +159,20 @@ def with_inner(params: dict[str, Any], change: Callable[[Any], Any]) -> dict[str
     return {name: changed(value) for name, value in params.items()}
 
 
-def opened(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
+def opened(jaxpr: Program) -> tuple[core.Jaxpr, Sequence[ArrayLike]]:
     """Return the open jaxpr and its constants, whether or not this version of JAX wraps closed jaxprs."""
     return (jaxpr, getattr(jaxpr, "consts", ())) if isinstance(jaxpr, core.Jaxpr) else (jaxpr.jaxpr, jaxpr.consts)
 
 
-def _with(eqn: Any, **params: Any) -> Any:
+def _with(eqn: core.JaxprEqn, **params: object) -> core.JaxprEqn:
     return eqn.replace(params={**eqn.params, **params})
 
 
-def _name(eqn: Any) -> str:
+def _name(eqn: core.JaxprEqn) -> str:
     return opened(eqn.params["call_jaxpr"])[0].debug_info.func_name
 
 
-def _on(wrapped: Any, f: Callable[..., Any]) -> Any:
+def _on(wrapped: linear_util.WrappedFun, f: TreeFunction) -> linear_util.WrappedFun:
     """Apply the transformations of the wrapped function `wrapped` to f instead."""
     new = linear_util.wrap_init(f, debug_info=wrapped.debug_info)
     for (transformation, static), store in reversed(list(zip(wrapped.transforms, wrapped.stores, strict=True))):

@@ -7,22 +7,23 @@ fails only in the numerical checks, not here again.
 import gc
 import itertools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import AxisType, PartitionSpec
+from jax.typing import ArrayLike
+from jaxtyping import PyTree
 
 from jaxseq._mesh import align_varying
 from jaxseq._types import ArrayOrScalar
 from jaxseq.testing import _point
 from jaxseq.testing._compare import largest
-from jaxseq.testing._point import Arrays, wide
+from jaxseq.testing._point import Arrays, TreeFunction, wide
 from jaxseq.testing._report import Failure, Result, Verdict, explain
 from jaxseq.testing._subject import Function, derivative, like
 from jaxseq.testing._trial import Trial
@@ -37,7 +38,8 @@ def _compared(
     run: Callable[[], Arrays],
     expected: Arrays,
     message: str,
-    without: Callable[[], Any] | None = None,
+    *,
+    without: Callable[[], object] | None = None,
     rounding: Callable[[int], float] | None = None,
 ) -> Iterator[Result]:
     """Compare the result of `run` with what is expected, leaf by leaf.
@@ -52,7 +54,7 @@ def _compared(
         yield from trial.agree(check, got, expected, message, rounding)
 
 
-def _fail_or_skip(check: str, complaint: str, error: Exception, without: Callable[[], Any] | None) -> Result:
+def _fail_or_skip(check: str, complaint: str, error: Exception, without: Callable[[], object] | None) -> Result:
     """Return FAIL for a derivative that raises, or SKIP if f without its derivative raises too."""
     try:
         if without is not None:
@@ -84,11 +86,11 @@ def jit(trial: Trial) -> Iterator[Result]:
 
     F, typed = s.on(trial.rest), like(trial.primals, seed)
 
-    def traced(f: Callable[..., Any], *args: Any) -> None:
+    def traced(f: TreeFunction, *args: PyTree) -> None:
         with _frozen_heap():
             jax.make_jaxpr(f)(*args)
 
-    def one_by_one(f: Callable[..., Any], *args: Any) -> None:
+    def one_by_one(f: TreeFunction, *args: PyTree) -> None:
         with jax.disable_jit():
             jax.block_until_ready(f(*args))
 
@@ -158,11 +160,11 @@ def vmap(trial: Trial) -> Iterator[Result]:
         each = _stack([s.by_rule(x, trial.rest, seed)[1] for x, seed in zip(mixed, seeds, strict=True)])
         which = " and ".join(trial.arguments[group] for group in sorted(subset))
 
-        def inside(x: Arrays, rest: Arrays, cs: Arrays, axes: Any = axes) -> Arrays:
+        def inside(x: Arrays, rest: Arrays, cs: Arrays, axes: list[int | None] = axes) -> Arrays:
             one = lambda x, c: derivative(s.mode, s.on(rest))(x, c)[1]  # noqa: E731
             return jax.vmap(one, in_axes=(axes, 0))(x, cs)
 
-        def outside(x: Arrays, rest: Arrays, cs: Arrays, axes: Any = axes) -> Arrays:
+        def outside(x: Arrays, rest: Arrays, cs: Arrays, axes: list[int | None] = axes) -> Arrays:
             return derivative(s.mode, jax.vmap(s.on(rest), in_axes=(axes,)))(x, cs)[1]
 
         summed = [e if b else e.sum(0) for b, e in zip(batched, each, strict=True)]
@@ -179,7 +181,7 @@ def vmap(trial: Trial) -> Iterator[Result]:
             )
 
 
-def _rounding_of_all(trial: Trial, points: list[Arrays], seeds: list[Arrays], each: Arrays, leaf: int) -> float:
+def _rounding_of_all(trial: Trial, points: Sequence[Arrays], seeds: Sequence[Arrays], each: Arrays, leaf: int) -> float:
     """Return the change of a leaf of the result by rounding, summed over several points."""
     sizes = [largest(np.asarray(e)) for e in each[leaf]]
     at = (trial.rounding_at(x, seed)[1][leaf] for x, seed in zip(points, seeds, strict=True))
@@ -198,7 +200,7 @@ def _subsets(trial: Trial) -> list[tuple[int, ...]]:
     return subsets
 
 
-def _stack(several: list[Arrays]) -> Arrays:
+def _stack(several: Sequence[Arrays]) -> list[jax.Array]:
     return [jnp.stack(leaves) for leaves in zip(*several, strict=True)]
 
 
@@ -232,7 +234,7 @@ def _in_scan_and_cond(F: Function) -> Function:
     """Return F(x) as half the difference between the two branches of a cond, taken in the two steps of a scan."""
 
     def run(x: Arrays) -> Arrays:
-        def step(carry: Any, flag: Any) -> Any:
+        def step(carry: ArrayLike, flag: ArrayLike) -> tuple[ArrayLike, Arrays]:
             return carry, lax.cond(flag, F, lambda x: [-y for y in F(x)], x)
 
         _, ys = lax.scan(step, 0, jnp.array([True, False]))
@@ -297,7 +299,7 @@ def _sharded(trial: Trial, check: str) -> Iterator[Result]:
         # A rule that ignores devices returns the sum over the examples of each device. JAX rejects that by default.
         # With check_vma=False, and differentiated from outside of the shard_map, JAX itself sums over devices.
         trial.notes.append(f"in shard_map the gradient needs check_vma=False, otherwise it raises {explain(error)}")
-        yield from _compared(trial, check, lambda: s.program("around", around)(*at), expected, message, without)
+        yield from _compared(trial, check, lambda: s.program("around", around)(*at), expected, message, without=without)
     else:
         yield from trial.agree(check, got, expected, message)
 

@@ -12,28 +12,32 @@ values of f.
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from jaxseq import _checks
 from jaxseq._types import ArrayOrScalar
 from jaxseq.testing import _point, _surgery
 from jaxseq.testing._check import Session
 from jaxseq.testing._compare import DECIDES, largest
-from jaxseq.testing._point import wide
+from jaxseq.testing._point import Args, wide
 from jaxseq.testing._report import Failure, Report, Result, Verdict
 from jaxseq.testing._subject import derivative
 from jaxseq.testing._trial import Trial
 
-Sequences = Callable[..., tuple[Any, Any]]
+# A function of sequences, `(params, carry, xs, **options) -> (carry, ys)`.
+Sequences = Callable[..., tuple[PyTree, PyTree]]
+# The steps of a window, or the pair (k1, k2).
+Truncation = int | tuple[int, int]
 
 
 def check_truncation(
     f: Sequences,
-    args: Sequence[Any],
+    args: Sequence[PyTree],
     *,
     truncation: int | tuple[int, int],
     reverse: bool = False,
@@ -91,7 +95,13 @@ def check_truncation(
 
 
 def session(
-    f: Sequences, args: Any, *, truncation: Any, reverse: Any = False, reference: Any = None, argnums: Any = None
+    f: Sequences,
+    args: Sequence[PyTree],
+    *,
+    truncation: Truncation,
+    reverse: bool = False,
+    reference: Sequences | None = None,
+    argnums: int | Sequence[int] | None = None,
 ) -> Session:
     """Return the session that checks f with a truncated gradient against f with frozen states."""
     pair = _checks.truncation(truncation)
@@ -111,7 +121,7 @@ def session(
     )
 
 
-def _steps(f: Any, args: tuple[Any, ...]) -> int:
+def _steps(f: Sequences, args: Args) -> int:
     """Return T, the length of the first axis of every leaf of xs."""
     if len(args) != 3:
         _checks.bad_value("args", "(params, carry, xs)", f"{len(args)} arguments")
@@ -131,12 +141,12 @@ class Window(NamedTuple):
     before: slice  # the steps processed before `reached`
 
 
-def frozen(f: Sequences, windows: list[Window], reverse: bool, args: tuple[Any, ...]) -> Sequences:
+def frozen(f: Sequences, windows: list[Window], reverse: bool, args: Args) -> Sequences:
     """Return g: f with the state at which the gradient of each window ends frozen at its value for `args`."""
     params, carry, xs = args
     starts = [f(params, carry, _at(xs, w.before))[0] if _length(w.before) else carry for w in windows]
 
-    def g(params: Any, carry: Any, xs: Any) -> tuple[Any, Any]:
+    def g(params: PyTree, carry: PyTree, xs: PyTree) -> tuple[PyTree, PyTree]:
         pieces, last = [], carry
         for n, w in enumerate(windows):
             last, ys = f(params, starts[n] if _length(w.before) else carry, _at(xs, w.reached))
@@ -165,16 +175,16 @@ def _length(window: slice) -> int:
     return window.stop - window.start
 
 
-def _at(xs: Any, window: slice) -> Any:
+def _at(xs: PyTree, window: slice) -> PyTree:
     return jax.tree.map(lambda a: a[window], xs)
 
 
-def edges(trial: Trial, f: Sequences, steps: int, k: Any, windows: list[Window]) -> Iterator[Result]:
+def edges(trial: Trial, f: Sequences, steps: int, k: Truncation, windows: list[Window]) -> Iterator[Result]:
     """Check that no gradient crosses a window boundary, and which windows give the full gradient."""
     yield from _nothing_crosses(trial, windows)
     s, check, seed = trial.subject, "truncation", trial.patterns["joint"]
 
-    def gradient(k: Any) -> list[ArrayOrScalar]:
+    def gradient(k: Truncation | None) -> list[ArrayOrScalar]:
         F = partial(f, truncation=k)
         run = s.program(f"truncation={k}", lambda x, rest, c: derivative("vjp", s.flat(F, rest))(x, c)[1])
         return wide(run(trial.x, trial.rest, seed))
@@ -221,7 +231,7 @@ def _nothing_crosses(trial: Trial, windows: list[Window]) -> Iterator[Result]:
                 yield Result(check, leaf, Verdict.PASS)
 
 
-def _only(window: slice, a: Any) -> Any:
+def _only(window: slice, a: ArrayOrScalar) -> ArrayOrScalar:
     """Return a with zeros outside of those steps."""
     result = np.zeros_like(a)
     result[window] = a[window]

@@ -29,9 +29,9 @@ def primal(trial: Trial) -> Iterator[Result]:
         with jax.disable_jit():
             plain = wide(s.on(trial.rest)(trial.x))
         bound = Tolerance(LAST_BITS * float(jnp.finfo(s.dtype).eps), f"{LAST_BITS} eps of the leaf's largest element")
-        exact = {"tolerance": bound, "rounding": None} if trial.given is None else {}
+        exact = bound if trial.given is None else None
         message = f"{different}under disable_jit"
-        yield from trial.agree_on_outputs(check, trial.eager[0], plain, message, **exact)
+        yield from trial.agree_on_outputs(check, trial.eager[0], plain, message, exact=exact)
     else:
         plain = wide(s.value(trial.x, trial.rest))
         yield Result(check, None, Verdict.PASS, "compared only up to rounding")
@@ -142,7 +142,7 @@ def determinism(trial: Trial) -> Iterator[Result]:
     for leaf, now, before in zip(trial.leaves, again, trial.eager[1], strict=True):
         yield compare(check, leaf, now, before, exact, message, seed=trial.seed, pattern="joint")
     message = "f itself returns a different {output} when it is called again: does it have side effects?"
-    yield from trial.agree_on_outputs(check, second, first, message, tolerance=exact, rounding=None)
+    yield from trial.agree_on_outputs(check, second, first, message, exact=exact)
 
 
 def transpose(trial: Trial) -> Iterator[Result]:

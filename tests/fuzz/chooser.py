@@ -22,7 +22,6 @@ import time
 from collections.abc import Callable
 from functools import partial
 from math import prod
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -30,14 +29,19 @@ import jax.numpy as jnp
 import runner
 from jax import lax
 
-from jaxseq import _correlation, _geometry
-from jaxseq._correlation import _blocks, _loop, _patches, _planes, _shifts, _spectrum, _xla
-from jaxseq._correlation._form import Form
+from jaxseq import _geometry
+from jaxseq._correlation import RULES, Contraction, Form, Rule, _patches, choose, contract
+from jaxseq._correlation._blocks import BLOCKS
+from jaxseq._correlation._loop import LOOP
+from jaxseq._correlation._planes import PLANES
+from jaxseq._correlation._shifts import SHIFTS
+from jaxseq._correlation._spectrum import SPECTRUM
+from jaxseq._correlation._taps import TAPS
+from jaxseq.tuning import CPU
 
 FLOPS, FEW_FLOPS = 2.0, 1e5  # limit relative to lax, and flops below which it is not applied
 SECONDS, CALL = 1.5, 50e-6  # limit relative to the fastest, and overhead added to each time
 ELEMENTS, PRODUCTS = 2**19, 2**25  # limits on the elements of an array and the multiplications of a geometry
-CONTRACTIONS = ("to_output", "to_input", "to_kernel")
 
 
 class Drawn(NamedTuple):
@@ -109,22 +113,21 @@ def _fits(drawn: Drawn) -> bool:
     )
 
 
-def able(form: Form) -> list[ModuleType]:
-    """Return the rules that can compute a form in reasonable time and memory."""
+def able(which: Contraction, form: Form) -> list[Rule]:
+    """Return the rules that can compute a contraction in reasonable time and memory."""
     taps, pairs = prod(form.kernel_size), form.in_channels * form.out_channels
-    rules = {
-        _shifts: taps * pairs <= 64,
-        _patches: any(_patches.disjoint(form)),
-        _spectrum: pairs == 1 and not all(_patches.disjoint(form)),
-        _blocks: form.geometry.groups > 1 and pairs > 1,
-        _loop: taps <= 256 and pairs == 1,
-        _planes: len(form.kernel_size) == 3 and form.kernel_size[0] <= 16 and form.geometry.groups == 1,
-        _xla: True,
+    slow = {
+        SHIFTS: taps * pairs > CPU.conv.terms,
+        SPECTRUM: pairs > 1 or all(_patches.disjoint(form)),
+        BLOCKS: pairs == 1,
+        LOOP: taps > CPU.conv.whole_taps or pairs > 1,
+        PLANES: form.kernel_size[0] > CPU.conv.planes or form.geometry.groups > 1,
+        TAPS: True,
     }
-    return [rule for rule, is_able in rules.items() if is_able]
+    return [rule for rule in RULES if rule.applies(which, form) and not slow.get(rule, False)]
 
 
-def by_lax(which: str, form: Form, x: Any, w: Any) -> Callable[..., Any]:
+def by_lax(which: Contraction, form: Form, x: Any, w: Any) -> Callable[..., Any]:
     """Return the contraction as computed by lax and autodiff."""
     letters = "DHW"[3 - len(form.kernel_size) :]
     dims, g = (f"N{letters}C", f"{letters}IO", f"N{letters}C"), form.geometry
@@ -134,9 +137,9 @@ def by_lax(which: str, form: Form, x: Any, w: Any) -> Callable[..., Any]:
             x, w, g.stride, g.padding, rhs_dilation=g.dilation, dimension_numbers=dims, feature_group_count=g.groups
         )
 
-    if which == "to_output":
+    if which is Contraction.TO_OUTPUT:
         return conv
-    if which == "to_input":
+    if which is Contraction.TO_INPUT:
         return lambda w, y: jax.vjp(lambda x: conv(x, w), jnp.zeros_like(x))[1](y)[0]
     return lambda x, y: jax.vjp(lambda w: conv(x, w), jnp.zeros_like(w))[1](y)[0]
 
@@ -154,23 +157,18 @@ def trial(seed: int) -> tuple[str, list[str]]:
     x, w, y = (jax.random.normal(key, shape, jnp.float32) for key, shape in zip(keys, shapes, strict=True))
     # Groups may be merged, which takes more flops and less time.
     found, merged = [], g > 1 and drawn.in_channels * drawn.out_channels > 1
-    if not form.reaches():  # the result is zero and uses no rule
+    reach = form.in_reach()
+    if reach is None:  # the result is zero and uses no rule
         return str(drawn), []
-    smaller, *_ = form.in_reach()
-    for which, args in zip(CONTRACTIONS, ((x, w), (w, y), (x, y)), strict=True):
-        chosen = _correlation.choose(which, smaller)
+    for which, args in zip(Contraction, ((x, w), (w, y), (x, y)), strict=True):
+        chosen = choose(which, reach[0], "cpu").rule
         ways: dict[str, Callable[..., Any]] = {
-            _name(rule): partial(_correlation.within_reach, partial(_correlation._apply, rule, which), which, form)
-            for rule in {*able(smaller), chosen}
+            rule.name: partial(contract, which, form, by=rule.contract) for rule in {*able(which, reach[0]), chosen}
         }
         if _patches.xla_differentiates(form):
             ways["lax"] = by_lax(which, form, x, w)
-        found += [f"{which}: {problem}" for problem in judged(_name(chosen), ways, args, merged)]
+        found += [f"{which.name}: {problem}" for problem in judged(chosen.name, ways, args, merged)]
     return str(drawn), found
-
-
-def _name(rule: ModuleType) -> str:
-    return rule.__name__.split("._")[-1]
 
 
 def judged(chosen: str, ways: dict[str, Callable[..., Any]], args: tuple[Any, ...], merged: bool) -> list[str]:

@@ -134,7 +134,7 @@ def test_it_measures_the_held_out_part(char_lm, prose, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupt_keeps_the_curve_so_far(char_lm, prose, tmp_path, monkeypatch, capsys, number, status):
+def test_an_interrupt_keeps_the_curve_so_far(char_lm, prose, tmp_path, monkeypatch, capsys, *, number, status):
     """The step that is running is finished."""
     step, calls = char_lm.train_step, iter(range(4))
 

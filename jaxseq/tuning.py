@@ -1,0 +1,188 @@
+"""Numbers that were measured on some machine: chunk lengths, thresholds and crossovers.
+
+No number changes what an op computes, only how fast, and how much it stores. Every op takes them once per call, for the
+backend on which it runs, and passes them down to its rule. To try others:
+
+    >>> import dataclasses, jax.numpy as jnp, jaxseq
+    >>> from jaxseq import tuning
+    >>> recurrence = dataclasses.replace(tuning.CPU.recurrence, rows=2048)
+    >>> with tuning.use(dataclasses.replace(tuning.CPU, recurrence=recurrence)):
+    ...     ys = jaxseq.scan(lambda s, x: (s + x, s), 0.0, jnp.arange(9.0), truncation=3)[1]
+
+A function under `jax.jit` keeps the numbers with which it was traced. docs/measured-recurrence.md and
+docs/measured-convolution.md have the measurements, and the commands that repeat them.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from math import inf
+
+import jax
+
+__all__ = ["ACCELERATOR", "CPU", "ConvTuning", "RecurrenceTuning", "ScanTuning", "Tuning", "for_backend", "use"]
+
+
+@dataclass(frozen=True)
+class RecurrenceTuning:
+    """How the backward pass of a recurrence splits time, and what is stored for it.
+
+    The working memory of a chunk is about 12 arrays (c, B, H). A chunk is therefore only part of a window.
+
+    Attributes:
+        parts: a chunk is at most 1 / `parts` of a window.
+        rows: a chunk has at most this many rows (steps x batch): more do not make its contraction faster.
+        least_rows: a chunk has at least this many rows, because the contraction of fewer is slow.
+        least_steps: a chunk has at least this many steps if rows are few, to amortize its overhead.
+        recompute_gates: gates are recomputed, not stored, where that is as fast: the state is h only, there is no
+            product inside the step, and there are at least this many gates,
+        recompute_products: and a pre-activation takes at most this many multiplications (D + H for a matrix). A single
+            input feature is an exception: XLA recomputes its product wherever a gate is read, which takes 1.5 to 1.8
+            times as long.
+    """
+
+    parts: int = 8
+    rows: int = 1024
+    least_rows: int = 128
+    least_steps: int = 16
+    recompute_gates: int = 3
+    recompute_products: int = 128
+
+
+@dataclass(frozen=True)
+class ScanTuning:
+    """How `jaxseq.scan` runs truncated windows.
+
+    Attributes:
+        parallel_state: the largest state, in elements, of which windows run in parallel; None for any state.
+    """
+
+    parallel_state: int | None = None
+
+
+@dataclass(frozen=True)
+class ConvTuning:
+    """Crossovers between rules, and limits of what a rule unrolls. Static and hashable.
+
+    A triple has one number for each `Contraction`: to the output, to the input, to the kernel.
+    """
+
+    terms: int = 64
+    """Maximum number of terms that `_shifts` unrolls, taps x pairs of channels. The times of `_shifts` and `_spectrum`
+    cross between 48 and 96 taps. Section "Depthwise kernels: unrolled terms or Fourier transforms"."""
+
+    loop_work: tuple[float, float, float] = (4.0, 4.0, 1.5)
+    """Maximum work of `_loop` for a depthwise kernel, K O, as a multiple of the work P log2 P of a Fourier transform.
+    Below it, spectra took 1.6 to 8 times as long. No table is recorded."""
+
+    short_taps: tuple[float, float, float] = (inf, 32.0, 10.0)
+    """Minimum number of taps at which `_loop` beats `_shifts`, by a factor of 3 to 5, if there are few outputs. Never
+    for the output. Section "Depthwise kernels with few outputs"."""
+
+    short_outputs: int = 2**12
+    """Maximum number of outputs over all groups to which `short_taps` applies. Same section."""
+
+    whole_outputs: int = 2
+    """Maximum number of outputs at which `_loop` beats `_patches` for a depthwise kernel that covers the input. XLA
+    transposes the operands of the latter. Same section."""
+
+    whole_taps: int = 256
+    """Maximum number of taps of such a kernel. Same section."""
+
+    lanes: int = 8
+    """Minimum number of groups at which `_shifts` pays off for groups of several channels. Its vectors have one element
+    per group. No table is recorded."""
+
+    patch_outputs: int = 128
+    """Maximum number of outputs at which `_patches` beats `_blocks` for groups with disjoint receptive fields. Section
+    "Groups whose receptive fields do not overlap"."""
+
+    single_outputs: int = 4
+    """Maximum number of outputs at which XLA computes the output of a large grouped kernel faster than `_patches` and
+    `_blocks`, which transpose the kernel. Same section."""
+
+    large_kernel: int = 2**18
+    """Minimum number of elements of such a kernel, weighted by O' / I'. Same section."""
+
+    long_kernel: int = 192
+    """Minimum ratio of taps x outputs to padded positions at which `_spectrum` beats XLA where channels are contracted.
+    Section "Contracted channels: XLA or Fourier transforms"."""
+
+    planes: int = 16
+    """Maximum number of taps along the first of three axes that `_planes` unrolls. Section "Three axes"."""
+
+    residues: int = 16
+    """Maximum number of residues of the strides, over all axes together, that `_shifts` unrolls. With more, most would
+    be zero. No table is recorded."""
+
+    cache: int = 2**18
+    """Maximum size in bytes of the partial sums of `_shifts`, so that they stay in the cache. No table is
+    recorded."""
+
+    block_width: int = 16
+    """Channels of a block of `_blocks` on its narrower side, for the output and the input. Section "Groups: XLA, one
+    convolution per group, or merged blocks"."""
+
+    kernel_block_width: int = 32
+    """The same for the kernel. Same section."""
+
+    blocks: int = 32
+    """Maximum number of blocks of `_blocks`. Same section."""
+
+    unrolled_blocks: int = 8
+    """Maximum number of blocks that are unrolled. Over three axes each block is several convolutions, and unrolled
+    blocks take long to compile. Same section."""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """All measured numbers for one backend."""
+
+    recurrence: RecurrenceTuning = RecurrenceTuning()
+    scan: ScanTuning = ScanTuning()
+    conv: ConvTuning = ConvTuning()
+
+
+# Accelerators were not measured. No state is large enough for windows one at a time, because each step waits for its
+# kernel launch. Most numbers of convolutions are for rules that only CPUs use.
+CPU, ACCELERATOR = Tuning(scan=ScanTuning(parallel_state=2048)), Tuning()
+
+
+_used: ContextVar[Tuning | None] = ContextVar("jaxseq.tuning", default=None)
+
+
+def for_backend() -> Tuning:
+    """Return the numbers for the default backend of JAX, or those of `use`."""
+    return _used.get() or (CPU if jax.default_backend() == "cpu" else ACCELERATOR)
+
+
+def used_for_convolutions() -> ConvTuning | None:
+    """Return the numbers of `use`. None are those of the platform for which the convolution is lowered."""
+    used = _used.get()
+    return None if used is None else used.conv
+
+
+@contextmanager
+def use(tuning: Tuning) -> Iterator[None]:
+    """Use other numbers in all ops that are called, or traced, in this context, on every backend.
+
+    Args:
+        tuning: the numbers. `dataclasses.replace(jaxseq.tuning.CPU, ...)` changes some of them.
+
+    Raises:
+        TypeError: if `tuning` is not a `Tuning`.
+
+    Example:
+        >>> from jaxseq import tuning
+        >>> with tuning.use(tuning.Tuning(scan=tuning.ScanTuning(parallel_state=100))):
+        ...     tuning.for_backend().scan.parallel_state
+        100
+    """
+    if not isinstance(tuning, Tuning):
+        raise TypeError(f"`tuning`: expected a jaxseq.tuning.Tuning, got {tuning!r}")
+    token = _used.set(tuning)
+    try:
+        yield
+    finally:
+        _used.reset(token)

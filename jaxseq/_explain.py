@@ -88,6 +88,9 @@ def explain(op: Callable[..., PyTree], *args: PyTree, **options: PyTree) -> Expl
         >>> kept = jaxseq.explain(jaxseq.gru, params, None, xs, truncation=50, checkpoint="auto")
         >>> kept.residual_bytes < found.residual_bytes
         True
+
+    Reference:
+        The choices and their measurements: `docs/measured-convolution.md` and `docs/measured-recurrence.md`.
     """
     if not callable(op):
         _checks.bad_type("op", "a function", repr(op))

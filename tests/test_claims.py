@@ -33,7 +33,6 @@ import jaxseq
 from jaxseq import (
     __main__,
     _correlation,
-    _scan,
     _verify,
     autoregressive,
     cells,
@@ -41,10 +40,9 @@ from jaxseq import (
     diagnostics,
     linear_maps,
     testing,
+    tuning,
 )
 from jaxseq._cases import CASES
-from jaxseq._correlation import _blocks
-from jaxseq._recurrence import _backward
 from jaxseq.testing import _check, _compare, _differences, _evidence, _numbers, _value
 from tests.support import broken_rules, flags, hlo
 
@@ -321,8 +319,8 @@ def test_the_course_has_as_many_scripts_as_stated():
 
 def test_the_rules_of_a_convolution_are_as_many_as_stated():
     """All but the rule for meshes with an idle axis, which is not chosen by sizes."""
-    rules = [m for m in vars(_correlation).values() if isinstance(m, ModuleType) and hasattr(m, "to_output")]
-    assert _correlation._taps in rules
+    rules = [rule.name for rule in _correlation.RULES]
+    assert "taps" in rules
     for page, pattern in (
         ("docs/measured.md", r"A convolution uses one of (\w+) rules"),
         ("docs/measured-convolution.md", r"contractions of a convolution by one of (\w+) rules"),
@@ -412,33 +410,39 @@ def test_tolerances_of_the_gradient_checks_are_as_stated():
 @pytest.mark.parametrize(
     ("page", "pattern", "value"),
     [
-        ("docs/time.md", r"windows with states of more than (\d+) numbers", _scan.SMALL),
-        ("docs/measured-recurrence.md", r"for states of up to `SMALL` = (\d+) elements", _scan.SMALL),
-        ("docs/time.md", r"a GRU of D \+ H > (\d+) store", _backward.SMALL),
-        ("docs/scale.md", r"A `gru` of D \+ H <= (\d+) stores none", _backward.SMALL),
-        ("docs/measured-convolution.md", r"`TERMS` is (\d+)\.", _correlation.TERMS),
-        ("docs/derivations/convolution.md", r"_shifts\.py\) unrolls up to (\d+) terms", _correlation.TERMS),
-        ("docs/derivations/convolution.md", r"used for depthwise kernels beyond (\d+) taps", _correlation.TERMS),
-        ("docs/limits.md", r"most depthwise ones beyond (\d+) taps", _correlation.TERMS),
-        ("docs/measured.md", r"Kernels beyond (\d+) taps use Fourier transforms", _correlation.TERMS),
-        ("docs/measured-convolution.md", r"Blocks are (\d+) channels wide for the value", _blocks.WIDTH),
-        ("docs/measured-convolution.md", r"and (\d+) for the kernel gradient", _blocks.KERNEL_WIDTH),
-        ("docs/measured-convolution.md", r"More than (\d+) blocks are therefore a loop", _blocks.UNROLLED),
-        ("docs/measured.md", r"more than (\d+) blocks of groups are a loop", _blocks.UNROLLED),
+        ("docs/time.md", r"windows with states of more than (\d+) numbers", tuning.CPU.scan.parallel_state),
+        ("docs/measured-recurrence.md", r"`parallel_state` = (\d+) elements", tuning.CPU.scan.parallel_state),
+        ("docs/time.md", r"a GRU of D \+ H > (\d+) store", tuning.CPU.recurrence.recompute_products),
+        ("docs/scale.md", r"A `gru` of D \+ H <= (\d+) stores none", tuning.CPU.recurrence.recompute_products),
+        ("docs/measured-convolution.md", r"`terms` is (\d+)\.", tuning.CPU.conv.terms),
+        ("docs/derivations/convolution.md", r"_shifts\.py\) unrolls up to (\d+) terms", tuning.CPU.conv.terms),
+        ("docs/derivations/convolution.md", r"used for depthwise kernels beyond (\d+) taps", tuning.CPU.conv.terms),
+        ("docs/limits.md", r"most depthwise ones beyond (\d+) taps", tuning.CPU.conv.terms),
+        ("docs/measured.md", r"Kernels beyond (\d+) taps use Fourier transforms", tuning.CPU.conv.terms),
+        ("docs/measured-convolution.md", r"Blocks are (\d+) channels wide for the value", tuning.CPU.conv.block_width),
+        ("docs/measured-convolution.md", r"and (\d+) for the kernel gradient", tuning.CPU.conv.kernel_block_width),
+        (
+            "docs/measured-convolution.md",
+            r"More than (\d+) blocks are therefore a loop",
+            tuning.CPU.conv.unrolled_blocks,
+        ),
+        ("docs/measured.md", r"more than (\d+) blocks of groups are a loop", tuning.CPU.conv.unrolled_blocks),
     ],
 )
 def test_a_constant_that_a_page_names_is_that_of_the_code(page, pattern, value):
     assert int(stated(page, pattern)) == value
 
 
-def test_constants_named_beside_the_measurements_exist():
-    modules = [_correlation, _correlation._blocks, _scan, _backward]
-    names = {
-        n for p in ("convolution", "recurrence") for n in inline(f"docs/measured-{p}.md") if re.fullmatch(r"[A-Z_]+", n)
-    }
+def test_numbers_and_their_measurements_name_each_other():
+    fields = [f.name for kind in ("conv", "recurrence", "scan") for f in dataclasses.fields(getattr(tuning.CPU, kind))]
+    names = {n for p in ("convolution", "recurrence") for n in inline(f"docs/measured-{p}.md") if n in fields}
     assert len(names) > 8
-    for name in names:
-        assert any(hasattr(module, name) for module in modules), name
+    sections = re.findall(r'Section\s+"([^"]+)"', inspect.getsource(tuning))
+    assert len(sections) > 4
+    for section in sections:
+        assert re.search(
+            rf"^## {re.escape(' '.join(section.split()))}", text("docs/measured-convolution.md"), re.MULTILINE
+        )
 
 
 def test_time_options_in_the_docs_are_all_that_there_are():
@@ -447,7 +451,7 @@ def test_time_options_in_the_docs_are_all_that_there_are():
     assert set(named) == set(jaxseq.TimeOptions.__annotations__)
     arrays = re.findall(r"`(\w+)`", stated("docs/index.md", r"keyword-only and static, except the arrays ([^|]*)\|"))
     hints = {name: str(hint) for name, hint in jaxseq.TimeOptions.__annotations__.items()}
-    assert set(arrays) - {"zoneout"} == {name for name, hint in hints.items() if "Array" in hint}
+    assert set(arrays) == {name for name, hint in hints.items() if "Array" in hint}
 
 
 def test_options_are_keyword_only():
@@ -915,21 +919,15 @@ def test_versions_are_those_that_were_measured():
 
 
 def rules_for(x, kernel, **options):
-    """Return the names of the rules for value, input and kernel on a CPU."""
-    found, choose = {}, _correlation.choose
+    """Return the names of the rules for value, input and kernel on a CPU, each that for the whole form."""
+    shapes = jax.ShapeDtypeStruct(x, jnp.float32), jax.ShapeDtypeStruct(kernel, jnp.float32)
+    found = {}
+    for subject, choice, _ in jaxseq.explain(jaxseq.conv, *shapes, **options).decisions:
+        found.setdefault(subject.removesuffix(" on a CPU"), re.fullmatch(r"rule '(\w+)'", choice)[1])
+    return [found[which] for which in CONTRACTIONS]
 
-    def watched(which, form, cpu=True):
-        rule = choose(which, form, cpu)
-        if cpu:
-            found.setdefault(which, rule.__name__.rpartition("._")[2])  # the first call is for the whole form
-        return rule
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_correlation, "choose", watched)
-        f = partial(jaxseq.conv, **options)
-        args = jax.ShapeDtypeStruct(x, jnp.float32), jax.ShapeDtypeStruct(kernel, jnp.float32)
-        jax.eval_shape(pullback(f), args, jax.eval_shape(f, *args))
-    return [found[which] for which in ("to_output", "to_input", "to_kernel")]
+CONTRACTIONS = "convolution", "transposed convolution", "kernel gradient"
 
 
 def sizes(words):

@@ -76,7 +76,7 @@ def test_docstring_says_what_a_user_needs(name):
     for section in sections:
         assert f"\n{section}\n" in text, f"{name} lacks {section}"
     for argument in inspect.signature(FUNCTIONS[name]).parameters.values():
-        stars = "**" if argument.kind is argument.VAR_KEYWORD else ""
+        stars = {argument.VAR_KEYWORD: "**", argument.VAR_POSITIONAL: "*"}.get(argument.kind, "")
         assert f"\n    {stars}{argument.name}: " in text, f"{name} does not describe `{argument.name}`"
 
 

@@ -80,12 +80,12 @@ def explain(op: Callable[..., PyTree], *args: PyTree, **options: PyTree) -> Expl
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxseq
-        >>> params = jaxseq.gru_init(jax.random.key(0), 16, 32)
+        >>> params = jaxseq.lstm_init(jax.random.key(0), 16, 32)
         >>> xs = jnp.ones((200, 8, 16))
-        >>> found = jaxseq.explain(jaxseq.gru, params, None, xs, truncation=50)
+        >>> found = jaxseq.explain(jaxseq.lstm, params, None, xs, truncation=50)
         >>> print(found.decisions[0].choice)
-        4 windows of 50 steps in parallel, in chunks of 8 steps
-        >>> kept = jaxseq.explain(jaxseq.gru, params, None, xs, truncation=50, checkpoint="auto")
+        4 windows of 50 steps in parallel, in chunks of 13 steps
+        >>> kept = jaxseq.explain(jaxseq.lstm, params, None, xs, truncation=50, checkpoint="auto")
         >>> kept.residual_bytes < found.residual_bytes
         True
 

@@ -144,9 +144,12 @@ class Tuning:
     conv: ConvTuning = ConvTuning()
 
 
-# Accelerators were not measured. No state is large enough for windows one at a time, because each step waits for its
-# kernel launch. Most numbers of convolutions are for rules that only CPUs use.
-CPU, ACCELERATOR = Tuning(scan=ScanTuning(parallel_state=2048)), Tuning()
+CPU = Tuning(scan=ScanTuning(parallel_state=2048))
+"""The numbers for CPUs."""
+
+ACCELERATOR = Tuning()
+"""The numbers for all other platforms. These were not measured: no state is large enough for windows one at a time,
+because each step waits for its kernel launch, and most numbers of convolutions are for rules that only CPUs use."""
 
 
 _used: ContextVar[Tuning | None] = ContextVar("jaxseq.tuning", default=None)

@@ -502,8 +502,8 @@ def run(
 
     going = time.perf_counter()
     with checkpoints or nullcontext():
-        save = save_checkpoint if checkpoints else None
-        training, stop = learn(options, training, text, optimizer, measure, curve, save=save)
+        keep = save_checkpoint if checkpoints else None
+        training, stop = learn(options, training, text, optimizer, measure, curve, save=keep)
     if stop:
         raise Stopped(stop)
     seconds, model = time.perf_counter() - going, training.model

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextvars import ContextVar
 from functools import partial
+from itertools import count
 from math import prod
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ class Decision(NamedTuple):
     """One choice that an op made when it was called.
 
     Attributes:
-        subject: what was decided, such as `input gradient`.
+        subject: what was decided, such as `kernel gradient` or `backward pass`.
         choice: what was chosen.
         reason: why.
     """
@@ -59,17 +60,21 @@ class Explanation(NamedTuple):
 
 
 # The decisions of the call that is being explained; None outside of `explain`.
+CALLS = count()
 RECORDED: ContextVar[list[Decision] | None] = ContextVar("jaxseq.explain", default=None)
 
 
 def explain(op: Callable[..., PyTree], *args: PyTree, **options: PyTree) -> Explanation:
     """Explain how a call and its gradient are computed: which rules and which plan, why, and what is kept.
 
-    The call is traced, not computed: arrays may be `jax.ShapeDtypeStruct`.
+    The call is traced, not computed: arrays may be `jax.ShapeDtypeStruct`. A *rule* is one way to compute a
+    convolution, its transpose (the gradient to the input) or the kernel gradient. The *plan* of a recurrence splits
+    time into windows, by `truncation`, and these into chunks, whose states are computed together in the backward pass.
 
     Args:
-        op: a function of jaxseq, or any function that calls some, such as a whole model.
-        *args: its positional arguments, with respect to which it is differentiated.
+        op: a function of jaxseq, or any function that calls some, such as a whole model. What `jax.jit` has traced
+            before is traced again.
+        *args: its positional arguments. It is differentiated with respect to those that consist of arrays.
         **options: its keyword-only arguments.
 
     Returns:
@@ -92,23 +97,40 @@ def explain(op: Callable[..., PyTree], *args: PyTree, **options: PyTree) -> Expl
     Reference:
         The choices and their measurements: `docs/measured-convolution.md` and `docs/measured-recurrence.md`.
     """
+    from jax.experimental.xla_metadata import set_xla_metadata  # noqa: PLC0415  # slow to import
+
     if not callable(op):
         _checks.bad_type("op", "a function", repr(op))
     residuals: list[jax.ShapeDtypeStruct] = []
+    arrays = {i: arg for i, arg in enumerate(args) if all(map(_is_array, jax.tree.leaves(arg)))}
 
-    def differentiate(*args: PyTree) -> PyTree:
-        y, pull = jax.vjp(partial(op, **options), *args)
+    def differentiate(*leaves: PyTree) -> PyTree:
+        known = dict(zip(arrays, leaves, strict=True))
+
+        def f(*leaves: PyTree) -> PyTree:
+            given = dict(zip(known, leaves, strict=True))
+            return jax.tree.map(jnp.asarray, op(*(given.get(i, arg) for i, arg in enumerate(args)), **options))
+
+        y, pull = jax.vjp(f, *leaves)
         residuals.extend(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in jax.tree.leaves(pull))
         return pull(jax.tree.map(_cotangent_like, y))
 
     decisions: list[Decision] = []
     token = RECORDED.set(decisions)
     try:
-        jax.eval_shape(differentiate, *args)
+        with set_xla_metadata(jaxseq_explain=str(next(CALLS))):  # so that `jax.jit` traces again
+            jax.eval_shape(differentiate, *arrays.values())
     finally:
         RECORDED.reset(token)
+    while isinstance(op, partial):
+        op = op.func
     name = getattr(op, "__name__", None) or type(op).__name__
     return Explanation(name, tuple(dict.fromkeys(decisions)), tuple(residuals))
+
+
+def _is_array(leaf: object) -> bool:
+    """Return True for arrays, shapes of arrays, and floats, as the carry of `jaxseq.scan` may be."""
+    return isinstance(leaf, float | complex) or (hasattr(leaf, "shape") and hasattr(leaf, "dtype"))
 
 
 def _cotangent_like(y: jax.Array) -> jax.Array | np.ndarray:

@@ -16,7 +16,7 @@ docs/measured-convolution.md have the measurements, and the commands that repeat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import inf
 
 import jax
@@ -24,8 +24,22 @@ import jax
 __all__ = ["ACCELERATOR", "CPU", "ConvTuning", "RecurrenceTuning", "ScanTuning", "Tuning", "for_backend", "use"]
 
 
+class _Numbers:
+    """Base of the classes of numbers: each is positive, and an integer unless its default is not one."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            numbers = value if isinstance(value, tuple) else (value,)
+            kind = int if isinstance(field.default, int) or field.default is None else (int, float)
+            fits = all(isinstance(n, kind) and not isinstance(n, bool) and n > 0 for n in numbers)
+            if isinstance(value, tuple) != isinstance(field.default, tuple) or not (fits or value is field.default):
+                like = "three positive numbers" if isinstance(field.default, tuple) else "a positive integer"
+                raise ValueError(f"`{field.name}`: expected {like}, as {field.default!r}, got {value!r}")
+
+
 @dataclass(frozen=True)
-class RecurrenceTuning:
+class RecurrenceTuning(_Numbers):
     """How the backward pass of a recurrence splits time, and what is stored for it.
 
     The working memory of a chunk is about 12 arrays (c, B, H). A chunk is therefore only part of a window.
@@ -35,11 +49,11 @@ class RecurrenceTuning:
         rows: a chunk has at most this many rows (steps x batch): more do not make its contraction faster.
         least_rows: a chunk has at least this many rows, because the contraction of fewer is slow.
         least_steps: a chunk has at least this many steps if rows are few, to amortize its overhead.
-        recompute_gates: gates are recomputed, not stored, where that is as fast: the state is h only, there is no
-            product inside the step, and there are at least this many gates,
-        recompute_products: and a pre-activation takes at most this many multiplications (D + H for a matrix). A single
-            input feature is an exception: XLA recomputes its product wherever a gate is read, which takes 1.5 to 1.8
-            times as long.
+        recompute_gates: gates are recomputed, not stored, for cells with at least this many of them, whose state is h
+            only and which have no product inside the step. This is as fast, if `recompute_products` holds as well.
+        recompute_products: the same, if a pre-activation takes at most this many multiplications (D + H for a matrix).
+            A single input feature is an exception: XLA recomputes its product wherever a gate is read, which takes 1.5
+            to 1.8 times as long.
     """
 
     parts: int = 8
@@ -51,7 +65,7 @@ class RecurrenceTuning:
 
 
 @dataclass(frozen=True)
-class ScanTuning:
+class ScanTuning(_Numbers):
     """How `jaxseq.scan` runs truncated windows.
 
     Attributes:
@@ -62,77 +76,65 @@ class ScanTuning:
 
 
 @dataclass(frozen=True)
-class ConvTuning:
+class ConvTuning(_Numbers):
     """Crossovers between rules, and limits of what a rule unrolls. Static and hashable.
 
-    A triple has one number for each `Contraction`: to the output, to the input, to the kernel.
+    `jaxseq/_correlation/` describes the rules. A triple has one number each for the output, the input and the kernel
+    gradient. With K taps, O outputs and P padded positions, the sections are those of docs/measured-convolution.md.
+
+    Attributes:
+        terms: maximum number of terms that `_shifts` unrolls, taps x pairs of channels. The times of `_shifts`
+            and `_spectrum` cross between 48 and 96 taps. Section "Depthwise kernels: unrolled terms or Fourier
+            transforms".
+        loop_work: maximum work of `_loop` for a depthwise kernel, K O, as a multiple of the work P log2 P of a
+            Fourier transform. Below it, spectra took 1.6 to 8 times as long. No table is recorded.
+        short_taps: minimum number of taps at which `_loop` beats `_shifts`, by a factor of 3 to 5, if there are
+            few outputs. Never for the output. Section "Depthwise kernels with few outputs".
+        short_outputs: maximum number of outputs over all groups to which `short_taps` applies. Same section.
+        whole_outputs: maximum number of outputs at which `_loop` beats `_patches` for a depthwise kernel that
+            covers the input. XLA transposes the operands of the latter. Same section.
+        whole_taps: maximum number of taps of such a kernel. Same section.
+        lanes: minimum number of groups at which `_shifts` pays off for groups of several channels. Its vectors
+            have one element per group. No table is recorded.
+        patch_outputs: maximum number of outputs at which `_patches` beats `_blocks` for groups with disjoint
+            receptive fields. Section "Groups whose receptive fields do not overlap".
+        single_outputs: maximum number of outputs at which XLA computes the output of a large grouped kernel
+            faster than `_patches` and `_blocks`, which transpose the kernel. Same section.
+        large_kernel: minimum number of elements of such a kernel, weighted by O' / I'. Same section.
+        long_kernel: minimum ratio of taps x outputs to padded positions at which `_spectrum` beats XLA where
+            channels are contracted. Section "Contracted channels: XLA or Fourier transforms".
+        planes: maximum number of taps along the first of three axes that `_planes` unrolls. Section "Three
+            axes".
+        residues: maximum number of residues of the strides, over all axes together, that `_shifts` unrolls.
+            With more, most would be zero. No table is recorded.
+        cache: maximum size in bytes of the partial sums of `_shifts`, so that they stay in the cache. No table
+            is recorded.
+        block_width: channels of a block of `_blocks` on its narrower side, for the output and the input.
+            Section "Groups: XLA, one convolution per group, or merged blocks".
+        kernel_block_width: the same for the kernel. Same section.
+        blocks: maximum number of blocks of `_blocks`. Same section.
+        unrolled_blocks: maximum number of blocks that are unrolled. Over three axes each block is several
+            convolutions, and unrolled blocks take long to compile. Same section.
     """
 
     terms: int = 64
-    """Maximum number of terms that `_shifts` unrolls, taps x pairs of channels. The times of `_shifts` and `_spectrum`
-    cross between 48 and 96 taps. Section "Depthwise kernels: unrolled terms or Fourier transforms"."""
-
     loop_work: tuple[float, float, float] = (4.0, 4.0, 1.5)
-    """Maximum work of `_loop` for a depthwise kernel, K O, as a multiple of the work P log2 P of a Fourier transform.
-    Below it, spectra took 1.6 to 8 times as long. No table is recorded."""
-
     short_taps: tuple[float, float, float] = (inf, 32.0, 10.0)
-    """Minimum number of taps at which `_loop` beats `_shifts`, by a factor of 3 to 5, if there are few outputs. Never
-    for the output. Section "Depthwise kernels with few outputs"."""
-
     short_outputs: int = 2**12
-    """Maximum number of outputs over all groups to which `short_taps` applies. Same section."""
-
     whole_outputs: int = 2
-    """Maximum number of outputs at which `_loop` beats `_patches` for a depthwise kernel that covers the input. XLA
-    transposes the operands of the latter. Same section."""
-
     whole_taps: int = 256
-    """Maximum number of taps of such a kernel. Same section."""
-
     lanes: int = 8
-    """Minimum number of groups at which `_shifts` pays off for groups of several channels. Its vectors have one element
-    per group. No table is recorded."""
-
     patch_outputs: int = 128
-    """Maximum number of outputs at which `_patches` beats `_blocks` for groups with disjoint receptive fields. Section
-    "Groups whose receptive fields do not overlap"."""
-
     single_outputs: int = 4
-    """Maximum number of outputs at which XLA computes the output of a large grouped kernel faster than `_patches` and
-    `_blocks`, which transpose the kernel. Same section."""
-
     large_kernel: int = 2**18
-    """Minimum number of elements of such a kernel, weighted by O' / I'. Same section."""
-
     long_kernel: int = 192
-    """Minimum ratio of taps x outputs to padded positions at which `_spectrum` beats XLA where channels are contracted.
-    Section "Contracted channels: XLA or Fourier transforms"."""
-
     planes: int = 16
-    """Maximum number of taps along the first of three axes that `_planes` unrolls. Section "Three axes"."""
-
     residues: int = 16
-    """Maximum number of residues of the strides, over all axes together, that `_shifts` unrolls. With more, most would
-    be zero. No table is recorded."""
-
     cache: int = 2**18
-    """Maximum size in bytes of the partial sums of `_shifts`, so that they stay in the cache. No table is
-    recorded."""
-
     block_width: int = 16
-    """Channels of a block of `_blocks` on its narrower side, for the output and the input. Section "Groups: XLA, one
-    convolution per group, or merged blocks"."""
-
     kernel_block_width: int = 32
-    """The same for the kernel. Same section."""
-
     blocks: int = 32
-    """Maximum number of blocks of `_blocks`. Same section."""
-
     unrolled_blocks: int = 8
-    """Maximum number of blocks that are unrolled. Over three axes each block is several convolutions, and unrolled
-    blocks take long to compile. Same section."""
 
 
 @dataclass(frozen=True)

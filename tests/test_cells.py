@@ -335,20 +335,30 @@ BAD = {
         TypeError,
         r"`odd\.pullback`: expected jaxseq\.Pullback\(delta, state_bar\), got \(\(float64\[5\], float64\[5\]\), .*gain",
     ),
+    "a number for a state": (
+        run(lambda a, h, p: 0.0),
+        ValueError,
+        r"`odd\.step`: expected a state like `s_prev`, float64\[5\], got 0\.0",
+    ),
+    "a number for a residual": (
+        run(lambda a, h, p: StepResult(h, (h, 1.0)), lambda *args: None),
+        TypeError,
+        r"`odd\.step`: expected arrays as residuals, got \(float64\[5\], 1\.0\)",
+    ),
     "δ of one gate": (
         run(fine, lambda a, h, h_bar, p: Pullback((h_bar,), h_bar, p._replace(gain=h_bar))),
         ValueError,
-        r"`odd\.pullback`: expected δ like the pre-activations, \(float64\[5\], float64\[5\]\), got \(float64\[5\],\)",
+        r"`odd\.pullback`: expected `delta` like the pre-activations, \(.*, float64\[5\]\), got \(float64\[5\],\)",
     ),
     "another s̄_prev": (
         run(fine, lambda a, h, h_bar, p: Pullback((h_bar, h_bar), (h_bar,), p._replace(gain=h_bar))),
         ValueError,
-        r"`odd\.pullback`: expected s̄_prev like the state, float64\[5\], got \(float64\[5\],\)",
+        r"`odd\.pullback`: expected `state_bar` like the state, float64\[5\], got \(float64\[5\],\)",
     ),
     "p̄ of another shape": (
         run(fine, lambda a, h, h_bar, p: Pullback((h_bar, h_bar), h_bar, p._replace(gain=h_bar[:1]))),
         ValueError,
-        r"`odd\.pullback`: expected p̄ of one example like the cell parameters, .*\[5\].*got .*\[1\]",
+        r"`odd\.pullback`: expected `params_bar` of one example like the cell parameters, .*\[5\].*\[1\]",
     ),
     "twice the same gate": (
         odd(gates="aa"),

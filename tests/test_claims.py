@@ -374,7 +374,7 @@ def test_checkers_find_as_many_mistakes_as_stated():
     assert len(both) == int(stated("docs/index.md", r"`gradgradcheck` together found (\d+),"))
     others = set().union(*(names for checker, names in found.items() if checker != "check_vjp"))
     assert len(others) == int(stated("docs/index.md", r"all other checkers together (\d+) "))
-    ours, theirs = stated("README.md", r"It found all of (\d+) wrong rules, where `[\w.]+` \[found (\d+)\]")
+    ours, theirs = stated("README.md", r"It found all (\d+) wrong rules, where `[\w.]+` \[found (\d+)\]")
     assert (int(ours), int(theirs)) == (rules, len(found["check_grads"]))
     assert total == rules
 

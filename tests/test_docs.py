@@ -48,9 +48,11 @@ def found(pattern, *, quick=PAGES):
 
 @pytest.fixture
 def as_users_have_it():
-    """Restore JAX's default settings."""
+    """Restore JAX's default settings, and raise an error if a random key is used twice."""
     strict = {"jax_enable_x64": True, "jax_numpy_dtype_promotion": "strict", "jax_numpy_rank_promotion": "raise"}
+    strict["jax_debug_key_reuse"] = jax.config.jax_debug_key_reuse
     usual = {"jax_enable_x64": False, "jax_numpy_dtype_promotion": "standard", "jax_numpy_rank_promotion": "allow"}
+    usual["jax_debug_key_reuse"] = True
     for name, value in usual.items():
         jax.config.update(name, value)
     yield

@@ -1,6 +1,7 @@
 """`jaxseq.tuning` and `jaxseq.explain`: numbers change plans and never results, and an explanation states both."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -102,6 +103,26 @@ def test_explains_a_model_without_computing_it():
     found = jaxseq.explain(model, shapes, jax.ShapeDtypeStruct((10**6, 64, 64), jnp.float32))
     assert found.op == "model"
     assert found.residual_bytes > 10**12
+
+
+def test_explains_what_jit_has_traced_and_arguments_that_are_no_arrays():
+    params = jaxseq.RNNParams(draw(D, H), draw(H, H), None)
+    jitted = jax.jit(lambda params, xs: jaxseq.rnn(params, None, xs)[1])
+    jitted(params, draw(T, B, D))
+    plain = jaxseq.explain(jaxseq.rnn, params, None, draw(T, B, D)).decisions
+    assert jaxseq.explain(jitted, params, draw(T, B, D)).decisions == plain
+    assert jaxseq.explain(jaxseq.stack, jaxseq.rnn, [params], None, draw(T, B, D)).decisions == plain
+    scanned = jaxseq.explain(partial(jaxseq.scan, lambda s, x: (s + x, s)), 0.0, draw(T))
+    assert scanned.op == "scan"
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "value"),
+    [("RecurrenceTuning", "rows", 0), ("ConvTuning", "loop_work", 3), ("ScanTuning", "parallel_state", 2.5)],
+)
+def test_numbers_are_positive(kind, field, value):
+    with pytest.raises(ValueError, match=rf"`{field}`: expected .*positive .*got {value}"):
+        getattr(tuning, kind)(**{field: value})
 
 
 @pytest.mark.other_types

@@ -57,15 +57,23 @@ def _check_types(
         _checks.bad_type(f"{cell.name}.step", expected, _describe_tree(result))
     _check_same(cell, "step", "a state like `s_prev`", result.state, state)
     residuals = fill_h(result.residuals, h_of(result.state))
+    if not all(hasattr(leaf, "dtype") for leaf in jax.tree.leaves(residuals)):
+        _checks.bad_type(f"{cell.name}.step", "arrays as residuals", _describe_tree(result.residuals))
     pull, more = phi.cell.pullback, (*phi.cell_params, *phi.inner)
     assert pull is not None
     found = _run_part(cell, "pullback", pull, residuals, state, state, *more)
     if not isinstance(found, Pullback):
         _checks.bad_type(f"{cell.name}.pullback", "jaxseq.Pullback(delta, state_bar)", _describe_tree(found))
-    _check_same(cell, "pullback", "δ like the pre-activations", found.delta, a)
-    _check_same(cell, "pullback", "s̄_prev like the state", found.state_bar, state)
+    _check_same(cell, "pullback", "`delta` like the pre-activations", found.delta, a)
+    _check_same(cell, "pullback", "`state_bar` like the state", found.state_bar, state)
     if phi.cell_params:
-        _check_same(cell, "pullback", "p̄ of one example like the cell parameters", found.params_bar, phi.cell_params[0])
+        _check_same(
+            cell,
+            "pullback",
+            "`params_bar` of one example like the cell parameters",
+            found.params_bar,
+            phi.cell_params[0],
+        )
     if phi.inner and (not isinstance(found.inner, tuple) or len(found.inner) != 2):
         expected = "the pair (q, v̄) as `inner`, since there is `w_q`"
         _checks.bad_value(f"{cell.name}.pullback", expected, _describe_tree(found.inner))
@@ -85,11 +93,11 @@ def _check_same(cell: Cell, part: str, expected: str, actual: PyTree, like: PyTr
     """Check that `actual` has the structure, shapes and dtypes of `like`."""
     if jax.tree.structure(actual) == jax.tree.structure(like):
         pairs = zip(jax.tree.leaves(actual), jax.tree.leaves(like), strict=True)
-        if all(a.shape == b.shape and a.dtype == b.dtype for a, b in pairs):
+        if all(getattr(a, "shape", None) == b.shape and a.dtype == b.dtype for a, b in pairs):
             return
     _checks.bad_value(f"{cell.name}.{part}", f"{expected}, {_describe_tree(like)}", _describe_tree(actual))
 
 
 def _describe_tree(tree: PyTree) -> str:
-    words = jax.tree.map(lambda a: f"{a.dtype}{list(a.shape)}", tree)
+    words = jax.tree.map(lambda a: f"{a.dtype}{list(a.shape)}" if hasattr(a, "shape") else repr(a), tree)
     return str(words).replace("'", "")

@@ -111,11 +111,17 @@ def session(
     steps = _steps(f, _point.as_arrays(args))
     full = _surgery.plain(partial(reference or f, truncation=None, **options))
     windows = _windows(steps, k1, k2, bool(options))
+
+    def judge(args: Args) -> Sequences:
+        """Return f with frozen states for these arguments, whose sequence may have another length."""
+        length = jax.tree.leaves(args[2])[0].shape[0]
+        return frozen(full, _windows(length, k1, k2, bool(options)), bool(options), args)
+
     return Session(
         partial(f, truncation=k, **options),
         args,
         reference=reference and partial(reference, truncation=k, **options),
-        judge=partial(frozen, full, windows, bool(options)),
+        judge=judge,
         argnums=argnums,
         more={"truncation": partial(edges, f=partial(f, **options), steps=steps, k=k, windows=windows)},
     )

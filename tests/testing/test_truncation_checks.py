@@ -55,6 +55,15 @@ def test_stop_gradient_on_the_carry_passes(k, reference, reverse, args):
     assert report.of("value") is Verdict.PASS
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("reverse", [False, True])
+def test_all_checks_pass_without_a_reference(reverse, args):
+    """Other lengths of the sequence, too, which have other windows."""
+    report = check_truncation(elman, args, truncation=(2, 3), reverse=reverse)
+    report.raise_if_failed()
+    assert report.of("sizes") is Verdict.PASS
+
+
 def test_plain_differences_do_not_see_a_stop(args):
     """check_vjp fails a correct truncated gradient, which is why check_truncation exists."""
     assert check_vjp(partial(elman, truncation=3), args, level="quick").of("value") is Verdict.FAIL

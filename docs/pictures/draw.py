@@ -26,7 +26,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 import jaxseq
-from jaxseq import _time, diagnostics
+from jaxseq import _windows, diagnostics
+from jaxseq._time_options import Options
 
 HERE = Path(__file__).parent
 STYLE: dict[Any, Any] = {
@@ -158,18 +159,18 @@ def _edges(ax: Axes, steps: Sequence[int]) -> None:
 
 
 def checkpoint() -> Figure:
-    """Plot the steps with stored states, and the order of the chunks in the backward pass, from `_time.blocks`."""
+    """Plot the steps with stored states, and the order of the chunks in the backward pass, from `_windows.blocks`."""
     steps, rows = 16, 4
     plans = {
-        "checkpoint=4": _time.Options(checkpoint=4),
-        "checkpoint=8": _time.Options(checkpoint=8),
-        "checkpoint=8, truncation=4": _time.Options(checkpoint=8, truncation=(4, 4)),
+        "checkpoint=4": Options(checkpoint=4),
+        "checkpoint=8": Options(checkpoint=8),
+        "checkpoint=8, truncation=4": Options(checkpoint=8, truncation=(4, 4)),
     }
     figure = Figure(figsize=(5.4, 2.5), layout="constrained")
     ax = figure.subplots()
     for line, options in enumerate(plans.values()):
         order = 0
-        for block in _time.blocks(options, steps, rows):
+        for block in _windows.blocks(options, steps, rows):
             for first in reversed(range(0, block.windows, block.group)):
                 for chunk in reversed(range(block.chunks)):
                     order += 1

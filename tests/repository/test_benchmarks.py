@@ -1,7 +1,9 @@
 """The harness refuses what does not compare, takes turns, and counts; the first table runs. Nothing here is timed."""
 
 import json
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +17,9 @@ from benchmarks import cells, conv, gain, harness, recurrence
 from benchmarks.harness import Candidate, Problem, measure
 
 pytestmark = pytest.mark.usefixtures("as_users_have_jax")
+
+ROOT = Path(__file__).parents[2]
+ONE_DEVICE = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
 
 X = np.linspace(-1, 2, 12, dtype=np.float32).reshape(3, 4)
 TINY = recurrence.TINY
@@ -298,3 +303,22 @@ def test_the_pages_show_what_was_measured(tmp_path):
     gain.main([*map(str, files), "--picture", str(tmp_path / "gain.svg")])
     drawn, kept = ((folder / "gain.svg").read_text("utf-8") for folder in (tmp_path, MEASURED))
     assert drawn.count("<path") == kept.count("<path"), "run python -m benchmarks.gain again"
+
+
+@pytest.mark.parametrize(
+    ("name", "functions", "depth"), [("lstm", 110, 14), ("conv", 60, 14), ("conv(groups=4)", 60, 16)]
+)
+def test_a_call_on_one_device_runs_few_functions_and_none_for_devices(name, functions, depth):
+    code = (
+        "import sys; from benchmarks import calls; f, *args = calls.problems()[sys.argv[1]]; "
+        "found = calls.measure(f, *args); print(found.functions, found.depth, found.closures); "
+        "print(*{code.co_filename for code in found.codes})"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, name], cwd=ROOT, capture_output=True, text=True, check=True, env=ONE_DEVICE
+    )
+    counts, files = run.stdout.splitlines()
+    found, deepest, _ = map(int, counts.split())
+    assert 30 < found <= functions
+    assert deepest <= depth
+    assert "_distributed" not in files

@@ -17,7 +17,7 @@ True keeps the element; zoneout keeps its previous value.
 
 from collections.abc import Callable, Sequence
 from itertools import count
-from typing import Unpack
+from typing import Unpack, cast
 
 import jax
 import jax.numpy as jnp
@@ -172,7 +172,7 @@ def stack(
         shortcut = y if i or not residual else zero_padded_steps(y, time)  # ys of a layer is zero in the padding
         y = out + shortcut if residual and out.shape == y.shape else out
         ends.append(end)
-    return tuple(ends), jnp.asarray(y)
+    return tuple(ends), cast(jax.Array, y)
 
 
 def bernoulli(key: PRNGKeyArray, p: float | int, shape: tuple[int, ...]) -> jax.Array:

@@ -447,3 +447,24 @@ def test_mistakes_with_carry_across_shards(label):
 def test_the_carry_outside_of_shard_map():
     with pytest.raises(ValueError, match=r"`axis_name`: expected distinct manual mesh axes of `shard_map`.*got 't'"):
         jaxseq.carry_across_shards(lambda s: s, jnp.zeros(()), "t")
+
+
+@pytest.mark.parametrize(
+    ("of_x", "of_zoneout", "options"),
+    [
+        (P("t"), P("t"), {"reverse": True, "truncation": 2}),  # reversed within the lengths: time is gathered
+        (P(None, "b"), P("b", None), {}),  # another axis than that of xs
+    ],
+    ids=str,
+)
+def test_boolean_zoneout_over_devices(of_x, of_zoneout, options, key):
+    mesh = mesh_of((2, 2), ("t", "b"), "explicit")
+    params, x = jaxseq.gru_init(key, 6, 4, dtype=jnp.float64), jax.random.normal(key, (8, 4, 6))
+    zoneout, lengths = jax.random.bernoulli(key, 0.8, (8, 4, 4)), jnp.array([8, 5, 3, 0])
+
+    def loss(params, x, zoneout):
+        return jnp.sum(jaxseq.gru(params, None, x, zoneout=zoneout, lengths=lengths, **options)[1] ** 2)
+
+    placed = place(mesh, (x, zoneout), (of_x, of_zoneout))
+    actual, expected = jax.jit(jax.grad(loss, (0, 1)))(params, *placed), jax.grad(loss, (0, 1))(params, x, zoneout)
+    assert_close(jax.device_get(actual), jax.device_get(expected))

@@ -13,6 +13,7 @@ the compiler, which gathers xs and shards the residuals.
 
 from collections.abc import Callable
 from functools import partial
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,7 @@ from jaxseq._recurrence._cell import Cell, State, h_of
 from jaxseq._recurrence._inputs import Inputs, with_partitioning
 from jaxseq._time_options import Options
 
+Tree = TypeVar("Tree")
 Rule = Callable[[Cell, Options, Inputs], tuple[State, jax.Array]]
 
 
@@ -59,6 +61,14 @@ def place_masks_like(
     place = lambda a, s: None if a is None else _sharding.reshard(a, _sharding.leading_axes(s, a.ndim))  # noqa: E731
     lengths = place(lengths, _sharding.drop_axis(xs_sharding, axis))
     return lengths, place(resets, _sharding.unshard_axis(xs_sharding, axis))
+
+
+def place_steps_like(xs: jax.Array, masks: Tree) -> Tree:
+    """Return masks (time and batch, as in xs) sharded like xs."""
+    xs_sharding = _mesh.explicit_sharding(xs)
+    if xs_sharding is None:
+        return masks
+    return jax.tree.map(lambda a: _sharding.reshard(a, _sharding.leading_axes(xs_sharding, a.ndim)), masks)
 
 
 def place_outputs_like(xs: jax.Array, ys: jax.Array, features: int) -> jax.Array:

@@ -31,16 +31,12 @@ def check_zoneout(cell: Cell, value: object, carry: State, axis: int, steps: int
     return found[0] if cell.state is None else cell.state(*found)
 
 
-def reads_x(zoneout: State, valid: jax.Array | None, features: int) -> jax.Array | None:
-    """Return (T, *B), with the axes of xs: False in padding, and where booleans keep all units of all leaves.
-
-    None if that is `valid`.
-    """
+def fully_zoned_out(zoneout: State, features: int) -> jax.Array | None:
+    """Return (T, *B), with the axes of xs: True where booleans keep all units of all leaves. None is nowhere."""
     leaves = jax.tree.leaves(zoneout)
     if any(k.dtype != bool for k in leaves):
         return None
-    zoned_out = reduce(jnp.logical_and, (jnp.all(k, range(k.ndim - features, k.ndim)) for k in leaves))
-    return ~zoned_out if valid is None else valid & ~zoned_out
+    return reduce(jnp.logical_and, (jnp.all(k, range(k.ndim - features, k.ndim)) for k in leaves))
 
 
 def _named_leaves(cell: Cell, name: str, value: object) -> list[tuple[str, object]]:

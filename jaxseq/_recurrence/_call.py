@@ -19,7 +19,7 @@ from jaxseq._recurrence._arguments import (
     check_dropout_mask,
     check_params,
     check_zoneout,
-    reads_x,
+    fully_zoned_out,
     state_between_steps,
 )
 from jaxseq._recurrence._cell import Cell, State, h_of
@@ -76,7 +76,8 @@ def sequence(
     valid = reset = last = None
     if lengths is not None or resets is not None:
         valid, reset, last = _time.masks(options, steps, lengths, resets)
-    read = None if zoneout is None else reads_x(zoneout, valid, features)
+    zoned_out = None if zoneout is None else fully_zoned_out(zoneout, features)
+    read = None if zoned_out is None else _reads_x(xs, valid, zoned_out)
     inputs = Inputs(weights, carry, xs, Masks(valid, reset, zoneout, read))
     if options.reverse and options.truncation is not None and lengths is not None:
         # Windows start at the first processed step of each sequence, the last one within its length.
@@ -90,10 +91,17 @@ def sequence(
     return _precision.cast_like(_time.zero_where(last, out), first), ys
 
 
+def _reads_x(xs: jax.Array, valid: jax.Array | None, zoned_out: jax.Array) -> jax.Array:
+    """Return the mask of steps that read their input: not padding, and not all of the state kept by zoneout."""
+    if _mesh.is_distributed(xs):
+        valid, zoned_out = _distributed.place_steps_like(xs, (valid, zoned_out))
+    return ~zoned_out if valid is None else valid & ~zoned_out
+
+
 def _reverse_within_length(inputs: Inputs, lengths: jax.Array, axis: int) -> Inputs:
     """Return the inputs with each sequence reversed within its length."""
     gather = partial(gather_axis, axis=axis)
-    masks = inputs.masks._replace(zoneout=jax.tree.map(gather, inputs.masks.zoneout))
+    masks = jax.tree.map(gather, inputs.masks)
     reverse = partial(_time.reverse_within_length, lengths=lengths, axis=axis)
     return inputs._replace(xs=reverse(gather(inputs.xs)), masks=jax.tree.map(reverse, masks))
 

@@ -74,6 +74,9 @@ def _check_types(
             found.params_bar,
             phi.cell_params[0],
         )
+    if not phi.inner and found.inner is not None:
+        expected = "None as `inner`, since there is no `w_q`"
+        _checks.bad_value(f"{cell.name}.pullback", expected, _describe_tree(found.inner))
     if phi.inner and (not isinstance(found.inner, tuple) or len(found.inner) != 2):
         expected = "the pair (q, v̄) as `inner`, since there is `w_q`"
         _checks.bad_value(f"{cell.name}.pullback", expected, _describe_tree(found.inner))

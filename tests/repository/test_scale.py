@@ -167,7 +167,7 @@ def test_libraries_compute_the_same_with_their_batch_over_two_devices(kind, libr
     problem = sharding.over_devices(kind, TINY)
     rows = harness.measure(problem, 2)
     assert [row["name"] for row in rows] == ["jaxseq", "jaxseq, explicit", *libraries]
-    assert all(row["apart"] < 1e-5 for row in rows)
+    assert all(row["error"] < 1e-5 for row in rows)
     lines = [sharding.line(candidate) for candidate in problem.candidates]
     for line in lines[:2]:
         assert re.fullmatch(r"  jaxseq.* +1 collectives, +0 of them in a loop, +0.00 MB", line)

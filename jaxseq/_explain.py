@@ -59,8 +59,9 @@ class Explanation(NamedTuple):
         return "\n".join(lines)
 
 
-# The decisions of the call that is being explained; None outside of `explain`.
+# Numbers the calls of `explain`.
 CALLS = count()
+# The decisions of the call that is being explained; None outside of `explain`.
 RECORDED: ContextVar[list[Decision] | None] = ContextVar("jaxseq.explain", default=None)
 
 
@@ -102,16 +103,13 @@ def explain(op: Callable[..., PyTree], *args: PyTree, **options: PyTree) -> Expl
     if not callable(op):
         _checks.bad_type("op", "a function", repr(op))
     residuals: list[jax.ShapeDtypeStruct] = []
-    arrays = {i: arg for i, arg in enumerate(args) if all(map(_is_array, jax.tree.leaves(arg)))}
+    of_arrays = {i: arg for i, arg in enumerate(args) if all(map(_is_array, jax.tree.leaves(arg)))}
 
-    def differentiate(*leaves: PyTree) -> PyTree:
-        known = dict(zip(arrays, leaves, strict=True))
+    def f(given: dict[int, PyTree]) -> PyTree:
+        return jax.tree.map(jnp.asarray, op(*(given.get(i, arg) for i, arg in enumerate(args)), **options))
 
-        def f(*leaves: PyTree) -> PyTree:
-            given = dict(zip(known, leaves, strict=True))
-            return jax.tree.map(jnp.asarray, op(*(given.get(i, arg) for i, arg in enumerate(args)), **options))
-
-        y, pull = jax.vjp(f, *leaves)
+    def differentiate(given: dict[int, PyTree]) -> PyTree:
+        y, pull = jax.vjp(f, given)
         residuals.extend(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in jax.tree.leaves(pull))
         return pull(jax.tree.map(_cotangent_like, y))
 
@@ -119,7 +117,7 @@ def explain(op: Callable[..., PyTree], *args: PyTree, **options: PyTree) -> Expl
     token = RECORDED.set(decisions)
     try:
         with set_xla_metadata(jaxseq_explain=str(next(CALLS))):  # so that `jax.jit` traces again
-            jax.eval_shape(differentiate, *arrays.values())
+            jax.eval_shape(differentiate, of_arrays)
     finally:
         RECORDED.reset(token)
     while isinstance(op, partial):

@@ -70,7 +70,7 @@ def partitioning(tree: PyTree) -> Partitioning:
     """
     if jax.device_count() == 1:
         return Partitioning()
-    meshes = [jax.sharding.get_abstract_mesh(), *_meshes(tree)]
+    meshes = [jax.sharding.get_abstract_mesh(), *(jax.typeof(a).sharding.mesh for a in jax.tree.leaves(tree))]
     mesh = next((mesh for mesh in meshes if not mesh.empty), None)
     if mesh is not None and AxisType.Auto not in mesh.axis_types:
         return Partitioning()
@@ -84,11 +84,6 @@ def may_have_idle_axis(known: Partitioning, *operands: jax.Array) -> bool:
     """
     meshes = [jax.typeof(a).sharding.mesh for a in operands]
     return known.idle_axes or any(_has_idle_axes(mesh) for mesh in meshes if not mesh.empty)
-
-
-def _meshes(tree: PyTree) -> list[Any]:
-    """Return the meshes of the arrays' types."""
-    return [jax.typeof(a).sharding.mesh for a in jax.tree.leaves(tree)]
 
 
 def _has_idle_axes(mesh: Any) -> bool:

@@ -21,6 +21,8 @@ from math import inf
 
 import jax
 
+from jaxseq import _checks
+
 __all__ = ["ACCELERATOR", "CPU", "ConvTuning", "RecurrenceTuning", "ScanTuning", "Tuning", "for_backend", "use"]
 
 
@@ -35,7 +37,7 @@ class _Numbers:
             fits = all(isinstance(n, kind) and not isinstance(n, bool) and n > 0 for n in numbers)
             if isinstance(value, tuple) != isinstance(field.default, tuple) or not (fits or value is field.default):
                 like = "three positive numbers" if isinstance(field.default, tuple) else "a positive integer"
-                raise ValueError(f"`{field.name}`: expected {like}, as {field.default!r}, got {value!r}")
+                _checks.bad_value(field.name, f"{like}, as {field.default!r}", repr(value))
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,7 @@ def use(tuning: Tuning) -> Iterator[None]:
         100
     """
     if not isinstance(tuning, Tuning):
-        raise TypeError(f"`tuning`: expected a jaxseq.tuning.Tuning, got {tuning!r}")
+        _checks.bad_type("tuning", "a jaxseq.tuning.Tuning", repr(tuning))
     token = _used.set(tuning)
     try:
         yield

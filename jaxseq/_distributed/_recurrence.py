@@ -85,14 +85,13 @@ def _align_inputs(inputs: Inputs, batch: int, axis: int) -> Inputs:
     features = xs.ndim - batch - 1
     of_batch = _sharding.drop_axis(xs_sharding, axis)
 
-    def place(tree: PyTree, s: NamedSharding, features: int = features) -> PyTree:
+    def place(tree: PyTree, s: NamedSharding) -> PyTree:
         return jax.tree.map(lambda a: _sharding.reshard(a, _sharding.with_feature_sharding(s, a, features)), tree)
 
-    of_time = place(masks._replace(zoneout=None), _sharding.leading_axes(xs_sharding, batch + 1), 0)
+    masks = place_steps_like(xs, masks._replace(zoneout=None))._replace(zoneout=place(masks.zoneout, xs_sharding))
     weights = _sharding.unshard(weights, _sharding.sharded_axes(xs, slice(batch + 1)))._replace(
         recurrent_dropout_mask=place(weights.recurrent_dropout_mask, of_batch)
     )
-    masks = of_time._replace(zoneout=place(masks.zoneout, xs_sharding))
     return Inputs(weights, place(carry, of_batch), xs, masks)
 
 

@@ -71,31 +71,29 @@ def sequence(
     if steps == 0:
         return first, jnp.zeros((*sizes, *h_of(carry).shape[len(batch) :]), xs.dtype)
 
-    if _mesh.is_distributed(xs, lengths, resets):
+    distributed = _mesh.is_distributed(weights, carry, xs, lengths, resets, zoneout)
+    if distributed:
         lengths, resets = _distributed.place_masks_like(xs, axis, lengths, resets)
     valid = reset = last = None
     if lengths is not None or resets is not None:
         valid, reset, last = _time.masks(options, steps, lengths, resets)
     zoned_out = None if zoneout is None else fully_zoned_out(zoneout, features)
-    read = None if zoned_out is None else _reads_x(xs, valid, zoned_out)
+    read = None
+    if zoned_out is not None:  # a step reads its input where it is neither padding nor keeps all of its state
+        if distributed:
+            valid, zoned_out = _distributed.place_steps_like(xs, (valid, zoned_out))
+        read = ~zoned_out if valid is None else valid & ~zoned_out
     inputs = Inputs(weights, carry, xs, Masks(valid, reset, zoneout, read))
     if options.reverse and options.truncation is not None and lengths is not None:
         # Windows start at the first processed step of each sequence, the last one within its length.
         inputs = _reverse_within_length(inputs, lengths, axis)
-        out, ys = _run(cell, options._replace(reverse=False), inputs, len(batch))
+        out, ys = _run(cell, options._replace(reverse=False), inputs, len(batch), distributed)
         ys = _time.reverse_within_length(ys, lengths, axis)
     else:
-        out, ys = _run(cell, options, inputs, len(batch))
-    if _mesh.is_distributed(xs):
+        out, ys = _run(cell, options, inputs, len(batch), distributed)
+    if distributed:
         ys = _distributed.place_outputs_like(xs, ys, features)
     return _precision.cast_like(_time.zero_where(last, out), first), ys
-
-
-def _reads_x(xs: jax.Array, valid: jax.Array | None, zoned_out: jax.Array) -> jax.Array:
-    """Return the mask of steps that read their input: not padding, and not all of the state kept by zoneout."""
-    if _mesh.is_distributed(xs):
-        valid, zoned_out = _distributed.place_steps_like(xs, (valid, zoned_out))
-    return ~zoned_out if valid is None else valid & ~zoned_out
 
 
 def _reverse_within_length(inputs: Inputs, lengths: jax.Array, axis: int) -> Inputs:
@@ -106,7 +104,7 @@ def _reverse_within_length(inputs: Inputs, lengths: jax.Array, axis: int) -> Inp
     return inputs._replace(xs=reverse(gather(inputs.xs)), masks=jax.tree.map(reverse, masks))
 
 
-def _run(cell: Cell, options: Options, inputs: Inputs, batch: int) -> tuple[State, jax.Array]:
+def _run(cell: Cell, options: Options, inputs: Inputs, batch: int, distributed: bool) -> tuple[State, jax.Array]:
     """Run the rule, with `batch` batch axes."""
     chosen: Any = rule
     symbolic = not _sizes.is_concrete(inputs.xs.shape[options.axis])
@@ -114,7 +112,7 @@ def _run(cell: Cell, options: Options, inputs: Inputs, batch: int) -> tuple[Stat
         chosen = forward_without_residuals  # there may be no whole window
     elif batch and prod(h_of(inputs.carry).shape[:batch]) == 1:
         chosen = partial(_run_without_batch, batch)
-    if _mesh.is_distributed(inputs):
+    if distributed:
         return _distributed.run(chosen, cell, options, batch, inputs)
     return chosen(*with_partitioning(cell, options, _mesh.partitioning(inputs)), inputs)
 
@@ -154,5 +152,6 @@ def one_step(
     first = check_carry(cell, weights, carry, "x", x, None)
     carry = state_between_steps(first, None)
     inspect(cell, options.precision, weights, carry, x, batch)
-    out, ys = _run(cell, options, Inputs(weights, carry, x[None]), batch)
+    inputs = Inputs(weights, carry, x[None])
+    out, ys = _run(cell, options, inputs, batch, _mesh.is_distributed(inputs))
     return _precision.cast_like(out, first), ys[0]

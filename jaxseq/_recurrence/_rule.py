@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import PyTree
 
-from jaxseq._cotangents import as_jax_arrays
 from jaxseq._derivative import with_derivative_of
 from jaxseq._recurrence._backward import backward
 from jaxseq._recurrence._cell import Cell, State
@@ -75,10 +74,11 @@ def _recurrence_fwd(cell: Cell, options: Options, inputs: Inputs) -> PyTree:
 
 def _recurrence_bwd(cell: Cell, options: Options, stored: PyTree, cotangents: PyTree) -> tuple[Inputs]:
     inputs, residuals = stored
+    cotangents = jax.tree.map(jnp.asarray, cotangents)  # the pullback of `jax.vjp` passes NumPy arrays through
     w_bar, carry_bar, xs_bar = _backward(cell, options, inputs, residuals, cotangents)
     w_bar = w_bar._replace(recurrent_dropout_mask=jax.tree.map(jnp.zeros_like, inputs.weights.recurrent_dropout_mask))
     zoneout = jax.tree.map(lambda k: None if k.dtype == bool else jnp.zeros_like(k), inputs.masks.zoneout)
     return (Inputs(w_bar, carry_bar, xs_bar, Masks(zoneout=zoneout)),)
 
 
-rule.defvjp(_recurrence_fwd, as_jax_arrays(_recurrence_bwd))
+rule.defvjp(_recurrence_fwd, _recurrence_bwd)

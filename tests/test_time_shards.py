@@ -454,6 +454,7 @@ def test_the_carry_outside_of_shard_map():
     [
         (P("t"), P("t"), {"reverse": True, "truncation": 2}),  # reversed within the lengths: time is gathered
         (P(None, "b"), P("b", None), {}),  # another axis than that of xs
+        (P(), P(), {}),  # replicated
     ],
     ids=str,
 )

@@ -116,6 +116,7 @@ def test_explains_what_jit_has_traced_and_arguments_that_are_no_arrays():
     assert scanned.op == "scan"
 
 
+@pytest.mark.other_types
 @pytest.mark.parametrize(
     ("kind", "field", "value"),
     [("RecurrenceTuning", "rows", 0), ("ConvTuning", "loop_work", 3), ("ScanTuning", "parallel_state", 2.5)],

@@ -1,39 +1,41 @@
 """jaxseq: convolution and recurrence for JAX, with hand-derived gradients that are checked against `jax.grad`.
 
 A recurrence consists of an input map and a recurrent map, both linear, and a pointwise cell that updates the state.
+
+`import jaxseq` imports the containers of parameters and states only, so that it takes little longer than `import jax`.
+Every other name is imported when it is first used.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from jaxseq import _serialization as _serialization
-from jaxseq import cells, linear_maps, tuning
-from jaxseq._any_cell import recurrence, recurrence_cell
-from jaxseq._causal_conv import causal_conv
-from jaxseq._conv import conv, conv_init
-from jaxseq._conv_recurrence import (
-    conv_gru,
-    conv_gru_cell,
-    conv_gru_init,
-    conv_lstm,
-    conv_lstm_cell,
-    conv_lstm_init,
-)
-from jaxseq._conv_transpose import conv_transpose, conv_transpose_init
-from jaxseq._distributed._carry_across_shards import carry_across_shards
-from jaxseq._explain import Decision, Explanation, explain
-from jaxseq._gru import gru, gru_cell, gru_init
-from jaxseq._layers import bidirectional, stack
-from jaxseq._lstm import lstm, lstm_cell, lstm_init
-from jaxseq._recurrence import SAME_AS_H, Cell, Pullback, StepResult
-from jaxseq._rnn import rnn, rnn_cell, rnn_init
-from jaxseq._scan import scan
-from jaxseq._separable import depthwise_conv, separable_conv
-from jaxseq._time_options import TimeOptions
 from jaxseq._types import ConvParams, GRUParams, LSTMParams, LSTMState, RNNParams
 
-if TYPE_CHECKING:
-    from jaxseq import autoregressive, convert, diagnostics, reference, testing
+if TYPE_CHECKING:  # the same names as in _NAMES, for type checkers and the documentation
+    from jaxseq import autoregressive, cells, convert, diagnostics, linear_maps, reference, testing, tuning
+    from jaxseq._any_cell import recurrence, recurrence_cell
+    from jaxseq._causal_conv import causal_conv
+    from jaxseq._conv import conv, conv_init
+    from jaxseq._conv_recurrence import (
+        conv_gru,
+        conv_gru_cell,
+        conv_gru_init,
+        conv_lstm,
+        conv_lstm_cell,
+        conv_lstm_init,
+    )
+    from jaxseq._conv_transpose import conv_transpose, conv_transpose_init
+    from jaxseq._distributed._carry_across_shards import carry_across_shards
+    from jaxseq._explain import Decision, Explanation, explain
+    from jaxseq._gru import gru, gru_cell, gru_init
+    from jaxseq._layers import bidirectional, stack
+    from jaxseq._lstm import lstm, lstm_cell, lstm_init
+    from jaxseq._recurrence import SAME_AS_H, Cell, Pullback, StepResult
+    from jaxseq._rnn import rnn, rnn_cell, rnn_init
+    from jaxseq._scan import scan
+    from jaxseq._separable import depthwise_conv, separable_conv
+    from jaxseq._time_options import TimeOptions
 
 __version__ = "0.1.0"
 
@@ -89,16 +91,44 @@ __all__ = [
     "tuning",
 ]
 
-# Modules that no op needs. They are imported when they are first used, which keeps `import jaxseq` fast.
-_LAZY_MODULES = ("autoregressive", "convert", "diagnostics", "reference", "testing")
+# The names that each module defines. The public modules define none here: they are names themselves.
+_NAMES: dict[str, tuple[str, ...]] = {
+    "_any_cell": ("recurrence", "recurrence_cell"),
+    "_causal_conv": ("causal_conv",),
+    "_conv": ("conv", "conv_init"),
+    "_conv_recurrence": (
+        "conv_gru",
+        "conv_gru_cell",
+        "conv_gru_init",
+        "conv_lstm",
+        "conv_lstm_cell",
+        "conv_lstm_init",
+    ),
+    "_conv_transpose": ("conv_transpose", "conv_transpose_init"),
+    "_distributed._carry_across_shards": ("carry_across_shards",),
+    "_explain": ("Decision", "Explanation", "explain"),
+    "_gru": ("gru", "gru_cell", "gru_init"),
+    "_layers": ("bidirectional", "stack"),
+    "_lstm": ("lstm", "lstm_cell", "lstm_init"),
+    "_recurrence": ("SAME_AS_H", "Cell", "Pullback", "StepResult"),
+    "_rnn": ("rnn", "rnn_cell", "rnn_init"),
+    "_scan": ("scan",),
+    "_separable": ("depthwise_conv", "separable_conv"),
+    "_time_options": ("TimeOptions",),
+}
+_MODULES = ("autoregressive", "cells", "convert", "diagnostics", "linear_maps", "reference", "testing", "tuning")
+_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 
 if not TYPE_CHECKING:  # a type checker would accept any name
 
     def __getattr__(name: str) -> Any:
-        if name in _LAZY_MODULES:
+        if name in _MODULES:
             return import_module(f"jaxseq.{name}")
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        if name not in _MODULE_OF:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = value = getattr(import_module(f"jaxseq.{_MODULE_OF[name]}"), name)
+        return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY_MODULES})
+    return sorted({*globals(), *__all__})

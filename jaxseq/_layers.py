@@ -132,9 +132,9 @@ def stack(
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxseq
-        >>> keys = jax.random.split(jax.random.key(0))
+        >>> keys = jax.random.split(jax.random.key(0), 3)
         >>> params = [jaxseq.gru_init(keys[0], 3, 5), jaxseq.gru_init(keys[1], 5, 4)]
-        >>> carries, ys = jaxseq.stack(jaxseq.gru, params, None, jnp.ones((7, 2, 3)), dropout=0.1, key=keys[0])
+        >>> carries, ys = jaxseq.stack(jaxseq.gru, params, None, jnp.ones((7, 2, 3)), dropout=0.1, key=keys[2])
         >>> ys.shape
         (7, 2, 4)
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from jax import export
 
-from jaxseq import _types, cells
+from jaxseq import _types
 
 REGISTERED: dict[str, type] = {
     "jaxseq.ConvParams": _types.ConvParams,
@@ -16,15 +16,15 @@ REGISTERED: dict[str, type] = {
     "jaxseq.LSTMState": _types.LSTMState,
     "jaxseq.RNNParams": _types.RNNParams,
     "jaxseq.autoregressive.Linear": _types.Linear,
-    "jaxseq.cells.ClassicGRUParams": cells.ClassicGRUParams,
-    "jaxseq.cells.IndRNNParams": cells.IndRNNParams,
-    "jaxseq.cells.LayerNormGRUParams": cells.LayerNormGRUParams,
-    "jaxseq.cells.LayerNormLSTMParams": cells.LayerNormLSTMParams,
-    "jaxseq.cells.MGUParams": cells.MGUParams,
-    "jaxseq.cells.PeepholeLSTMParams": cells.PeepholeLSTMParams,
-    "jaxseq.cells.ProjectedLSTMParams": cells.ProjectedLSTMParams,
-    "jaxseq.cells.SLSTMParams": cells.SLSTMParams,
-    "jaxseq.cells.SLSTMState": cells.SLSTMState,
+    "jaxseq.cells.ClassicGRUParams": _types.ClassicGRUParams,
+    "jaxseq.cells.IndRNNParams": _types.IndRNNParams,
+    "jaxseq.cells.LayerNormGRUParams": _types.LayerNormGRUParams,
+    "jaxseq.cells.LayerNormLSTMParams": _types.LayerNormLSTMParams,
+    "jaxseq.cells.MGUParams": _types.MGUParams,
+    "jaxseq.cells.PeepholeLSTMParams": _types.PeepholeLSTMParams,
+    "jaxseq.cells.ProjectedLSTMParams": _types.ProjectedLSTMParams,
+    "jaxseq.cells.SLSTMParams": _types.SLSTMParams,
+    "jaxseq.cells.SLSTMState": _types.SLSTMState,
     "jaxseq.diagnostics.JacobianProducts": _types.JacobianProducts,
     "jaxseq.diagnostics.Lyapunov": _types.Lyapunov,
     "jaxseq.diagnostics.TruncationBias": _types.TruncationBias,

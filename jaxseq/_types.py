@@ -67,6 +67,95 @@ class LSTMState(NamedTuple):
     c: Float[Array, "*batch H"]
 
 
+# --- Parameters and states of `jaxseq.cells` ---
+
+
+class ClassicGRUParams(NamedTuple):
+    """Parameters of a classic GRU. `w_x` and `b` have the gates r, z, n; `w_h` has r, z; `w_q` belongs to n."""
+
+    w_x: Float[Array, "D 3*H"]
+    w_h: Float[Array, "H 2*H"]
+    b: Float[Array, " 3*H"] | None
+    w_q: Float[Array, "H H"]
+
+
+class IndRNNParams(NamedTuple):
+    """Parameters of an independently recurrent network with input size D and hidden size H."""
+
+    w_x: Float[Array, "D H"]
+    w_h: Float[Array, "1 H"]
+    b: Float[Array, " H"] | None
+
+
+class LayerNormLSTMParams(NamedTuple):
+    """Parameters of a layer-normalized LSTM: maps without bias, gains and shifts of the gates and of the memory."""
+
+    w_x: Float[Array, "D 4*H"]
+    w_h: Float[Array, "H 4*H"]
+    gain_x: Float[Array, " 4*H"]
+    gain_h: Float[Array, " 4*H"]
+    shift: Float[Array, " 4*H"]
+    gain_c: Float[Array, " H"]
+    shift_c: Float[Array, " H"]
+
+
+class LayerNormGRUParams(NamedTuple):
+    """Parameters of a layer-normalized GRU: maps without bias, gains and shifts of the outputs of both maps."""
+
+    w_x: Float[Array, "D 3*H"]
+    w_h: Float[Array, "H 3*H"]
+    gain_x: Float[Array, " 3*H"]
+    gain_h: Float[Array, " 3*H"]
+    shift_x: Float[Array, " 3*H"]
+    shift_h: Float[Array, " 3*H"]
+
+
+class MGUParams(NamedTuple):
+    """Parameters of a minimal gated unit with input size D and hidden size H, gates in the order f, n."""
+
+    w_x: Float[Array, "D 2*H"]
+    w_h: Float[Array, "H 2*H"]
+    b_x: Float[Array, " 2*H"] | None
+    b_h: Float[Array, " 2*H"] | None
+
+
+class PeepholeLSTMParams(NamedTuple):
+    """Parameters of an LSTM with peepholes: those of `jaxseq.LSTMParams`, and the weights p_i, p_f and p_o."""
+
+    w_x: Float[Array, "D 4*H"]
+    w_h: Float[Array, "H 4*H"]
+    b: Float[Array, " 4*H"] | None
+    p_i: Float[Array, " H"]
+    p_f: Float[Array, " H"]
+    p_o: Float[Array, " H"]
+
+
+class ProjectedLSTMParams(NamedTuple):
+    """Parameters of an LSTM with input size D, hidden size H and projection size P."""
+
+    w_x: Float[Array, "D 4*H"]
+    w_h: Float[Array, "P 4*H"]
+    b: Float[Array, " 4*H"] | None
+    w_q: Float[Array, "H P"]
+
+
+class SLSTMParams(NamedTuple):
+    """Parameters of an sLSTM with N heads, gates in the order i, f, z, o."""
+
+    w_x: Float[Array, "D 4*H"]
+    w_h: Float[Array, "N H/N 4 H/N"]
+    b: Float[Array, " 4*H"] | None
+
+
+class SLSTMState(NamedTuple):
+    """State of an sLSTM: the output h, the memory c, its normalizer n >= 0, and the stabilizer m of both."""
+
+    h: Float[Array, "*batch H"]
+    c: Float[Array, "*batch H"]
+    n: Float[Array, "*batch H"]
+    m: Float[Array, "*batch H"]
+
+
 # --- Results ---
 
 

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxseq._mesh import explicit_sharding
 
@@ -55,16 +55,17 @@ def map_shards(run: Callable[..., Any], args: tuple[Any, ...], like: Any) -> Any
     """Return `run(*args)`, run on each device of an explicit mesh with its own shards of the arguments.
 
     Arguments that are not sharded are passed whole. The results are sharded like `like`, a tree of arrays or shardings.
-    If no argument is sharded, every device computes the whole result: with jax 0.12, results of operations that state
-    no sharding, such as `zeros_like` of a replicated array, are on the mesh of the context only, and may have none.
+    If no argument is sharded, every device computes the whole result. Without a mesh in the context this needs a
+    `shard_map` too, because jax 0.12 places `zeros_like` of a replicated array on the mesh of the context.
     """
     mesh = next((sharding.mesh for a in jax.tree.leaves(args) if (sharding := explicit_sharding(a)) is not None), None)
-    if mesh is None:
+    names = frozenset().union(*map(sharded_axes, jax.tree.leaves(args)))
+    needs_context = jax.sharding.get_abstract_mesh().empty and mesh is not None and mesh.are_all_axes_explicit
+    if not names and not needs_context:
         return run(*args)
-    explicit = (name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit)
-    names = frozenset().union(*map(sharded_axes, jax.tree.leaves(args))) or explicit
     spec = lambda a: (a if isinstance(a, NamedSharding) else jax.typeof(a).sharding).spec  # noqa: E731
     specs, out = (jax.tree.map(spec, tree) for tree in (args, like))
+    # Without names, JAX takes all axes but those over which `vmap` maps.
     return jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=out, axis_names={*names})(*args)
 
 

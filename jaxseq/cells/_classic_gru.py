@@ -17,24 +17,15 @@ Source: K. Cho et al., Learning phrase representations using RNN encoder-decoder
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import PRNGKeyArray, PyTree
 
 from jaxseq import _init
 from jaxseq._recurrence import Cell, Gates, Inner, Pullback, StepResult
-
-
-class ClassicGRUParams(NamedTuple):
-    """Parameters of a classic GRU. `w_x` and `b` have the gates r, z, n; `w_h` has r, z; `w_q` belongs to n."""
-
-    w_x: Float[Array, "D 3*H"]
-    w_h: Float[Array, "H 2*H"]
-    b: Float[Array, " 3*H"] | None
-    w_q: Float[Array, "H H"]
+from jaxseq._types import ClassicGRUParams
 
 
 def _step(a: Gates, h_prev: jax.Array, L: Callable[[jax.Array], jax.Array]) -> StepResult:

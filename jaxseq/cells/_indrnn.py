@@ -9,25 +9,15 @@ Pullback. Since relu'(a) = [a > 0] = [h' > 0], the only residual is h':
 Source: S. Li, W. Li, C. Cook, C. Zhu and Y. Gao, Independently recurrent neural network (IndRNN) (2018), section 3.
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
 from jaxseq import _checks, _init, _rnn
 from jaxseq._recurrence import Cell
+from jaxseq._types import IndRNNParams
 from jaxseq.linear_maps import Diagonal
-
-
-class IndRNNParams(NamedTuple):
-    """Parameters of an independently recurrent network with input size D and hidden size H."""
-
-    w_x: Float[Array, "D H"]
-    w_h: Float[Array, "1 H"]
-    b: Float[Array, " H"] | None
-
 
 indrnn: Cell = _rnn.CELLS["relu"]._replace(name="indrnn", params=IndRNNParams, recurrent=Diagonal())
 

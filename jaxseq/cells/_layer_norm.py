@@ -27,42 +27,18 @@ Source: J. L. Ba, J. R. Kiros and G. E. Hinton, Layer normalization (2016), equa
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import PRNGKeyArray, PyTree
 
 from jaxseq import _gru, _init, _lstm
 from jaxseq._recurrence import Cell, Gates, Pullback, StepResult
-from jaxseq._types import LSTMState
+from jaxseq._types import LayerNormGRUParams, LayerNormLSTMParams, LSTMState
 
 EPSILON = 1e-5
-
-
-class LayerNormLSTMParams(NamedTuple):
-    """Parameters of a layer-normalized LSTM: maps without bias, gains and shifts of the gates and of the memory."""
-
-    w_x: Float[Array, "D 4*H"]
-    w_h: Float[Array, "H 4*H"]
-    gain_x: Float[Array, " 4*H"]
-    gain_h: Float[Array, " 4*H"]
-    shift: Float[Array, " 4*H"]
-    gain_c: Float[Array, " H"]
-    shift_c: Float[Array, " H"]
-
-
-class LayerNormGRUParams(NamedTuple):
-    """Parameters of a layer-normalized GRU: maps without bias, gains and shifts of the outputs of both maps."""
-
-    w_x: Float[Array, "D 3*H"]
-    w_h: Float[Array, "H 3*H"]
-    gain_x: Float[Array, " 3*H"]
-    gain_h: Float[Array, " 3*H"]
-    shift_x: Float[Array, " 3*H"]
-    shift_h: Float[Array, " 3*H"]
 
 
 def _normalize(*parts: jax.Array) -> tuple[list[jax.Array], jax.Array]:

@@ -13,24 +13,14 @@ Source: G.-B. Zhou, J. Wu, C.-L. Zhang and Z.-H. Zhou, Minimal gated unit for re
 Flax, f scales the recurrent product and not its operand.
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import PRNGKeyArray, PyTree
 
 from jaxseq import _init
 from jaxseq._recurrence import Cell, Gates, Pullback, StepResult
-
-
-class MGUParams(NamedTuple):
-    """Parameters of a minimal gated unit with input size D and hidden size H, gates in the order f, n."""
-
-    w_x: Float[Array, "D 2*H"]
-    w_h: Float[Array, "H 2*H"]
-    b_x: Float[Array, " 2*H"] | None
-    b_h: Float[Array, " 2*H"] | None
+from jaxseq._types import MGUParams
 
 
 def _step(a: Gates, h_prev: jax.Array) -> StepResult:

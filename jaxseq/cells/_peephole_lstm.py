@@ -16,27 +16,14 @@ Pullback, with the residuals (i, f, g, o); c' is recomputed from c:
 Source: F. A. Gers and J. Schmidhuber, Recurrent nets that time and count (2000).
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import PRNGKeyArray, PyTree
 
 from jaxseq import _lstm
 from jaxseq._recurrence import Cell, Gates, Pullback, StepResult
-from jaxseq._types import LSTMState
-
-
-class PeepholeLSTMParams(NamedTuple):
-    """Parameters of an LSTM with peepholes: those of `jaxseq.LSTMParams`, and the weights p_i, p_f and p_o."""
-
-    w_x: Float[Array, "D 4*H"]
-    w_h: Float[Array, "H 4*H"]
-    b: Float[Array, " 4*H"] | None
-    p_i: Float[Array, " H"]
-    p_f: Float[Array, " H"]
-    p_o: Float[Array, " H"]
+from jaxseq._types import LSTMState, PeepholeLSTMParams
 
 
 def _step(a: Gates, s_prev: LSTMState, p: PeepholeLSTMParams) -> StepResult:

@@ -12,25 +12,15 @@ scale acoustic modeling (2014), section 2.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import PRNGKeyArray, PyTree
 
 from jaxseq import _checks, _init, _lstm
 from jaxseq._recurrence import Cell, Gates, Inner, Pullback, StepResult
-from jaxseq._types import LSTMState
-
-
-class ProjectedLSTMParams(NamedTuple):
-    """Parameters of an LSTM with input size D, hidden size H and projection size P."""
-
-    w_x: Float[Array, "D 4*H"]
-    w_h: Float[Array, "P 4*H"]
-    b: Float[Array, " 4*H"] | None
-    w_q: Float[Array, "H P"]
+from jaxseq._types import LSTMState, ProjectedLSTMParams
 
 
 def _step(a: Gates, s_prev: LSTMState, L: Callable[[jax.Array], jax.Array]) -> StepResult:

@@ -27,33 +27,15 @@ Pullback, with the residuals (i, f, z, o), σ(-a_f) = 1 - σ(a_f) and k = [ℓ +
 Source: M. Beck et al., xLSTM: Extended long short-term memory (2024), section 2.2 and appendix A.2.
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import PRNGKeyArray, PyTree
 
 from jaxseq import _checks, _init
 from jaxseq._recurrence import Cell, Gates, Pullback, StepResult
+from jaxseq._types import SLSTMParams, SLSTMState
 from jaxseq.linear_maps import BlockDiagonal
-
-
-class SLSTMParams(NamedTuple):
-    """Parameters of an sLSTM with N heads, gates in the order i, f, z, o."""
-
-    w_x: Float[Array, "D 4*H"]
-    w_h: Float[Array, "N H/N 4 H/N"]
-    b: Float[Array, " 4*H"] | None
-
-
-class SLSTMState(NamedTuple):
-    """State of an sLSTM: the output h, the memory c, its normalizer n >= 0, and the stabilizer m of both."""
-
-    h: Float[Array, "*batch H"]
-    c: Float[Array, "*batch H"]
-    n: Float[Array, "*batch H"]
-    m: Float[Array, "*batch H"]
 
 
 def _step(a: Gates, s_prev: SLSTMState) -> StepResult:

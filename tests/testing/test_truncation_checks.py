@@ -59,7 +59,7 @@ def test_stop_gradient_on_the_carry_passes(k, reference, reverse, args):
 @pytest.mark.parametrize("reverse", [False, True])
 def test_all_checks_pass_without_a_reference(reverse, args):
     """Other lengths of the sequence, too, which have other windows."""
-    report = check_truncation(elman, args, truncation=(2, 3), reverse=reverse)
+    report = check_truncation(elman, args, truncation=3, reverse=reverse)
     report.raise_if_failed()
     assert report.of("sizes") is Verdict.PASS
 

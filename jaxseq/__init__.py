@@ -125,7 +125,9 @@ if not TYPE_CHECKING:  # a type checker would accept any name
         if name in _MODULES:
             return import_module(f"jaxseq.{name}")
         if name not in _MODULE_OF:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            hint = import_module("jaxseq._names").hint_for_attribute(name)
+            message = f"module {__name__!r} has no attribute {name!r}" + (f"; use {hint}" if hint else "")
+            raise AttributeError(message, name=name, obj=import_module(__name__))
         globals()[name] = value = getattr(import_module(f"jaxseq.{_MODULE_OF[name]}"), name)
         return value
 

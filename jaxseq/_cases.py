@@ -431,6 +431,8 @@ def _layers_example(
 _KEY = jax.random.key(0)
 _RNN = partial(_recurrence_example, params=RNNParams, gates=1)
 _GRU = partial(_recurrence_example, params=GRUParams, gates=3)
+_SQUARE = {"w_x": (3, 9), "w_h": (3, 9), "b_x": (9,), "b_h": (9,)}  # input and output of the same size
+_SQUARE_GRU = partial(_GRU, shapes=_SQUARE, states=((3,),))
 _LSTM = partial(_recurrence_example, params=LSTMParams, gates=4, state=LSTMState)
 
 
@@ -740,7 +742,7 @@ CASES: dict[str, Case] = {
         reference.stack,
         {
             "gru": Variant(
-                partial(_layers_example, layers=(_GRU, partial(_GRU, shapes={"w_x": (5, 15)}))),
+                partial(_layers_example, layers=(_SQUARE_GRU, _SQUARE_GRU)),
                 {"residual": True},
                 (),
                 (gru,),

@@ -103,6 +103,8 @@ def arrays(name: str, tree: PyTree) -> PyTree[Array]:
 def mask(name: str, value: object) -> jax.Array:
     """Return `value` as a JAX array. Raise a TypeError unless it is a boolean array."""
     found = converted(value)
+    if isinstance(value, ARRAYS) and value.dtype != bool:
+        bad_type(name, "a boolean array", f"{describe(value)}; convert it with `.astype(bool)`")
     if not isinstance(found, ARRAYS) or found.dtype != bool:
         not_an_array(name, "a boolean array", value)
     return jnp.asarray(found)
@@ -125,7 +127,11 @@ def container(name: str, value: object, kind: type[Container]) -> Container:
     if not isinstance(value, Mapping):
         other = type(value)
         package = f"{other.__module__.partition('.')[0]}." if other.__name__ == kind.__name__ else ""
-        bad_type(name, expected, package + describe(value))
+        named = ""
+        if other in (tuple, list) and len(value) == len(fields):  # type: ignore[arg-type]
+            names = ", ".join(f"{field}=..." for field in fields)
+            named = f"; pass {kind.__name__}({names}), because the order differs between libraries"
+        bad_type(name, expected, package + describe(value) + named)
     missing = [field for field in fields if field not in value]
     unknown = [key for key in value if key not in fields]
     if missing or unknown:
@@ -135,9 +141,12 @@ def container(name: str, value: object, kind: type[Container]) -> Container:
     return kind(**value)
 
 
-def integer(name: str, value: object, *, at_least: int | None = None) -> int:
-    """Return `value` as a static Python integer. A bool or a JAX array is an error."""
-    expected = "an integer" if at_least is None else f"an integer >= {at_least}"
+def integer(name: str, value: object, *, at_least: int | None = None, or_else: str = "") -> int:
+    """Return `value` as a static Python integer. A bool or a JAX array is an error.
+
+    The message says that `or_else` would be accepted as well.
+    """
+    expected = ("an integer" if at_least is None else f"an integer >= {at_least}") + or_else
     if isinstance(value, bool | np.bool_ | jax.Array):
         bad_type(name, expected + ", known when the function is traced", describe(value))
     try:
@@ -166,7 +175,7 @@ def truncation(value: object) -> tuple[int, int] | None:
     if value is None:
         return None
     if not isinstance(value, tuple | list):
-        k = integer("truncation", value, at_least=1)
+        k = integer("truncation", value, at_least=1, or_else=", a pair (k1, k2) or None")
         return k, k
     if len(value) != 2:
         bad_value("truncation", "an integer or a pair (k1, k2)", describe(value))
@@ -178,9 +187,9 @@ def truncation(value: object) -> tuple[int, int] | None:
 
 def checkpoint(value: object) -> int | str | None:
     """Return `value` if it is None, "auto" or a static integer >= 1. Raise an error otherwise."""
-    if isinstance(value, str):
-        return choice("checkpoint", value, ("auto",))
-    return None if value is None else integer("checkpoint", value, at_least=1)
+    if value is None or (isinstance(value, str) and value == "auto"):
+        return value
+    return integer("checkpoint", value, at_least=1, or_else=', "auto" (about sqrt(T)) or None')
 
 
 def lengths(name: str, value: object, batch: tuple[int, ...], steps: int) -> jax.Array:
@@ -192,7 +201,9 @@ def lengths(name: str, value: object, batch: tuple[int, ...], steps: int) -> jax
     found = converted(value)
     if not isinstance(found, ARRAYS) or not jnp.issubdtype(found.dtype, jnp.integer):
         not_an_array(name, "an array of integers", value)
-    shape(name, jnp.asarray(found), batch, "*batch")
+    if found.shape != batch:
+        hint = "; for arrays (batch, T, D), pass time_axis=1" if found.shape == (steps,) else ""
+        bad_value(name, f"shape {batch} = *batch", f"{found.shape}{hint}")
     expected = f"lengths from 0 to {steps}, the number of steps"
     if not isinstance(found, Tracer) and not export.is_symbolic_dim(steps):
         if found.size:

@@ -20,7 +20,7 @@ from jaxseq import _checks, _dense, _geometry, _init, _mesh
 from jaxseq._correlation import Contraction, Form, contract
 from jaxseq._distributed import _conv as _distributed
 from jaxseq._geometry import Geometry
-from jaxseq._op import op
+from jaxseq._op import initializer, op
 from jaxseq._transpose_hint import hint_at_transpose
 from jaxseq._types import AnyArray, ConvParams
 from jaxseq.tuning import used_for_convolutions
@@ -147,6 +147,7 @@ def conv(
     return hint_at_transpose("conv", y)
 
 
+@initializer
 def conv_init(
     key: PRNGKeyArray,
     kernel_size: int | Sequence[int],

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from jaxseq import _gru, _init, _lstm, _recurrence
 from jaxseq._gru import GRUParams
 from jaxseq._lstm import LSTMParams, LSTMState
-from jaxseq._op import op
+from jaxseq._op import initializer, op
 from jaxseq._recurrence import Cell
 from jaxseq._time_options import TimeOptions
 from jaxseq._types import AnyArray
@@ -227,6 +227,7 @@ def conv_gru_cell(
     return _recurrence.one_step(_conv_cell(_gru.CELL, stride, padding, dilation), params, carry, x, precision=precision)
 
 
+@initializer
 def conv_lstm_init(
     key: PRNGKeyArray, kernel_size: int | Sequence[int], c_in: int, c_out: int, *, dtype: DTypeLike = jnp.float32
 ) -> LSTMParams:
@@ -259,6 +260,7 @@ def conv_lstm_init(
     return LSTMParams(w_x, w_h, b.at[c_out : 2 * c_out].set(1))
 
 
+@initializer
 def conv_gru_init(
     key: PRNGKeyArray, kernel_size: int | Sequence[int], c_in: int, c_out: int, *, dtype: DTypeLike = jnp.float32
 ) -> GRUParams:

@@ -165,7 +165,9 @@ def _padding(
         if word in words and word == "CAUSAL":
             if axes == 1:
                 return ((extent(kernel_size[0], dilation[0]) - 1, 0),)
-            _checks.bad_value("padding", "one spatial axis with padding='CAUSAL'", f"{axes} spatial axes")
+            pairs = ", ".join(["(lo, hi)"] * axes)
+            expected = f"one spatial axis with padding='CAUSAL'; for {axes} use 'SAME', 'VALID' or pairs [{pairs}]"
+            _checks.bad_value("padding", expected, f"{axes} spatial axes")
         _checks.bad_value(
             "padding", "one of " + ", ".join(map(repr, words)) + ", an integer or (lo, hi) pairs", repr(padding)
         )

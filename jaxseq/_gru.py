@@ -28,7 +28,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jaxseq import _init, _recurrence
-from jaxseq._op import op
+from jaxseq._op import initializer, op
 from jaxseq._recurrence import Gates, Pullback, StepResult
 from jaxseq._time_options import TimeOptions
 from jaxseq._types import AnyArray, GRUParams
@@ -136,6 +136,7 @@ def gru_cell(
     return _recurrence.one_step(CELL, params, carry, x, precision=precision)
 
 
+@initializer
 def gru_init(key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: DTypeLike = jnp.float32) -> GRUParams:
     """Initialize `gru`: normal `w_x` of variance 1 / D, an orthogonal block of `w_h` for each gate, zero biases.
 

@@ -1,8 +1,8 @@
 """Compositions of layers: `bidirectional` and `stack`.
 
 A layer is any function with the signature of a recurrence, `(params, carry, xs, **time) -> (carry, ys)`: `lstm`,
-`partial(recurrence, cell)`, `partial(conv_lstm, stride=2)`, `partial(bidirectional, gru)`. The parameters and carries
-of several layers are sequences of those of one layer, plain pytrees.
+`partial(conv_lstm, stride=2)`, `partial(bidirectional, gru)`. A `Cell` stands for `partial(recurrence, cell)`. The
+parameters and carries of several layers are sequences of those of one layer, plain pytrees.
 
 Masks of `stack`. Layer i of L layers draws booleans with these keys, where j counts the draws of the layer, first those
 of recurrent dropout and then those of zoneout. `jaxseq.reference` implements this rule separately.
@@ -15,7 +15,9 @@ of recurrent dropout and then those of zoneout. `jaxseq.reference` implements th
 True keeps the element; zoneout keeps its previous value.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from itertools import count
 from typing import Unpack, cast
 
@@ -24,7 +26,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jaxseq import _checks, _time
+from jaxseq._any_cell import recurrence
 from jaxseq._op import op
+from jaxseq._recurrence import Cell
 from jaxseq._time_options import Options, TimeOptions, with_defaults
 from jaxseq._types import AnyArray
 
@@ -33,7 +37,7 @@ Layer = Callable[..., tuple[PyTree, jax.Array]]
 
 @op
 def bidirectional(
-    layer: Layer | Sequence[Layer],
+    layer: Layer | Cell | Sequence[Layer | Cell],
     params: Sequence[PyTree],
     carry: Sequence[PyTree] | None,
     xs: Float[AnyArray, "*time_batch_and_space D"],
@@ -47,7 +51,7 @@ def bidirectional(
     `recurrent_dropout_mask` and `zoneout` are pairs, with one entry for each direction.
 
     Args:
-        layer: the layer for both directions, or a pair (forward, backward).
+        layer: the layer for both directions, or a pair (forward, backward): functions, or cells (`jaxseq.Cell`).
         params: the pair of parameters, (forward, backward).
         carry: the pair of initial states. None in place of a state, or of the pair, is zeros.
         xs: the sequence, as the layer takes it.
@@ -80,7 +84,8 @@ def bidirectional(
     pairs = {option: _sequence_of(option, value, 2) for option, value in given.items() if value is not None}
     for i, (f, p, state) in enumerate(zip(layers, _sequence_of("params", params, 2), states, strict=True)):
         options = {**time, "reverse": i == 1, **{option: pair[i] for option, pair in pairs.items()}}
-        end, y = f(p, state, xs, **options)
+        with _note_on_errors(f"in the {'backward' if i else 'forward'} direction of jaxseq.bidirectional"):
+            end, y = f(p, state, xs, **options)
         ends.append(end)
         ys.append(y)
     return (ends[0], ends[1]), jnp.concatenate(ys, -1)
@@ -88,7 +93,7 @@ def bidirectional(
 
 @op
 def stack(
-    layer: Layer | Sequence[Layer],
+    layer: Layer | Cell | Sequence[Layer | Cell],
     params: Sequence[PyTree],
     carry: Sequence[PyTree] | None,
     xs: Float[AnyArray, "*time_batch_and_space D"],
@@ -111,11 +116,12 @@ def stack(
     previous state, which is the mean.
 
     Args:
-        layer: the layer at every position, or a sequence of layers, one for each entry of `params`.
+        layer: the layer at every position, or a sequence of layers, one for each entry of `params`: functions, or cells
+            (`jaxseq.Cell`).
         params: the parameters, from the first layer to the last.
         carry: the initial states. None in place of a state, or of the sequence, is zeros.
         xs: the sequence, as the first layer takes it.
-        residual: if True, add the input of a layer to its output where the two have the same shape.
+        residual: if True, add the input of each layer to its output. Both have the same shape.
         dropout: p, the probability that an element between layers is set to zero; 0 for evaluation.
         recurrent_dropout: the probability that an element of h is set to zero before the recurrent map, drawn for each
             layer, with the same mask at every step; 0 for evaluation.
@@ -128,7 +134,8 @@ def stack(
     Raises:
         TypeError: if `layer` is not a layer, or a layer rejects an argument.
         ValueError: if the numbers of layers, parameters and states differ, if a rate is outside [0, 1), if `key` is
-            missing with dropout, or if a layer rejects an argument.
+            missing with dropout, if `residual` is True and a layer has another output size than input size, or if a
+            layer rejects an argument. A note names the layer.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxseq
@@ -160,17 +167,19 @@ def stack(
         if i and rate and key is not None:
             kept = bernoulli(jax.random.fold_in(key, i), 1 - rate, y.shape)
             y = jnp.where(kept, y / (1 - rate), jnp.zeros((), y.dtype))
-        masks = {}
-        if recurrent or zoneout:
-            shapes = jax.eval_shape(lambda f=f, p=p, state=state, y=y: f(p, state, y, **time)[0])
-            layer_key, axis = (
-                None if key is None else jax.random.fold_in(key, number + i),
-                with_defaults(time).time_axis,
-            )
-            masks = dropout_masks(layer_key, shapes, y, axis % y.ndim, recurrent_dropout=recurrent, zoneout=zoneout)
-        end, out = f(p, state, y, **time, **masks)
+        with _note_on_errors(f"in layer {i} of jaxseq.stack, counted from 0"):
+            masks = {}
+            if recurrent or zoneout:
+                shapes = jax.eval_shape(lambda f=f, p=p, state=state, y=y: f(p, state, y, **time)[0])
+                layer_key = None if key is None else jax.random.fold_in(key, number + i)
+                axis = with_defaults(time).time_axis % y.ndim
+                masks = dropout_masks(layer_key, shapes, y, axis, recurrent_dropout=recurrent, zoneout=zoneout)
+            end, out = f(p, state, y, **time, **masks)
+            if residual and out.shape != y.shape:
+                expected = f"False, or layers with outputs of the shape of their inputs, {y.shape}"
+                _checks.bad_value("residual", expected, f"True and outputs {out.shape}")
         shortcut = y if i or not residual else zero_padded_steps(y, time)  # ys of a layer is zero in the padding
-        y = out + shortcut if residual and out.shape == y.shape else out
+        y = out + shortcut if residual else out
         ends.append(end)
     return tuple(ends), cast(jax.Array, y)
 
@@ -234,11 +243,27 @@ def zero_padded_steps(xs: AnyArray, time: TimeOptions) -> AnyArray:
 
 def _layers(name: str, value: object, count: int) -> list[Layer]:
     """Return `count` layers, given one for all of them or a sequence of `count`."""
-    layers = [value] * count if callable(value) else _sequence_of(name, value, count)
+    layers = [value] * count if callable(value) or isinstance(value, Cell) else _sequence_of(name, value, count)
+    found: list[Layer] = []
     for layer in layers:
-        if not callable(layer):
-            _checks.bad_type(name, "a function (params, carry, xs, **time) -> (carry, ys)", _checks.describe(layer))
-    return list(layers)
+        if isinstance(layer, Cell):
+            found.append(partial(recurrence, layer))
+        elif callable(layer):
+            found.append(cast(Layer, layer))
+        else:
+            expected = "a function (params, carry, xs, **time) -> (carry, ys), or a jaxseq.Cell"
+            _checks.bad_type(name, expected, _checks.describe(layer))
+    return found
+
+
+@contextmanager
+def _note_on_errors(note: str) -> Iterator[None]:
+    """Add a note to errors about the arguments of a layer."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        error.add_note(note)
+        raise
 
 
 def _sequence_of(name: str, value: object, count: int) -> Sequence[PyTree]:

@@ -1,10 +1,12 @@
-"""Decorator for public ops: named scope, expanded signature and docstring, forward-mode hint."""
+"""Decorators for public functions: named scope, expanded signature and docstring, messages for wrong arguments."""
 
 import difflib
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import ParamSpec, TypeVar
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 
@@ -12,6 +14,8 @@ from jaxseq import _time_options
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+PACKAGE = str(Path(__file__).parent)
 
 
 def op(f: Callable[P, R]) -> Callable[P, R]:
@@ -24,57 +28,97 @@ def op(f: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(f)
     def public(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            signature.bind(*args, **kwargs)
-        except TypeError as error:
-            raise TypeError(f"jaxseq.{name}: {error}{suggestion(kwargs, signature)}") from None
+        check_arguments(name, signature, args, kwargs)
         try:
             with jax.named_scope(f"jaxseq.{name}"):
                 return f(*args, **kwargs)
-        except TypeError as error:
-            if "forward-mode" in str(error):
+        except Exception as error:
+            if isinstance(error, TypeError) and "forward-mode" in str(error):
                 error.add_note(
                     f"jaxseq.{name} has a hand-derived rule for reverse mode only. For jvp, jacfwd or linearize, "
                     f"use the reference implementation, which has the same signature: jaxseq.reference.{name}."
                 )
-            raise
+            raise error.with_traceback(without_own_frames(error.__traceback__)) from error.__cause__
 
     public.__signature__ = signature  # type: ignore[attr-defined]
     public.__doc__ = _time_options.described_in(f.__doc__) if f.__doc__ else None
     return public
 
 
-# Names in other libraries, and former names: what to use here.
-HINTS = {
-    "batch_first": "`time_axis=1`",
-    "time_major": "`time_axis`",
-    "seq_lengths": "`lengths`",
-    "mask": "`lengths`",
-    "go_backwards": "`reverse`",
-    "bidirectional": "`jaxseq.bidirectional`",
-    "num_layers": "`jaxseq.stack`",
-    "dropout": "`jaxseq.stack(..., dropout=, key=)`",
-    "drop": "`recurrent_dropout_mask`",
-    "hold": "`zoneout`",
-    "strides": "`stride`",
-    "feature_group_count": "`groups`",
-    "rhs_dilation": "`dilation`",
-    "lhs_dilation": "`jaxseq.conv_transpose`",
-}
+def initializer(f: Callable[P, R]) -> Callable[P, R]:
+    """Answer unknown and missing arguments of `f`, and trim tracebacks, as `op` does."""
+    name = f"cells.{f.__name__}" if f.__module__.startswith("jaxseq.cells.") else f.__name__
+    signature = inspect.signature(f)
+
+    @functools.wraps(f)
+    def public(*args: P.args, **kwargs: P.kwargs) -> R:
+        check_arguments(name, signature, args, kwargs)
+        try:
+            return f(*args, **kwargs)
+        except Exception as error:
+            raise error.with_traceback(without_own_frames(error.__traceback__)) from error.__cause__
+
+    return public
 
 
-def suggestion(kwargs: Mapping[str, object], signature: inspect.Signature) -> str:
-    """Return what to use instead of the first keyword argument that the signature does not have, or an empty string."""
-    unknown = next((name for name in kwargs if name not in signature.parameters), None)
-    if unknown is None:
-        return ""
-    keyword_only = [name for name, p in signature.parameters.items() if p.kind is p.KEYWORD_ONLY]
+# --- Wrong arguments ---
+
+
+def check_arguments(
+    name: str, signature: inspect.Signature, args: tuple[object, ...], kwargs: Mapping[str, object]
+) -> None:
+    """Raise a TypeError that shows the signature if the arguments do not fit it."""
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        unknown = next((argument for argument in kwargs if argument not in signature.parameters), None)
+        kinds: dict[bool, list[str]] = {True: [], False: []}
+        for parameter in signature.parameters.values():
+            kinds[parameter.kind is parameter.KEYWORD_ONLY].append(parameter.name)
+        if unknown is None:
+            carry = ", where a carry of None is zeros" if "carry" in signature.parameters else ""
+            problem = f"{error}; the arguments are ({', '.join(kinds[False])}){carry}"
+        else:
+            hint = suggestion(unknown, signature)
+            problem = f"got an unexpected keyword argument {unknown!r}" + (f"; use {hint}" if hint else "")
+        raise TypeError(f"jaxseq.{name}: {problem}. Options: {', '.join(kinds[True]) or 'none'}") from None
+
+
+def suggestion(unknown: str, signature: inspect.Signature) -> str:
+    """Return what to use instead of the argument `unknown`, or an empty string."""
+    from jaxseq import _names  # noqa: PLC0415  # only errors need it
+
+    hint = _names.hint_for_argument(unknown, signature.parameters)
+    if hint or unknown in _time_options.DEFAULTS:  # an option of recurrences has no near match elsewhere
+        return hint
     close = difflib.get_close_matches(unknown, signature.parameters, n=1)
-    hint = HINTS.get(unknown) or (f"`{close[0]}`" if close else None)
-    return (f"; use {hint}" if hint else "") + f". Options: {', '.join(keyword_only) or 'none'}"
+    return f"`{close[0]}`" if close else ""
 
 
-def signature_with_time_options(f: Callable[..., object]) -> inspect.Signature:
+def without_own_frames(traceback: TracebackType | None) -> TracebackType | None:
+    """Return a traceback without the frames of this package, as JAX removes its own.
+
+    Frames of a function that the caller passed stay. The setting of JAX applies: `jax_traceback_filtering="off"` keeps
+    all frames.
+    """
+    settings: Any = jax.config
+    if settings.jax_traceback_filtering == "off":
+        return traceback
+    frames = []
+    while traceback is not None:
+        if not traceback.tb_frame.f_code.co_filename.startswith(PACKAGE):
+            frames.append(traceback)
+        traceback = traceback.tb_next
+    kept: TracebackType | None = None
+    for frame in reversed(frames):
+        kept = TracebackType(kept, frame.tb_frame, frame.tb_lasti, frame.tb_lineno)
+    return kept
+
+
+# --- Time options in signatures ---
+
+
+def signature_with_time_options(f: Callable[..., Any]) -> inspect.Signature:
     """Return the signature of `f`, with every time option in place of `**time`."""
     signature = inspect.signature(f)
     *parameters, last = signature.parameters.values()

@@ -21,7 +21,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxseq import _checks, _init, _recurrence
-from jaxseq._op import op
+from jaxseq._op import initializer, op
 from jaxseq._recurrence import SAME_AS_H, Gates, Pullback, StepResult
 from jaxseq._time_options import TimeOptions
 from jaxseq._types import AnyArray, RNNParams
@@ -134,6 +134,7 @@ def rnn_cell(
     return _recurrence.one_step(_named(activation), params, carry, x, precision=precision)
 
 
+@initializer
 def rnn_init(key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: DTypeLike = jnp.float32) -> RNNParams:
     """Initialize `rnn`: normal `w_x` of variance 1 / D, orthogonal `w_h`, zero bias.
 

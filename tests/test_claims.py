@@ -518,7 +518,7 @@ COMING = "docs/coming-from.md"
 # Variables, keys and keywords in the tables.
 FREE = {"D", "H", "p", "c", "h", "k", "t", "xs", "ys", "carry", "params", "state", "step", "init", "key", "in", "out"}
 FREE |= {"forwards", "backwards", "kernel_size", "None", "True"}
-FREE |= {"params_0", "params_1", *inspect.signature(lax.conv_general_dilated).parameters}
+FREE |= {"x", "params._replace", "params_0", "params_1", *inspect.signature(lax.conv_general_dilated).parameters}
 
 
 def test_names_of_jaxseq_for_users_of_other_libraries_exist():
@@ -532,8 +532,11 @@ def test_names_of_jaxseq_for_users_of_other_libraries_exist():
             for name in re.findall(r"(?<![\"'.\w])[A-Za-z_][\w.]*(?![\w=\"])", re.sub(r"\w+=|\"\w+\"", "", code)):
                 if name in FREE or name in keywords():
                     continue
-                target = jax if name.startswith("jax.") else jaxseq
-                for part in name.removeprefix("jaxseq.").removeprefix("jax.").split("."):
+                root, _, path = name.partition(".")
+                target, path = {"jax": (jax, path), "jnp": (jnp, path), "jaxseq": (jaxseq, path)}.get(
+                    root, (jaxseq, name)
+                )
+                for part in path.split("."):
                     assert hasattr(target, part), f"`{code}`: {name}"
                     target = getattr(target, part)
 
@@ -589,7 +592,7 @@ LIBRARIES = {
     "Keras": of_keras,
     "Haiku": of_haiku,
     "Equinox": of_equinox,
-    "Plain JAX": of_jax,
+    "JAX": of_jax,
 }
 # Variables in the first columns, and the detached state of a training loop.
 THEIR_FREE = FREE | {"output", "h_n", "c_n", "in_channels", "h.detach"}

@@ -119,7 +119,7 @@ MISTAKES = {
     "2-D causal": (
         lambda: jaxseq.conv(X[..., None], W[..., None], padding="CAUSAL"),
         ValueError,
-        r"`padding`: expected one spatial axis with padding='CAUSAL', got 2",
+        r"`padding`: expected one spatial axis with padding='CAUSAL'; for 2 use 'SAME', 'VALID' or pairs .*, got 2",
     ),
     "flat pair": (
         conv(padding=(1, 2)),
@@ -446,8 +446,16 @@ MISTAKES = {
         r"`carry\.c`: expected shape \(2, 5\) = \(\*batch, H\), got \(5,\)",
     ),
     # --- recurrences: options ---
-    "zero truncation": (lstm(truncation=0), ValueError, r"`truncation`: expected an integer >= 1, got 0"),
-    "float truncation": (lstm(truncation=2.5), TypeError, r"`truncation`: expected an integer >= 1, got float 2\.5"),
+    "zero truncation": (
+        lstm(truncation=0),
+        ValueError,
+        r"`truncation`: expected an integer >= 1, a pair \(k1, k2\) or None, got 0",
+    ),
+    "float truncation": (
+        lstm(truncation=2.5),
+        TypeError,
+        r"`truncation`: expected an integer >= 1, a pair \(k1, k2\) or None, got float 2\.5",
+    ),
     "truncation shorter than its windows": (
         lstm(truncation=(4, 3)),
         ValueError,
@@ -455,11 +463,15 @@ MISTAKES = {
     ),
     "truncation of three": (lstm(truncation=(1, 2, 3)), ValueError, r"`truncation`: expected an integer or a pair"),
     "zero in a pair": (lstm(truncation=(0, 3)), ValueError, r"`truncation\[0\]`: expected an integer >= 1, got 0"),
-    "zero checkpoint": (lstm(checkpoint=0), ValueError, r"`checkpoint`: expected an integer >= 1, got 0"),
+    "zero checkpoint": (
+        lstm(checkpoint=0),
+        ValueError,
+        r"`checkpoint`: expected an integer >= 1, .auto. .* or None, got 0",
+    ),
     "checkpoint as another string": (
         lstm(checkpoint="all"),
-        ValueError,
-        r"`checkpoint`: expected one of 'auto', got str",
+        TypeError,
+        r"`checkpoint`: expected an integer >= 1, .auto. .* or None, got str 'all'",
     ),
     "time among the features": (
         lstm(time_axis=2),
@@ -527,6 +539,22 @@ MISTAKES = {
         ValueError,
         r"`hidden_size`: expected an integer >= 1, got 0",
     ),
+    "resets of zeros and ones": (
+        lstm(resets=ones(7, 2)),
+        TypeError,
+        r"`resets`: expected a boolean array, got float32\[7, 2\]; convert it with `\.astype\(bool\)`",
+    ),
+    "lengths of a sequence that is batch first": (
+        lstm(lengths=jnp.ones(7, int)),
+        ValueError,
+        r"`lengths`: expected shape \(2,\) = \*batch, got \(7,\); for arrays \(batch, T, D\), pass time_axis=1",
+    ),
+    "a carry as a tuple": (
+        lstm(carry=(H, H)),
+        TypeError,
+        r"`carry`: expected LSTMState\(h, c\), got tuple; pass LSTMState\(h=\.\.\., c=\.\.\.\), because the order differs",
+    ),
+    "checkpoint is True": (lstm(checkpoint=True), TypeError, r'`checkpoint`: expected .* "auto" .*, got bool True'),
     "an option of another library": (
         lstm(batch_first=True),
         TypeError,

@@ -70,18 +70,52 @@ def test_two_layers_of_both_directions_equal_torch(kind, lengths, key):
 def test_different_layers_and_a_residual_link(key):
     keys = jax.random.split(key, 3)
     params = [
-        weights("rnn", keys[0], 3, 5),
+        weights("rnn", keys[0], 5, 5),
         cells.mgu_init(keys[1], 5, 5, dtype=jnp.float64),
-        weights("lstm", keys[2], 5, 4),
+        weights("lstm", keys[2], 5, 5),
     ]
-    layers = [partial(jaxseq.rnn, activation="relu"), partial(jaxseq.recurrence, cells.mgu), jaxseq.lstm]
-    xs = normal(key, (6, 2, 3))
+    layers = [partial(jaxseq.rnn, activation="relu"), cells.mgu, jaxseq.lstm]  # a cell is a layer, too
+    xs = normal(key, (6, 2, 5))
     ends, ys = jaxseq.stack(layers, params, None, xs, residual=True, truncation=4)
     _, a = layers[0](params[0], None, xs)
-    end, b = layers[1](params[1], None, a)
-    _, c = layers[2](params[2], None, a + b)
-    assert_close(ys, c)
+    end, b = jaxseq.recurrence(cells.mgu, params[1], None, xs + a)
+    _, c = layers[2](params[2], None, xs + a + b)
+    assert_close(ys, xs + a + b + c)
     assert_close(ends[1], end)
+
+
+def test_both_directions_of_a_cell(key):
+    params, xs = [cells.mgu_init(k, 3, 5, dtype=jnp.float64) for k in jax.random.split(key)], normal(key, (6, 2, 3))
+    actual = jaxseq.bidirectional(cells.mgu, params, None, xs)
+    forwards, ys = jaxseq.recurrence(cells.mgu, params[0], None, xs)
+    backwards, zs = jaxseq.recurrence(cells.mgu, params[1], None, xs, reverse=True)
+    assert_close(actual, ((forwards, backwards), jnp.concatenate([ys, zs], -1)))
+
+
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        (
+            lambda p, q, xs: jaxseq.stack(jaxseq.gru, [p, p], None, xs),
+            r"`xs`: expected 3 features .*, got 5 .*\n?in layer 1 of jaxseq\.stack, counted from 0",
+        ),
+        (
+            lambda p, q, xs: jaxseq.stack(jaxseq.gru, [p, q], None, xs, residual=True),
+            r"`residual`: expected False, or layers with outputs of the shape of their inputs, \(6, 2, 3\), "
+            r"got True and outputs \(6, 2, 5\)\n?in layer 0 of",
+        ),
+        (
+            lambda p, q, xs: jaxseq.bidirectional(cells.mgu, [q, p], None, xs),
+            r"expected MGUParams\(.*\n?in the forward direction of jaxseq\.bidirectional",
+        ),
+        (lambda p, q, xs: jaxseq.stack([jaxseq.gru, 3], [p, q], None, xs), r"`layer`: .* or a jaxseq\.Cell, got int 3"),
+    ],
+    ids=["features", "residual", "direction", "no layer"],
+)
+def test_errors_name_the_layer(call, expected, key):
+    p, q = jaxseq.gru_init(key, 3, 5), jaxseq.gru_init(key, 5, 5)
+    with pytest.raises((TypeError, ValueError), match=expected):
+        call(p, q, jnp.ones((6, 2, 3)))
 
 
 @pytest.mark.parametrize("namespace", [jaxseq, jaxseq.reference], ids=["op", "reference"])

@@ -24,6 +24,7 @@ from jax.typing import DTypeLike
 from jaxtyping import PRNGKeyArray, PyTree
 
 from jaxseq import _init
+from jaxseq._op import initializer
 from jaxseq._recurrence import Cell, Gates, Inner, Pullback, StepResult
 from jaxseq._types import ClassicGRUParams
 
@@ -50,6 +51,7 @@ classic_gru = Cell(
 )
 
 
+@initializer
 def classic_gru_init(
     key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: DTypeLike = jnp.float32
 ) -> ClassicGRUParams:

@@ -35,6 +35,7 @@ from jax.typing import DTypeLike
 from jaxtyping import PRNGKeyArray, PyTree
 
 from jaxseq import _gru, _init, _lstm
+from jaxseq._op import initializer
 from jaxseq._recurrence import Cell, Gates, Pullback, StepResult
 from jaxseq._types import LayerNormGRUParams, LayerNormLSTMParams, LSTMState
 
@@ -196,6 +197,7 @@ layer_norm_gru = Cell(
 # --- Initializers ---
 
 
+@initializer
 def layer_norm_lstm_init(
     key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: DTypeLike = jnp.float32
 ) -> LayerNormLSTMParams:
@@ -232,6 +234,7 @@ def layer_norm_lstm_init(
     )
 
 
+@initializer
 def layer_norm_gru_init(
     key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: DTypeLike = jnp.float32
 ) -> LayerNormGRUParams:

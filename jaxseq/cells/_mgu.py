@@ -19,6 +19,7 @@ from jax.typing import DTypeLike
 from jaxtyping import PRNGKeyArray, PyTree
 
 from jaxseq import _init
+from jaxseq._op import initializer
 from jaxseq._recurrence import Cell, Gates, Pullback, StepResult
 from jaxseq._types import MGUParams
 
@@ -40,6 +41,7 @@ def _pullback(residuals: PyTree, h_prev: jax.Array, h_bar: jax.Array) -> Pullbac
 mgu = Cell(name="mgu", gates="fn", split_gates="n", step=_step, pullback=_pullback, params=MGUParams)
 
 
+@initializer
 def mgu_init(key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: DTypeLike = jnp.float32) -> MGUParams:
     """Initialize `cells.mgu`: normal `w_x` of variance 1 / D, an orthogonal block of `w_h` for each gate, zero biases.
 

@@ -22,6 +22,7 @@ from jax.typing import DTypeLike
 from jaxtyping import PRNGKeyArray, PyTree
 
 from jaxseq import _lstm
+from jaxseq._op import initializer
 from jaxseq._recurrence import Cell, Gates, Pullback, StepResult
 from jaxseq._types import LSTMState, PeepholeLSTMParams
 
@@ -70,6 +71,7 @@ peephole_lstm = Cell(
 )
 
 
+@initializer
 def peephole_lstm_init(
     key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: DTypeLike = jnp.float32
 ) -> PeepholeLSTMParams:

@@ -19,6 +19,7 @@ from jax.typing import DTypeLike
 from jaxtyping import PRNGKeyArray, PyTree
 
 from jaxseq import _checks, _init, _lstm
+from jaxseq._op import initializer
 from jaxseq._recurrence import Cell, Gates, Inner, Pullback, StepResult
 from jaxseq._types import LSTMState, ProjectedLSTMParams
 
@@ -51,6 +52,7 @@ projected_lstm = Cell(
 )
 
 
+@initializer
 def projected_lstm_init(
     key: PRNGKeyArray, input_size: int, hidden_size: int, projection_size: int, *, dtype: DTypeLike = jnp.float32
 ) -> ProjectedLSTMParams:

@@ -33,6 +33,7 @@ from jax.typing import DTypeLike
 from jaxtyping import PRNGKeyArray, PyTree
 
 from jaxseq import _checks, _init
+from jaxseq._op import initializer
 from jaxseq._recurrence import Cell, Gates, Pullback, StepResult
 from jaxseq._types import SLSTMParams, SLSTMState
 from jaxseq.linear_maps import BlockDiagonal
@@ -85,6 +86,7 @@ slstm = Cell(
 )
 
 
+@initializer
 def slstm_init(
     key: PRNGKeyArray, input_size: int, hidden_size: int, *, heads: int = 1, dtype: DTypeLike = jnp.float32
 ) -> SLSTMParams:

@@ -59,7 +59,7 @@ def stack(
         end, out = f(p, state, y, **time, **masks)
         # The output of a layer is already zero in the padding; xs may not be.
         skip = y if i or not residual else _zero_padding(y, time)
-        y = out + skip if residual and y.shape == out.shape else out
+        y = out + skip if residual else out
         carries.append(end)
     return tuple(carries), y
 

@@ -686,13 +686,21 @@ CASES: dict[str, Case] = {
     "rnn": Case(
         rnn,
         reference.rnn,
-        {**_time_variants(_RNN), "relu": Variant(_RNN, {"activation": "relu", "truncation": 4})},
+        {
+            **_time_variants(_RNN),
+            "relu": Variant(_RNN, {"activation": "relu", "truncation": 4}),
+            "gelu": Variant(_RNN, {"activation": jax.nn.gelu}),
+        },
         quick=("overlapping windows", "checkpoint, overlapping windows", "lengths, resets, reverse"),
     ),
     "rnn_cell": Case(
         rnn_cell,
         reference.rnn_cell,
-        {**_step_variants(_RNN), "relu": Variant(partial(_RNN, time=False), {"activation": "relu"})},
+        {
+            **_step_variants(_RNN),
+            "relu": Variant(partial(_RNN, time=False), {"activation": "relu"}),
+            "gelu": Variant(partial(_RNN, time=False), {"activation": jax.nn.gelu}),
+        },
         quick=("plain",),
     ),
     "gru": Case(gru, reference.gru, _time_variants(_GRU), quick=("no bias, zero carry",)),

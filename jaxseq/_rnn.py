@@ -1,17 +1,20 @@
 """The Elman network: h' = act(u + r).
 
     a  = u + r                  pre-activation
-    h' = tanh(a)  or  relu(a)
+    h' = tanh(a)  or  relu(a)  or  act(a) for another function
 
 Pullback. Since tanh' = 1 - tanh² and relu'(a) = [a > 0] = [h' > 0], the only residual is h':
 
     δ = h̄' (1 - h'²)   or   h̄' [h' > 0]
     s̄_prev = 0: h reaches the next step only through the recurrent map, whose pullback the engine computes.
 
+JAX differentiates another function. The gradients of the maps are hand-derived for any function.
+
 Source: J. L. Elman, Finding structure in time (1990).
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Unpack
 
 import jax
@@ -50,8 +53,26 @@ CELLS = {
 }
 
 
-def _named(activation: str) -> _recurrence.Cell:
-    return CELLS[_checks.choice("activation", activation, tuple(CELLS))]
+# Functions whose derivative is known. JAX's relu has the derivative 0 at 0, as `_relu` has.
+_KNOWN: dict[object, str] = {jnp.tanh: "tanh", jax.lax.tanh: "tanh", jax.nn.relu: "relu"}
+
+
+@lru_cache
+def _cell_of(activation: Activation) -> _recurrence.Cell:
+    def step(a: Gates, h_prev: jax.Array) -> jax.Array:
+        return activation(a[0])
+
+    return _recurrence.Cell(name="rnn", gates="h", step=step, params=RNNParams)
+
+
+def _with_activation(activation: str | Activation) -> _recurrence.Cell:
+    if not isinstance(activation, str) and callable(activation):
+        name = _KNOWN.get(activation)
+        return CELLS[name] if name else _cell_of(activation)
+    if not isinstance(activation, str) or activation not in CELLS:
+        names = ", ".join(map(repr, CELLS))
+        _checks.bad_value("activation", f"one of {names}, or a function of one array", _checks.describe(activation))
+    return CELLS[activation]
 
 
 @op
@@ -60,7 +81,7 @@ def rnn(
     carry: Float[AnyArray, "*batch H"] | None,
     xs: Float[AnyArray, "*time_and_batch D"],
     *,
-    activation: str = "tanh",
+    activation: str | Callable[[jax.Array], jax.Array] = "tanh",
     **time: Unpack[TimeOptions],
 ) -> tuple[Float[Array, "*batch H"], Float[Array, "*time_and_batch H"]]:
     r"""Apply an Elman network to a sequence, with a hand-derived gradient.
@@ -71,7 +92,8 @@ def rnn(
         params: `RNNParams(w_x (D, H), w_h (H, H), b (H,) or None)`.
         carry: the initial state `(*batch, H)`, or None for zeros.
         xs: the sequence `(T, *batch, D)`: time, then any number of batch axes, then features.
-        activation: `"tanh"` or `"relu"`. The derivative of relu at 0 is 0, as in `jax.nn.relu`.
+        activation: `"tanh"`, `"relu"`, or a function of one array, such as `jax.nn.gelu`, which JAX differentiates. The
+            function is static under jit: create it once. The derivative of relu at 0 is 0, as in `jax.nn.relu`.
         **time: time options, `jaxseq.TimeOptions`.
 
     Returns:
@@ -92,7 +114,7 @@ def rnn(
     Reference:
         J. L. Elman, Finding structure in time (1990).
     """
-    return _recurrence.sequence(_named(activation), params, carry, xs, **time)
+    return _recurrence.sequence(_with_activation(activation), params, carry, xs, **time)
 
 
 @op
@@ -101,7 +123,7 @@ def rnn_cell(
     carry: Float[AnyArray, "*batch H"] | None,
     x: Float[AnyArray, "*batch D"],
     *,
-    activation: str = "tanh",
+    activation: str | Callable[[jax.Array], jax.Array] = "tanh",
     precision: PrecisionLike = None,
 ) -> tuple[Float[Array, "*batch H"], Float[Array, "*batch H"]]:
     """Apply one step of `rnn`. `partial(rnn_cell, params)` is a body for `jax.lax.scan`.
@@ -111,7 +133,7 @@ def rnn_cell(
         carry: the previous state `(*batch, H)`, or None for zeros.
             The new state has the dtype of `carry` (at least float32 for None). In bfloat16 it is rounded at every step.
         x: one input `(*batch, D)`.
-        activation: `"tanh"` or `"relu"`.
+        activation: `"tanh"`, `"relu"`, or a function of one array, as in `rnn`.
         precision: the precision of matrix products, as in `jax.lax.dot_general`.
 
     Returns:
@@ -131,7 +153,7 @@ def rnn_cell(
     Reference:
         J. L. Elman, Finding structure in time (1990).
     """
-    return _recurrence.one_step(_named(activation), params, carry, x, precision=precision)
+    return _recurrence.one_step(_with_activation(activation), params, carry, x, precision=precision)
 
 
 @initializer

@@ -526,12 +526,12 @@ MISTAKES = {
     "unknown activation": (
         lambda: jaxseq.rnn(PARAMS["rnn"], H, XS, activation="gelu"),
         ValueError,
-        r"`activation`: expected one of 'tanh', 'relu', got str 'gelu'",
+        r"`activation`: expected one of 'tanh', 'relu', or a function of one array, got str 'gelu'",
     ),
     "unhashable activation": (
         lambda: jaxseq.rnn(PARAMS["rnn"], H, XS, activation=["tanh"]),
         ValueError,
-        r"`activation`: expected one of 'tanh', 'relu', got list",
+        r"`activation`: expected one of 'tanh', 'relu', or a function of one array, got list",
     ),
     "precision of lstm": (lstm(precision=3), ValueError, r"`precision`: expected a precision of jax.lax"),
     "init size": (

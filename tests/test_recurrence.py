@@ -38,6 +38,7 @@ def test_lstm_step_by_hand():
 # Residuals: ys, the values that the cell saves, and one initial state. The gates of a small GRU are recomputed.
 KEPT = [("rnn", 5, {}, 1, 1), ("gru", 5, {}, 1, 1), ("gru", 130, {}, 5, 1), ("gru", 130, {"checkpoint": 11}, 1, 1)]
 KEPT += [("lstm", 5, {}, 5, 2), ("lstm", 5, {"checkpoint": 11}, 1, 2)]
+KEPT += [("rnn", 5, {"activation": jnp.tanh}, 1, 1), ("rnn", 5, {"activation": jax.nn.relu}, 1, 1)]  # rules by hand
 
 
 @pytest.mark.parametrize(("name", "hidden", "options", "arrays", "leaves"), KEPT)
@@ -50,6 +51,22 @@ def test_what_forward_keeps_for_backward(name, hidden, options, arrays, leaves, 
     kept = sum(leaf.nbytes for leaf in jax.tree.leaves(vjp))
     given = sum(leaf.nbytes for leaf in jax.tree.leaves(args))
     assert kept == given + (arrays * 11 + leaves) * 2 * hidden * 4
+
+
+def test_any_function_as_activation_even_if_it_mixes_features(key):
+    params, h, xs = arguments("rnn", "plain", key)
+
+    def loop(params, h, xs):
+        ys = []
+        for x in xs:
+            h = jax.nn.softmax(x @ params.w_x + h @ params.w_h + params.b[None])
+            ys.append(h)
+        return h, jnp.stack(ys)
+
+    def gradients(f):
+        return jax.jit(jax.grad(lambda *args: sum(jnp.sum(a**3) for a in f(*args)), argnums=(0, 1, 2)))(params, h, xs)
+
+    assert_close(gradients(partial(jaxseq.rnn, activation=jax.nn.softmax)), gradients(loop))
 
 
 def test_unroll_and_precision_reach_the_compiler(key):

@@ -1,6 +1,6 @@
 """Reference implementations of recurrences: the equations of each cell, step by step."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Unpack
 
@@ -24,7 +24,7 @@ def rnn(
     carry: Float[Array, "*batch H"] | None,
     xs: Float[Array, "*time_and_batch D"],
     *,
-    activation: str = "tanh",
+    activation: str | Callable[[jax.Array], jax.Array] = "tanh",
     **time: Unpack[TimeOptions],
 ) -> tuple[Float[Array, "*batch H"], Float[Array, "*time_and_batch H"]]:
     """Reference implementation of `jaxseq.rnn`."""
@@ -36,7 +36,7 @@ def _rnn_cell(
     carry: PyTree,
     x: PyTree,
     *,
-    activation: str = "tanh",
+    activation: str | Callable[[jax.Array], jax.Array] = "tanh",
     precision: PrecisionLike,
     recurrent_dropout_mask: PyTree = None,
 ) -> PyTree:
@@ -44,7 +44,8 @@ def _rnn_cell(
     a = _affine(x, params.w_x, params.b, precision) + _affine(
         _dropped(recurrent_dropout_mask, h), params.w_h, None, precision
     )
-    new = jnp.tanh(a) if activation == "tanh" else jnp.where(a <= 0, 0, a)  # jax.nn.relu has a custom rule
+    relu = lambda a: jnp.where(a <= 0, 0, a)  # noqa: E731  # jax.nn.relu has a custom rule
+    new = activation(a) if callable(activation) else {"tanh": jnp.tanh, "relu": relu}[activation](a)
     return new.astype(h.dtype), new.astype(x.dtype)
 
 
@@ -53,7 +54,7 @@ def rnn_cell(
     carry: Float[Array, "*batch H"] | None,
     x: Float[Array, "*batch D"],
     *,
-    activation: str = "tanh",
+    activation: str | Callable[[jax.Array], jax.Array] = "tanh",
     precision: PrecisionLike = None,
 ) -> tuple[Float[Array, "*batch H"], Float[Array, "*batch H"]]:
     """Reference implementation of `jaxseq.rnn_cell`."""

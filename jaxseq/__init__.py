@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from jaxseq import _serialization as _serialization
-from jaxseq._types import ConvParams, GRUParams, LSTMParams, LSTMState, RNNParams
+from jaxseq._types import ConvParams, GRUParams, LSTMParams, LSTMState, RNNParams, SeparableConvParams
 
 if TYPE_CHECKING:  # the same names as in _NAMES, for type checkers and the documentation
     from jaxseq import autoregressive, cells, convert, diagnostics, linear_maps, reference, testing, tuning
@@ -29,13 +29,14 @@ if TYPE_CHECKING:  # the same names as in _NAMES, for type checkers and the docu
     from jaxseq._distributed._carry_across_shards import carry_across_shards
     from jaxseq._explain import Decision, Explanation, explain
     from jaxseq._gru import gru, gru_cell, gru_init
-    from jaxseq._layers import bidirectional, stack
+    from jaxseq._layers import bidirectional, bidirectional_init, stack, stack_init
     from jaxseq._lstm import lstm, lstm_cell, lstm_init
     from jaxseq._recurrence import SAME_AS_H, Cell, Pullback, StepResult
     from jaxseq._rnn import rnn, rnn_cell, rnn_init
     from jaxseq._scan import scan
-    from jaxseq._separable import depthwise_conv, separable_conv
+    from jaxseq._separable import depthwise_conv, depthwise_conv_init, separable_conv, separable_conv_init
     from jaxseq._time_options import TimeOptions
+    from jaxseq._zero_state import zero_state
 
 __version__ = "0.1.0"
 
@@ -50,10 +51,12 @@ __all__ = [
     "LSTMState",
     "Pullback",
     "RNNParams",
+    "SeparableConvParams",
     "StepResult",
     "TimeOptions",
     "autoregressive",
     "bidirectional",
+    "bidirectional_init",
     "carry_across_shards",
     "causal_conv",
     "cells",
@@ -69,6 +72,7 @@ __all__ = [
     "conv_transpose_init",
     "convert",
     "depthwise_conv",
+    "depthwise_conv_init",
     "diagnostics",
     "explain",
     "gru",
@@ -86,9 +90,12 @@ __all__ = [
     "rnn_init",
     "scan",
     "separable_conv",
+    "separable_conv_init",
     "stack",
+    "stack_init",
     "testing",
     "tuning",
+    "zero_state",
 ]
 
 # The names that each module defines. The public modules define none here: they are names themselves.
@@ -108,13 +115,14 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "_distributed._carry_across_shards": ("carry_across_shards",),
     "_explain": ("Decision", "Explanation", "explain"),
     "_gru": ("gru", "gru_cell", "gru_init"),
-    "_layers": ("bidirectional", "stack"),
+    "_layers": ("bidirectional", "bidirectional_init", "stack", "stack_init"),
     "_lstm": ("lstm", "lstm_cell", "lstm_init"),
     "_recurrence": ("SAME_AS_H", "Cell", "Pullback", "StepResult"),
     "_rnn": ("rnn", "rnn_cell", "rnn_init"),
     "_scan": ("scan",),
-    "_separable": ("depthwise_conv", "separable_conv"),
+    "_separable": ("depthwise_conv", "depthwise_conv_init", "separable_conv", "separable_conv_init"),
     "_time_options": ("TimeOptions",),
+    "_zero_state": ("zero_state",),
 }
 _MODULES = ("autoregressive", "cells", "convert", "diagnostics", "linear_maps", "reference", "testing", "tuning")
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}

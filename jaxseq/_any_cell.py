@@ -65,7 +65,7 @@ def recurrence(
     Reference:
         P. J. Werbos, Backpropagation through time: what it does and how to do it (1990).
     """
-    return _recurrence.sequence(_cell(cell), params, carry, xs, **time)
+    return _recurrence.sequence(checked_cell(cell), params, carry, xs, **time)
 
 
 @op
@@ -104,10 +104,10 @@ def recurrence_cell(
     Reference:
         P. J. Werbos, Backpropagation through time: what it does and how to do it (1990).
     """
-    return _recurrence.one_step(_cell(cell), params, carry, x, precision=precision)
+    return _recurrence.one_step(checked_cell(cell), params, carry, x, precision=precision)
 
 
-def _cell(cell: object) -> Cell:
+def checked_cell(cell: object) -> Cell:
     """Return `cell` if its fields are consistent. The results of its functions are checked when they are traced."""
     if not isinstance(cell, Cell):
         _checks.bad_type("cell", "a jaxseq.Cell", _checks.describe(cell))

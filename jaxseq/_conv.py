@@ -155,6 +155,8 @@ def conv_init(
     c_out: int,
     *,
     groups: int = 1,
+    use_bias: bool = True,
+    kernel_init: _init.Initializer | None = None,
     dtype: Any = jnp.float32,
 ) -> ConvParams:
     """Initialize the parameters of `conv`: a random kernel and a zero bias.
@@ -168,13 +170,16 @@ def conv_init(
         c_in: number of input channels.
         c_out: number of output channels.
         groups: number of channel groups, as in `conv`.
+        use_bias: if False, the bias is None.
+        kernel_init: replaces the initializer of the kernel: a function `(key, shape, dtype) -> array`, as in
+            `jax.nn.initializers`, called with the shape (*kernel_size, c_in // groups, c_out).
         dtype: floating dtype of the parameters.
 
     Returns:
         `ConvParams(kernel, bias)`, in the order of the arguments of `conv`.
 
     Raises:
-        TypeError: if a size is not an integer or `dtype` is not a floating dtype.
+        TypeError: if a size is not an integer, `dtype` is not a floating dtype, or `kernel_init` is not a function.
         ValueError: if a size is less than 1, there are more than three axes, or `groups` does not divide the channels.
 
     Example:
@@ -190,7 +195,10 @@ def conv_init(
     groups = _checks.integer("groups", groups, at_least=1)
     check_groups(groups, c_in, c_out)
     dtype = _checks.dtype("dtype", dtype)
-    return ConvParams(_init.kernel(key, taps, c_in // groups, c_out, dtype), jnp.zeros((c_out,), dtype))
+    bias = jnp.zeros((c_out,), dtype) if _checks.boolean("use_bias", use_bias) else None
+    if kernel_init is None:
+        return ConvParams(_init.kernel(key, taps, c_in // groups, c_out, dtype), bias)
+    return ConvParams(_init.drawn("kernel_init", kernel_init, key, (*taps, c_in // groups, c_out)).astype(dtype), bias)
 
 
 # --- Shared with `conv_transpose` and `causal_conv` ---

@@ -15,7 +15,7 @@ from jax.lax import PrecisionLike
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from jaxseq import _gru, _init, _lstm, _recurrence
+from jaxseq import _checks, _gru, _init, _lstm, _recurrence
 from jaxseq._gru import GRUParams
 from jaxseq._lstm import LSTMParams, LSTMState
 from jaxseq._op import initializer, op
@@ -229,7 +229,15 @@ def conv_gru_cell(
 
 @initializer
 def conv_lstm_init(
-    key: PRNGKeyArray, kernel_size: int | Sequence[int], c_in: int, c_out: int, *, dtype: DTypeLike = jnp.float32
+    key: PRNGKeyArray,
+    kernel_size: int | Sequence[int],
+    c_in: int,
+    c_out: int,
+    *,
+    use_bias: bool = True,
+    w_x_init: _init.Initializer | None = None,
+    w_h_init: _init.Initializer | None = None,
+    dtype: DTypeLike = jnp.float32,
 ) -> LSTMParams:
     """Initialize `conv_lstm`: kernels that are normal with variance 1 / fan_in, and a forget bias of one.
 
@@ -238,13 +246,17 @@ def conv_lstm_init(
         kernel_size: kernel size of both kernels, an integer for 1-D or one for each of 1 to 3 spatial axes.
         c_in: C, the number of input channels.
         c_out: F, the number of state channels.
+        use_bias: if False, `b` is None.
+        w_x_init: replaces the initializer of `w_x`: a function `(key, shape, dtype) -> array`, as in
+            `jax.nn.initializers`, called for each gate with the shape (*kernel_size, C, F).
+        w_h_init: the same for `w_h`, with the shape (*kernel_size, F, F).
         dtype: floating dtype of the parameters.
 
     Returns:
         `LSTMParams(w_x, w_h, b)`.
 
     Raises:
-        TypeError: if a size is not an integer or `dtype` is not a floating dtype.
+        TypeError: if a size is not an integer, `dtype` is not a floating dtype, or an initializer is not a function.
         ValueError: if a size is less than 1, or there are more than three axes.
 
     Example:
@@ -256,13 +268,22 @@ def conv_lstm_init(
         Y. LeCun, L. Bottou, G. B. Orr and K.-R. Müller, Efficient BackProp (1998), section 4.6; for the forget bias,
         R. Jozefowicz, W. Zaremba and I. Sutskever, An empirical exploration of recurrent network architectures (2015).
     """
-    w_x, w_h, b = _init.kernels(key, kernel_size, c_in, c_out, 4, dtype)
-    return LSTMParams(w_x, w_h, b.at[c_out : 2 * c_out].set(1))
+    w_x, w_h, b = _init.kernels(key, kernel_size, c_in, c_out, 4, dtype, w_x_init=w_x_init, w_h_init=w_h_init)
+    b = b.at[c_out : 2 * c_out].set(1)
+    return LSTMParams(w_x, w_h, b if _checks.boolean("use_bias", use_bias) else None)
 
 
 @initializer
 def conv_gru_init(
-    key: PRNGKeyArray, kernel_size: int | Sequence[int], c_in: int, c_out: int, *, dtype: DTypeLike = jnp.float32
+    key: PRNGKeyArray,
+    kernel_size: int | Sequence[int],
+    c_in: int,
+    c_out: int,
+    *,
+    use_bias: bool = True,
+    w_x_init: _init.Initializer | None = None,
+    w_h_init: _init.Initializer | None = None,
+    dtype: DTypeLike = jnp.float32,
 ) -> GRUParams:
     """Initialize `conv_gru`: kernels that are normal with variance 1 / fan_in, and zero biases.
 
@@ -271,13 +292,17 @@ def conv_gru_init(
         kernel_size: kernel size of both kernels, an integer for 1-D or one for each of 1 to 3 spatial axes.
         c_in: C, the number of input channels.
         c_out: F, the number of state channels.
+        use_bias: if False, `b_x` and `b_h` are None.
+        w_x_init: replaces the initializer of `w_x`: a function `(key, shape, dtype) -> array`, as in
+            `jax.nn.initializers`, called for each gate with the shape (*kernel_size, C, F).
+        w_h_init: the same for `w_h`, with the shape (*kernel_size, F, F).
         dtype: floating dtype of the parameters.
 
     Returns:
         `GRUParams(w_x, w_h, b_x, b_h)`.
 
     Raises:
-        TypeError: if a size is not an integer or `dtype` is not a floating dtype.
+        TypeError: if a size is not an integer, `dtype` is not a floating dtype, or an initializer is not a function.
         ValueError: if a size is less than 1, or there are more than three axes.
 
     Example:
@@ -288,5 +313,5 @@ def conv_gru_init(
     Reference:
         Y. LeCun, L. Bottou, G. B. Orr and K.-R. Müller, Efficient BackProp (1998), section 4.6.
     """
-    w_x, w_h, b = _init.kernels(key, kernel_size, c_in, c_out, 3, dtype)
-    return GRUParams(w_x, w_h, b, jnp.zeros_like(b))
+    w_x, w_h, b = _init.kernels(key, kernel_size, c_in, c_out, 3, dtype, w_x_init=w_x_init, w_h_init=w_h_init)
+    return GRUParams(w_x, w_h, *((b, jnp.zeros_like(b)) if _checks.boolean("use_bias", use_bias) else (None, None)))

@@ -162,6 +162,8 @@ def conv_transpose_init(
     *,
     stride: int | Sequence[int] = 1,
     groups: int = 1,
+    use_bias: bool = True,
+    kernel_init: _init.Initializer | None = None,
     dtype: Any = jnp.float32,
 ) -> ConvParams:
     r"""Initialize the parameters of `conv_transpose`: a random kernel and a zero bias.
@@ -178,6 +180,10 @@ def conv_transpose_init(
         c_out: number of output channels.
         stride: as in `conv_transpose`, one integer or one for each spatial axis.
         groups: number of channel groups, as in `conv_transpose`.
+        use_bias: if False, the bias is None.
+        kernel_init: replaces the initializer of the kernel: a function `(key, shape, dtype) -> array`, as in
+            `jax.nn.initializers`, called with the shape (*kernel_size, c_in // groups, c_out), whose axes are
+            then transposed.
         dtype: floating dtype of the parameters.
 
     Returns:
@@ -185,7 +191,7 @@ def conv_transpose_init(
         `conv_transpose`.
 
     Raises:
-        TypeError: if a size is not an integer or `dtype` is not a floating dtype.
+        TypeError: if a size is not an integer, `dtype` is not a floating dtype, or `kernel_init` is not a function.
         ValueError: if a size is less than 1, there are more than three axes, or `groups` does not divide the channels.
 
     Example:
@@ -202,6 +208,11 @@ def conv_transpose_init(
     groups = _checks.integer("groups", groups, at_least=1)
     _conv.check_groups(groups, c_in, c_out)
     dtype = _checks.dtype("dtype", dtype)
+    bias = jnp.zeros((c_out,), dtype) if _checks.boolean("use_bias", use_bias) else None
+    if kernel_init is not None:
+        drawn = _init.drawn("kernel_init", kernel_init, key, (*taps, c_in // groups, c_out))
+        by_group = jnp.moveaxis(drawn.reshape(*taps, c_in // groups, groups, c_out // groups), -1, -3)
+        return ConvParams(jnp.moveaxis(by_group, -1, -2).reshape(*taps, c_out // groups, c_in).astype(dtype), bias)
     scale = (prod(strides) / (prod(taps) * (c_in // groups))) ** 0.5
     kernel = scale * _init.normal(key, (*taps, c_out // groups, c_in), dtype)
-    return ConvParams(kernel, jnp.zeros((c_out,), dtype))
+    return ConvParams(kernel, bias)

@@ -27,7 +27,7 @@ from jax.lax import PrecisionLike
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from jaxseq import _init, _recurrence
+from jaxseq import _checks, _init, _recurrence
 from jaxseq._op import initializer, op
 from jaxseq._recurrence import Gates, Pullback, StepResult
 from jaxseq._time_options import TimeOptions
@@ -137,13 +137,26 @@ def gru_cell(
 
 
 @initializer
-def gru_init(key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: DTypeLike = jnp.float32) -> GRUParams:
+def gru_init(
+    key: PRNGKeyArray,
+    input_size: int,
+    hidden_size: int,
+    *,
+    use_bias: bool = True,
+    w_x_init: _init.Initializer | None = None,
+    w_h_init: _init.Initializer | None = None,
+    dtype: DTypeLike = jnp.float32,
+) -> GRUParams:
     """Initialize `gru`: normal `w_x` of variance 1 / D, an orthogonal block of `w_h` for each gate, zero biases.
 
     Args:
         key: a JAX random key.
         input_size: D.
         hidden_size: H.
+        use_bias: if False, `b_x` and `b_h` are None.
+        w_x_init: replaces the initializer of `w_x`: a function `(key, shape, dtype) -> array`, as in
+            `jax.nn.initializers`, called for each gate with the shape (D, H).
+        w_h_init: the same for `w_h`, with the shape (H, H).
         dtype: floating dtype of the parameters.
 
     The variance of `w_x` assumes inputs of unit variance in each feature. One-hot inputs have far less: embed them or
@@ -153,7 +166,7 @@ def gru_init(key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: DTy
         `GRUParams(w_x, w_h, b_x, b_h)`.
 
     Raises:
-        TypeError: if a size is not an integer or `dtype` is not a floating dtype.
+        TypeError: if a size is not an integer, `dtype` is not a floating dtype, or an initializer is not a function.
         ValueError: if a size is less than 1.
 
     Example:
@@ -165,5 +178,5 @@ def gru_init(key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: DTy
         A. M. Saxe, J. L. McClelland and S. Ganguli, Exact solutions to the nonlinear dynamics of learning in deep
         linear neural networks (2014), section 3.
     """
-    w_x, w_h, b = _init.matrices(key, input_size, hidden_size, 3, dtype)
-    return GRUParams(w_x, w_h, b, jnp.zeros_like(b))
+    w_x, w_h, b = _init.matrices(key, input_size, hidden_size, 3, dtype, w_x_init=w_x_init, w_h_init=w_h_init)
+    return GRUParams(w_x, w_h, *((b, jnp.zeros_like(b)) if _checks.boolean("use_bias", use_bias) else (None, None)))

@@ -7,7 +7,7 @@ Source: A. M. Saxe, J. L. McClelland and S. Ganguli, Exact solutions to the nonl
 linear neural networks (2014), section 3.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 
 import jax
@@ -17,6 +17,9 @@ from jax.typing import DTypeLike
 from jaxtyping import PRNGKeyArray
 
 from jaxseq import _checks, _geometry, _precision
+
+# `(key, shape, dtype) -> array`, as in `jax.nn.initializers`.
+Initializer = Callable[[PRNGKeyArray, tuple[int, ...], DTypeLike], jax.Array]
 
 
 def normal(key: PRNGKeyArray, shape: tuple[int, ...], dtype: DTypeLike = float) -> jax.Array:
@@ -49,26 +52,64 @@ def orthogonal(key: PRNGKeyArray, size: int, gates: int, dtype: np.dtype) -> jax
 
 
 def matrices(
-    key: PRNGKeyArray, input_size: int, hidden_size: int, gates: int, dtype: DTypeLike
+    key: PRNGKeyArray,
+    input_size: int,
+    hidden_size: int,
+    gates: int,
+    dtype: DTypeLike,
+    *,
+    w_x_init: Initializer | None = None,
+    w_h_init: Initializer | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return w_x (D, gates H), w_h (H, gates H) and a zero bias (gates H,)."""
-    rows, hidden, dtype = sizes(input_size, hidden_size, dtype)
+    D, H, dtype = sizes(input_size, hidden_size, dtype)
     key_x, key_h = jax.random.split(key)
-    w_x, w_h = matrix(key_x, rows, gates * hidden, dtype), orthogonal(key_h, hidden, gates, dtype)
-    return w_x, w_h, jnp.zeros((gates * hidden,), dtype)
+    w_x = (
+        matrix(key_x, D, gates * H, dtype) if w_x_init is None else by_gate("w_x_init", w_x_init, key_x, (D, H), gates)
+    )
+    w_h = (
+        orthogonal(key_h, H, gates, dtype) if w_h_init is None else by_gate("w_h_init", w_h_init, key_h, (H, H), gates)
+    )
+    return w_x.astype(dtype), w_h.astype(dtype), jnp.zeros((gates * H,), dtype)
 
 
 def kernels(
-    key: PRNGKeyArray, kernel_size: int | Sequence[int], c_in: int, c_out: int, gates: int, dtype: DTypeLike
+    key: PRNGKeyArray,
+    kernel_size: int | Sequence[int],
+    c_in: int,
+    c_out: int,
+    gates: int,
+    dtype: DTypeLike,
+    *,
+    w_x_init: Initializer | None = None,
+    w_h_init: Initializer | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return normal w_x (*K, C, gates F) and w_h (*K, F, gates F) of variance 1 / fan_in, and a zero bias."""
-    taps, in_channels, out_channels = kernel_sizes(kernel_size, c_in, c_out)
+    taps, C, F = kernel_sizes(kernel_size, c_in, c_out)
     dtype = _checks.dtype("dtype", dtype)
-    w_x, w_h = (
-        kernel(k, taps, channels, gates * out_channels, dtype)
-        for k, channels in zip(jax.random.split(key), (in_channels, out_channels), strict=True)
-    )
-    return w_x, w_h, jnp.zeros(gates * out_channels, dtype)
+    key_x, key_h = jax.random.split(key)
+
+    def draw(name: str, init: Initializer | None, key: PRNGKeyArray, channels: int) -> jax.Array:
+        if init is None:
+            return kernel(key, taps, channels, gates * F, dtype)
+        return by_gate(name, init, key, (*taps, channels, F), gates).astype(dtype)
+
+    w_x, w_h = draw("w_x_init", w_x_init, key_x, C), draw("w_h_init", w_h_init, key_h, F)
+    return w_x, w_h, jnp.zeros(gates * F, dtype)
+
+
+def by_gate(name: str, init: Initializer, key: PRNGKeyArray, shape: tuple[int, ...], gates: int) -> jax.Array:
+    """Return one weight of this shape for each gate, drawn by `init` in float32, side by side on the last axis."""
+    return jnp.concatenate([drawn(name, init, k, shape) for k in jax.random.split(key, gates)], -1)
+
+
+def drawn(name: str, init: Initializer, key: PRNGKeyArray, shape: tuple[int, ...]) -> jax.Array:
+    """Return `init(key, shape, float32)`, checked: some initializers do not draw in 16 bits."""
+    if not callable(init):
+        _checks.bad_type(name, "a function (key, shape, dtype) -> array", _checks.describe(init))
+    found = _checks.array(name, init(key, shape, _precision.accumulator(jnp.dtype(jnp.float32))))
+    _checks.shape(name, found, shape, "the shape that was passed to it")
+    return found
 
 
 def kernel_sizes(kernel_size: int | Sequence[int], c_in: int, c_out: int) -> tuple[tuple[int, ...], int, int]:

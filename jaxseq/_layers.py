@@ -27,12 +27,15 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jaxseq import _checks, _time
 from jaxseq._any_cell import recurrence
-from jaxseq._op import op
+from jaxseq._op import initializer, op
 from jaxseq._recurrence import Cell
+from jaxseq._recurrence._arguments import check_params, state_shapes
 from jaxseq._time_options import Options, TimeOptions, with_defaults
 from jaxseq._types import AnyArray
+from jaxseq._zero_state import cell_of
 
 Layer = Callable[..., tuple[PyTree, jax.Array]]
+Init = Callable[..., PyTree]
 
 
 @op
@@ -184,6 +187,98 @@ def stack(
     return tuple(ends), cast(jax.Array, y)
 
 
+@initializer
+def bidirectional_init(
+    init: Init | Sequence[Init], key: PRNGKeyArray, input_size: int, hidden_size: int, **options: object
+) -> tuple[PyTree, PyTree]:
+    """Initialize `bidirectional`: the parameters of both directions.
+
+    Args:
+        init: the initializer of a direction, such as `lstm_init`, or a pair (forward, backward). It is called as
+            `init(key, input_size, hidden_size, **options)`.
+        key: a JAX random key.
+        input_size: D.
+        hidden_size: H of each direction; the outputs have 2 H features.
+        **options: options of `init`, such as `dtype`.
+
+    Returns:
+        The pair of parameters (forward, backward).
+
+    Raises:
+        TypeError: if `init` is not a function or a pair of functions, or rejects an argument.
+        ValueError: if `init` rejects an argument.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxseq
+        >>> params = jaxseq.bidirectional_init(jaxseq.gru_init, jax.random.key(0), 3, 5)
+        >>> carries, ys = jaxseq.bidirectional(jaxseq.gru, params, None, jnp.ones((7, 2, 3)))
+        >>> ys.shape
+        (7, 2, 10)
+
+    Reference:
+        M. Schuster and K. K. Paliwal, Bidirectional recurrent neural networks (1997).
+    """
+    inits = _functions("init", init, 2, "a function (key, input_size, hidden_size) -> params")
+    first, second = (
+        f(k, input_size, hidden_size, **options) for f, k in zip(inits, jax.random.split(key), strict=True)
+    )
+    return first, second
+
+
+@initializer
+def stack_init(
+    init: Init | Sequence[Init], key: PRNGKeyArray, input_size: int, hidden_sizes: Sequence[int], **options: object
+) -> list[PyTree]:
+    """Initialize `stack`: the parameters of each layer, whose input is the output of the layer before.
+
+    Args:
+        init: the initializer of every layer, such as `lstm_init` or `partial(bidirectional_init, gru_init)`, or a
+            sequence of one for each layer. It is called as `init(key, input_size, hidden_size, **options)`.
+        key: a JAX random key.
+        input_size: D of the first layer.
+        hidden_sizes: H of each layer.
+        **options: options of `init`, such as `dtype`.
+
+    Returns:
+        The list of parameters, from the first layer to the last.
+
+    Raises:
+        TypeError: if `hidden_sizes` is not a sequence, `init` is not a function, or rejects an argument.
+        ValueError: if there is no layer, or `init` rejects an argument.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxseq
+        >>> from functools import partial
+        >>> both = partial(jaxseq.bidirectional_init, jaxseq.gru_init)
+        >>> params = jaxseq.stack_init(both, jax.random.key(0), 3, [5, 4])
+        >>> layer = partial(jaxseq.bidirectional, jaxseq.gru)
+        >>> carries, ys = jaxseq.stack(layer, params, None, jnp.ones((7, 2, 3)))
+        >>> ys.shape
+        (7, 2, 8)
+
+    Reference:
+        A. Graves, A. Mohamed and G. Hinton, Speech recognition with deep recurrent neural networks (2013), section 2.
+    """
+    if not isinstance(hidden_sizes, list | tuple):
+        _checks.bad_type("hidden_sizes", "a sequence with the size of each layer", _checks.describe(hidden_sizes))
+    if not hidden_sizes:
+        _checks.bad_value("hidden_sizes", "at least one layer", "none")
+    inits = _functions("init", init, len(hidden_sizes), "a function (key, input_size, hidden_size) -> params")
+    params, size = [], input_size
+    for f, k, hidden_size in zip(inits, jax.random.split(key, len(inits)), hidden_sizes, strict=True):
+        params.append(f(k, size, hidden_size, **options))
+        size = _output_size(params[-1], hidden_size)
+    return params
+
+
+def _output_size(params: PyTree, hidden_size: int) -> int:
+    """Return the number of output features of a layer; that of a cell that is not of jaxseq is its hidden size."""
+    if isinstance(params, list | tuple) and not hasattr(params, "_fields"):
+        return sum(_output_size(p, hidden_size) for p in params)
+    cell = cell_of(params)
+    return hidden_size if cell is None else state_shapes(cell, check_params(cell, params), ())[0][-1]
+
+
 def bernoulli(key: PRNGKeyArray, p: float | int, shape: tuple[int, ...]) -> jax.Array:
     """Draw booleans that are True with probability `p`.
 
@@ -242,18 +337,20 @@ def zero_padded_steps(xs: AnyArray, time: TimeOptions) -> AnyArray:
 
 
 def _layers(name: str, value: object, count: int) -> list[Layer]:
-    """Return `count` layers, given one for all of them or a sequence of `count`."""
-    layers = [value] * count if callable(value) or isinstance(value, Cell) else _sequence_of(name, value, count)
-    found: list[Layer] = []
-    for layer in layers:
-        if isinstance(layer, Cell):
-            found.append(partial(recurrence, layer))
-        elif callable(layer):
-            found.append(cast(Layer, layer))
-        else:
-            expected = "a function (params, carry, xs, **time) -> (carry, ys), or a jaxseq.Cell"
-            _checks.bad_type(name, expected, _checks.describe(layer))
-    return found
+    """Return `count` layers, given one for all of them or a sequence of `count`. A cell becomes its recurrence."""
+    one = isinstance(value, Cell)
+    values = [value] * count if one or callable(value) else _sequence_of(name, value, count)
+    layers = [partial(recurrence, layer) if isinstance(layer, Cell) else layer for layer in values]
+    return _functions(name, layers, count, "a function (params, carry, xs, **time) -> (carry, ys), or a jaxseq.Cell")
+
+
+def _functions(name: str, value: object, count: int, expected: str) -> list[Callable[..., PyTree]]:
+    """Return `count` functions, given one for all of them or a sequence of `count`."""
+    functions = [value] * count if callable(value) else _sequence_of(name, value, count)
+    for function in functions:
+        if not callable(function):
+            _checks.bad_type(name, expected, _checks.describe(function))
+    return cast(list[Callable[..., PyTree]], [*functions])
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from jax.lax import PrecisionLike
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from jaxseq import _init, _recurrence
+from jaxseq import _checks, _init, _recurrence
 from jaxseq._op import initializer, op
 from jaxseq._recurrence import Gates, Pullback, StepResult
 from jaxseq._time_options import TimeOptions
@@ -142,7 +142,16 @@ def lstm_cell(
 
 
 @initializer
-def lstm_init(key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: DTypeLike = jnp.float32) -> LSTMParams:
+def lstm_init(
+    key: PRNGKeyArray,
+    input_size: int,
+    hidden_size: int,
+    *,
+    use_bias: bool = True,
+    w_x_init: _init.Initializer | None = None,
+    w_h_init: _init.Initializer | None = None,
+    dtype: DTypeLike = jnp.float32,
+) -> LSTMParams:
     """Initialize `lstm`: normal `w_x` of variance 1 / D, an orthogonal block of `w_h` for each gate, and a bias that is
     one for the forget gate, so that the memory decays slowly at first, and zero elsewhere.
 
@@ -150,6 +159,10 @@ def lstm_init(key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: DT
         key: a JAX random key.
         input_size: D.
         hidden_size: H.
+        use_bias: if False, `b` is None.
+        w_x_init: replaces the initializer of `w_x`: a function `(key, shape, dtype) -> array`, as in
+            `jax.nn.initializers`, called for each gate with the shape (D, H).
+        w_h_init: the same for `w_h`, with the shape (H, H).
         dtype: floating dtype of the parameters.
 
     The variance of `w_x` assumes inputs of unit variance in each feature. One-hot inputs have far less: embed them or
@@ -159,7 +172,7 @@ def lstm_init(key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: DT
         `LSTMParams(w_x, w_h, b)`.
 
     Raises:
-        TypeError: if a size is not an integer or `dtype` is not a floating dtype.
+        TypeError: if a size is not an integer, `dtype` is not a floating dtype, or an initializer is not a function.
         ValueError: if a size is less than 1.
 
     Example:
@@ -172,5 +185,6 @@ def lstm_init(key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: DT
         linear neural networks (2014), section 3; for the forget bias, R. Jozefowicz, W. Zaremba and I. Sutskever, An
         empirical exploration of recurrent network architectures (2015), section 3.
     """
-    w_x, w_h, b = _init.matrices(key, input_size, hidden_size, 4, dtype)
-    return LSTMParams(w_x, w_h, b.at[hidden_size : 2 * hidden_size].set(1))
+    w_x, w_h, b = _init.matrices(key, input_size, hidden_size, 4, dtype, w_x_init=w_x_init, w_h_init=w_h_init)
+    b = b.at[hidden_size : 2 * hidden_size].set(1)
+    return LSTMParams(w_x, w_h, b if _checks.boolean("use_bias", use_bias) else None)

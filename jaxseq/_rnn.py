@@ -157,13 +157,26 @@ def rnn_cell(
 
 
 @initializer
-def rnn_init(key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: DTypeLike = jnp.float32) -> RNNParams:
+def rnn_init(
+    key: PRNGKeyArray,
+    input_size: int,
+    hidden_size: int,
+    *,
+    use_bias: bool = True,
+    w_x_init: _init.Initializer | None = None,
+    w_h_init: _init.Initializer | None = None,
+    dtype: DTypeLike = jnp.float32,
+) -> RNNParams:
     """Initialize `rnn`: normal `w_x` of variance 1 / D, orthogonal `w_h`, zero bias.
 
     Args:
         key: a JAX random key.
         input_size: D.
         hidden_size: H.
+        use_bias: if False, `b` is None.
+        w_x_init: replaces the initializer of `w_x`: a function `(key, shape, dtype) -> array`, as in
+            `jax.nn.initializers`, called for each gate with the shape (D, H).
+        w_h_init: the same for `w_h`, with the shape (H, H).
         dtype: floating dtype of the parameters.
 
     The variance of `w_x` assumes inputs of unit variance in each feature. One-hot inputs have far less: embed them or
@@ -173,7 +186,7 @@ def rnn_init(key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: DTy
         `RNNParams(w_x, w_h, b)`.
 
     Raises:
-        TypeError: if a size is not an integer or `dtype` is not a floating dtype.
+        TypeError: if a size is not an integer, `dtype` is not a floating dtype, or an initializer is not a function.
         ValueError: if a size is less than 1.
 
     Example:
@@ -185,4 +198,5 @@ def rnn_init(key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: DTy
         A. M. Saxe, J. L. McClelland and S. Ganguli, Exact solutions to the nonlinear dynamics of learning in deep
         linear neural networks (2014), section 3.
     """
-    return RNNParams(*_init.matrices(key, input_size, hidden_size, 1, dtype))
+    w_x, w_h, b = _init.matrices(key, input_size, hidden_size, 1, dtype, w_x_init=w_x_init, w_h_init=w_h_init)
+    return RNNParams(w_x, w_h, b if _checks.boolean("use_bias", use_bias) else None)

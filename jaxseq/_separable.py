@@ -11,12 +11,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-from jaxtyping import Array, Inexact
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Inexact, PRNGKeyArray
 
-from jaxseq import _checks
-from jaxseq._conv import conv
-from jaxseq._op import op
-from jaxseq._types import AnyArray
+from jaxseq import _checks, _init
+from jaxseq._conv import conv, conv_init
+from jaxseq._op import initializer, op
+from jaxseq._types import AnyArray, ConvParams, SeparableConvParams
 
 
 @op
@@ -134,6 +136,99 @@ def separable_conv(
     options: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation, "flip": flip}
     u = depthwise_conv(x, depthwise, **options, precision=precision, method=method)
     return conv(u, pointwise, bias, precision=precision, method=method)
+
+
+@initializer
+def depthwise_conv_init(
+    key: PRNGKeyArray,
+    kernel_size: int | Sequence[int],
+    c_in: int,
+    *,
+    multiplier: int = 1,
+    use_bias: bool = True,
+    kernel_init: _init.Initializer | None = None,
+    dtype: DTypeLike = jnp.float32,
+) -> ConvParams:
+    """Initialize `depthwise_conv`: a normal kernel of variance 1 / (number of taps), and a zero bias.
+
+    Args:
+        key: a JAX random key.
+        kernel_size: kernel size, an integer for 1-D or one for each of 1 to 3 spatial axes.
+        c_in: number of channels.
+        multiplier: number of outputs of each channel; c_out = c_in * multiplier.
+        use_bias: if False, the bias is None.
+        kernel_init: replaces the initializer of the kernel, as in `conv_init`, with the shape (*kernel_size, 1, c_out).
+        dtype: floating dtype of the parameters.
+
+    Returns:
+        `ConvParams(kernel (*kernel_size, 1, c_out), bias (c_out,))`, in the order of the arguments of `depthwise_conv`.
+
+    Raises:
+        TypeError: if a size is not an integer, `dtype` is not a floating dtype, or `kernel_init` is not a function.
+        ValueError: if a size is less than 1, or there are more than three axes.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxseq
+        >>> params = jaxseq.depthwise_conv_init(jax.random.key(0), 3, 4, multiplier=2)
+        >>> jaxseq.depthwise_conv(jnp.ones((10, 28, 4)), *params).shape
+        (10, 26, 8)
+
+    Reference:
+        Y. LeCun, L. Bottou, G. B. Orr and K.-R. Müller, Efficient BackProp (1998), section 4.6.
+    """
+    c_out = _checks.integer("c_in", c_in, at_least=1) * _checks.integer("multiplier", multiplier, at_least=1)
+    return conv_init(
+        key, kernel_size, c_in, c_out, groups=c_in, use_bias=use_bias, kernel_init=kernel_init, dtype=dtype
+    )
+
+
+@initializer
+def separable_conv_init(
+    key: PRNGKeyArray,
+    kernel_size: int | Sequence[int],
+    c_in: int,
+    c_out: int,
+    *,
+    multiplier: int = 1,
+    use_bias: bool = True,
+    kernel_init: _init.Initializer | None = None,
+    dtype: DTypeLike = jnp.float32,
+) -> SeparableConvParams:
+    """Initialize `separable_conv`: normal kernels of variance 1 / fan_in for both parts, and a zero bias.
+
+    Args:
+        key: a JAX random key.
+        kernel_size: kernel size of the depthwise part, an integer for 1-D or one for each of 1 to 3 spatial axes.
+        c_in: number of input channels.
+        c_out: number of output channels.
+        multiplier: number of outputs of each channel in the depthwise part; c_middle = c_in * multiplier.
+        use_bias: if False, the bias is None.
+        kernel_init: replaces the initializer of both kernels, as in `conv_init`, with the shapes
+            (*kernel_size, 1, c_middle) and (*ones, c_middle, c_out).
+        dtype: floating dtype of the parameters.
+
+    Returns:
+        `SeparableConvParams(depthwise, pointwise, bias)`, in the order of the arguments of `separable_conv`.
+
+    Raises:
+        TypeError: if a size is not an integer, `dtype` is not a floating dtype, or `kernel_init` is not a function.
+        ValueError: if a size is less than 1, or there are more than three axes.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxseq
+        >>> params = jaxseq.separable_conv_init(jax.random.key(0), (3, 3), 8, 32)
+        >>> jaxseq.separable_conv(jnp.ones((10, 28, 28, 8)), *params, padding="SAME").shape
+        (10, 28, 28, 32)
+
+    Reference:
+        Y. LeCun, L. Bottou, G. B. Orr and K.-R. Müller, Efficient BackProp (1998), section 4.6.
+    """
+    first, second = jax.random.split(key)
+    options: dict[str, Any] = {"kernel_init": kernel_init, "dtype": dtype}
+    depthwise, _ = depthwise_conv_init(first, kernel_size, c_in, multiplier=multiplier, use_bias=False, **options)
+    ones = (1,) * (depthwise.ndim - 2)
+    pointwise, bias = conv_init(second, ones, depthwise.shape[-1], c_out, use_bias=use_bias, **options)
+    return SeparableConvParams(depthwise, pointwise, bias)
 
 
 def _by_channel(x: Any, kernel: Any, name: str) -> tuple[jax.Array, jax.Array]:

@@ -15,6 +15,7 @@ REGISTERED: dict[str, type] = {
     "jaxseq.LSTMParams": _types.LSTMParams,
     "jaxseq.LSTMState": _types.LSTMState,
     "jaxseq.RNNParams": _types.RNNParams,
+    "jaxseq.SeparableConvParams": _types.SeparableConvParams,
     "jaxseq.autoregressive.Linear": _types.Linear,
     "jaxseq.cells.ClassicGRUParams": _types.ClassicGRUParams,
     "jaxseq.cells.IndRNNParams": _types.IndRNNParams,

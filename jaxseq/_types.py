@@ -35,6 +35,14 @@ class ConvParams(NamedTuple):
     bias: Inexact[Array, " c_out"] | None
 
 
+class SeparableConvParams(NamedTuple):
+    """Parameters of a separable convolution, in the order of the arguments: `separable_conv(x, *params)`."""
+
+    depthwise: Inexact[Array, "*kernel_size 1 c_middle"]
+    pointwise: Inexact[Array, "*ones c_middle c_out"]
+    bias: Inexact[Array, " c_out"] | None
+
+
 class RNNParams(NamedTuple):
     """Parameters of an Elman network with input size D and hidden size H."""
 

@@ -644,6 +644,23 @@ def test_draws_from_a_density():
     np.testing.assert_allclose(np.stack([v["v"] for v in values]), xs["v"], rtol=1e-12)
 
 
+def test_a_carry_of_none_is_that_of_the_cell():
+    params, table, w = gru_params(2, 3), jnp.asarray(random(3, 2)), jnp.asarray(2 * random(3, 3))
+
+    def step(h, x):
+        h, y = jaxseq.gru_cell(params, h, table[x])
+        return h, y @ w
+
+    key, first = jax.random.key(0), jnp.array([0, 2])
+    run = jax.jit(partial(ar.sample, key, step, first=first, length=5))
+    h, xs = run(carry=jaxseq.zero_state(params, 2))
+    actual, ys = run(carry=None)
+    np.testing.assert_allclose(actual, h, rtol=1e-12)
+    np.testing.assert_array_equal(ys, xs)
+    np.testing.assert_array_equal(list(islice(ar.stream(key, step, None, first), 5)), xs)
+    assert ar.sample(key, step, None, first, 0)[1].shape == (0, 2)
+
+
 @pytest.mark.long
 def test_a_sample_of_a_network_goes_on_from_a_prompt():
     """Process a prompt in one call, then sample at temperature zero: the argmax of one call on the whole sequence."""

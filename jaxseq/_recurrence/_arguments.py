@@ -102,8 +102,7 @@ def check_params(cell: Cell, params: PyTree) -> Weights:
 
 def check_carry(cell: Cell, weights: Weights, carry: State | None, name: str, x: jax.Array, axis: int | None) -> State:
     """Check the initial state against x, the argument `name`, with time at `axis` if not None. None is zeros."""
-    D, H = cell.input.channels(weights.w_x, len(cell.gates)) or (0, 0)
-    P, _ = cell.recurrent.channels(weights.w_h, cell.recurrent_gates) or (0, 0)
+    D, _ = cell.input.channels(weights.w_x, len(cell.gates)) or (0, 0)
     if x.shape[-1] != D:
         expected = f"{D} features on the last axis, as in `params.w_x`"
         _checks.bad_value(name, expected, str(x.shape[-1]), **{name: x, "w_x": weights.w_x})
@@ -115,10 +114,9 @@ def check_carry(cell: Cell, weights: Weights, carry: State | None, name: str, x:
         expected = f"a map that preserves the spatial shape {space}"
         _checks.bad_value(f"{cell.name}.recurrent", expected, str(cell.recurrent))
 
-    count = 1 if cell.state is None else len(cell.state._fields)  # type: ignore[attr-defined]
     features = 1 + len(space)
     batch = tuple(size for i, size in enumerate(x.shape[: x.ndim - features]) if i != axis)
-    shapes = [(*batch, *space, P), *[(*batch, *space, H)] * (count - 1)]
+    shapes = state_shapes(cell, weights, (*batch, *space))
     if carry is None:
         sharding = batch_sharding(x, axis, features) if _mesh.is_distributed(x) else None
         leaves = [jnp.zeros(shape, x.dtype, out_sharding=sharding) for shape in shapes]
@@ -130,6 +128,13 @@ def check_carry(cell: Cell, weights: Weights, carry: State | None, name: str, x:
             _checks.shape(field, leaf, shape, meaning, **{name: x, "w_h": weights.w_h})
         leaves = [leaf for _, leaf in named]
     return leaves[0] if cell.state is None else cell.state(*leaves)
+
+
+def state_shapes(cell: Cell, weights: Weights, batch_and_space: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Return the shape of each leaf of the state: P channels of h, which is the first, and H channels of the others."""
+    P, H = cell.recurrent.channels(weights.w_h, cell.recurrent_gates) or (0, 0)
+    count = 1 if cell.state is None else len(cell.state._fields)  # type: ignore[attr-defined]
+    return [(*batch_and_space, P), *[(*batch_and_space, H)] * (count - 1)]
 
 
 def state_between_steps(carry: State, dtype: np.dtype | None) -> State:

@@ -115,7 +115,8 @@ def sample(
     Args:
         key: a JAX random key. Step t uses `fold_in(key, t)`.
         step: `(carry, x) -> (carry, a)`, for example an embedding, a cell and an output layer, from any library.
-        carry: the initial state: zeros, or the state after a prompt without its last value.
+        carry: the initial state: zeros, or the state after a prompt without its last value. None if `step` accepts it,
+            as the cells of jaxseq do.
         first: x_{-1}, the input of the first step, such as the last value of a prompt. One for each sequence of a
             batch.
         length: the number of values.
@@ -147,14 +148,20 @@ def sample(
     length, pick = _checks.integer("length", length, at_least=0), _draw_function(step, temperature, top_k, top_p, draw)
     first = _as_drawn(step, pick, key, carry, first)
 
-    def body(state: tuple[PyTree, PyTree], t: jax.Array) -> tuple[tuple[PyTree, PyTree], PyTree]:
+    def body(state: tuple[PyTree, PyTree], t: jax.Array | int) -> tuple[tuple[PyTree, PyTree], PyTree]:
         carry, x = state
         carry, a = step(carry, x)
         x = pick(jax.random.fold_in(key, t), a)
         return (carry, x), x
 
-    (carry, _), xs = lax.scan(body, (carry, first), jnp.arange(length))
-    return carry, xs
+    if not _none_stands_for_arrays(step, carry, first):
+        (carry, _), xs = lax.scan(body, (carry, first), jnp.arange(length))
+        return carry, xs
+    if length == 0:
+        return carry, jax.tree.map(lambda a: jnp.zeros((0, *a.shape), a.dtype), first)
+    state, x = body((carry, first), 0)  # after it, the carry has the structure of the state
+    (carry, _), xs = lax.scan(body, state, jnp.arange(1, length))
+    return carry, jax.tree.map(lambda a, rest: jnp.concatenate([a[None], rest]), x, xs)
 
 
 def stream(
@@ -232,6 +239,12 @@ def _draw_function(
     return custom_draw
 
 
+def _none_stands_for_arrays(step: Step, carry: PyTree[ArrayLike], first: PyTree[Array]) -> bool:
+    """True if `carry` has a None where the new carry has arrays, as the cells of jaxseq accept."""
+    count = lambda tree: len(jax.tree.leaves(tree))  # noqa: E731
+    return count(carry) < count(jax.eval_shape(step, carry, first)[0])
+
+
 def _as_drawn(
     step: Step, pick: Draw, key: PRNGKeyArray, carry: PyTree[ArrayLike], first: PyTree[ArrayLike]
 ) -> PyTree[Array]:
@@ -245,6 +258,8 @@ def _as_drawn(
         if not all(jnp.issubdtype(jnp.result_type(a), kind) == jnp.issubdtype(like.dtype, kind) for kind in kinds):
             _checks.bad_type("first", f"{like.dtype}, the dtype of a drawn value", _checks.describe(a))
     first = jax.tree.map(lambda a, like: jnp.asarray(a, like.dtype), first, drawn)
+    if _none_stands_for_arrays(step, carry, first):
+        carry = jax.eval_shape(step, carry, first)[0]
     one = lambda s, _: (step(s, first)[0], None)  # noqa: E731
     jax.eval_shape(lambda s: lax.scan(one, s, None, 1), carry)  # lax raises if the carry changes type
     return first

@@ -103,9 +103,9 @@ def arrays(name: str, tree: PyTree) -> PyTree[Array]:
 def mask(name: str, value: object) -> jax.Array:
     """Return `value` as a JAX array. Raise a TypeError unless it is a boolean array."""
     found = converted(value)
-    if isinstance(value, ARRAYS) and value.dtype != bool:
-        bad_type(name, "a boolean array", f"{describe(value)}; convert it with `.astype(bool)`")
     if not isinstance(found, ARRAYS) or found.dtype != bool:
+        if isinstance(value, ARRAYS):
+            bad_type(name, "a boolean array", f"{describe(value)}; convert it with `.astype(bool)`")
         not_an_array(name, "a boolean array", value)
     return jnp.asarray(found)
 

@@ -661,6 +661,138 @@ def test_a_carry_of_none_is_that_of_the_cell():
     assert ar.sample(key, step, None, first, 0)[1].shape == (0, 2)
 
 
+@pytest.fixture(scope="module")
+def network():
+    """(step, state of a batch of 3), with float64 parameters, whose most likely values depend on the whole history."""
+    params, table, w = gru_params(2, 3), jnp.asarray(3 * random(7, 2)), jnp.asarray(2 * random(3, 7))
+
+    def step(h, x):
+        h, y = jaxseq.gru_cell(params, h, table[x])
+        return h, y @ w
+
+    return step, jaxseq.zero_state(params, 3)
+
+
+def by_hand(step, h, prompt, length, stop=()):
+    """Read a prompt and sample one sequence at temperature zero, value by value."""
+    for x in prompt[:-1]:
+        h, _ = step(h, jnp.array(x))
+    xs, x = [], prompt[-1]
+    while len(xs) < length and not (xs and xs[-1] in stop):
+        h, a = step(h, jnp.array(x))
+        x = int(np.argmax(a))
+        xs.append(x)
+    return h, xs
+
+
+PROMPT = np.array([[0, 2, 1], [6, 1, 5], [3, 3, 4], [2, 0, 2]])
+
+
+@pytest.mark.parametrize(
+    ("first", "prompt_lengths", "stop", "lengths"),
+    [
+        (None, None, None, None),
+        ([4, 0, 1], [3, 1, 4], None, None),
+        (None, [4, 1, 2], (6, 2), None),
+        (None, None, 5, [9, 0, 4]),
+        ([1, 2, 3], None, None, [3, 7, 1]),
+    ],
+)
+def test_each_sequence_has_its_own_prompt_and_end(first, prompt_lengths, stop, lengths, network):
+    step, state = network
+    arrays = {"prompt_lengths": prompt_lengths, "lengths": lengths}
+    options = {name: jnp.array(value) for name, value in arrays.items() if value is not None}
+    first_array = None if first is None else jnp.array(first)
+    run = jax.jit(partial(ar.sample, step=step, length=9, stop=stop, temperature=0))
+    h, xs = run(jax.random.key(0), carry=state, first=first_array, prompt=jnp.asarray(PROMPT), **options)
+    stops = () if stop is None else stop if isinstance(stop, tuple) else (stop,)
+    for i in range(3):
+        prompt = [*([] if first is None else [first[i]]), *PROMPT[: (prompt_lengths or [4] * 3)[i], i]]
+        expected_h, expected = by_hand(step, state[i], prompt, (lengths or [9] * 3)[i], stops)
+        assert xs[:, i].tolist() == expected + [-1] * (9 - len(expected))
+        np.testing.assert_allclose(h[i], expected_h, rtol=1e-10)
+
+
+def test_the_loop_ends_when_all_sequences_have_ended():
+    steps = []
+
+    def step(s, x):
+        jax.debug.callback(lambda t: steps.append(int(t)), s[0])
+        return s + 1, jax.nn.one_hot(s % 5, 5)  # 0, 1, 2, ...
+
+    s, xs = ar.sample(jax.random.key(0), step, jnp.array([0, 2]), jnp.array([0, 0]), 1000, stop=3, temperature=0)
+    jax.effects_barrier()
+    assert xs[:6].T.tolist() == [[0, 1, 2, 3, -1, -1], [2, 3, -1, -1, -1, -1]]
+    assert s.tolist() == [4, 4]
+    assert len(steps) == 4
+
+
+def test_a_stream_reads_its_prompt(network):
+    step, state = network
+    key, prompt = jax.random.key(0), jnp.asarray(PROMPT)
+    _, xs = ar.sample(key, step, state, None, 5, prompt=prompt)
+    np.testing.assert_array_equal(list(islice(ar.stream(key, step, None, None, prompt=prompt), 5)), xs)
+
+
+def test_values_of_a_density_are_zero_after_their_end():
+    step = lambda s, x: (s + 1.0, x + s)  # noqa: E731
+    _, xs = ar.sample(
+        jax.random.key(0), step, jnp.ones(2), jnp.ones(2), 3, lengths=jnp.array([1, 3]), draw=lambda key, a: a
+    )
+    assert xs.tolist() == [[2, 2], [0, 4], [0, 7]]
+
+
+CONSTANT = lambda s, x: (s, jnp.ones((3, 7)))  # noqa: E731
+SAMPLE_MISTAKES = {
+    "neither first nor prompt": ({"first": None}, ValueError, r"`first`: expected a value, since there is no `prompt`"),
+    "lengths of no prompt": ({"prompt_lengths": jnp.ones(3, int)}, ValueError, r"`prompt`: .* since there are"),
+    "an empty prompt": ({"prompt": jnp.ones((0, 3), int)}, ValueError, r"`prompt`: expected at least one value"),
+    "a prompt of another batch": (
+        {"prompt": jnp.ones((4, 2), int), "step": CONSTANT},
+        TypeError,
+        r"`prompt`: expected \(3,\), the shape of a drawn value",
+    ),
+    "a prompt of floats": (
+        {"prompt": jnp.ones((4, 3)), "step": CONSTANT},
+        TypeError,
+        r"`prompt`: expected int.*, the dtype of a drawn value, got float64\[3\]",
+    ),
+    "too long a prompt": (
+        {"prompt": jnp.ones((4, 3), int), "prompt_lengths": jnp.array([1, 5, 2])},
+        ValueError,
+        r"`prompt_lengths`: expected integers from 1 to 4, the steps of `prompt`, got 1 to 5",
+    ),
+    "lengths of another batch": (
+        {"lengths": jnp.ones(2, int)},
+        ValueError,
+        r"`lengths`: expected shape \(3,\) = \*batch",
+    ),
+    "negative lengths": ({"lengths": jnp.array([1, -1, 2])}, ValueError, r"`lengths`: expected integers >= 0, got -1"),
+    "lengths as floats": ({"lengths": jnp.ones(3)}, TypeError, r"`lengths`: expected an array of integers"),
+    "a stop that is no token": ({"stop": "end"}, TypeError, r"`stop`: expected an integer, got str 'end'"),
+    "no state, but lengths": (
+        {"carry": None, "lengths": jnp.ones(3, int)},
+        TypeError,
+        r"`carry`: expected arrays with `lengths`, such as those of `jaxseq\.zero_state`, got None",
+    ),
+    "a carry without batch": (
+        {"carry": jnp.zeros(()), "step": CONSTANT, "stop": 1},
+        ValueError,
+        r"`carry`: expected arrays that start with the batch axes \(3,\)",
+    ),
+}
+
+
+@pytest.mark.other_types
+@pytest.mark.parametrize("label", SAMPLE_MISTAKES)
+def test_mistakes_with_prompts_and_ends(label, network):
+    changed, error, match = SAMPLE_MISTAKES[label]
+    step, state = network
+    given = {"step": step, "carry": state, "first": jnp.array([0, 1, 2]), "length": 4} | changed
+    with pytest.raises(error, match=match):
+        ar.sample(jax.random.key(0), **given)
+
+
 @pytest.mark.long
 def test_a_sample_of_a_network_goes_on_from_a_prompt():
     """Process a prompt in one call, then sample at temperature zero: the argmax of one call on the whole sequence."""

@@ -5,20 +5,28 @@ r"""Sampling of sequences from a model, one value at a time.
 The state summarizes the past, so the cost of a value does not depend on its position in the sequence.
 """
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial, reduce
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, Integer, PRNGKeyArray, PyTree
 
 from jaxseq import _checks, _precision
 from jaxseq._types import AnyArray
-
-Step = Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]  # (carry, x) -> (carry, a)
-Draw = Callable[[PRNGKeyArray, PyTree], PyTree]  # (key, a) -> x
+from jaxseq.autoregressive._prompt import (
+    Draw,
+    Reading,
+    Step,
+    counts,
+    none_stands_for_arrays,
+    read_prompt,
+    require_arrays,
+    select,
+)
 
 
 def draw(
@@ -105,6 +113,10 @@ def sample(
     first: PyTree[ArrayLike],
     length: int,
     *,
+    prompt: PyTree[ArrayLike] = None,
+    prompt_lengths: Integer[AnyArray, "*batch"] | None = None,
+    stop: int | Sequence[int] | None = None,
+    lengths: Integer[AnyArray, "*batch"] | None = None,
     temperature: float | int = 1.0,
     top_k: int | None = None,
     top_p: float | int | None = None,
@@ -112,26 +124,36 @@ def sample(
 ) -> tuple[PyTree[Array], PyTree[Array]]:
     r"""Sample a sequence from a model, $x_t \sim P(x_t \mid x_{<t})$, in one `jax.lax.scan`.
 
+    With `stop` or `lengths`, each sequence of a batch has its own end. Its carry is that of its end, and `xs` is -1
+    after it (0 if values are floats), so `(xs >= 0).sum(0)` are the lengths of sequences of tokens. With `stop`, the
+    loop ends as soon as all sequences have ended.
+
     Args:
         key: a JAX random key. Step t uses `fold_in(key, t)`.
         step: `(carry, x) -> (carry, a)`, for example an embedding, a cell and an output layer, from any library.
-        carry: the initial state: zeros, or the state after a prompt without its last value. None if `step` accepts it,
-            as the cells of jaxseq do.
-        first: x_{-1}, the input of the first step, such as the last value of a prompt. One for each sequence of a
-            batch.
+        carry: the initial state: zeros, or the state after the values before `first`. None if `step` accepts it, as the
+            cells of jaxseq do. With `prompt_lengths`, `stop` or `lengths`, its arrays start with the batch axes.
+        first: x_{-1}, the input of the first step, such as a token for the start or the last value that was read. One
+            for each sequence of a batch. None if there is a `prompt`, whose first value is then the first input.
         length: the number of values.
+        prompt: `(P, *batch)`, values that `step` reads after `first` and before the sample begins.
+        prompt_lengths: the number of values of each prompt, from 1 to P; None for P.
+        stop: a token, or several, after which a sequence ends. The token itself is part of the sequence.
+        lengths: the largest number of values of each sequence, from 0; None for `length`.
         temperature: as in `draw`.
         top_k: as in `draw`.
         top_p: as in `draw`.
         draw: `(key, a) -> x`, replaces `autoregressive.draw` and its options, for example to sample from a density.
 
     Returns:
-        `(carry, xs)`, with xs `(length, *batch)`.
+        `(carry, xs)`, with xs `(length, *batch)`: the values after the prompt.
 
     Raises:
         TypeError: if `step` is not a function, or its carry changes type (raised by `lax.scan`); if the type of `first`
-            is not that of a drawn value; or if both `draw` and an option it replaces are passed.
-        ValueError: if an option is out of range as in `draw`, or `length` is negative.
+            or `prompt` is not that of a drawn value; if values are not tokens and `stop` is passed; or if both `draw`
+            and an option it replaces are passed.
+        ValueError: if an option is out of range as in `draw`, `length` is negative, both `first` and `prompt` are None,
+            or lengths have another shape than the batch or are out of range.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -141,27 +163,92 @@ def sample(
         >>> _, xs = autoregressive.sample(jax.random.key(0), step, None, jnp.array(0), 6, temperature=0)
         >>> xs.tolist()
         [1, 0, 1, 0, 1, 0]
+        >>> prompt = jnp.array([0, 0, 1])
+        >>> _, xs = autoregressive.sample(jax.random.key(0), step, None, None, 6, prompt=prompt, stop=1, temperature=0)
+        >>> xs.tolist()
+        [0, 1, -1, -1, -1, -1]
 
     Reference:
         A. Graves, Generating sequences with recurrent neural networks (2013), section 2.
     """
     length, pick = _checks.integer("length", length, at_least=0), _draw_function(step, temperature, top_k, top_p, draw)
-    first = _as_drawn(step, pick, key, carry, first)
-
-    def body(state: tuple[PyTree, PyTree], t: jax.Array | int) -> tuple[tuple[PyTree, PyTree], PyTree]:
-        carry, x = state
-        carry, a = step(carry, x)
-        x = pick(jax.random.fold_in(key, t), a)
-        return (carry, x), x
-
-    if not _none_stands_for_arrays(step, carry, first):
-        (carry, _), xs = lax.scan(body, (carry, first), jnp.arange(length))
-        return carry, xs
+    carry, first = read_prompt(Reading(step, pick, key), carry, first, prompt, prompt_lengths)
+    if lengths is not None:
+        require_arrays("lengths", step, carry, first)
     if length == 0:
         return carry, jax.tree.map(lambda a: jnp.zeros((0, *a.shape), a.dtype), first)
-    state, x = body((carry, first), 0)  # after it, the carry has the structure of the state
-    (carry, _), xs = lax.scan(body, state, jnp.arange(1, length))
-    return carry, jax.tree.map(lambda a, rest: jnp.concatenate([a[None], rest]), x, xs)
+    ends = _ends(first, stop, lengths)
+
+    def next_value(state: _State, t: jax.Array | int) -> tuple[_State, PyTree]:
+        found, a = step(state.carry, state.x)
+        x = pick(jax.random.fold_in(key, t), a)
+        if ends is None:
+            return _State(found, x, state.ended), x
+        keep = partial(select, state.ended)
+        out = keep(jax.tree.map(lambda a: jnp.full_like(a, _after_the_end(a)), x), x)
+        carry = found if none_stands_for_arrays(step, state.carry, state.x) else keep(state.carry, found)
+        return _State(carry, keep(state.x, x), state.ended | ends(x, t)), out
+
+    start = _State(carry, first, jnp.zeros((), bool) if ends is None else ends(first, -1))
+    if stop is None and not none_stands_for_arrays(step, carry, first):
+        last, xs = lax.scan(next_value, start, jnp.arange(length))
+        return last.carry, xs
+    # After the first step the carry has the structure of the state, and the loop may end early.
+    state, x = next_value(start, 0)
+    if stop is None:
+        state, rest = lax.scan(next_value, state, jnp.arange(1, length))
+        return state.carry, jax.tree.map(lambda a, rest: jnp.concatenate([a[None], rest]), x, rest)
+    xs = jnp.full((length, *x.shape), _after_the_end(x)).at[0].set(x)
+
+    def unfinished(loop: tuple[jax.Array, _State, jax.Array]) -> jax.Array:
+        t, state, _ = loop
+        return (t < length) & ~jnp.all(state.ended)
+
+    def body(loop: tuple[jax.Array, _State, jax.Array]) -> tuple[jax.Array, _State, jax.Array]:
+        t, state, xs = loop
+        state, x = next_value(state, t)
+        return t + 1, state, xs.at[t].set(x)
+
+    _, state, xs = lax.while_loop(unfinished, body, (jnp.int32(1), state, xs))
+    return state.carry, xs
+
+
+class _State(NamedTuple):
+    """What the loop over values carries."""
+
+    carry: PyTree
+    x: PyTree  # the last value of each sequence
+    ended: jax.Array  # which sequences have ended; a scalar if all of them have `length` values
+
+
+def _ends(
+    first: PyTree[Array], stop: int | Sequence[int] | None, lengths: Integer[AnyArray, "*batch"] | None
+) -> Callable[[PyTree, jax.Array | int], jax.Array] | None:
+    """Return a function of a value and its step: whether the sequence ends after it. At step -1 there is no value."""
+    if stop is None and lengths is None:
+        return None
+    tokens: list[int] = []
+    if stop is not None:
+        if not isinstance(first, jax.Array) or not jnp.issubdtype(first.dtype, jnp.integer):
+            _checks.bad_type("stop", "None, since values are not tokens", _checks.describe(stop))
+        tokens = [_checks.integer("stop", token) for token in (stop if isinstance(stop, list | tuple) else [stop])]
+    most = None
+    if lengths is not None:
+        shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(first)]
+        most = counts("lengths", lengths, shapes[0] if isinstance(first, jax.Array) else None)
+
+    def ends(x: PyTree, t: jax.Array | int) -> jax.Array:
+        ended = jnp.zeros(x.shape if most is None else most.shape, bool)
+        if tokens and not (isinstance(t, int) and t < 0):
+            ended = reduce(jnp.logical_or, (x == token for token in tokens))
+        return ended if most is None else ended | (jnp.asarray(t + 1, jnp.int32) >= most)
+
+    return ends
+
+
+def _after_the_end(x: jax.Array) -> int:
+    """Return the value of `xs` after the end of a sequence."""
+    return -1 if jnp.issubdtype(x.dtype, jnp.signedinteger) else 0
 
 
 def stream(
@@ -170,6 +257,7 @@ def stream(
     carry: PyTree[ArrayLike],
     first: PyTree[ArrayLike],
     *,
+    prompt: PyTree[ArrayLike] = None,
     temperature: float | int = 1.0,
     top_k: int | None = None,
     top_p: float | int | None = None,
@@ -182,6 +270,7 @@ def stream(
         step: as in `sample`. It is compiled once.
         carry: as in `sample`.
         first: as in `sample`.
+        prompt: as in `sample`. All prompts of a batch have the same length.
         temperature: as in `draw`.
         top_k: as in `draw`.
         top_p: as in `draw`.
@@ -207,7 +296,7 @@ def stream(
         A. Graves, Generating sequences with recurrent neural networks (2013), section 2.
     """
     pick = _draw_function(step, temperature, top_k, top_p, draw)
-    first = _as_drawn(step, pick, key, carry, first)
+    carry, first = read_prompt(Reading(step, pick, key), carry, first, prompt, None)
 
     @jax.jit
     def next_value(carry: PyTree, x: PyTree, t: jax.Array | int) -> tuple[PyTree, PyTree]:
@@ -237,29 +326,3 @@ def _draw_function(
     if (temperature, top_k, top_p) != (1.0, None, None):
         _checks.bad_type("draw", "None if temperature, top_k or top_p is passed", _checks.describe(custom_draw))
     return custom_draw
-
-
-def _none_stands_for_arrays(step: Step, carry: PyTree[ArrayLike], first: PyTree[Array]) -> bool:
-    """True if `carry` has a None where the new carry has arrays, as the cells of jaxseq accept."""
-    count = lambda tree: len(jax.tree.leaves(tree))  # noqa: E731
-    return count(carry) < count(jax.eval_shape(step, carry, first)[0])
-
-
-def _as_drawn(
-    step: Step, pick: Draw, key: PRNGKeyArray, carry: PyTree[ArrayLike], first: PyTree[ArrayLike]
-) -> PyTree[Array]:
-    """Return `first` in the dtype of a drawn value. Raise an error if its shape, or the carry of `step`, is wrong."""
-    drawn = jax.eval_shape(lambda key, s, x: pick(key, step(s, x)[1]), key, carry, first)
-    shapes = lambda tree: jax.tree.map(lambda a: tuple(jnp.shape(a)), tree)  # noqa: E731
-    if jax.tree.structure(first) != jax.tree.structure(drawn) or shapes(first) != shapes(drawn):
-        _checks.bad_type("first", f"{shapes(drawn)}, the shape of a drawn value", str(shapes(first)))
-    kinds = (jnp.integer, jnp.floating)
-    for a, like in zip(jax.tree.leaves(first), jax.tree.leaves(drawn), strict=True):
-        if not all(jnp.issubdtype(jnp.result_type(a), kind) == jnp.issubdtype(like.dtype, kind) for kind in kinds):
-            _checks.bad_type("first", f"{like.dtype}, the dtype of a drawn value", _checks.describe(a))
-    first = jax.tree.map(lambda a, like: jnp.asarray(a, like.dtype), first, drawn)
-    if _none_stands_for_arrays(step, carry, first):
-        carry = jax.eval_shape(step, carry, first)[0]
-    one = lambda s, _: (step(s, first)[0], None)  # noqa: E731
-    jax.eval_shape(lambda s: lax.scan(one, s, None, 1), carry)  # lax raises if the carry changes type
-    return first

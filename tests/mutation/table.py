@@ -968,7 +968,7 @@ RULES = (
         "slice(0, cut.c * (cut.Q - 1) + 1, cut.c)",
         "slice(0, cut.Q, 1)",
         CONTRACT,
-        "conv_transpose-gaps",
+        "conv_transpose",
     ),
     Mutant(
         "patches-input-offset",
@@ -1364,7 +1364,7 @@ DEVICES = (
         "lax.stop_gradient(start)",
         "start",
         SHARDS,
-        "time_over_devices or windows_go_back",
+        "time_over_devices or truncated_windows",
     ),
     Mutant(
         "time-shards-last-state",

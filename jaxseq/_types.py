@@ -168,17 +168,18 @@ class SLSTMState(NamedTuple):
 
 
 class Linear(NamedTuple):
-    """A linear AR(τ) model.
+    """A linear AR(τ) model of one variable, or of K variables.
 
     Attributes:
-        coefficients: `(τ,)`, a_1 to a_τ: the coefficient of the most recent value first.
-        intercept: `()`, b.
-        variance: `()`, the mean squared residual of the fit.
+        coefficients: `(τ,)`, a_1 to a_τ: the coefficient of the most recent value first. For K variables `(τ, K, K)`:
+            x_{t-j} is multiplied from the right by A_j.
+        intercept: `()`, b, or `(K,)`.
+        variance: `()`, the mean squared residual of the fit, or the covariance `(K, K)` of the residuals.
     """
 
-    coefficients: Float[Array, " order"]
-    intercept: Float[Array, ""]
-    variance: Float[Array, ""]
+    coefficients: Float[Array, "order *variables"]
+    intercept: Float[Array, "*variable"]
+    variance: Float[Array, "*variables"]
 
 
 class JacobianProducts(NamedTuple):

@@ -140,6 +140,49 @@ def test_fit_equals_least_squares(order, dtype, relative):
         np.testing.assert_allclose(got, expected, rtol=relative, atol=relative * float(np.abs(expected).max()))
 
 
+@pytest.mark.parametrize(("variables", "order", "horizon"), [((3,), 2, 1), ((2,), 3, 4), ((), 4, 3)])
+def test_fit_of_several_variables_and_steps_ahead_equals_least_squares(variables, order, horizon):
+    xs = 5 + np.cumsum(random(60, *variables), 0)
+    model = ar.fit(jnp.asarray(xs), order, horizon=horizon)
+    lags = order + horizon - 1
+    windows = np.stack([xs[lags - j : 60 - j] for j in range(horizon, lags + 1)], 1).reshape(60 - lags, -1)
+    design, targets = np.concatenate([windows, np.ones((60 - lags, 1))], 1), xs[lags:]
+    solution, *_ = np.linalg.lstsq(design, targets, rcond=None)
+    assert not np.asarray(model.coefficients[: horizon - 1]).any()
+    np.testing.assert_allclose(
+        model.coefficients[horizon - 1 :], solution[:-1].reshape(order, *variables * 2), rtol=1e-7, atol=1e-9
+    )
+    np.testing.assert_allclose(model.intercept, solution[-1], rtol=1e-7, atol=1e-9)
+    errors = targets - design @ solution
+    np.testing.assert_allclose(model.variance, errors.T @ errors / len(errors), rtol=1e-7)
+    np.testing.assert_allclose(ar.predict(model, jnp.asarray(xs))[lags:], targets - errors, rtol=1e-7)
+
+
+def test_predictions_of_several_steps_are_forecasts_from_every_step():
+    model = ar.Linear(*(jnp.asarray(0.4 * random(*shape)) for shape in ((3, 2, 2), (2,), (2, 2))))
+    xs = jnp.asarray(random(8, 2))
+    actual = ar.predict(model, xs, horizon=4)
+    assert actual.shape == (8, 4, 2)
+    np.testing.assert_allclose(actual[:, 0], ar.predict(model, xs), rtol=1e-12)
+    A, b = np.asarray(model.coefficients), np.asarray(model.intercept)
+    for t in range(3, 8):
+        past = [*np.asarray(xs[:t])]
+        for _ in range(4):
+            past.append(b + sum(past[-1 - j] @ A[j] for j in range(3)))
+        np.testing.assert_allclose(actual[t], past[t:], rtol=1e-10)
+        np.testing.assert_allclose(ar.forecast(model, xs[:t], 4), past[t:], rtol=1e-10)
+
+
+@pytest.mark.parametrize("array", [np.asarray, jnp.asarray], ids=["numpy", "jax"])
+def test_targets_of_several_steps(array):
+    xs = array(random(11, 2))
+    windows, targets = ar.lagged(xs, 3, every=2, horizon=4)
+    starts = range(0, 5, 2)
+    np.testing.assert_array_equal(windows, np.stack([xs[i : i + 3] for i in starts]))
+    np.testing.assert_array_equal(targets, np.stack([xs[i + 3 : i + 7] for i in starts]))
+    assert ar.lagged(xs, 3, horizon=8)[1].shape == (1, 8, 2)
+
+
 def test_fit_of_as_few_steps_as_there_may_be():
     """Five equations in three unknowns, then three equations, which leave no residual."""
     x = random(7)
@@ -890,9 +933,29 @@ MISTAKES = {
         r"`xs`: expected finite numbers, got nan at \[3\]",
     ),
     "fit: more than one series": (
-        lambda: ar.fit(jnp.ones((9, 2)), 1),
+        lambda: ar.fit(jnp.ones((9, 2, 1)), 1),
         ValueError,
-        r"`xs`: expected shape \(T,\); use jax\.vmap for several series, got \(9, 2\)",
+        r"`xs`: expected shape \(T,\) or \(T, K\); use jax\.vmap for several series, got \(9, 2, 1\)",
+    ),
+    "fit: too few steps for several variables": (
+        lambda: ar.fit(jnp.ones((9, 3)), 2, horizon=2),
+        ValueError,
+        r"`order`: expected at most 1, so that there are no more unknowns than equations, got 2",
+    ),
+    "predict: another number of variables": (
+        lambda: ar.predict(ar.Linear(jnp.ones(2), jnp.ones(()), jnp.ones(())), jnp.ones((9, 2))),
+        ValueError,
+        r"`model`: expected coefficients \(order, 2, 2\) and intercept \(2,\), .*, got coefficients \(2,\) and",
+    ),
+    "lagged: horizon beyond the series": (
+        lambda: ar.lagged(np.arange(9), 6, horizon=4),
+        ValueError,
+        r"`horizon`: expected at most 3, the steps after a window, got 4",
+    ),
+    "predict: no steps": (
+        lambda: ar.predict(ar.Linear(jnp.ones(2), jnp.ones(()), jnp.ones(())), jnp.ones(9), horizon=0),
+        ValueError,
+        r"`horizon`: expected an integer >= 1, got 0",
     ),
     "fit: integers": (lambda: ar.fit(jnp.arange(9), 1), TypeError, r"`xs`: expected a float array, got int64\[9\]"),
     "fit: too few steps": (

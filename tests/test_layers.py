@@ -92,6 +92,7 @@ def test_both_directions_of_a_cell(key):
     assert_close(actual, ((forwards, backwards), jnp.concatenate([ys, zs], -1)))
 
 
+@pytest.mark.other_types
 @pytest.mark.parametrize(
     ("call", "expected"),
     [

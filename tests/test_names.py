@@ -119,6 +119,7 @@ def frames(f):
     raise AssertionError("no error")
 
 
+@pytest.mark.other_types  # checks of annotations have frames of their own
 def test_tracebacks_have_the_frames_of_the_caller():
     assert frames(bad_call) == ["test_names.py:bad_call", "_op.py:public"]
     assert frames(lambda: jaxseq.scan(bad_step, 0.0, XS))[-1] == "test_names.py:bad_step"

@@ -176,7 +176,7 @@ def sample(
     if lengths is not None:
         require_arrays("lengths", step, carry, first)
     if length == 0:
-        return carry, jax.tree.map(lambda a: jnp.zeros((0, *a.shape), a.dtype), first)
+        return jax.tree.map(jnp.asarray, carry), jax.tree.map(lambda a: jnp.zeros((0, *a.shape), a.dtype), first)
     ends = _ends(first, stop, lengths)
 
     def next_value(state: _State, t: jax.Array | int) -> tuple[_State, PyTree]:

@@ -29,21 +29,25 @@ def series(name: str, xs: object) -> AnyArray:
 
 
 def lagged(
-    xs: Num[AnyArray, "T *features"], order: int, *, every: int = 1
-) -> tuple[Num[AnyArray, "N order *features"], Num[AnyArray, "N *features"]]:
+    xs: Num[AnyArray, "T *features"], order: int, *, every: int = 1, horizon: int | None = None
+) -> tuple[Num[AnyArray, "N order *features"], Num[AnyArray, "N *horizon_and_features"]]:
     r"""Return the windows of an AR(τ) model and their targets: $(x_{t-\tau}, \dots, x_{t-1})$ and $x_t$.
+
+    With a horizon h, the targets are the next h values, $(x_t, \dots, x_{t+h-1})$.
 
     Args:
         xs: the series, time first. For a NumPy array, the windows are a view.
         order: τ, the size of the windows.
         every: the number of steps between the starts of windows.
+        horizon: h, the number of values in a target. None is one value, without an axis.
 
     Returns:
-        `(windows, targets)`: `(N, τ, ...)`, the oldest value first, and `(N, ...)`, for t = τ, τ + every, ...
+        `(windows, targets)`: `(N, τ, ...)`, the oldest value first, and `(N, ...)`, for t = τ, τ + every, ... With a
+        horizon, targets are `(N, h, ...)`.
 
     Raises:
         TypeError: if `xs` is not an array of numbers, or `order` is not an integer.
-        ValueError: if `xs` is not finite, or has at most τ steps.
+        ValueError: if `xs` is not finite, or has fewer than τ + 1 steps, or τ + h with a horizon.
 
     Example:
         >>> import numpy as np
@@ -51,16 +55,28 @@ def lagged(
         >>> windows, targets = autoregressive.lagged(np.arange(5), 3)
         >>> windows.tolist(), targets.tolist()
         ([[0, 1, 2], [1, 2, 3]], [3, 4])
+        >>> windows, targets = autoregressive.lagged(np.arange(5), 2, horizon=2)
+        >>> windows.tolist(), targets.tolist()
+        ([[0, 1], [1, 2]], [[2, 3], [3, 4]])
 
     Reference:
         A. Zhang, Z. C. Lipton, M. Li and A. J. Smola, Dive into deep learning, section 9.1.
     """
     xs, order, every = series("xs", xs), longer(xs, order), _checks.integer("every", every, at_least=1)
+    size = 1 if horizon is None else _checks.integer("horizon", horizon, at_least=1)
+    if _sizes.is_concrete(xs.shape[0]) and xs.shape[0] < order + size:
+        _checks.bad_value("horizon", f"at most {xs.shape[0] - order}, the steps after a window", str(size), xs=xs)
+    last = xs.shape[0] - order - size + 1
     if isinstance(xs, np.ndarray):
-        windows = np.lib.stride_tricks.sliding_window_view(xs, order, 0)[:-1:every]
-        return np.moveaxis(windows, -1, 1), xs[order::every]
-    first = jnp.arange(0, xs.shape[0] - order, every)
-    return xs[first[:, None] + jnp.arange(order)[None]], xs[order::every]
+        view = np.lib.stride_tricks.sliding_window_view
+        windows, targets = (np.moveaxis(view(a, n, 0), -1, 1) for a, n in ((xs, order), (xs[order:], size)))
+        targets = targets[:last:every]
+        return windows[:last:every], targets[:, 0] if horizon is None else targets
+    first = jnp.arange(0, last, every)
+    windows = xs[first[:, None] + jnp.arange(order)[None]]
+    if horizon is None:
+        return windows, xs[order::every]
+    return windows, xs[order + first[:, None] + jnp.arange(size)[None]]
 
 
 def longer(xs: AnyArray, order: object, name: str = "order") -> int:

@@ -171,6 +171,47 @@ def test_initializers_of_a_recurrence_are_called_for_each_gate(name):
     assert all(b is None for b in params[2:])
 
 
+# The shape in which `w_h_init` is called, how often, and options. Input and hidden size are D and 6.
+RECURRENT_BLOCKS = {
+    "mgu": ((6, 6), 2, {}),
+    "classic_gru": ((6, 6), 3, {}),
+    "peephole_lstm": ((6, 6), 4, {}),
+    "projected_lstm": ((2, 6), 4, {"projection_size": 2}),
+    "layer_norm_lstm": ((6, 6), 4, {}),
+    "layer_norm_gru": ((6, 6), 3, {}),
+    "indrnn": ((1, 6), 1, {}),
+    "slstm": ((3, 3), 8, {"heads": 2}),
+}
+
+
+@pytest.mark.parametrize("name", RECURRENT_BLOCKS)
+def test_initializers_of_a_cell(name):
+    block, count, options = RECURRENT_BLOCKS[name]
+    init, shapes = getattr(cells, f"{name}_init"), {"x": [], "h": []}
+
+    def draw(which, value, key, shape, dtype):
+        shapes[which].append(shape)
+        return jnp.full(shape, value, dtype)
+
+    use_bias = {} if "norm" in name else {"use_bias": False}
+    draws = {"w_x_init": partial(draw, "x", 2), "w_h_init": partial(draw, "h", 3)}
+    plain, other = init(KEY, D, 6, **options), init(KEY, D, 6, **options, **use_bias, **draws)
+    assert set(shapes["x"]) == {(D, 6)}
+    assert shapes["h"] == [block] * count
+    for field, leaf in plain._asdict().items():
+        drawn = getattr(other, field)
+        if use_bias and field.startswith("b"):
+            assert drawn is None
+            continue
+        assert like(drawn) == like(leaf)
+        values = {"w_x": 2, "w_h": 3} | ({"w_q": 3} if name == "classic_gru" else {})
+        if field in values:
+            assert (np.asarray(drawn) == values[field]).all()
+    xs = jnp.ones((7, 2, D), jnp.float32)
+    _, ys = jax.eval_shape(partial(jaxseq.recurrence, getattr(cells, name)), other, None, xs)
+    assert ys.shape == (7, 2, 2 if name == "projected_lstm" else 6)
+
+
 def test_initializers_of_jax_and_those_without_one_draw_the_same_other_weights():
     plain = jaxseq.lstm_init(KEY, D, H)
     other = jaxseq.lstm_init(KEY, D, H, w_x_init=jax.nn.initializers.glorot_uniform())

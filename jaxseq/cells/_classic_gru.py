@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import PRNGKeyArray, PyTree
 
-from jaxseq import _init
+from jaxseq import _checks, _init
 from jaxseq._op import initializer
 from jaxseq._recurrence import Cell, Gates, Inner, Pullback, StepResult
 from jaxseq._types import ClassicGRUParams
@@ -53,7 +53,14 @@ classic_gru = Cell(
 
 @initializer
 def classic_gru_init(
-    key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: DTypeLike = jnp.float32
+    key: PRNGKeyArray,
+    input_size: int,
+    hidden_size: int,
+    *,
+    use_bias: bool = True,
+    w_x_init: _init.Initializer | None = None,
+    w_h_init: _init.Initializer | None = None,
+    dtype: DTypeLike = jnp.float32,
 ) -> ClassicGRUParams:
     """Initialize `cells.classic_gru`: normal `w_x` of variance 1 / D, an orthogonal recurrent block for each gate, zero
     bias.
@@ -62,13 +69,17 @@ def classic_gru_init(
         key: a JAX random key.
         input_size: D.
         hidden_size: H.
+        use_bias: if False, `b` is None.
+        w_x_init: replaces the initializer of `w_x`: a function `(key, shape, dtype) -> array`, as in
+            `jax.nn.initializers`, called for each gate with the shape (D, H).
+        w_h_init: the same for `w_h` and `w_q`, with the shape (H, H).
         dtype: floating dtype of the parameters.
 
     Returns:
         `ClassicGRUParams(w_x, w_h, b, w_q)`.
 
     Raises:
-        TypeError: if a size is not an integer or `dtype` is not a floating dtype.
+        TypeError: if a size is not an integer, `dtype` is not a floating dtype, or an initializer is not a function.
         ValueError: if a size is less than 1.
 
     Example:
@@ -81,5 +92,6 @@ def classic_gru_init(
     Reference:
         K. Cho et al., Learning phrase representations using RNN encoder-decoder (2014), section 2.3.
     """
-    w_x, w_h, b = _init.matrices(key, input_size, hidden_size, 3, dtype)
+    w_x, w_h, b = _init.matrices(key, input_size, hidden_size, 3, dtype, w_x_init=w_x_init, w_h_init=w_h_init)
+    b = b if _checks.boolean("use_bias", use_bias) else None
     return ClassicGRUParams(w_x, w_h[:, : 2 * hidden_size], b, w_h[:, 2 * hidden_size :])

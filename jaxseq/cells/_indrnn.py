@@ -25,7 +25,15 @@ indrnn: Cell = _rnn.CELLS["relu"]._replace(name="indrnn", params=IndRNNParams, r
 
 @initializer
 def indrnn_init(
-    key: PRNGKeyArray, input_size: int, hidden_size: int, *, steps: int | None = None, dtype: DTypeLike = jnp.float32
+    key: PRNGKeyArray,
+    input_size: int,
+    hidden_size: int,
+    *,
+    steps: int | None = None,
+    use_bias: bool = True,
+    w_x_init: _init.Initializer | None = None,
+    w_h_init: _init.Initializer | None = None,
+    dtype: DTypeLike = jnp.float32,
 ) -> IndRNNParams:
     r"""Initialize `cells.indrnn`: normal `w_x` of variance 1 / D, zero bias, recurrent weights uniform in [0, w].
 
@@ -37,13 +45,17 @@ def indrnn_init(
         input_size: D.
         hidden_size: H.
         steps: T, the length of the sequences, or None.
+        use_bias: if False, `b` is None.
+        w_x_init: replaces the initializer of `w_x`: a function `(key, shape, dtype) -> array`, as in
+            `jax.nn.initializers`, called for each gate with the shape (D, H).
+        w_h_init: the same for `w_h`, with the shape (1, H).
         dtype: floating dtype of the parameters.
 
     Returns:
         `IndRNNParams(w_x, w_h (1, H), b)`.
 
     Raises:
-        TypeError: if a size is not an integer or `dtype` is not a floating dtype.
+        TypeError: if a size is not an integer, `dtype` is not a floating dtype, or an initializer is not a function.
         ValueError: if a size is less than 1.
 
     Example:
@@ -59,5 +71,13 @@ def indrnn_init(
     """
     rows, hidden, dtype = _init.sizes(input_size, hidden_size, dtype)
     top = 1.0 if steps is None else 2 ** (1 / _checks.integer("steps", steps, at_least=1))
-    w_h = jax.random.uniform(jax.random.fold_in(key, 1), (1, hidden), dtype, 0.0, top)
-    return IndRNNParams(_init.matrix(key, rows, hidden, dtype), w_h, jnp.zeros(hidden, dtype))
+    key_h = jax.random.fold_in(key, 1)
+    if w_h_init is None:
+        w_h = jax.random.uniform(key_h, (1, hidden), dtype, 0.0, top)
+    else:
+        w_h = _init.drawn("w_h_init", w_h_init, key_h, (1, hidden)).astype(dtype)
+    if w_x_init is None:
+        w_x = _init.matrix(key, rows, hidden, dtype)
+    else:
+        w_x = _init.drawn("w_x_init", w_x_init, key, (rows, hidden)).astype(dtype)
+    return IndRNNParams(w_x, w_h, jnp.zeros(hidden, dtype) if _checks.boolean("use_bias", use_bias) else None)

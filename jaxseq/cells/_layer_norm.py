@@ -199,7 +199,13 @@ layer_norm_gru = Cell(
 
 @initializer
 def layer_norm_lstm_init(
-    key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: DTypeLike = jnp.float32
+    key: PRNGKeyArray,
+    input_size: int,
+    hidden_size: int,
+    *,
+    w_x_init: _init.Initializer | None = None,
+    w_h_init: _init.Initializer | None = None,
+    dtype: DTypeLike = jnp.float32,
 ) -> LayerNormLSTMParams:
     """Initialize `cells.layer_norm_lstm`: `w_x` and `w_h` as `jaxseq.lstm_init` does, gains one, shifts one for the
     forget gate and zero elsewhere.
@@ -208,13 +214,16 @@ def layer_norm_lstm_init(
         key: a JAX random key.
         input_size: D.
         hidden_size: H.
+        w_x_init: replaces the initializer of `w_x`: a function `(key, shape, dtype) -> array`, as in
+            `jax.nn.initializers`, called for each gate with the shape (D, H).
+        w_h_init: the same for `w_h`, with the shape (H, H).
         dtype: floating dtype of the parameters.
 
     Returns:
         `LayerNormLSTMParams(w_x, w_h, gain_x, gain_h, shift, gain_c, shift_c)`.
 
     Raises:
-        TypeError: if a size is not an integer or `dtype` is not a floating dtype.
+        TypeError: if a size is not an integer, `dtype` is not a floating dtype, or an initializer is not a function.
         ValueError: if a size is less than 1.
 
     Example:
@@ -227,7 +236,7 @@ def layer_norm_lstm_init(
     Reference:
         J. L. Ba, J. R. Kiros and G. E. Hinton, Layer normalization (2016), equations 20 to 22.
     """
-    w_x, w_h, b = _lstm.lstm_init(key, input_size, hidden_size, dtype=dtype)
+    w_x, w_h, b = _lstm.lstm_init(key, input_size, hidden_size, w_x_init=w_x_init, w_h_init=w_h_init, dtype=dtype)
     one = jnp.ones_like(w_x[0])
     return LayerNormLSTMParams(
         w_x, w_h, one, jnp.copy(one), one * (0 if b is None else b), one[:hidden_size], 0 * one[:hidden_size]
@@ -236,7 +245,13 @@ def layer_norm_lstm_init(
 
 @initializer
 def layer_norm_gru_init(
-    key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: DTypeLike = jnp.float32
+    key: PRNGKeyArray,
+    input_size: int,
+    hidden_size: int,
+    *,
+    w_x_init: _init.Initializer | None = None,
+    w_h_init: _init.Initializer | None = None,
+    dtype: DTypeLike = jnp.float32,
 ) -> LayerNormGRUParams:
     """Initialize `cells.layer_norm_gru`: `w_x` and `w_h` as `jaxseq.gru_init` does, gains one, shifts zero.
 
@@ -244,13 +259,16 @@ def layer_norm_gru_init(
         key: a JAX random key.
         input_size: D.
         hidden_size: H.
+        w_x_init: replaces the initializer of `w_x`: a function `(key, shape, dtype) -> array`, as in
+            `jax.nn.initializers`, called for each gate with the shape (D, H).
+        w_h_init: the same for `w_h`, with the shape (H, H).
         dtype: floating dtype of the parameters.
 
     Returns:
         `LayerNormGRUParams(w_x, w_h, gain_x, gain_h, shift_x, shift_h)`.
 
     Raises:
-        TypeError: if a size is not an integer or `dtype` is not a floating dtype.
+        TypeError: if a size is not an integer, `dtype` is not a floating dtype, or an initializer is not a function.
         ValueError: if a size is less than 1.
 
     Example:
@@ -263,5 +281,5 @@ def layer_norm_gru_init(
     Reference:
         J. L. Ba, J. R. Kiros and G. E. Hinton, Layer normalization (2016), equations 24 to 27.
     """
-    w_x, w_h, zero = _init.matrices(key, input_size, hidden_size, 3, dtype)
+    w_x, w_h, zero = _init.matrices(key, input_size, hidden_size, 3, dtype, w_x_init=w_x_init, w_h_init=w_h_init)
     return LayerNormGRUParams(w_x, w_h, zero + 1, zero + 1, zero, jnp.zeros_like(zero))

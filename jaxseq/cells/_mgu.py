@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import PRNGKeyArray, PyTree
 
-from jaxseq import _init
+from jaxseq import _checks, _init
 from jaxseq._op import initializer
 from jaxseq._recurrence import Cell, Gates, Pullback, StepResult
 from jaxseq._types import MGUParams
@@ -42,20 +42,33 @@ mgu = Cell(name="mgu", gates="fn", split_gates="n", step=_step, pullback=_pullba
 
 
 @initializer
-def mgu_init(key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: DTypeLike = jnp.float32) -> MGUParams:
+def mgu_init(
+    key: PRNGKeyArray,
+    input_size: int,
+    hidden_size: int,
+    *,
+    use_bias: bool = True,
+    w_x_init: _init.Initializer | None = None,
+    w_h_init: _init.Initializer | None = None,
+    dtype: DTypeLike = jnp.float32,
+) -> MGUParams:
     """Initialize `cells.mgu`: normal `w_x` of variance 1 / D, an orthogonal block of `w_h` for each gate, zero biases.
 
     Args:
         key: a JAX random key.
         input_size: D.
         hidden_size: H.
+        use_bias: if False, `b_x` and `b_h` are None.
+        w_x_init: replaces the initializer of `w_x`: a function `(key, shape, dtype) -> array`, as in
+            `jax.nn.initializers`, called for each gate with the shape (D, H).
+        w_h_init: the same for `w_h`, with the shape (H, H).
         dtype: floating dtype of the parameters.
 
     Returns:
         `MGUParams(w_x, w_h, b_x, b_h)`.
 
     Raises:
-        TypeError: if a size is not an integer or `dtype` is not a floating dtype.
+        TypeError: if a size is not an integer, `dtype` is not a floating dtype, or an initializer is not a function.
         ValueError: if a size is less than 1.
 
     Example:
@@ -68,5 +81,5 @@ def mgu_init(key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: DTy
     Reference:
         G.-B. Zhou, J. Wu, C.-L. Zhang and Z.-H. Zhou, Minimal gated unit for recurrent neural networks (2016).
     """
-    w_x, w_h, b = _init.matrices(key, input_size, hidden_size, 2, dtype)
-    return MGUParams(w_x, w_h, b, jnp.zeros_like(b))
+    w_x, w_h, b = _init.matrices(key, input_size, hidden_size, 2, dtype, w_x_init=w_x_init, w_h_init=w_h_init)
+    return MGUParams(w_x, w_h, *((b, jnp.zeros_like(b)) if _checks.boolean("use_bias", use_bias) else (None, None)))

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import PRNGKeyArray, PyTree
 
-from jaxseq import _lstm
+from jaxseq import _init, _lstm
 from jaxseq._op import initializer
 from jaxseq._recurrence import Cell, Gates, Pullback, StepResult
 from jaxseq._types import LSTMState, PeepholeLSTMParams
@@ -73,7 +73,14 @@ peephole_lstm = Cell(
 
 @initializer
 def peephole_lstm_init(
-    key: PRNGKeyArray, input_size: int, hidden_size: int, *, dtype: DTypeLike = jnp.float32
+    key: PRNGKeyArray,
+    input_size: int,
+    hidden_size: int,
+    *,
+    use_bias: bool = True,
+    w_x_init: _init.Initializer | None = None,
+    w_h_init: _init.Initializer | None = None,
+    dtype: DTypeLike = jnp.float32,
 ) -> PeepholeLSTMParams:
     """Initialize `cells.peephole_lstm`: `w_x`, `w_h` and `b` as `jaxseq.lstm_init` does, peepholes zero.
 
@@ -81,13 +88,17 @@ def peephole_lstm_init(
         key: a JAX random key.
         input_size: D.
         hidden_size: H.
+        use_bias: if False, `b` is None.
+        w_x_init: replaces the initializer of `w_x`: a function `(key, shape, dtype) -> array`, as in
+            `jax.nn.initializers`, called for each gate with the shape (D, H).
+        w_h_init: the same for `w_h`, with the shape (H, H).
         dtype: floating dtype of the parameters.
 
     Returns:
         `PeepholeLSTMParams(w_x, w_h, b, p_i, p_f, p_o)`.
 
     Raises:
-        TypeError: if a size is not an integer or `dtype` is not a floating dtype.
+        TypeError: if a size is not an integer, `dtype` is not a floating dtype, or an initializer is not a function.
         ValueError: if a size is less than 1.
 
     Example:
@@ -100,5 +111,7 @@ def peephole_lstm_init(
     Reference:
         F. A. Gers and J. Schmidhuber, Recurrent nets that time and count (2000).
     """
-    w_x, w_h, b = _lstm.lstm_init(key, input_size, hidden_size, dtype=dtype)
+    w_x, w_h, b = _lstm.lstm_init(
+        key, input_size, hidden_size, use_bias=use_bias, w_x_init=w_x_init, w_h_init=w_h_init, dtype=dtype
+    )
     return PeepholeLSTMParams(w_x, w_h, b, *(jnp.zeros(hidden_size, w_x.dtype) for _ in "ifo"))

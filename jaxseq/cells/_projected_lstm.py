@@ -54,7 +54,15 @@ projected_lstm = Cell(
 
 @initializer
 def projected_lstm_init(
-    key: PRNGKeyArray, input_size: int, hidden_size: int, projection_size: int, *, dtype: DTypeLike = jnp.float32
+    key: PRNGKeyArray,
+    input_size: int,
+    hidden_size: int,
+    projection_size: int,
+    *,
+    use_bias: bool = True,
+    w_x_init: _init.Initializer | None = None,
+    w_h_init: _init.Initializer | None = None,
+    dtype: DTypeLike = jnp.float32,
 ) -> ProjectedLSTMParams:
     """Initialize `cells.projected_lstm`: normal `w_x`, `w_h` and `w_q` of variance 1 / D, 1 / P and 1 / H, and a forget
     bias of one.
@@ -64,13 +72,17 @@ def projected_lstm_init(
         input_size: D.
         hidden_size: H.
         projection_size: P, the size of the output.
+        use_bias: if False, `b` is None.
+        w_x_init: replaces the initializer of `w_x`: a function `(key, shape, dtype) -> array`, as in
+            `jax.nn.initializers`, called for each gate with the shape (D, H).
+        w_h_init: the same for `w_h`, with the shape (P, H).
         dtype: floating dtype of the parameters.
 
     Returns:
         `ProjectedLSTMParams(w_x, w_h, b, w_q)`.
 
     Raises:
-        TypeError: if a size is not an integer or `dtype` is not a floating dtype.
+        TypeError: if a size is not an integer, `dtype` is not a floating dtype, or an initializer is not a function.
         ValueError: if a size is less than 1.
 
     Example:
@@ -85,6 +97,10 @@ def projected_lstm_init(
         acoustic modeling (2014), section 2.
     """
     P = _checks.integer("projection_size", projection_size, at_least=1)
-    w_x, _, b = _lstm.lstm_init(key, input_size, hidden_size, dtype=dtype)
+    w_x, _, b = _lstm.lstm_init(key, input_size, hidden_size, use_bias=use_bias, w_x_init=w_x_init, dtype=dtype)
     draw = lambda i, rows, columns: _init.matrix(jax.random.fold_in(key, i), rows, columns, w_x.dtype)  # noqa: E731
-    return ProjectedLSTMParams(w_x, draw(1, P, 4 * hidden_size), b, draw(2, hidden_size, P))
+    if w_h_init is None:
+        w_h = draw(1, P, 4 * hidden_size)
+    else:
+        w_h = _init.by_gate("w_h_init", w_h_init, jax.random.fold_in(key, 1), (P, hidden_size), 4).astype(w_x.dtype)
+    return ProjectedLSTMParams(w_x, w_h, b, draw(2, hidden_size, P))

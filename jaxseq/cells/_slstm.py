@@ -88,7 +88,15 @@ slstm = Cell(
 
 @initializer
 def slstm_init(
-    key: PRNGKeyArray, input_size: int, hidden_size: int, *, heads: int = 1, dtype: DTypeLike = jnp.float32
+    key: PRNGKeyArray,
+    input_size: int,
+    hidden_size: int,
+    *,
+    heads: int = 1,
+    use_bias: bool = True,
+    w_x_init: _init.Initializer | None = None,
+    w_h_init: _init.Initializer | None = None,
+    dtype: DTypeLike = jnp.float32,
 ) -> SLSTMParams:
     """Initialize `cells.slstm`: normal `w_x` of variance 1 / D, an orthogonal recurrent block for each gate and head, a
     forget bias that increases from 3 to 6 over the units of each head, for a range of memory lengths, and zero bias
@@ -99,13 +107,17 @@ def slstm_init(
         input_size: D.
         hidden_size: H.
         heads: N, a divisor of H.
+        use_bias: if False, `b` is None.
+        w_x_init: replaces the initializer of `w_x`: a function `(key, shape, dtype) -> array`, as in
+            `jax.nn.initializers`, called for each gate with the shape (D, H).
+        w_h_init: the same for `w_h`, called for each gate and head, with the shape (H / N, H / N).
         dtype: floating dtype of the parameters.
 
     Returns:
         `SLSTMParams(w_x (D, 4 H), w_h (N, H / N, 4, H / N), b (4 H,))`.
 
     Raises:
-        TypeError: if a size is not an integer or `dtype` is not a floating dtype.
+        TypeError: if a size is not an integer, `dtype` is not a floating dtype, or an initializer is not a function.
         ValueError: if a size is less than 1, or `heads` does not divide H.
 
     Example:
@@ -123,7 +135,16 @@ def slstm_init(
     if hidden % n:
         _checks.bad_value("heads", f"a divisor of `hidden_size`, {hidden}", str(n))
     key_x, key_h = jax.random.split(key)
-    blocks = [_init.orthogonal(k, hidden // n, 4, dtype) for k in jax.random.split(key_h, n)]
-    w_h = jnp.stack(blocks).reshape(n, hidden // n, 4, hidden // n)
+
+    def block(key: PRNGKeyArray) -> jax.Array:
+        if w_h_init is None:
+            return _init.orthogonal(key, hidden // n, 4, dtype)
+        return _init.by_gate("w_h_init", w_h_init, key, (hidden // n, hidden // n), 4).astype(dtype)
+
+    if w_x_init is None:
+        w_x = _init.matrix(key_x, rows, 4 * hidden, dtype)
+    else:
+        w_x = _init.by_gate("w_x_init", w_x_init, key_x, (rows, hidden), 4).astype(dtype)
+    w_h = jnp.stack([block(k) for k in jax.random.split(key_h, n)]).reshape(n, hidden // n, 4, hidden // n)
     b = jnp.zeros((4, n, hidden // n), dtype).at[1].set(jnp.linspace(3, 6, hidden // n, dtype=dtype))
-    return SLSTMParams(_init.matrix(key_x, rows, 4 * hidden, dtype), w_h, b.reshape(-1))
+    return SLSTMParams(w_x, w_h, b.reshape(-1) if _checks.boolean("use_bias", use_bias) else None)

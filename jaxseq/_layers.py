@@ -51,7 +51,8 @@ def bidirectional(
     $$y_t = [\overrightarrow{h}_t,\; \overleftarrow{h}_t]$$
 
     With `lengths`, the backward direction of each sequence starts at its last valid step. `reverse` must be False.
-    `recurrent_dropout_mask` and `zoneout` are pairs, with one entry for each direction.
+    `recurrent_dropout_mask` and `zoneout` are pairs, with one entry for each direction; `zoneout` may be one number for
+    both.
 
     Args:
         layer: the layer for both directions, or a pair (forward, backward): functions, or cells (`jaxseq.Cell`).
@@ -83,7 +84,9 @@ def bidirectional(
     layers = _layers("layer", layer, 2)
     states = _sequence_of("carry", [None, None] if carry is None else carry, 2)
     ends, ys = [], []
-    given = {"recurrent_dropout_mask": time.get("recurrent_dropout_mask"), "zoneout": time.get("zoneout")}
+    zoneout = time.get("zoneout")
+    zoneout = (zoneout, zoneout) if isinstance(zoneout, int | float) else zoneout
+    given = {"recurrent_dropout_mask": time.get("recurrent_dropout_mask"), "zoneout": zoneout}
     pairs = {option: _sequence_of(option, value, 2) for option, value in given.items() if value is not None}
     for i, (f, p, state) in enumerate(zip(layers, _sequence_of("params", params, 2), states, strict=True)):
         options = {**time, "reverse": i == 1, **{option: pair[i] for option, pair in pairs.items()}}

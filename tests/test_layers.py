@@ -86,10 +86,12 @@ def test_different_layers_and_a_residual_link(key):
 
 def test_both_directions_of_a_cell(key):
     params, xs = [cells.mgu_init(k, 3, 5, dtype=jnp.float64) for k in jax.random.split(key)], normal(key, (6, 2, 3))
-    actual = jaxseq.bidirectional(cells.mgu, params, None, xs)
-    forwards, ys = jaxseq.recurrence(cells.mgu, params[0], None, xs)
-    backwards, zs = jaxseq.recurrence(cells.mgu, params[1], None, xs, reverse=True)
+    actual = jaxseq.bidirectional(cells.mgu, params, None, xs, zoneout=0.2)
+    forwards, ys = jaxseq.recurrence(cells.mgu, params[0], None, xs, zoneout=0.2)
+    backwards, zs = jaxseq.recurrence(cells.mgu, params[1], None, xs, zoneout=0.2, reverse=True)
     assert_close(actual, ((forwards, backwards), jnp.concatenate([ys, zs], -1)))
+    layer = partial(jaxseq.reference.recurrence, cells.mgu)
+    assert_close(actual, jaxseq.reference.bidirectional(layer, params, None, xs, zoneout=0.2))
 
 
 @pytest.mark.other_types

@@ -21,6 +21,8 @@ def bidirectional(
     """Reference implementation of `jaxseq.bidirectional`. `layer` is a reference implementation, too."""
     forwards, backwards = (layer, layer) if callable(layer) else layer
     first, second = (None, None) if carry is None else carry
+    if isinstance(time.get("zoneout"), int | float):
+        time["zoneout"] = (time.get("zoneout"),) * 2
     pairs = {
         option: value for option in ("recurrent_dropout_mask", "zoneout") if (value := time.get(option)) is not None
     }

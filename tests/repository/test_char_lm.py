@@ -152,6 +152,15 @@ def test_an_interrupt_keeps_the_curve_so_far(char_lm, prose, tmp_path, monkeypat
     assert (tmp_path / "curve.png").exists()
 
 
+@pytest.fixture
+def interruptible():
+    """A shell starts jobs in the background with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_second_interrupt_does_not_wait(char_lm, prose, tmp_path, monkeypatch, capsys):
     before = signal.getsignal(signal.SIGINT)
 

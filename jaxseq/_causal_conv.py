@@ -50,7 +50,7 @@ from jaxseq._distributed import _sharding
 from jaxseq._geometry import Geometry
 from jaxseq._op import op
 from jaxseq._transpose_hint import hint_at_transpose
-from jaxseq._types import AnyArray
+from jaxseq._types import AnyArray, ConvParams
 from jaxseq.tuning import used_for_convolutions
 
 # carry, x, kernel, bias, resets
@@ -300,6 +300,8 @@ def causal_conv(
     Reference:
         A. van den Oord et al., WaveNet: a generative model for raw audio (2016), section 2.1.
     """
+    if isinstance(carry, ConvParams):
+        _checks.bad_type("carry", "an array or None", "ConvParams; the order is causal_conv(carry, x, *params)")
     kernel = _checks.array("kernel", kernel, complex_ok=True)
     if kernel.ndim != 3:
         _checks.bad_value("kernel", "3 axes (kernel_size, c_in // groups, c_out)", str(kernel.ndim), kernel=kernel)

@@ -206,6 +206,9 @@ def conv_init(
 
 def operands(x: Any, kernel: Any, bias: Any) -> tuple[jax.Array, jax.Array, jax.Array | None, int]:
     """Return (x, kernel, bias) as checked arrays, and the number of spatial axes."""
+    for name, value in (("x", x), ("kernel", kernel)):
+        if isinstance(value, ConvParams):
+            _checks.bad_type(name, "an array", "ConvParams; pass its arrays after `x`, as in conv(x, *params)")
     x = _checks.array("x", x, complex_ok=True)
     kernel = _checks.array("kernel", kernel, complex_ok=True)
     axes = kernel.ndim - 2

@@ -10,7 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import jax
 
-from jaxseq import _time_options
+from jaxseq import _checks, _time_options
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -67,9 +67,9 @@ def initializer(f: Callable[P, R]) -> Callable[P, R]:
 def check_arguments(
     name: str, signature: inspect.Signature, args: tuple[object, ...], kwargs: Mapping[str, object]
 ) -> None:
-    """Raise a TypeError that shows the signature if the arguments do not fit it."""
+    """Raise a TypeError that shows the signature if the arguments do not fit it, or if a number is passed as key."""
     try:
-        signature.bind(*args, **kwargs)
+        given = signature.bind(*args, **kwargs).arguments
     except TypeError as error:
         unknown = next((argument for argument in kwargs if argument not in signature.parameters), None)
         kinds: dict[bool, list[str]] = {True: [], False: []}
@@ -82,6 +82,8 @@ def check_arguments(
             hint = suggestion(unknown, signature)
             problem = f"got an unexpected keyword argument {unknown!r}" + (f"; use {hint}" if hint else "")
         raise TypeError(f"jaxseq.{name}: {problem}. Options: {', '.join(kinds[True]) or 'none'}") from None
+    if isinstance(given.get("key"), int):
+        _checks.bad_type("key", "a JAX random key, such as jax.random.key(0)", _checks.describe(given["key"]))
 
 
 def suggestion(unknown: str, signature: inspect.Signature) -> str:

@@ -17,6 +17,7 @@ from jaxseq import _names, cells
 ROOT = Path(__file__).parents[1]
 PARAMS = jaxseq.LSTMParams(jnp.ones((3, 20)), jnp.ones((5, 20)), jnp.ones(20))
 XS = jnp.ones((7, 2, 3))
+CONV = jaxseq.ConvParams(jnp.ones((3, 3, 4)), jnp.ones(4))
 OPS = [jaxseq.lstm, jaxseq.stack, jaxseq.conv, jaxseq.conv_transpose, jaxseq.scan, jaxseq.rnn, jaxseq.lstm_init]
 OPS += [jaxseq.conv_init, jaxseq.bidirectional, jaxseq.causal_conv, cells.mgu_init]
 
@@ -39,6 +40,8 @@ HABITS = {
     "units": (jaxseq.lstm_init, r"use `hidden_size`"),
     "filters": (jaxseq.conv_init, r"use `c_in` and `c_out`"),
     "param_dtype": (cells.mgu_init, r"use `dtype`"),
+    "kernel_init": (jaxseq.lstm_init, r"use `w_x_init`"),
+    "recurrent_initializer": (cells.mgu_init, r"use `w_h_init`"),
     "lenghts": (jaxseq.lstm, r"use `lengths`"),
 }
 
@@ -69,6 +72,28 @@ def test_a_missing_argument_shows_the_arguments():
         TypeError, match=r"jaxseq\.conv: too many positional .* are \(x, kernel, bias\)\. Options: stride"
     ):
         jaxseq.conv(XS, XS, None, 2)
+
+
+@pytest.mark.other_types
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        (
+            lambda: jaxseq.conv(CONV, XS),
+            r"`x`: .*, got ConvParams; pass its arrays after `x`, as in conv\(x, \*params\)",
+        ),
+        (lambda: jaxseq.conv(XS, CONV), r"`kernel`: .*, got ConvParams; pass its arrays after `x`"),
+        (lambda: jaxseq.causal_conv(CONV, None, XS), r"got ConvParams; the order is causal_conv\(carry, x, \*params\)"),
+        (
+            lambda: jaxseq.lstm_init(0, 3, 5),
+            r"`key`: expected a JAX random key, such as jax\.random\.key\(0\), got int 0",
+        ),
+        (lambda: jaxseq.stack(jaxseq.lstm, [PARAMS], None, XS, key=3), r"`key`: .*, got int 3"),
+    ],
+)
+def test_arguments_in_the_order_of_others(call, expected):
+    with pytest.raises(TypeError, match=expected):
+        call()
 
 
 @pytest.mark.parametrize(

@@ -59,13 +59,13 @@ def measure(f: Any, *args: Any) -> Calls:
 
 def problems() -> dict[str, tuple[Any, ...]]:
     """Return (function, *arguments) by name."""
-    keys = jax.random.split(jax.random.key(0), 3)
+    keys, lstm = jax.random.split(jax.random.key(0), 3), jaxseq.lstm  # the first use of a name imports its module
     params = jaxseq.lstm_init(keys[0], 16, 32)
     kernel, bias = jaxseq.conv_init(keys[1], 3, 16, 32, groups=4)
     dense, _ = jaxseq.conv_init(keys[1], 3, 16, 32)
     x = jax.random.normal(keys[2], (8, 20, 16))
     return {
-        "lstm": (lambda params, xs: jaxseq.lstm(params, None, xs), params, x),
+        "lstm": (lambda params, xs: lstm(params, None, xs), params, x),
         "conv": (jaxseq.conv, x, dense, bias),
         "conv(groups=4)": (lambda *args: jaxseq.conv(*args, groups=4), x, kernel, bias),
     }

@@ -161,6 +161,8 @@ def stack(
     recurrent = _checks.rate("recurrent_dropout", recurrent_dropout)
     zoneout = time.pop("zoneout", None)
     zoneout = 0.0 if zoneout is None else _checks.rate("zoneout", zoneout)
+    if isinstance(key, int):
+        _checks.bad_type("key", "a JAX random key, such as jax.random.key(0)", _checks.describe(key))
     if (rate or recurrent) and key is None:
         _checks.bad_value("key", "a JAX random key, since a dropout rate is not zero", "None")
     if not isinstance(params, list | tuple) or hasattr(params, "_fields") or not params:

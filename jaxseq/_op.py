@@ -28,7 +28,10 @@ def op(f: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(f)
     def public(*args: P.args, **kwargs: P.kwargs) -> R:
-        check_arguments(name, signature, args, kwargs)
+        try:
+            signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(wrong_arguments(name, signature, kwargs, error)) from None
         try:
             with jax.named_scope(f"jaxseq.{name}"):
                 return f(*args, **kwargs)
@@ -52,8 +55,13 @@ def initializer(f: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(f)
     def public(*args: P.args, **kwargs: P.kwargs) -> R:
-        check_arguments(name, signature, args, kwargs)
         try:
+            given = signature.bind(*args, **kwargs).arguments
+        except TypeError as error:
+            raise TypeError(wrong_arguments(name, signature, kwargs, error)) from None
+        try:
+            if isinstance(given.get("key"), int):
+                _checks.bad_type("key", "a JAX random key, such as jax.random.key(0)", _checks.describe(given["key"]))
             return f(*args, **kwargs)
         except Exception as error:
             raise error.with_traceback(without_own_frames(error.__traceback__)) from error.__cause__
@@ -64,26 +72,19 @@ def initializer(f: Callable[P, R]) -> Callable[P, R]:
 # --- Wrong arguments ---
 
 
-def check_arguments(
-    name: str, signature: inspect.Signature, args: tuple[object, ...], kwargs: Mapping[str, object]
-) -> None:
-    """Raise a TypeError that shows the signature if the arguments do not fit it, or if a number is passed as key."""
-    try:
-        given = signature.bind(*args, **kwargs).arguments
-    except TypeError as error:
-        unknown = next((argument for argument in kwargs if argument not in signature.parameters), None)
-        kinds: dict[bool, list[str]] = {True: [], False: []}
-        for parameter in signature.parameters.values():
-            kinds[parameter.kind is parameter.KEYWORD_ONLY].append(parameter.name)
-        if unknown is None:
-            carry = ", where a carry of None is zeros" if "carry" in signature.parameters else ""
-            problem = f"{error}; the arguments are ({', '.join(kinds[False])}){carry}"
-        else:
-            hint = suggestion(unknown, signature)
-            problem = f"got an unexpected keyword argument {unknown!r}" + (f"; use {hint}" if hint else "")
-        raise TypeError(f"jaxseq.{name}: {problem}. Options: {', '.join(kinds[True]) or 'none'}") from None
-    if isinstance(given.get("key"), int):
-        _checks.bad_type("key", "a JAX random key, such as jax.random.key(0)", _checks.describe(given["key"]))
+def wrong_arguments(name: str, signature: inspect.Signature, kwargs: Mapping[str, object], error: TypeError) -> str:
+    """Return the message for arguments that do not fit the signature: what to use instead, and the options."""
+    unknown = next((argument for argument in kwargs if argument not in signature.parameters), None)
+    kinds: dict[bool, list[str]] = {True: [], False: []}
+    for parameter in signature.parameters.values():
+        kinds[parameter.kind is parameter.KEYWORD_ONLY].append(parameter.name)
+    if unknown is None:
+        carry = ", where a carry of None is zeros" if "carry" in signature.parameters else ""
+        problem = f"{error}; the arguments are ({', '.join(kinds[False])}){carry}"
+    else:
+        hint = suggestion(unknown, signature)
+        problem = f"got an unexpected keyword argument {unknown!r}" + (f"; use {hint}" if hint else "")
+    return f"jaxseq.{name}: {problem}. Options: {', '.join(kinds[True]) or 'none'}"
 
 
 def suggestion(unknown: str, signature: inspect.Signature) -> str:

@@ -187,9 +187,12 @@ def truncation(value: object) -> tuple[int, int] | None:
 
 def checkpoint(value: object) -> int | str | None:
     """Return `value` if it is None, "auto" or a static integer >= 1. Raise an error otherwise."""
-    if value is None or (isinstance(value, str) and value == "auto"):
-        return value
-    return integer("checkpoint", value, at_least=1, or_else=', "auto" (about sqrt(T)) or None')
+    others = ', "auto" (about sqrt(T)) or None'
+    if isinstance(value, str) and value != "auto":
+        bad_value("checkpoint", f"an integer >= 1{others}", repr(value))
+    return (
+        value if value is None or isinstance(value, str) else integer("checkpoint", value, at_least=1, or_else=others)
+    )
 
 
 def lengths(name: str, value: object, batch: tuple[int, ...], steps: int) -> jax.Array:

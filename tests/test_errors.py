@@ -470,8 +470,8 @@ MISTAKES = {
     ),
     "checkpoint as another string": (
         lstm(checkpoint="all"),
-        TypeError,
-        r"`checkpoint`: expected an integer >= 1, .auto. .* or None, got str 'all'",
+        ValueError,
+        r"`checkpoint`: expected an integer >= 1, .auto. .* or None, got 'all'",
     ),
     "time among the features": (
         lstm(time_axis=2),

@@ -126,7 +126,7 @@ ERRORS = {
     "zero truncation": (
         lambda: check_truncation(carried, (X, X, jnp.stack([X, X])), truncation=0),
         ValueError,
-        r"`truncation`: expected an integer >= 1, got 0",
+        r"`truncation`: expected an integer >= 1, a pair .* or None, got 0",
     ),
     "a sequence of two arguments": (
         lambda: check_truncation(carried, (X, X), truncation=2),

@@ -232,6 +232,12 @@ def rate(name: str, value: object) -> float:
     return float(value)
 
 
+def key(name: str, value: object) -> None:
+    """Raise a TypeError for a number in place of a random key."""
+    if isinstance(value, int | np.integer):
+        bad_type(name, "a JAX random key, such as jax.random.key(0)", describe(value))
+
+
 def boolean(name: str, value: object) -> bool:
     if not isinstance(value, bool | np.bool_):
         bad_type(name, "True or False, known when the function is traced", describe(value))

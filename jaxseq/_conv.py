@@ -198,7 +198,7 @@ def conv_init(
     bias = jnp.zeros((c_out,), dtype) if _checks.boolean("use_bias", use_bias) else None
     if kernel_init is None:
         return ConvParams(_init.kernel(key, taps, c_in // groups, c_out, dtype), bias)
-    return ConvParams(_init.drawn("kernel_init", kernel_init, key, (*taps, c_in // groups, c_out)).astype(dtype), bias)
+    return ConvParams(_init.drawn("kernel_init", kernel_init, key, (*taps, c_in // groups, c_out), dtype), bias)
 
 
 # --- Shared with `conv_transpose` and `causal_conv` ---

@@ -210,9 +210,9 @@ def conv_transpose_init(
     dtype = _checks.dtype("dtype", dtype)
     bias = jnp.zeros((c_out,), dtype) if _checks.boolean("use_bias", use_bias) else None
     if kernel_init is not None:
-        drawn = _init.drawn("kernel_init", kernel_init, key, (*taps, c_in // groups, c_out))
+        drawn = _init.drawn("kernel_init", kernel_init, key, (*taps, c_in // groups, c_out), dtype)
         by_group = jnp.moveaxis(drawn.reshape(*taps, c_in // groups, groups, c_out // groups), -1, -3)
-        return ConvParams(jnp.moveaxis(by_group, -1, -2).reshape(*taps, c_out // groups, c_in).astype(dtype), bias)
+        return ConvParams(jnp.moveaxis(by_group, -1, -2).reshape(*taps, c_out // groups, c_in), bias)
     scale = (prod(strides) / (prod(taps) * (c_in // groups))) ** 0.5
     kernel = scale * _init.normal(key, (*taps, c_out // groups, c_in), dtype)
     return ConvParams(kernel, bias)

@@ -65,12 +65,16 @@ def matrices(
     D, H, dtype = sizes(input_size, hidden_size, dtype)
     key_x, key_h = jax.random.split(key)
     w_x = (
-        matrix(key_x, D, gates * H, dtype) if w_x_init is None else by_gate("w_x_init", w_x_init, key_x, (D, H), gates)
+        matrix(key_x, D, gates * H, dtype)
+        if w_x_init is None
+        else by_gate("w_x_init", w_x_init, key_x, (D, H), gates, dtype=dtype)
     )
     w_h = (
-        orthogonal(key_h, H, gates, dtype) if w_h_init is None else by_gate("w_h_init", w_h_init, key_h, (H, H), gates)
+        orthogonal(key_h, H, gates, dtype)
+        if w_h_init is None
+        else by_gate("w_h_init", w_h_init, key_h, (H, H), gates, dtype=dtype)
     )
-    return w_x.astype(dtype), w_h.astype(dtype), jnp.zeros((gates * H,), dtype)
+    return w_x, w_h, jnp.zeros((gates * H,), dtype)
 
 
 def kernels(
@@ -92,24 +96,26 @@ def kernels(
     def draw(name: str, init: Initializer | None, key: PRNGKeyArray, channels: int) -> jax.Array:
         if init is None:
             return kernel(key, taps, channels, gates * F, dtype)
-        return by_gate(name, init, key, (*taps, channels, F), gates).astype(dtype)
+        return by_gate(name, init, key, (*taps, channels, F), gates, dtype=dtype)
 
     w_x, w_h = draw("w_x_init", w_x_init, key_x, C), draw("w_h_init", w_h_init, key_h, F)
     return w_x, w_h, jnp.zeros(gates * F, dtype)
 
 
-def by_gate(name: str, init: Initializer, key: PRNGKeyArray, shape: tuple[int, ...], gates: int) -> jax.Array:
-    """Return one weight of this shape for each gate, drawn by `init` in float32, side by side on the last axis."""
-    return jnp.concatenate([drawn(name, init, k, shape) for k in jax.random.split(key, gates)], -1)
+def by_gate(
+    name: str, init: Initializer, key: PRNGKeyArray, shape: tuple[int, ...], gates: int, *, dtype: np.dtype
+) -> jax.Array:
+    """Return one weight of this shape for each gate, drawn by `init`, side by side on the last axis."""
+    return jnp.concatenate([drawn(name, init, k, shape, dtype) for k in jax.random.split(key, gates)], -1)
 
 
-def drawn(name: str, init: Initializer, key: PRNGKeyArray, shape: tuple[int, ...]) -> jax.Array:
-    """Return `init(key, shape, float32)`, checked: some initializers do not draw in 16 bits."""
+def drawn(name: str, init: Initializer, key: PRNGKeyArray, shape: tuple[int, ...], dtype: np.dtype) -> jax.Array:
+    """Return `init(key, shape)`, checked. It draws in float32 at least, because some do not draw in 16 bits."""
     if not callable(init):
         _checks.bad_type(name, "a function (key, shape, dtype) -> array", _checks.describe(init))
-    found = _checks.array(name, init(key, shape, _precision.accumulator(jnp.dtype(jnp.float32))))
+    found = _checks.array(name, init(key, shape, _precision.accumulator(dtype)))
     _checks.shape(name, found, shape, "the shape that was passed to it")
-    return found
+    return found.astype(dtype)
 
 
 def kernel_sizes(kernel_size: int | Sequence[int], c_in: int, c_out: int) -> tuple[tuple[int, ...], int, int]:

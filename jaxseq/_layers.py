@@ -23,6 +23,7 @@ from typing import Unpack, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jaxseq import _checks, _time
@@ -85,7 +86,7 @@ def bidirectional(
     states = _sequence_of("carry", [None, None] if carry is None else carry, 2)
     ends, ys = [], []
     zoneout = time.get("zoneout")
-    zoneout = (zoneout, zoneout) if isinstance(zoneout, int | float) else zoneout
+    zoneout = (zoneout, zoneout) if isinstance(zoneout, int | float | np.floating) else zoneout
     given = {"recurrent_dropout_mask": time.get("recurrent_dropout_mask"), "zoneout": zoneout}
     pairs = {option: _sequence_of(option, value, 2) for option, value in given.items() if value is not None}
     for i, (f, p, state) in enumerate(zip(layers, _sequence_of("params", params, 2), states, strict=True)):
@@ -161,8 +162,7 @@ def stack(
     recurrent = _checks.rate("recurrent_dropout", recurrent_dropout)
     zoneout = time.pop("zoneout", None)
     zoneout = 0.0 if zoneout is None else _checks.rate("zoneout", zoneout)
-    if isinstance(key, int):
-        _checks.bad_type("key", "a JAX random key, such as jax.random.key(0)", _checks.describe(key))
+    _checks.key("key", key)
     if (rate or recurrent) and key is None:
         _checks.bad_value("key", "a JAX random key, since a dropout rate is not zero", "None")
     if not isinstance(params, list | tuple) or hasattr(params, "_fields") or not params:
@@ -223,7 +223,7 @@ def bidirectional_init(
     Reference:
         M. Schuster and K. K. Paliwal, Bidirectional recurrent neural networks (1997).
     """
-    inits = _functions("init", init, 2, "a function (key, input_size, hidden_size) -> params")
+    inits = _inits(init, 2)
     first, second = (
         f(k, input_size, hidden_size, **options) for f, k in zip(inits, jax.random.split(key), strict=True)
     )
@@ -264,13 +264,14 @@ def stack_init(
     Reference:
         A. Graves, A. Mohamed and G. Hinton, Speech recognition with deep recurrent neural networks (2013), section 2.
     """
-    if not isinstance(hidden_sizes, list | tuple):
+    if not isinstance(hidden_sizes, Sequence | np.ndarray) or isinstance(hidden_sizes, str):
         _checks.bad_type("hidden_sizes", "a sequence with the size of each layer", _checks.describe(hidden_sizes))
-    if not hidden_sizes:
+    sizes = [*hidden_sizes]
+    if not sizes:
         _checks.bad_value("hidden_sizes", "at least one layer", "none")
-    inits = _functions("init", init, len(hidden_sizes), "a function (key, input_size, hidden_size) -> params")
+    inits = _inits(init, len(sizes))
     params, size = [], input_size
-    for f, k, hidden_size in zip(inits, jax.random.split(key, len(inits)), hidden_sizes, strict=True):
+    for f, k, hidden_size in zip(inits, jax.random.split(key, len(inits)), sizes, strict=True):
         params.append(f(k, size, hidden_size, **options))
         size = _output_size(params[-1], hidden_size)
     return params
@@ -346,7 +347,32 @@ def _layers(name: str, value: object, count: int) -> list[Layer]:
     one = isinstance(value, Cell)
     values = [value] * count if one or callable(value) else _sequence_of(name, value, count)
     layers = [partial(recurrence, layer) if isinstance(layer, Cell) else layer for layer in values]
+    for layer in layers:
+        suffix = next((suffix for suffix in ("_cell", "_init") if _name(layer).endswith(suffix)), None)
+        if suffix and _is_of_jaxseq(layer):
+            right = _name(layer).removesuffix(suffix)
+            _checks.bad_type(name, f"a function of a sequence, such as {right}", f"{_name(layer)}, which is not one")
     return _functions(name, layers, count, "a function (params, carry, xs, **time) -> (carry, ys), or a jaxseq.Cell")
+
+
+def _inits(value: object, count: int) -> list[Init]:
+    """Return `count` initializers, given one for all of them or a sequence of `count`."""
+    expected = "a function (key, input_size, hidden_size) -> params"
+    for one in value if isinstance(value, list | tuple) and not isinstance(value, Cell) else [value]:
+        if isinstance(one, Cell) or (_is_of_jaxseq(one) and not _name(one).endswith("_init")):
+            name = one.name if isinstance(one, Cell) else _name(one)
+            _checks.bad_type("init", f"an initializer, such as {name}_init", name)
+    return _functions("init", value, count, expected)
+
+
+def _name(function: object) -> str:
+    """Return the name of a function, also within `functools.partial`."""
+    return getattr(function.func if isinstance(function, partial) else function, "__name__", "")
+
+
+def _is_of_jaxseq(function: object) -> bool:
+    module = getattr(function.func if isinstance(function, partial) else function, "__module__", None) or ""
+    return module.startswith("jaxseq.")
 
 
 def _functions(name: str, value: object, count: int, expected: str) -> list[Callable[..., PyTree]]:

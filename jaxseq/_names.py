@@ -52,6 +52,15 @@ OTHERS = (
         "w_h_init",
     ),
     Name("", "", "`kernel_init`", ("kernel_initializer", "w_init"), "kernel_init"),
+    Name("", "", "`use_bias`", ("with_bias", "bias"), "use_bias"),
+    Name(
+        "",
+        "",
+        "`params._replace(...)` to set the bias",
+        ("bias_init", "bias_initializer", "b_init", "forget_bias", "unit_forget_bias"),
+        "use_bias",
+    ),
+    Name("", "", "`kernel_init`", ("depthwise_initializer", "pointwise_initializer"), "kernel_init"),
     Name("", "", "`key`", ("rng", "rngs", "prng_key", "seed"), "key"),
     Name("", "", "`activation`", ("nonlinearity", "activation_fn"), "activation"),
     Name("", "", "`checkpoint`", ("remat",), "checkpoint"),
@@ -135,7 +144,13 @@ NAMES = (
     ),
     Name(FLAX, "`seq_lengths=`", "`lengths=`", ("seq_lengths",), "lengths"),
     Name(FLAX, "`time_major=`", "`time_axis=0` or `1`", ("time_major",), "time_axis"),
-    Name(FLAX, "`return_carry=True`", "the carry is always returned, first", ("return_carry",)),
+    Name(
+        FLAX,
+        "`return_carry=True`",
+        "the carry is always returned, first",
+        ("return_carry",),
+        hint="nothing: the carry is always returned, first",
+    ),
     Name(
         FLAX,
         "`reverse=True, keep_order=True`",
@@ -174,8 +189,16 @@ NAMES = (
         "`return_sequences=True`, `return_state=True`",
         "both are always returned: `(carry, ys)`",
         ("return_sequences", "return_state"),
+        hint="nothing: both are always returned, `(carry, ys)`",
     ),
-    Name(KERAS, "`stateful=True`", "pass the returned carry to the next call", ("stateful",), "carry"),
+    Name(
+        KERAS,
+        "`stateful=True`",
+        "pass the returned carry to the next call",
+        ("stateful",),
+        "carry",
+        hint="the returned carry as `carry` of the next call",
+    ),
     Name(
         KERAS,
         "`go_backwards=True`",
@@ -197,6 +220,7 @@ NAMES = (
         '`data_format="channels_first"`',
         "channels are last: `jnp.moveaxis(x, 1, -1)`",
         ("data_format", "dimension_numbers"),
+        hint="`jnp.moveaxis(x, 1, -1)`: channels are last",
     ),
     Name(
         KERAS,
@@ -245,7 +269,7 @@ NAMES = (
     ),
 )
 
-# Classes of every library that differ from a name of jaxseq in their case only.
+# Classes of other libraries by their names here, and names in submodules.
 ATTRIBUTES = {
     "LSTM": "lstm",
     "LSTMCell": "lstm_cell",
@@ -257,6 +281,22 @@ ATTRIBUTES = {
     "SimpleCell": "rnn_cell",
     "RNNCell": "rnn_cell",
     "Conv": "conv",
+    "ConvGRU": "conv_gru",
+    "Stack": "stack",
+    "StackedRNNCells": "stack",
+    "SeparableConv1d": "separable_conv",
+    "initialize_carry": "zero_state",
+    "initial_state": "zero_state",
+    "mgu": "cells.mgu",
+    "MGU": "cells.mgu",
+    "MGUCell": "cells.mgu",
+    "slstm": "cells.slstm",
+    "indrnn": "cells.indrnn",
+    "sample": "autoregressive.sample",
+    "generate": "autoregressive.sample",
+    "fit": "autoregressive.fit",
+    "forecast": "autoregressive.forecast",
+    "check_vjp": "testing.check_vjp",
 }
 
 

@@ -60,8 +60,7 @@ def initializer(f: Callable[P, R]) -> Callable[P, R]:
         except TypeError as error:
             raise TypeError(wrong_arguments(name, signature, kwargs, error)) from None
         try:
-            if isinstance(given.get("key"), int):
-                _checks.bad_type("key", "a JAX random key, such as jax.random.key(0)", _checks.describe(given["key"]))
+            _checks.key("key", given.get("key"))
             return f(*args, **kwargs)
         except Exception as error:
             raise error.with_traceback(without_own_frames(error.__traceback__)) from error.__cause__
@@ -77,6 +76,8 @@ def wrong_arguments(name: str, signature: inspect.Signature, kwargs: Mapping[str
     unknown = next((argument for argument in kwargs if argument not in signature.parameters), None)
     kinds: dict[bool, list[str]] = {True: [], False: []}
     for parameter in signature.parameters.values():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            continue
         kinds[parameter.kind is parameter.KEYWORD_ONLY].append(parameter.name)
     if unknown is None:
         carry = ", where a carry of None is zeros" if "carry" in signature.parameters else ""
@@ -94,7 +95,7 @@ def suggestion(unknown: str, signature: inspect.Signature) -> str:
     hint = _names.hint_for_argument(unknown, signature.parameters)
     if hint or unknown in _time_options.DEFAULTS:  # an option of recurrences has no near match elsewhere
         return hint
-    close = difflib.get_close_matches(unknown, signature.parameters, n=1)
+    close = difflib.get_close_matches(unknown, signature.parameters, n=1, cutoff=0.7)
     return f"`{close[0]}`" if close else ""
 
 

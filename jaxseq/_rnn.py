@@ -13,12 +13,14 @@ JAX differentiates another function. The gradients of the maps are hand-derived 
 Source: J. L. Elman, Finding structure in time (1990).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import lru_cache
 from typing import Unpack
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jax.lax import PrecisionLike
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
@@ -54,7 +56,7 @@ CELLS = {
 
 
 # Functions whose derivative is known. JAX's relu has the derivative 0 at 0, as `_relu` has.
-_KNOWN: dict[object, str] = {jnp.tanh: "tanh", jax.lax.tanh: "tanh", jax.nn.relu: "relu"}
+_KNOWN: dict[object, str] = {jnp.tanh: "tanh", jax.lax.tanh: "tanh", np.tanh: "tanh", jax.nn.relu: "relu"}
 
 
 @lru_cache
@@ -67,6 +69,11 @@ def _cell_of(activation: Activation) -> _recurrence.Cell:
 
 def _with_activation(activation: str | Activation) -> _recurrence.Cell:
     if not isinstance(activation, str) and callable(activation):
+        if any(isinstance(part.cell_contents, Tracer) for part in getattr(activation, "__closure__", None) or ()):
+            expected = "a function without traced values of its own; pass them in the parameters of a `jaxseq.Cell`"
+            _checks.bad_type("activation", expected, _checks.describe(activation))
+        if not isinstance(activation, Hashable):
+            return _cell_of.__wrapped__(activation)
         name = _KNOWN.get(activation)
         return CELLS[name] if name else _cell_of(activation)
     if not isinstance(activation, str) or activation not in CELLS:
@@ -93,7 +100,8 @@ def rnn(
         carry: the initial state `(*batch, H)`, or None for zeros.
         xs: the sequence `(T, *batch, D)`: time, then any number of batch axes, then features.
         activation: `"tanh"`, `"relu"`, or a function of one array, such as `jax.nn.gelu`, which JAX differentiates. The
-            function is static under jit: create it once. The derivative of relu at 0 is 0, as in `jax.nn.relu`.
+            function is static under jit: create it once, without traced values of its own. The derivative of relu at 0
+            is 0, as in `jax.nn.relu`.
         **time: time options, `jaxseq.TimeOptions`.
 
     Returns:

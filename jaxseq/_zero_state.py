@@ -6,6 +6,7 @@ The carry of `jax.lax.scan` has to have the structure of the state, and so has a
 from collections.abc import Sequence
 
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
@@ -27,7 +28,8 @@ def zero_state(
 ) -> PyTree:
     """Return the initial state of zeros: what a carry of None stands for.
 
-    `jax.lax.scan` needs a carry with the structure of the state, where None is not possible.
+    `jax.lax.scan` needs a carry with the structure of the state, where None is not possible. Its dtype is that of the
+    parameters; the dtype of None is that of `xs`. Both are float32 at least.
 
     Args:
         params: the parameters of a cell, or a list or tuple of the parameters of several layers or directions, nested
@@ -61,7 +63,9 @@ def zero_state(
         The state before the first step of every recurrence, as in S. Hochreiter and J. Schmidhuber, Long short-term
         memory (1997).
     """
-    sizes = (batch_shape,) if isinstance(batch_shape, int) else tuple(batch_shape)
+    if not isinstance(batch_shape, int | np.integer | Sequence):
+        _checks.bad_type("batch_shape", "an integer or a sequence of integers", _checks.describe(batch_shape))
+    sizes = batch_shape if isinstance(batch_shape, Sequence) else (batch_shape,)
     batch = tuple(_checks.integer("batch_shape", size, at_least=0) for size in sizes)
     dtype = None if dtype is None else _checks.dtype("dtype", dtype)
     return _zeros(params, batch, cell, dtype)

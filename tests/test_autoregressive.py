@@ -183,6 +183,23 @@ def test_targets_of_several_steps(array):
     assert ar.lagged(xs, 3, horizon=8)[1].shape == (1, 8, 2)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64], ids=lambda d: d.__name__)
+@pytest.mark.parametrize("label", ["constant", "one of two", "a sum", "a line"])
+def test_fit_refuses_a_series_whose_windows_are_linearly_dependent(label, dtype):
+    """Up to rounding: a constant differs from its mean, and the sum of two variables from the third."""
+    a, b = random(40), random(40, seed=1)
+    series = {
+        "constant": np.full(40, 0.1),
+        "one of two": np.stack([a, np.full(40, 0.7)], -1),
+        "a sum": np.stack([a, b, a + b], -1),
+        "a line": 0.1 * np.arange(40),
+    }
+    xs = jnp.asarray(series[label], dtype)
+    with pytest.raises(ValueError, match=r"`xs`: expected a series with linearly independent windows"):
+        ar.fit(xs, 2)
+    assert np.isnan(jax.jit(ar.fit, static_argnums=1)(xs, 2).coefficients).all()
+
+
 def test_fit_of_as_few_steps_as_there_may_be():
     """Five equations in three unknowns, then three equations, which leave no residual."""
     x = random(7)
@@ -785,6 +802,14 @@ def test_values_of_a_density_are_zero_after_their_end():
     assert xs.tolist() == [[2, 2], [0, 4], [0, 7]]
 
 
+def test_values_that_are_vectors_end_with_their_sequence():
+    step = lambda s, x: (s + 1.0, x + s[:, None])  # noqa: E731
+    start, lengths = jnp.zeros((2, 3)), jnp.array([0, 2])
+    _, xs = ar.sample(jax.random.key(0), step, jnp.ones(2), start, 3, lengths=lengths, draw=lambda key, a: a)
+    np.testing.assert_array_equal(xs[:, :, 0], [[0, 1], [0, 3], [0, 0]])
+    np.testing.assert_array_equal(xs, np.repeat(xs[..., :1], 3, -1))
+
+
 CONSTANT = lambda s, x: (s, jnp.ones((3, 7)))  # noqa: E731
 SAMPLE_MISTAKES = {
     "neither first nor prompt": ({"first": None}, ValueError, r"`first`: expected a value, since there is no `prompt`"),
@@ -813,6 +838,8 @@ SAMPLE_MISTAKES = {
     "negative lengths": ({"lengths": jnp.array([1, -1, 2])}, ValueError, r"`lengths`: expected integers >= 0, got -1"),
     "lengths as floats": ({"lengths": jnp.ones(3)}, TypeError, r"`lengths`: expected an array of integers"),
     "a stop that is no token": ({"stop": "end"}, TypeError, r"`stop`: expected an integer, got str 'end'"),
+    "a number as key": ({"key": 0}, TypeError, r"`key`: expected a JAX random key, such as jax\.random\.key\(0\)"),
+    "a stop that is no token, for no steps": ({"stop": "end", "length": 0}, TypeError, r"`stop`: expected an integer"),
     "no state, but lengths": (
         {"carry": None, "lengths": jnp.ones(3, int)},
         TypeError,
@@ -831,9 +858,16 @@ SAMPLE_MISTAKES = {
 def test_mistakes_with_prompts_and_ends(label, network):
     changed, error, match = SAMPLE_MISTAKES[label]
     step, state = network
-    given = {"step": step, "carry": state, "first": jnp.array([0, 1, 2]), "length": 4} | changed
+    given = {"key": jax.random.key(0), "step": step, "carry": state, "first": jnp.array([0, 1, 2]), "length": 4}
     with pytest.raises(error, match=match):
-        ar.sample(jax.random.key(0), **given)
+        ar.sample(**given | changed)
+
+
+@pytest.mark.parametrize("limit", [np.iinfo(np.int64).max, 2**31, 2**32 + 1])
+def test_a_length_that_means_no_limit(limit):
+    lengths = np.full(3, limit)
+    _, xs = ar.sample(jax.random.key(0), CONSTANT, None, jnp.array([0, 1, 2]), 4, lengths=lengths)
+    assert (xs >= 0).all()
 
 
 @pytest.mark.long

@@ -108,6 +108,21 @@ MISTAKES = {
         TypeError,
         r"`hidden_sizes`: expected a sequence with the size of each layer, got int 4",
     ),
+    "an op in place of an initializer": (
+        lambda: jaxseq.stack_init(jaxseq.lstm, KEY, D, [4]),
+        TypeError,
+        r"`init`: expected an initializer, such as lstm_init, got lstm",
+    ),
+    "a cell in place of an initializer": (
+        lambda: jaxseq.stack_init(cells.mgu, KEY, D, [4]),
+        TypeError,
+        r"`init`: expected an initializer, such as mgu_init, got mgu",
+    ),
+    "batch as a float": (
+        lambda: jaxseq.zero_state(jaxseq.rnn_init(KEY, D, H), 2.0),
+        TypeError,
+        r"`batch_shape`: expected an integer or a sequence of integers, got float 2\.0",
+    ),
     "no layer": (lambda: jaxseq.stack_init(jaxseq.gru_init, KEY, D, []), ValueError, r"`hidden_sizes`: .* one layer"),
     "an op as initializer": (
         lambda: jaxseq.bidirectional_init("gru", KEY, D, H),
@@ -218,6 +233,12 @@ def test_initializers_of_jax_and_those_without_one_draw_the_same_other_weights()
     np.testing.assert_array_equal(plain.w_h, other.w_h)
     assert np.abs(other.w_x).max() <= np.sqrt(6 / (D + H))
     assert not np.array_equal(plain.w_x, other.w_x)
+
+
+def test_initializers_draw_in_the_dtype_of_the_parameters():
+    draw = jax.nn.initializers.constant(0.1)
+    assert (jaxseq.conv_init(KEY, 3, 4, 5, kernel_init=draw, dtype=jnp.float64).kernel == 0.1).all()
+    assert (jaxseq.lstm_init(KEY, D, H, w_h_init=draw, dtype=jnp.float64).w_h == 0.1).all()
 
 
 def test_a_kernel_initializer_sees_the_fan_in():

@@ -111,9 +111,17 @@ def test_both_directions_of_a_cell(key):
             lambda p, q, xs: jaxseq.bidirectional(cells.mgu, [q, p], None, xs),
             r"expected MGUParams\(.*\n?in the forward direction of jaxseq\.bidirectional",
         ),
+        (
+            lambda p, q, xs: jaxseq.stack(jaxseq.gru_cell, [p, p], None, xs),
+            r"`layer`: expected a function of a sequence, such as gru, got gru_cell",
+        ),
+        (
+            lambda p, q, xs: jaxseq.bidirectional(partial(jaxseq.recurrence_cell, cells.gru), [p, p], None, xs),
+            r"`layer`: expected a function of a sequence, such as recurrence, got recurrence_cell",
+        ),
         (lambda p, q, xs: jaxseq.stack([jaxseq.gru, 3], [p, q], None, xs), r"`layer`: .* or a jaxseq\.Cell, got int 3"),
     ],
-    ids=["features", "residual", "direction", "no layer"],
+    ids=["features", "residual", "direction", "one step", "one step of any cell", "no layer"],
 )
 def test_errors_name_the_layer(call, expected, key):
     p, q = jaxseq.gru_init(key, 3, 5), jaxseq.gru_init(key, 5, 5)

@@ -69,6 +69,14 @@ def test_any_function_as_activation_even_if_it_mixes_features(key):
     assert_close(gradients(partial(jaxseq.rnn, activation=jax.nn.softmax)), gradients(loop))
 
 
+def test_an_activation_closes_over_no_traced_value(key):
+    args = arguments("rnn", "plain", key)
+    with pytest.raises(
+        TypeError, match=r"`activation`: expected a function without traced values of its own; pass them"
+    ):
+        jax.grad(lambda s: jaxseq.rnn(*args, activation=lambda a: jnp.tanh(s * a))[1].sum())(2.0)
+
+
 def test_unroll_and_precision_reach_the_compiler(key):
     args = arguments("gru", "plain", key)
     f = partial(jaxseq.gru, unroll=3, precision="highest")

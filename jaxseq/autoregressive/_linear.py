@@ -75,6 +75,8 @@ def fit(xs: Float[AnyArray, "T *K"], order: int, *, horizon: int = 1) -> Linear:
     K = 1 if x.ndim == 1 else x.shape[1]
     if x.shape[0] < order + horizon - 1 + order * K + 1:
         most = (x.shape[0] - horizon) // (K + 1)
+        if most < 1:
+            _checks.bad_value("xs", f"at least {horizon + K + 1} steps, for order 1", str(x.shape[0]), xs=x)
         expected = f"at most {most}, so that there are no more unknowns than equations"
         _checks.bad_value("order", expected, str(order), xs=x)
     wide = x.astype(_precision.accumulator(x.dtype))
@@ -115,12 +117,25 @@ def _fit(x: jax.Array, order: int, horizon: int) -> Linear:
     C = C - dot("ia,jb->ijab", sums, sums) / count  # eliminate b, the mean of x_t - sum_j x_{t-j} A_j
     G = C[horizon:, horizon:].transpose(0, 2, 1, 3).reshape(order * K, order * K)
     g = C[horizon:, 0].reshape(order * K, K)
-    A = jnp.linalg.solve(G, g)
+    A = jnp.where(_is_regular(G, mean, count), jnp.linalg.solve(G, g), jnp.nan)
     residual = C[0, 0] - dot("ka,kb->ab", A, g)
     residual = jnp.where(jnp.eye(K, dtype=bool), jnp.maximum(residual, 0), residual)
     A = jnp.concatenate([jnp.zeros((horizon - 1, K, K), x.dtype), A.reshape(order, K, K)])
     b = mean + (sums[0] - dot("ja,jab->b", sums[1:], A)) / count - dot("a,jab->b", mean, A)
     return Linear(A, b, residual / count)
+
+
+def _is_regular(G: jax.Array, mean: jax.Array, count: int) -> jax.Array:
+    """True if the normal equations have one solution, up to rounding: nothing is constant, no windows are collinear.
+
+    Rounding of a constant leaves differences to its mean of about eps times the mean.
+    """
+    eps, size = jnp.finfo(G.dtype).eps, G.shape[0]
+    scale = jnp.sqrt(jnp.diagonal(G))
+    varies = jnp.all(scale > 4 * eps * count**0.5 * jnp.abs(jnp.tile(mean, size // mean.shape[0])))
+    safe = jnp.where(scale > 0, scale, jnp.ones_like(scale))
+    values = jnp.linalg.eigvalsh(jnp.where(varies, G / (safe[:, None] * safe[None]), jnp.eye(size, dtype=G.dtype)))
+    return varies & (values[0] > size * eps * values[-1])
 
 
 def predict(
@@ -165,7 +180,7 @@ def predict(
     of_units = jax.vmap(lambda window: _recurse(matrices, window, steps))(units) - intercepts[None]
     kernel = of_units.reshape(order, K, steps * K)[::-1]  # the most recent value last
     values = x.reshape(x.shape[0], K)
-    before = jnp.concatenate([jnp.zeros((1, K), x.dtype), values[:-1]])
+    before = jnp.concatenate([jnp.zeros((1, K), x.dtype), values])[:-1]
     found = conv(before, kernel, intercepts.reshape(-1), padding="CAUSAL")
     return found.reshape(x.shape[0], *(() if horizon is None else (steps,)), *x.shape[1:])
 
@@ -217,10 +232,10 @@ def _recurse(model: Linear, newest: jax.Array, steps: int) -> jax.Array:
 
 def _matrices(model: Linear, x: jax.Array) -> Linear:
     """Return the model with coefficients (τ, K, K) and intercept (K,) in the dtype of the series."""
-    model = _precision.cast(_checks.container("model", model, Linear), x.dtype)
-    coefficients, intercept = model.coefficients, jnp.asarray(model.intercept)
+    model = _precision.cast(jax.tree.map(jnp.asarray, _checks.container("model", model, Linear)), x.dtype)
+    coefficients, intercept = model.coefficients, model.intercept
     sizes = x.shape[1:] * 2
-    if coefficients.shape[1:] != sizes or intercept.shape != x.shape[1:]:
+    if not coefficients.shape[:1] > (0,) or coefficients.shape[1:] != sizes or intercept.shape != x.shape[1:]:
         got = f"coefficients {coefficients.shape} and intercept {intercept.shape}"
         expected = f"coefficients {('order', *sizes)} and intercept {x.shape[1:]}, the variables of `xs`".replace(
             "'", ""

@@ -34,7 +34,7 @@ def read_prompt(
     prompt_lengths: Integer[AnyArray, "*batch"] | None,
 ) -> tuple[PyTree, PyTree]:
     """Return the carry after all values before the last one of the prompt, and that value, the next input."""
-    step = reading.step
+    step, prompt = reading.step, np.asarray(prompt) if isinstance(prompt, list) else prompt
     if prompt is None:
         if first is None:
             _checks.bad_value("first", "a value, since there is no `prompt`", "None")
@@ -58,7 +58,7 @@ def read_prompt(
         return lax.scan(lambda s, x: (step(s, x)[0], None), carry, before)[0], last
 
     require_arrays("prompt_lengths", step, carry, drawn)
-    batch = drawn.shape if isinstance(drawn, jax.Array) else None
+    batch = drawn.shape if are_tokens(drawn) else None
     number = jnp.clip(counts("prompt_lengths", prompt_lengths, batch, low=1, high=P), 1, P)
     index = number + more - 1  # of the last value
 
@@ -95,6 +95,11 @@ def as_drawn(
     return first
 
 
+def are_tokens(x: PyTree[Array]) -> bool:
+    """True if a value is one array of integers, whose axes are batch axes. Other values may have more axes."""
+    return isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jnp.integer)
+
+
 def none_stands_for_arrays(step: Step, carry: PyTree[ArrayLike], first: PyTree[Array]) -> bool:
     """True if `carry` has a None where the new carry has arrays, as the cells of jaxseq accept."""
     count = lambda tree: len(jax.tree.leaves(tree))  # noqa: E731
@@ -111,7 +116,7 @@ def counts(
     name: str, value: Integer[AnyArray, "*batch"], batch: tuple[int, ...] | None, low: int = 0, high: int | None = None
 ) -> jax.Array:
     """Return numbers of values, one for each sequence, checked where they are concrete."""
-    found = _checks.converted(value)
+    found = _checks.converted(np.asarray(value) if isinstance(value, int) else value)
     if not isinstance(found, _checks.ARRAYS) or not jnp.issubdtype(found.dtype, jnp.integer):
         _checks.not_an_array(name, "an array of integers", value)
     if batch is not None and found.shape != batch:
@@ -121,6 +126,8 @@ def counts(
         if least < low or (high is not None and most > high):
             expected = f"integers >= {low}" if high is None else f"integers from {low} to {high}, the steps of `prompt`"
             _checks.bad_value(name, expected, f"{least} to {most}")
+    if found.dtype.itemsize >= 4:  # the cast to int32 would wrap large numbers around
+        found = (jnp if isinstance(found, Tracer) else np).minimum(found, np.asarray(2**31 - 1, found.dtype))
     return jnp.asarray(found, jnp.int32)
 
 

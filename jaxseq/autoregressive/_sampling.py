@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Integer, PRNGKeyArray, PyTree
@@ -21,6 +22,7 @@ from jaxseq.autoregressive._prompt import (
     Draw,
     Reading,
     Step,
+    are_tokens,
     counts,
     none_stands_for_arrays,
     read_prompt,
@@ -125,8 +127,8 @@ def sample(
     r"""Sample a sequence from a model, $x_t \sim P(x_t \mid x_{<t})$, in one `jax.lax.scan`.
 
     With `stop` or `lengths`, each sequence of a batch has its own end. Its carry is that of its end, and `xs` is -1
-    after it (0 if values are floats), so `(xs >= 0).sum(0)` are the lengths of sequences of tokens. With `stop`, the
-    loop ends as soon as all sequences have ended.
+    after it (0 if values are not signed integers), so `(xs >= 0).sum(0)` are the lengths of sequences of tokens. With
+    `stop`, the loop ends as soon as all sequences have ended.
 
     Args:
         key: a JAX random key. Step t uses `fold_in(key, t)`.
@@ -171,13 +173,14 @@ def sample(
     Reference:
         A. Graves, Generating sequences with recurrent neural networks (2013), section 2.
     """
+    _checks.key("key", key)
     length, pick = _checks.integer("length", length, at_least=0), _draw_function(step, temperature, top_k, top_p, draw)
     carry, first = read_prompt(Reading(step, pick, key), carry, first, prompt, prompt_lengths)
     if lengths is not None:
         require_arrays("lengths", step, carry, first)
+    ends = _ends(first, stop, lengths)
     if length == 0:
         return jax.tree.map(jnp.asarray, carry), jax.tree.map(lambda a: jnp.zeros((0, *a.shape), a.dtype), first)
-    ends = _ends(first, stop, lengths)
 
     def next_value(state: _State, t: jax.Array | int) -> tuple[_State, PyTree]:
         found, a = step(state.carry, state.x)
@@ -229,13 +232,13 @@ def _ends(
         return None
     tokens: list[int] = []
     if stop is not None:
-        if not isinstance(first, jax.Array) or not jnp.issubdtype(first.dtype, jnp.integer):
+        if not are_tokens(first):
             _checks.bad_type("stop", "None, since values are not tokens", _checks.describe(stop))
-        tokens = [_checks.integer("stop", token) for token in (stop if isinstance(stop, list | tuple) else [stop])]
+        given = stop.ravel() if isinstance(stop, np.ndarray) else stop if isinstance(stop, list | tuple) else [stop]
+        tokens = [_checks.integer("stop", token) for token in given]
     most = None
     if lengths is not None:
-        shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(first)]
-        most = counts("lengths", lengths, shapes[0] if isinstance(first, jax.Array) else None)
+        most = counts("lengths", lengths, first.shape if are_tokens(first) else None)
 
     def ends(x: PyTree, t: jax.Array | int) -> jax.Array:
         ended = jnp.zeros(x.shape if most is None else most.shape, bool)
@@ -295,6 +298,7 @@ def stream(
     Reference:
         A. Graves, Generating sequences with recurrent neural networks (2013), section 2.
     """
+    _checks.key("key", key)
     pick = _draw_function(step, temperature, top_k, top_p, draw)
     carry, first = read_prompt(Reading(step, pick, key), carry, first, prompt, None)
 

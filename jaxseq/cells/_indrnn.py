@@ -75,9 +75,9 @@ def indrnn_init(
     if w_h_init is None:
         w_h = jax.random.uniform(key_h, (1, hidden), dtype, 0.0, top)
     else:
-        w_h = _init.drawn("w_h_init", w_h_init, key_h, (1, hidden)).astype(dtype)
+        w_h = _init.drawn("w_h_init", w_h_init, key_h, (1, hidden), dtype)
     if w_x_init is None:
         w_x = _init.matrix(key, rows, hidden, dtype)
     else:
-        w_x = _init.drawn("w_x_init", w_x_init, key, (rows, hidden)).astype(dtype)
+        w_x = _init.drawn("w_x_init", w_x_init, key, (rows, hidden), dtype)
     return IndRNNParams(w_x, w_h, jnp.zeros(hidden, dtype) if _checks.boolean("use_bias", use_bias) else None)

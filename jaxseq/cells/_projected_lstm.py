@@ -102,5 +102,5 @@ def projected_lstm_init(
     if w_h_init is None:
         w_h = draw(1, P, 4 * hidden_size)
     else:
-        w_h = _init.by_gate("w_h_init", w_h_init, jax.random.fold_in(key, 1), (P, hidden_size), 4).astype(w_x.dtype)
+        w_h = _init.by_gate("w_h_init", w_h_init, jax.random.fold_in(key, 1), (P, hidden_size), 4, dtype=w_x.dtype)
     return ProjectedLSTMParams(w_x, w_h, b, draw(2, hidden_size, P))

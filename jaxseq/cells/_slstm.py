@@ -139,12 +139,12 @@ def slstm_init(
     def block(key: PRNGKeyArray) -> jax.Array:
         if w_h_init is None:
             return _init.orthogonal(key, hidden // n, 4, dtype)
-        return _init.by_gate("w_h_init", w_h_init, key, (hidden // n, hidden // n), 4).astype(dtype)
+        return _init.by_gate("w_h_init", w_h_init, key, (hidden // n, hidden // n), 4, dtype=dtype)
 
     if w_x_init is None:
         w_x = _init.matrix(key_x, rows, 4 * hidden, dtype)
     else:
-        w_x = _init.by_gate("w_x_init", w_x_init, key_x, (rows, hidden), 4).astype(dtype)
+        w_x = _init.by_gate("w_x_init", w_x_init, key_x, (rows, hidden), 4, dtype=dtype)
     w_h = jnp.stack([block(k) for k in jax.random.split(key_h, n)]).reshape(n, hidden // n, 4, hidden // n)
     b = jnp.zeros((4, n, hidden // n), dtype).at[1].set(jnp.linspace(3, 6, hidden // n, dtype=dtype))
     return SLSTMParams(w_x, w_h, b.reshape(-1) if _checks.boolean("use_bias", use_bias) else None)

@@ -5,6 +5,7 @@ from typing import Unpack
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jaxseq._time_options import TimeOptions, with_defaults
@@ -21,7 +22,7 @@ def bidirectional(
     """Reference implementation of `jaxseq.bidirectional`. `layer` is a reference implementation, too."""
     forwards, backwards = (layer, layer) if callable(layer) else layer
     first, second = (None, None) if carry is None else carry
-    if isinstance(time.get("zoneout"), int | float):
+    if isinstance(time.get("zoneout"), int | float | np.floating):
         time["zoneout"] = (time.get("zoneout"),) * 2
     pairs = {
         option: value for option in ("recurrent_dropout_mask", "zoneout") if (value := time.get(option)) is not None

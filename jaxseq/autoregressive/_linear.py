@@ -131,8 +131,8 @@ def _is_regular(G: jax.Array, mean: jax.Array, count: int) -> jax.Array:
     Rounding of a constant leaves differences to its mean of about eps times the mean.
     """
     eps, size = jnp.finfo(G.dtype).eps, G.shape[0]
-    scale = jnp.sqrt(jnp.diagonal(G))
-    varies = jnp.all(scale > 4 * eps * count**0.5 * jnp.abs(jnp.tile(mean, size // mean.shape[0])))
+    scale, steps = jnp.sqrt(jnp.diagonal(G)), jnp.sqrt(jnp.asarray(count).astype(G.dtype))  # `count` may be symbolic
+    varies = jnp.all(scale > 4 * eps * steps * jnp.abs(jnp.tile(mean, size // mean.shape[0])))
     safe = jnp.where(scale > 0, scale, jnp.ones_like(scale))
     values = jnp.linalg.eigvalsh(jnp.where(varies, G / (safe[:, None] * safe[None]), jnp.eye(size, dtype=G.dtype)))
     return varies & (values[0] > size * eps * values[-1])

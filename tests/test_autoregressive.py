@@ -183,8 +183,10 @@ def test_targets_of_several_steps(array):
     assert ar.lagged(xs, 3, horizon=8)[1].shape == (1, 8, 2)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64], ids=lambda d: d.__name__)
-@pytest.mark.parametrize("label", ["constant", "one of two", "a sum", "a line"])
+@pytest.mark.parametrize(
+    ("label", "dtype"),
+    [("constant", jnp.float32), ("one of two", jnp.float64), ("a sum", jnp.float32), ("a line", jnp.float64)],
+)
 def test_fit_refuses_a_series_whose_windows_are_linearly_dependent(label, dtype):
     """Up to rounding: a constant differs from its mean, and the sum of two variables from the third."""
     a, b = random(40), random(40, seed=1)

@@ -190,9 +190,9 @@ def checkpoint(value: object) -> int | str | None:
     others = ', "auto" (about sqrt(T)) or None'
     if isinstance(value, str) and value != "auto":
         bad_value("checkpoint", f"an integer >= 1{others}", repr(value))
-    return (
-        value if value is None or isinstance(value, str) else integer("checkpoint", value, at_least=1, or_else=others)
-    )
+    if value is None or isinstance(value, str):
+        return value
+    return integer("checkpoint", value, at_least=1, or_else=others)
 
 
 def lengths(name: str, value: object, batch: tuple[int, ...], steps: int) -> jax.Array:

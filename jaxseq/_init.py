@@ -64,17 +64,25 @@ def matrices(
     """Return w_x (D, gates H), w_h (H, gates H) and a zero bias (gates H,)."""
     D, H, dtype = sizes(input_size, hidden_size, dtype)
     key_x, key_h = jax.random.split(key)
-    w_x = (
-        matrix(key_x, D, gates * H, dtype)
-        if w_x_init is None
-        else by_gate("w_x_init", w_x_init, key_x, (D, H), gates, dtype=dtype)
-    )
-    w_h = (
-        orthogonal(key_h, H, gates, dtype)
-        if w_h_init is None
-        else by_gate("w_h_init", w_h_init, key_h, (H, H), gates, dtype=dtype)
-    )
+    w_x, w_h = input_map(w_x_init, key_x, (D, H), gates, dtype), recurrent_map(w_h_init, key_h, H, gates, dtype)
     return w_x, w_h, jnp.zeros((gates * H,), dtype)
+
+
+def input_map(
+    init: Initializer | None, key: PRNGKeyArray, shape: tuple[int, int], gates: int, dtype: np.dtype
+) -> jax.Array:
+    """Return (D, gates H) for the shape (D, H), by `init` for each gate, or normal of variance 1 / D for None."""
+    D, H = shape
+    if init is None:
+        return matrix(key, D, gates * H, dtype)
+    return by_gate("w_x_init", init, key, shape, gates, dtype=dtype)
+
+
+def recurrent_map(init: Initializer | None, key: PRNGKeyArray, size: int, gates: int, dtype: np.dtype) -> jax.Array:
+    """Return (H, gates H), by `init` for each gate, or orthogonal for None."""
+    if init is None:
+        return orthogonal(key, size, gates, dtype)
+    return by_gate("w_h_init", init, key, (size, size), gates, dtype=dtype)
 
 
 def kernels(

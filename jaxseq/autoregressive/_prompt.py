@@ -88,8 +88,8 @@ def as_drawn(
         if not all(jnp.issubdtype(jnp.result_type(a), kind) == jnp.issubdtype(like.dtype, kind) for kind in kinds):
             _checks.bad_type(name, f"{like.dtype}, the dtype of a drawn value", _checks.describe(a))
     first = jax.tree.map(lambda a, like: jnp.asarray(a, like.dtype), first, drawn)
-    if none_stands_for_arrays(step, carry, first):
-        carry = jax.eval_shape(step, carry, first)[0]
+    new = jax.eval_shape(step, carry, first)[0]
+    carry = new if has_fewer_arrays(carry, new) else carry
     one = lambda s, _: (step(s, first)[0], None)  # noqa: E731
     jax.eval_shape(lambda s: lax.scan(one, s, None, 1), carry)  # lax raises if the carry changes type
     return first
@@ -102,8 +102,12 @@ def are_tokens(x: PyTree[Array]) -> bool:
 
 def none_stands_for_arrays(step: Step, carry: PyTree[ArrayLike], first: PyTree[Array]) -> bool:
     """True if `carry` has a None where the new carry has arrays, as the cells of jaxseq accept."""
-    count = lambda tree: len(jax.tree.leaves(tree))  # noqa: E731
-    return count(carry) < count(jax.eval_shape(step, carry, first)[0])
+    return has_fewer_arrays(carry, jax.eval_shape(step, carry, first)[0])
+
+
+def has_fewer_arrays(carry: PyTree, new: PyTree) -> bool:
+    """True if a None of `carry` stands for arrays, or shapes of arrays, of `new`."""
+    return len(jax.tree.leaves(carry)) < len(jax.tree.leaves(new))
 
 
 def require_arrays(option: str, step: Step, carry: PyTree[ArrayLike], first: PyTree[Array]) -> None:

@@ -24,6 +24,7 @@ from jaxseq.autoregressive._prompt import (
     Step,
     are_tokens,
     counts,
+    has_fewer_arrays,
     none_stands_for_arrays,
     read_prompt,
     require_arrays,
@@ -189,7 +190,7 @@ def sample(
             return _State(found, x, state.ended), x
         keep = partial(select, state.ended)
         out = keep(jax.tree.map(lambda a: jnp.full_like(a, _after_the_end(a)), x), x)
-        carry = found if none_stands_for_arrays(step, state.carry, state.x) else keep(state.carry, found)
+        carry = found if has_fewer_arrays(state.carry, found) else keep(state.carry, found)
         return _State(carry, keep(state.x, x), state.ended | ends(x, t)), out
 
     start = _State(carry, first, jnp.zeros((), bool) if ends is None else ends(first, -1))

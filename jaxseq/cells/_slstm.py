@@ -135,16 +135,8 @@ def slstm_init(
     if hidden % n:
         _checks.bad_value("heads", f"a divisor of `hidden_size`, {hidden}", str(n))
     key_x, key_h = jax.random.split(key)
-
-    def block(key: PRNGKeyArray) -> jax.Array:
-        if w_h_init is None:
-            return _init.orthogonal(key, hidden // n, 4, dtype)
-        return _init.by_gate("w_h_init", w_h_init, key, (hidden // n, hidden // n), 4, dtype=dtype)
-
-    if w_x_init is None:
-        w_x = _init.matrix(key_x, rows, 4 * hidden, dtype)
-    else:
-        w_x = _init.by_gate("w_x_init", w_x_init, key_x, (rows, hidden), 4, dtype=dtype)
-    w_h = jnp.stack([block(k) for k in jax.random.split(key_h, n)]).reshape(n, hidden // n, 4, hidden // n)
+    w_x = _init.input_map(w_x_init, key_x, (rows, hidden), 4, dtype)
+    blocks = [_init.recurrent_map(w_h_init, k, hidden // n, 4, dtype) for k in jax.random.split(key_h, n)]
+    w_h = jnp.stack(blocks).reshape(n, hidden // n, 4, hidden // n)
     b = jnp.zeros((4, n, hidden // n), dtype).at[1].set(jnp.linspace(3, 6, hidden // n, dtype=dtype))
     return SLSTMParams(w_x, w_h, b.reshape(-1) if _checks.boolean("use_bias", use_bias) else None)

@@ -28,6 +28,7 @@ from jaxseq._recurrence import Cell
 from jaxseq._rnn import RNNParams, rnn, rnn_cell
 from jaxseq._scan import scan
 from jaxseq._separable import depthwise_conv, separable_conv
+from jaxseq._types import ConvParams
 
 # A function of arrays and trees of arrays: an op with its options, or its reference implementation.
 Op = Callable[..., PyTree]
@@ -84,7 +85,9 @@ def _by_position(f: Op, names: tuple[str, ...]) -> Op:
         first = len(args) - len(names)
         arrays = dict(zip(names, args[first:], strict=True))
         if "lengths" in arrays:  # a caller that shortens xs does not change the integers
-            arrays["lengths"] = jnp.minimum(arrays["lengths"], args[first - 1].shape[options.get("time_axis", 0)])
+            of_conv = isinstance(args[0], np.ndarray | jax.Array)
+            steps = args[0].shape[-2] if of_conv else args[first - 1].shape[options.get("time_axis", 0)]
+            arrays["lengths"] = jnp.minimum(arrays["lengths"], steps)
         if "recurrent_dropout_mask" in arrays:  # boolean among the arguments, so that no gradient is checked
             arrays["recurrent_dropout_mask"] = jnp.where(arrays["recurrent_dropout_mask"], 0, 1.25).astype(
                 args[first - 1].dtype
@@ -130,6 +133,12 @@ def _normals(generator: np.random.Generator, dtype: DTypeLike) -> Callable[..., 
     return draw
 
 
+def _lengths(generator: np.random.Generator, batch: tuple[int, ...], length: int) -> jax.Array:
+    """Draw lengths from 0 to `length`; they vary and include 0."""
+    drawn = generator.permutation(np.arange(prod(batch), dtype=np.int32) * (length + 3) % (length + 1))
+    return jax.device_put(drawn.reshape(batch))
+
+
 def _marks(generator: np.random.Generator, shares: float, shape: tuple[int, ...]) -> np.ndarray:
     """Draw booleans that are true with probability `shares`."""
     return generator.random(shape) < shares
@@ -153,15 +162,18 @@ def _conv_example(
     groups: int = 1,
     bias: bool = True,
     transposed: bool = False,
+    lengths: bool = False,
     width: int = 1,
 ) -> Args:
-    draw = _normals(_generator(key), dtype)
+    generator = _generator(key)
+    draw = _normals(generator, dtype)
     kernel, groups = _wide_kernel(kernel, groups, width)
     space, (c_in, c_out) = (length, 6, 5)[: len(kernel) - 2], (kernel[-2] * groups, kernel[-1])
     if transposed:
         c_in, c_out = c_out, c_in
     x, w = draw(*batch, *space, c_in), draw(*kernel)
-    return (x, w, draw(c_out)) if bias else (x, w)
+    args = (x, w, draw(c_out)) if bias else (x, w)
+    return (*args, _lengths(generator, batch, length)) if lengths else args
 
 
 def _separable_example(
@@ -195,20 +207,22 @@ def _causal_example(
     groups: int,
     bias: bool,
     carry: bool,
-    resets: bool,
+    masks: tuple[str, ...],
+    batch_first: bool,
     width: int = 1,
 ) -> Args:
     wide, groups = _wide_kernel(kernel, groups, width)
     generator, (taps, per_in, c_out) = _generator(key), wide
     draw = _normals(generator, dtype)
-    x, w, b = draw(*batch, length, per_in * groups), draw(*wide), draw(c_out)
-    past = draw(*batch, (taps - 1) * dilation, per_in * groups)
-    args = (past if carry else None, x, w, b if bias else None)
-    if not resets:
-        return args
+    sizes = lambda steps: (*batch, steps) if batch_first else (steps, *batch)  # noqa: E731
+    x, w, b = draw(*sizes(length), per_in * groups), draw(*wide), draw(c_out)
+    past = draw(*sizes((taps - 1) * dilation), per_in * groups)
+    args = (ConvParams(w, b if bias else None), past if carry else None, x)
     marks = _marks(generator, 0.3, x.shape[:-1])
-    marks[..., :1] = False  # otherwise no gradient may reach the carry, and its check has no power
-    return (*args, jax.device_put(marks))
+    # Without a reset at the first step: otherwise no gradient may reach the carry, and its check has no power.
+    marks[(slice(None),) * (len(batch) if batch_first else 0) + (slice(0, 1),)] = False
+    drawn = {"lengths": _lengths(generator, batch, length), "resets": jax.device_put(marks)}
+    return *args, *(drawn[name] for name in masks)
 
 
 def _recurrence_example(
@@ -262,13 +276,12 @@ def _recurrence_example(
         first = first._replace(**{field: jnp.abs(getattr(first, field))})
     sizes = (*batch, length) if batch_first else (length, *batch)
     x = draw(*(sizes if time else batch), *features)
-    # Lengths vary and include 0. There is no reset at the first step, where it would block every gradient to the carry.
+    # There is no reset at the first step, where it would block every gradient to the carry.
     resets = _marks(generator, 0.2, sizes)
     if time:
         resets[(slice(None),) * (len(batch) if batch_first else 0) + (slice(0, 1),)] = False
-    lengths = generator.permutation(np.arange(prod(batch), dtype=np.int32) * (length + 3) % (length + 1))
     drawn = {
-        "lengths": lengths.reshape(batch),
+        "lengths": _lengths(generator, batch, length),
         "recurrent_dropout_mask": _marks(generator, 0.2, leaves[0].shape),
         "zoneout": _zoneout_mask(generator, sizes, first),
         "resets": resets,
@@ -286,9 +299,13 @@ def _zoneout_mask(
 
 
 def _conv_variants(transposed: bool) -> dict[str, Variant]:
-    def variant(kernel: tuple[int, ...], *, groups: int = 1, bias: bool = True, **options: object) -> Variant:
-        example = partial(_conv_example, kernel=kernel, groups=groups, bias=bias, transposed=transposed)
-        return Variant(example, {**options, **({"groups": groups} if groups > 1 else {})})
+    def variant(
+        kernel: tuple[int, ...], *, groups: int = 1, bias: bool = True, lengths: bool = False, **options: object
+    ) -> Variant:
+        sizes = {"kernel": kernel, "groups": groups, "bias": bias}
+        example = partial(_conv_example, **sizes, transposed=transposed, lengths=lengths)
+        options |= {"groups": groups} if groups > 1 else {}
+        return Variant(example, options, ("lengths",) if lengths else ())
 
     if transposed:
         return {
@@ -309,6 +326,7 @@ def _conv_variants(transposed: bool) -> dict[str, Variant]:
         "1d": variant((3, 4, 6)),
         "strided same": variant((3, 4, 6), stride=2, padding="SAME"),
         "dilated causal": variant((3, 4, 6), dilation=2, padding="CAUSAL", bias=False),
+        "lengths": variant((3, 4, 6), stride=2, padding=((2, 1),), lengths=True),
         "dilated beyond the outputs": variant((3, 4, 6), dilation=4, padding=((2, 1),)),
         "flipped, grouped": variant((2, 2, 6), groups=2, flip=True, padding=3),
         "cropped": variant((2, 4, 3), padding=((-2, 1),), stride=3),
@@ -350,11 +368,11 @@ def _separable_variants(pointwise: bool) -> dict[str, Variant]:
 
 def _causal_variants() -> dict[str, Variant]:
     def variant(
-        kernel: tuple[int, int, int], *, bias: bool = True, carry: bool = True, resets: bool = False, **options: int
+        kernel: tuple[int, int, int], *masks: str, bias: bool = True, carry: bool = True, **options: int
     ) -> Variant:
-        sizes = {"dilation": 1, "groups": 1, **options}
-        example = partial(_causal_example, kernel=kernel, bias=bias, carry=carry, resets=resets, **sizes)
-        return Variant(example, options, ("resets",) if resets else ())
+        sizes = {"dilation": options.get("dilation", 1), "groups": options.get("groups", 1)}
+        example = partial(_causal_example, kernel=kernel, bias=bias, carry=carry, masks=masks, **sizes)
+        return Variant(partial(example, batch_first=options.get("time_axis") == 1), options, masks)
 
     return {
         "plain": variant((4, 5, 6)),
@@ -362,10 +380,11 @@ def _causal_variants() -> dict[str, Variant]:
         "no carry": variant((4, 5, 6), carry=False),
         "grouped, no bias": variant((5, 3, 10), groups=2, bias=False),
         "depthwise": variant((4, 1, 5), groups=5),
-        "resets": variant((4, 5, 6), resets=True),
-        "resets, grouped, no carry": variant((3, 4, 6), groups=2, carry=False, bias=False, resets=True),
-        "resets, depthwise, dilated": variant((3, 1, 5), groups=5, dilation=4, resets=True),
-        "resets, long": variant((17, 3, 4), resets=True),
+        "batch first, lengths": variant((4, 5, 6), "lengths", time_axis=1),
+        "resets": variant((4, 5, 6), "resets"),
+        "resets, grouped, no carry": variant((3, 4, 6), "resets", groups=2, carry=False, bias=False),
+        "resets, depthwise, dilated": variant((3, 1, 5), "resets", groups=5, dilation=4),
+        "lengths, resets, long": variant((17, 3, 4), "lengths", "resets"),
     }
 
 

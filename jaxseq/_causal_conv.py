@@ -31,6 +31,14 @@ and its three contractions are computed tap by tap, with one matrix product per 
 
 The mask selects and does not multiply, so a NaN on the other side of a boundary has no effect. s_k is recomputed for
 every tap, so memory does not grow with the kernel size.
+
+Lengths. With a length L <= T, the sequence ends at L: x and y are set to zero from L on, around the rule, and the rows
+of the new carry start at L,
+
+    carry'[p] = z[L + p]  where P - 1 - p <= a[L - 1],  else 0
+
+Resets in the padding have no effect. Without them a[t] = t - s, with s the step of the last boundary, so that
+a[L - 1] = a[T - 1] - (T - L).
 """
 
 from collections.abc import Callable
@@ -41,7 +49,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Inexact
+from jaxtyping import Array, Bool, Inexact, Integer
 
 from jaxseq import _checks, _conv, _dense, _geometry, _mesh, _precision, _time
 from jaxseq._correlation import Contraction, Form, contract
@@ -53,8 +61,8 @@ from jaxseq._transpose_hint import hint_at_transpose
 from jaxseq._types import AnyArray, ConvParams
 from jaxseq.tuning import used_for_convolutions
 
-# carry, x, kernel, bias, resets
-Operands = tuple[jax.Array, jax.Array, jax.Array, jax.Array | None, jax.Array | None]
+# carry (*B, P, C_in), x (*B, T, C_in), kernel, bias, resets (*B, T), lengths (*B,)
+Operands = tuple[jax.Array, jax.Array, jax.Array, jax.Array | None, jax.Array | None, jax.Array | None]
 
 
 # --- Custom rule: carry (B, P, C_in), x (B, T, C_in), kernel (K, C_in/g, C_out). B is any axes with resets (*B, T) ---
@@ -99,26 +107,37 @@ _causal_conv.defvjp(_fwd, _bwd)
 
 def _causal_conv_over_batch(precision: Any, geometry: Geometry, operands: Operands) -> jax.Array:
     """Return y for any number of batch axes, on one device."""
-    carry, x, kernel, bias, resets = operands
+    carry, x, kernel, bias, resets, lengths = operands
     batch, T, (K, in_channels, c_out) = x.shape[:-2], x.shape[-2], kernel.shape
+    valid = None if lengths is None else _time.valid_steps(T, lengths, len(batch))
+    x = _time.zero_padding(valid, x)  # a NaN in the padding would reach the gradient of the kernel
     form = Form(geometry, precision, (carry.shape[-2] + T,), (T,), (K,), in_channels, c_out // geometry.groups)
     flat = resets is None and len(batch) != 1  # a convolution has one batch axis, (4) any number
     if flat:
         carry, x = (a.reshape(prod(batch), *a.shape[-2:]) for a in (carry, x))
     y: Any = _causal_conv(form, carry, x, kernel, bias, resets)
-    return y.reshape(*batch, *y.shape[1:]) if flat else y
+    return _time.zero_padding(valid, y.reshape(*batch, *y.shape[1:]) if flat else y)
 
 
-def _new_carry(carry: jax.Array, x: jax.Array, resets: jax.Array | None) -> jax.Array:
+def _new_carry(operands: Operands) -> jax.Array:
     """Return carry', in the dtype of carry.
 
     This is not an output of the custom rule. Under a `vmap` over kernels only, carry' is the same for all of them. JAX
     0.10 counts the cotangent of such an output once per kernel, and JAX 0.12 raises an error.
     """
-    rows, age = _prepend_carry(carry, x)[..., x.shape[-2] :, :], _steps_since_reset(resets, reach=carry.shape[-2])
+    carry, x, _, _, resets, lengths = operands
+    z, (P, T) = _prepend_carry(carry, x), (carry.shape[-2], x.shape[-2])
+    if lengths is None:
+        rows, padding = z[..., T:, :], jnp.zeros((), jnp.int32)
+    else:
+        first = jnp.expand_dims(lengths, -1)
+        rows_of_carry = first + jnp.arange(P, dtype=first.dtype).reshape((1,) * lengths.ndim + (-1,))
+        rows, padding = jnp.take_along_axis(z, jnp.expand_dims(rows_of_carry, -1), -2), T - first
+        resets = None if resets is None else resets & _time.valid_steps(T, lengths, lengths.ndim)
+    age = _steps_since_reset(resets, reach=P)
     if age is not None:
-        ago = jnp.arange(rows.shape[-2], dtype=age.dtype)[::-1]
-        rows = _time.zero_padding(jnp.expand_dims(ago, range(age.ndim - 1)) <= age[..., -1:], rows)
+        ago = jnp.arange(P, dtype=age.dtype)[::-1]
+        rows = _time.zero_padding(jnp.expand_dims(ago, range(age.ndim - 1)) <= age[..., -1:] - padding, rows)
     return rows.astype(carry.dtype)
 
 
@@ -236,103 +255,122 @@ def _grouped(form: Form, which: str, a: jax.Array, b: jax.Array) -> jax.Array:
 
 @op
 def causal_conv(
-    carry: Inexact[AnyArray, "*batch reach c_in"] | None,
-    x: Inexact[AnyArray, "*batch T c_in"],
-    kernel: Inexact[AnyArray, "kernel_size c_in_per_group c_out"],
-    bias: Inexact[AnyArray, " c_out"] | None = None,
+    params: ConvParams,
+    carry: Inexact[AnyArray, "..."] | None,
+    xs: Inexact[AnyArray, "..."],
     *,
     dilation: int = 1,
     groups: int = 1,
-    resets: Bool[AnyArray, "*batch T"] | None = None,
+    lengths: Integer[AnyArray, "*batch"] | None = None,
+    resets: Bool[AnyArray, "..."] | None = None,
+    time_axis: int = 0,
     precision: Any = None,
     method: str = "auto",
-) -> tuple[Inexact[Array, "*batch reach c_in"], Inexact[Array, "*batch T c_out"]]:
+) -> tuple[Inexact[Array, "..."], Inexact[Array, "..."]]:
     r"""Causal 1-D convolution of a signal in chunks, with a hand-derived gradient.
 
-    With $z$ the `carry` followed by `x`, $K$ taps at distance $d$, and $P = d (K - 1)$, the number of steps that the
-    kernel reaches back,
+    With $z$ the `carry` followed by `xs` along time, $w, \beta$ the kernel and the bias, $K$ taps at distance $d$, and
+    $P = d (K - 1)$, the number of steps that the kernel reaches back,
 
-    $$y[b, t, o] = \sum_{k, i} z[b,\; t + d k,\; i]\; w[k, i, o] + \beta[o], \qquad carry'[b, p] = z[b, T + p]$$
+    $$y[t, b, o] = \sum_{k, i} z[t + d k,\; b,\; i]\; w[k, i, o] + \beta[o], \qquad carry'[p, b] = z[T + p, b]$$
 
     for every step $0 \le t < T$, tap $k$ and channel $i$ of the group of $o$, and $0 \le p < P$. Tap $K - 1$ reads the
-    current step. Without a carry, $y$ equals `conv(x, kernel, bias, padding="CAUSAL")`. Consecutive chunks of any
-    length, also shorter than the kernel or empty, give the values and the gradients of the whole signal. With chunks of
-    one step, the function can be the body of a loop.
+    current step. Without a carry, $y$ equals `conv(xs, *params, padding="CAUSAL")` for `time_axis=-2`. Consecutive
+    chunks of any length, also shorter than the kernel or empty, give the values and the gradients of the whole signal.
+    With chunks of one step, the function can be the body of a loop.
 
     Args:
-        carry: the last inputs before the chunk, `(*batch, (kernel_size - 1) * dilation, c_in)`, the latest last. None
-            is zeros.
-        x: input `(*batch, T, c_in)` with any number of batch axes, including none. The last axis is the channel axis,
-            and the axis before it is time.
-        kernel: `(kernel_size, c_in // groups, c_out)`.
-        bias: `(c_out,)`, or None.
+        params: `ConvParams(kernel, bias)` of `conv_init`, the kernel `(kernel_size, c_in // groups, c_out)`, the bias
+            `(c_out,)` or None.
+        carry: the last inputs before the chunk, `(P, *batch, c_in)`, the latest last, with the axes of `xs` and P in
+            place of T. None is zeros, which an empty chunk returns as an array (`xs[:0]`).
+        xs: input `(T, *batch, c_in)` with any number of batch axes, including none.
         dilation: distance between taps.
         groups: number of channel groups. Group γ of the outputs reads only group γ of the inputs. `groups=c_in` is
             depthwise.
-        resets: `(*batch, T)` booleans, with the time axis last, whereas in a recurrence it is first by default.
-            `resets[..., t]` marks a boundary between t - 1 and t ("x_t opens a new episode"). From t on, outputs and
-            the returned carry contain zeros in place of the inputs before the boundary, NaN included, and no gradient
-            flows across it. A reset at t = 0 replaces the carry. Without resets a chunk is one convolution; with resets
-            it is one product per tap.
+        lengths: the length of each sequence, `(*batch,)` integers from 0 to T. Beyond it, outputs are zero, inputs are
+            never read and may be NaN, and the returned carry has the last inputs within the length.
+        resets: `(T, *batch)` booleans. `resets[t]` marks a boundary between t - 1 and t ("x_t opens a new episode").
+            From t on, outputs and the returned carry contain zeros in place of the inputs before the boundary, NaN
+            included, and no gradient flows across it. A reset at t = 0 replaces the carry. Without resets a chunk is
+            one convolution; with resets it is one product per tap.
+        time_axis: the time axis of `xs`, `carry`, `resets` and the output. -2 is `(*batch, T, c_in)`.
         precision: as in `jax.lax.conv_general_dilated`.
         method: `"auto"` or `"direct"`, as in `conv`. With `resets` the method is always direct.
 
     Returns:
-        `(carry, y)`: the carry for the next chunk, in the dtype of `carry` (of `x` if `carry` is None), and the output
-        `(*batch, T, c_out)` in the dtype of `x`. Products accumulate in float32 at least.
+        `(carry, ys)`: the carry for the next chunk, in the dtype of `carry` (of `xs` if `carry` is None), and the
+        output `(T, *batch, c_out)` in the dtype of `xs`. Products accumulate in float32 at least.
 
     Raises:
-        TypeError: if `carry`, `x`, `kernel` or `bias` is not a float or complex array, `resets` is not a boolean array,
-            or an option has the wrong type.
-        ValueError: if a rank, a shape, a number of channels or an option is invalid.
+        TypeError: if `params` is not a `ConvParams`, an array is not a float or complex array, `lengths` is not an
+            array of integers, `resets` is not a boolean array, or an option has the wrong type.
+        ValueError: if a rank, a shape, a number of channels, a length or an option is invalid.
 
     Example:
         >>> import jax.numpy as jnp, jaxseq
-        >>> x = jnp.arange(1.0, 7.0)[:, None]  # no batch axis, 6 steps, 1 channel
-        >>> kernel = jnp.array([1.0, 10.0, 100.0])[:, None, None]
-        >>> carry, y = jaxseq.causal_conv(None, x[:4], kernel)
-        >>> y[:, 0], carry[:, 0]
+        >>> xs = jnp.arange(1.0, 7.0)[:, None]  # 6 steps, no batch axis, 1 channel
+        >>> params = jaxseq.ConvParams(jnp.array([1.0, 10.0, 100.0])[:, None, None], None)
+        >>> carry, ys = jaxseq.causal_conv(params, None, xs[:4])
+        >>> ys[:, 0], carry[:, 0]
         (Array([100., 210., 321., 432.], dtype=float32), Array([3., 4.], dtype=float32))
-        >>> carry, y = jaxseq.causal_conv(carry, x[4:], kernel, resets=jnp.array([False, True]))
-        >>> y[:, 0], carry[:, 0]
+        >>> carry, ys = jaxseq.causal_conv(params, carry, xs[4:], resets=jnp.array([False, True]))
+        >>> ys[:, 0], carry[:, 0]
         (Array([543., 600.], dtype=float32), Array([0., 6.], dtype=float32))
 
     Reference:
         A. van den Oord et al., WaveNet: a generative model for raw audio (2016), section 2.1.
     """
-    if isinstance(carry, ConvParams):
-        _checks.bad_type("carry", "an array or None", "ConvParams; the order is causal_conv(carry, x, *params)")
+    if params is None or isinstance(params, _checks.ARRAYS):
+        got = f"{_checks.describe(params)}; the order is (params, carry, xs)"
+        _checks.bad_type("params", "ConvParams(kernel, bias)", got)
+    kernel, bias = _checks.container("params", params, ConvParams)
     kernel = _checks.array("kernel", kernel, complex_ok=True)
     if kernel.ndim != 3:
-        _checks.bad_value("kernel", "3 axes (kernel_size, c_in // groups, c_out)", str(kernel.ndim), kernel=kernel)
-    x, kernel, bias, _ = _conv.operands(x, kernel, bias)
-    K, (*batch, T, c_in) = kernel.shape[0], x.shape
+        expected = "3 axes (kernel_size, c_in // groups, c_out)"
+        _checks.bad_value("kernel", expected, str(kernel.ndim), kernel=kernel)
+    xs = _checks.array("xs", xs, complex_ok=True)
+    if xs.ndim < 2:
+        _checks.bad_value("xs", "at least 2 axes (time, *batch, channels)", str(xs.ndim), xs=xs)
+    axis = _checks.axis("time_axis", time_axis, xs.ndim - 1, 1, xs=xs)
+    xs, kernel, bias, _ = _conv.operands(xs, kernel, bias, name="xs")
+    K, T, c_in = kernel.shape[0], xs.shape[axis], xs.shape[-1]
+    sizes = xs.shape[:-1]
     dilation = _checks.integer("dilation", dilation, at_least=1)
     dilation = dilation if K > 1 else 1  # has no effect on one tap, and may exceed the 32 bits of XLA
     groups = _checks.integer("groups", groups, at_least=1)
-    _conv.check_channels(groups, x, kernel, bias)
-    past = (*batch, (K - 1) * dilation, c_in)
+    _conv.check_channels(groups, xs, kernel, bias, name="xs")
+    past = (*sizes[:axis], (K - 1) * dilation, *sizes[axis + 1 :], c_in)
     if carry is not None:
         carry = _checks.array("carry", carry, complex_ok=True)
-        if jnp.iscomplexobj(carry) != jnp.iscomplexobj(x):
-            _checks.bad_type("carry", _conv.matching_kind(x), str(carry.dtype))
-        _checks.shape("carry", carry, past, "(*batch, (kernel_size - 1) * dilation, c_in)", x=x, kernel=kernel)
+        if jnp.iscomplexobj(carry) != jnp.iscomplexobj(xs):
+            _checks.bad_type("carry", _conv.matching_kind("xs", xs), str(carry.dtype))
+        meaning = "the shape of `xs` with (kernel_size - 1) * dilation steps"
+        _checks.shape("carry", carry, past, meaning, xs=xs, kernel=kernel)
+    if lengths is not None:
+        lengths = _checks.lengths("lengths", lengths, (*sizes[:axis], *sizes[axis + 1 :]), T)
     if resets is not None:
         resets = _checks.mask("resets", resets)
-        _checks.shape("resets", resets, (*batch, T), "(*batch, T)", x=x)
+        _checks.shape("resets", resets, sizes, "the shape of `xs` without features", xs=xs)
+        resets = jnp.moveaxis(resets, axis, -1)
         if not resets.size or K == 1:  # no boundary, or no tap that could read across it
             resets = None
-    distributed = _mesh.is_distributed(carry, x, kernel, bias, resets)
-    if carry is None:
+    distributed = _mesh.is_distributed(carry, xs, kernel, bias, resets, lengths)
+    x = jnp.moveaxis(xs, axis, -2)
+    if carry is not None:
+        carry = jnp.moveaxis(carry, axis, -2)
+    else:
+        past = (*x.shape[:-2], (K - 1) * dilation, c_in)
         carry = _sharding.zeros(past, x) if distributed else jnp.zeros(past, x.dtype)
     method = _checks.choice("method", method, _geometry.METHODS)
     geometry = Geometry((1,), ((0, 0),), (dilation,), groups, method)  # of the convolution of z
     geometry = geometry._replace(tuning=used_for_convolutions())
     over_batch = partial(_causal_conv_over_batch, _checks.precision(precision))
-    operands = carry, x, kernel, bias, resets
+    operands = carry, x, kernel, bias, resets, lengths
     if distributed:
         last, y = _distributed.causal_conv(over_batch, _new_carry, geometry, operands)
     else:
         geometry = geometry._replace(partitioning=_mesh.partitioning((carry, x, kernel, bias)))
-        last, y = _new_carry(carry, x, resets), over_batch(geometry, operands)
+        last, y = _new_carry(operands), over_batch(geometry, operands)
+    last, y = (jnp.moveaxis(a, -2, axis) for a in (last, y))
     return last, hint_at_transpose("causal_conv", y)

@@ -14,11 +14,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Inexact, PRNGKeyArray
+from jaxtyping import Array, Inexact, Integer, PRNGKeyArray
 
-from jaxseq import _checks, _dense, _geometry, _init, _mesh
+from jaxseq import _checks, _dense, _geometry, _init, _mesh, _time
 from jaxseq._correlation import Contraction, Form, contract
 from jaxseq._distributed import _conv as _distributed
+from jaxseq._distributed import _sharding
 from jaxseq._geometry import Geometry
 from jaxseq._op import initializer, op
 from jaxseq._transpose_hint import hint_at_transpose
@@ -78,6 +79,7 @@ def conv(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
     flip: bool = False,
+    lengths: Integer[AnyArray, "*batch"] | None = None,
     precision: Any = None,
     method: str = "auto",
 ) -> Inexact[Array, "*batch_and_outputs c_out"]:
@@ -108,6 +110,10 @@ def conv(
         groups: number of channel groups. Group γ of the outputs reads only group γ of the inputs. `groups=c_in` is
             depthwise.
         flip: if True, reverse the kernel along every spatial axis.
+        lengths: for one spatial axis (time), the length of each sequence, `(*batch,)` integers from 0 to I. Beyond it,
+            `x` counts as zero, as beyond its bounds, and is never read: it may be NaN. The output is that of the
+            sequence by itself, followed by zeros: ceil(length / s) outputs for "SAME", else the number above with the
+            length in place of I. "SAME" with a stride pads the start as for I.
         precision: as in `jax.lax.conv_general_dilated`.
         method: `"auto"` uses Fourier transforms for large kernels. `"direct"` never does, also not in gradients: each
             output is a sum over its receptive field and group, so rounding errors are relative to that sum, and a NaN
@@ -118,8 +124,8 @@ def conv(
 
     Raises:
         TypeError: if `x`, `kernel` or `bias` is not a float or complex array, or an option has the wrong type.
-        ValueError: if a rank, a number of channels or an option is invalid, or the padded input is smaller than the
-            dilated kernel.
+        ValueError: if a rank, a number of channels, a length or an option is invalid, if the padded input is smaller
+            than the dilated kernel, or if `lengths` is passed with more than one spatial axis.
 
     Example:
         >>> import jax.numpy as jnp, jaxseq
@@ -136,6 +142,11 @@ def conv(
     method = _checks.choice("method", method, _geometry.METHODS)
     geometry = geometry._replace(method=method, tuning=used_for_convolutions())
     check_channels(geometry.groups, x, kernel, bias)
+    if lengths is not None:
+        if axes != 1:
+            _checks.bad_value("lengths", "None for a kernel with several spatial axes", "an array", kernel=kernel)
+        lengths = _checks.lengths("lengths", lengths, x.shape[:-2], x.shape[-2])
+        x = _zero_padding(lengths, x)
     if _checks.boolean("flip", flip):
         kernel = jnp.flip(kernel, range(axes))
     over_batch = partial(_conv_over_batch, _checks.precision(precision))
@@ -144,7 +155,25 @@ def conv(
     else:
         geometry = geometry._replace(partitioning=_mesh.partitioning((x, kernel, bias)))
         y = over_batch(geometry, x, kernel, bias)
+    if lengths is not None:
+        y = _zero_padding(_output_lengths(geometry, padding, kernel.shape[0], lengths), y)
     return hint_at_transpose("conv", y)
+
+
+def _output_lengths(geometry: Geometry, padding: Any, K: int, lengths: jax.Array) -> jax.Array:
+    """Return the number of outputs of each sequence by itself."""
+    (s,), (d,), ((lo, hi),) = geometry.stride, geometry.dilation, geometry.padding
+    reach = 0 if padding == "SAME" else d * (K - 1) - lo - hi
+    return jnp.maximum((lengths - reach - 1) // s + 1, 0)
+
+
+def _zero_padding(lengths: jax.Array, a: jax.Array) -> jax.Array:
+    """Set `a` (*batch, positions, channels) to zero beyond the lengths (*batch,)."""
+    valid = _time.valid_steps(a.shape[-2], lengths, lengths.ndim)
+    sharding = _mesh.explicit_sharding(a)
+    if sharding is not None:
+        valid = _sharding.reshard(valid, _sharding.leading_axes(sharding, valid.ndim))
+    return _time.zero_padding(valid, a)
 
 
 @initializer
@@ -204,12 +233,12 @@ def conv_init(
 # --- Shared with `conv_transpose` and `causal_conv` ---
 
 
-def operands(x: Any, kernel: Any, bias: Any) -> tuple[jax.Array, jax.Array, jax.Array | None, int]:
-    """Return (x, kernel, bias) as checked arrays, and the number of spatial axes."""
-    for name, value in (("x", x), ("kernel", kernel)):
+def operands(x: Any, kernel: Any, bias: Any, *, name: str = "x") -> tuple[jax.Array, jax.Array, jax.Array | None, int]:
+    """Return (x, kernel, bias) as checked arrays, and the number of spatial axes. `name` is that of x in errors."""
+    for argument, value in ((name, x), ("kernel", kernel)):
         if isinstance(value, ConvParams):
-            _checks.bad_type(name, "an array", "ConvParams; pass its arrays after `x`, as in conv(x, *params)")
-    x = _checks.array("x", x, complex_ok=True)
+            _checks.bad_type(argument, "an array", "ConvParams; pass its arrays after `x`, as in conv(x, *params)")
+    x = _checks.array(name, x, complex_ok=True)
     kernel = _checks.array("kernel", kernel, complex_ok=True)
     axes = kernel.ndim - 2
     if not 1 <= axes <= 3:
@@ -220,18 +249,18 @@ def operands(x: Any, kernel: Any, bias: Any) -> tuple[jax.Array, jax.Array, jax.
         _checks.bad_value("kernel", "at least one tap and one channel", str(kernel.shape))
     if x.ndim < axes + 1:
         expected = f"at least {axes + 1} axes (*batch, *space, c_in) for a kernel with {axes} spatial axes"
-        _checks.bad_value("x", expected, str(x.ndim), x=x, kernel=kernel)
+        _checks.bad_value(name, expected, str(x.ndim), **{name: x}, kernel=kernel)
     if bias is not None:
         bias = _checks.array("bias", bias, complex_ok=True)
-    for name, value in (("kernel", kernel), ("bias", bias)):
+    for argument, value in (("kernel", kernel), ("bias", bias)):
         if value is not None and jnp.iscomplexobj(value) != jnp.iscomplexobj(x):
-            _checks.bad_type(name, matching_kind(x), str(value.dtype))
+            _checks.bad_type(argument, matching_kind(name, x), str(value.dtype))
     return x, kernel, bias, axes
 
 
-def matching_kind(x: jax.Array) -> str:
-    """Describe the dtypes, real or complex, that can be combined with `x`."""
-    return f"a {'complex' if jnp.iscomplexobj(x) else 'real'} dtype to match `x` of dtype {x.dtype}"
+def matching_kind(name: str, x: jax.Array) -> str:
+    """Describe the dtypes, real or complex, that can be combined with `x`, the argument `name`."""
+    return f"a {'complex' if jnp.iscomplexobj(x) else 'real'} dtype to match `{name}` of dtype {x.dtype}"
 
 
 def check_groups(groups: int, c_in: int, c_out: int, **arrays: jax.Array) -> None:
@@ -241,12 +270,12 @@ def check_groups(groups: int, c_in: int, c_out: int, **arrays: jax.Array) -> Non
         _checks.bad_value("groups", "a divisor of both c_in and c_out", got, **arrays)
 
 
-def check_channels(groups: int, x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> None:
+def check_channels(groups: int, x: jax.Array, kernel: jax.Array, bias: jax.Array | None, *, name: str = "x") -> None:
     """Check the channels of `x` and `bias` against a kernel `(*kernel_size, c_in // groups, c_out)`."""
     c_in, (per_in, c_out) = x.shape[-1], kernel.shape[-2:]
-    check_groups(groups, c_in, c_out, x=x, kernel=kernel)
+    check_groups(groups, c_in, c_out, **{name: x}, kernel=kernel)
     if c_in != per_in * groups:
         expected = f"c_in // groups = {c_in} // {groups} = {c_in // groups} input channels"
-        _checks.bad_value("kernel", expected, str(per_in), x=x, kernel=kernel)
+        _checks.bad_value("kernel", expected, str(per_in), **{name: x}, kernel=kernel)
     if bias is not None:
         _checks.shape("bias", bias, (c_out,), "(c_out,)", kernel=kernel)

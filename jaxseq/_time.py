@@ -39,7 +39,7 @@ def masks(
     valid, last = None, None
     axis = options.axis
     if lengths is not None:
-        valid = _step_index(steps, lengths, axis) < jnp.expand_dims(lengths, axis)
+        valid = valid_steps(steps, lengths, axis)
     if resets is None:
         return valid, None, None
     reset = resets if valid is None else resets & valid
@@ -49,6 +49,11 @@ def masks(
         last = jnp.squeeze(below, axis)
         reset = jnp.concatenate([at(reset, 1, steps), jnp.zeros_like(below)], axis)
     return valid, reset, last
+
+
+def valid_steps(steps: int, lengths: jax.Array, axis: int) -> jax.Array:
+    """Return the mask of t < length, with t along `axis`."""
+    return _step_index(steps, lengths, axis) < jnp.expand_dims(lengths, axis)
 
 
 def reverse_within_length(a: jax.Array, lengths: jax.Array, axis: int) -> jax.Array:

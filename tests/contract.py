@@ -58,16 +58,14 @@ class Contract(NamedTuple):
     @property
     def place(self) -> int:
         """The position of xs among the arguments. A carry, if any, precedes it."""
-        if self.name in CONVOLUTIONS:
-            return 0
-        return 1 if self.name == "causal_conv" else 2
+        return 0 if self.name in CONVOLUTIONS else 2
 
     @property
     def time(self) -> int | None:
         """The time axis of xs and ys."""
         if self.name in CONVOLUTIONS or self.name.endswith("_cell"):
             return None
-        return 1 if self.name == "causal_conv" else self.variant.options.get("time_axis", 0)
+        return self.variant.options.get("time_axis", 0)
 
     @property
     def batch(self) -> int:
@@ -207,7 +205,7 @@ def check_causality(c: Contract) -> None:
 
 def check_padding(c: Contract) -> None:
     """Steps past the length of a sequence may be NaN; outputs and cotangents there are zero."""
-    if "lengths" not in c.variant.arrays:
+    if "lengths" not in c.variant.arrays or c.time is None:
         return
     padded = np.arange(LENGTH)[:, None] >= c.args[c.place_of("lengths")]
     padded = padded.T if c.time == 1 else padded

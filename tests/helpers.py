@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding
 
+import jaxseq
 from jaxseq import tuning
 from jaxseq._cases import CASES
 
@@ -40,6 +41,11 @@ def bound(name, label, *, reference=False):
 
 def arguments(name, label, key, *, dtype=jnp.float64, **sizes):
     return CASES[name].variants[label].arguments(key, dtype=dtype, **sizes)
+
+
+def causal_conv(carry, x, kernel, bias=None, *, module=jaxseq, **options):
+    """Call `module.causal_conv` with time on the axis -2, and with the arrays of the parameters as arguments."""
+    return module.causal_conv(jaxseq.ConvParams(kernel, bias), carry, x, time_axis=-2, **options)
 
 
 def normals(key, tree, stream=0):

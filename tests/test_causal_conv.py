@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.signal
-from helpers import assert_close, cotangents_for, normals, pullback, subjaxprs
+from helpers import assert_close, causal_conv, cotangents_for, normals, pullback, subjaxprs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -53,7 +53,7 @@ def marks(*at, T=9):
 )
 def test_from_no_carry_it_is_the_causal_convolution(kind, batch, key):
     (_, x, w, b), options = operands(key, kind, batch=batch)
-    ours = lambda x, w, b: jaxseq.causal_conv(None, x, w, b, **options)[1]  # noqa: E731
+    ours = lambda x, w, b: causal_conv(None, x, w, b, **options)[1]  # noqa: E731
     conv = partial(jaxseq.conv, padding="CAUSAL", **options)
     y_bar = cotangents_for(conv, (x, w, b), key)
     assert_close(pulled(ours, (x, w, b), y_bar), pulled(conv, (x, w, b), y_bar), relative=1e-14)
@@ -65,21 +65,21 @@ def test_equals_the_filter_of_scipy(key):
     taps = np.asarray(w)[::-1, 0]
     state = scipy.signal.lfiltic(taps, [1.0], y=[], x=np.asarray(carry)[::-1, 0])
     expected, _ = scipy.signal.lfilter(taps, [1.0], np.asarray(x)[:, 0], zi=state)
-    np.testing.assert_allclose(jaxseq.causal_conv(carry, x, w[..., None])[1][:, 0], expected, atol=1e-14)
+    np.testing.assert_allclose(causal_conv(carry, x, w[..., None])[1][:, 0], expected, atol=1e-14)
 
 
 def test_by_hand():
     """The decimal digits of an output are the inputs at the current step, one step back and two steps back."""
     x, w = jnp.arange(3.0, 7.0)[:, None], jnp.array([100.0, 10.0, 1.0])[:, None, None]
     past = jnp.array([1.0, 2.0])[:, None]
-    carry, y = jaxseq.causal_conv(past, x, w, jnp.array([0.5]))
+    carry, y = causal_conv(past, x, w, jnp.array([0.5]))
     assert y[:, 0].tolist() == [123.5, 234.5, 345.5, 456.5]
     assert carry[:, 0].tolist() == [5, 6]
-    carry, y = jaxseq.causal_conv(past, x, w, resets=marks(1, 3, T=4))
+    carry, y = causal_conv(past, x, w, resets=marks(1, 3, T=4))
     assert y[:, 0].tolist() == [123, 4, 45, 6]
     assert carry[:, 0].tolist() == [0, 6]
     past = jnp.arange(1.0, 5.0)[:, None]
-    carry, y = jaxseq.causal_conv(past, x[2:], w, dilation=2, resets=marks(0, T=2))
+    carry, y = causal_conv(past, x[2:], w, dilation=2, resets=marks(0, T=2))
     assert y[:, 0].tolist() == [5, 6]
     assert carry[:, 0].tolist() == [0, 0, 5, 6]
 
@@ -107,13 +107,13 @@ def test_chunks_of_any_lengths_are_the_whole(lengths, kind, resets):
     """Values and gradients, also with empty chunks, chunks of one step, and chunks shorter than the kernel."""
     key, T = jax.random.key(len(lengths)), sum(lengths)
     args, options = operands(key, kind, T=T)
-    f = partial(jaxseq.causal_conv, **options)
+    f = partial(causal_conv, **options)
     if resets is not None:
         resets = jax.random.bernoulli(jax.random.key(resets), 0.3, (2, T))
     whole = lambda *args: f(*args, resets=resets)  # noqa: E731
     chunks = lambda *args: in_chunks(f, *args, resets=resets, lengths=lengths)  # noqa: E731
     cotangents = cotangents_for(whole, args, key)
-    expected = pulled(partial(reference.causal_conv, resets=resets, **options), args, cotangents)
+    expected = pulled(partial(causal_conv, module=reference, resets=resets, **options), args, cotangents)
     for run in (whole, chunks):
         assert_close(pulled(run, args, cotangents), expected, relative=1e-13)
 
@@ -124,7 +124,7 @@ def test_step_by_step_in_a_loop_is_the_whole(kind, with_resets, key):
     """In the body of `lax.scan`, as when sampling."""
     (carry, *rest), options = operands(key, kind)
     resets = jax.random.bernoulli(key, 0.3, (2, 9)) if with_resets else None
-    f = partial(jaxseq.causal_conv, **options)
+    f = partial(causal_conv, **options)
 
     def steps(carry, x, w, b):
         def step(carry, at):
@@ -146,7 +146,7 @@ def test_step_by_step_in_a_loop_is_the_whole(kind, with_resets, key):
 def test_no_steps_hand_the_carry_through(kind, with_resets, key):
     args, options = operands(key, kind, T=0)
     resets = jnp.zeros((2, 0), bool) if with_resets else None
-    f = partial(jaxseq.causal_conv, resets=resets, **options)
+    f = partial(causal_conv, resets=resets, **options)
     carry, y = f(*args)
     (last, _), (c_bar, x_bar, w_bar, b_bar) = pulled(f, args, (carry, y))
     assert_close((last, c_bar), (args[0], args[0]))
@@ -164,12 +164,12 @@ def test_no_steps_hand_the_carry_through(kind, with_resets, key):
 )
 def test_each_episode_is_run_by_itself(kind, at, key):
     args, options = operands(key, kind, batch=())
-    ours = partial(jaxseq.causal_conv, resets=marks(*at), **options)
+    ours = partial(causal_conv, resets=marks(*at), **options)
 
     def separately(carry, x, w, b):
         ys = []
         for start, stop in pairwise(sorted({0, *at, 9})):
-            carry, y = jaxseq.causal_conv(None if start in at else carry, x[start:stop], w, b, **options)
+            carry, y = causal_conv(None if start in at else carry, x[start:stop], w, b, **options)
             ys.append(y)
         return carry, jnp.concatenate(ys)
 
@@ -204,11 +204,50 @@ def test_equals_loops_over_indices(kind, key):
     resets = np.array([0, 0, 1, 0, 0, 0, 1, 1, 0], bool)
     z = np.concatenate([carry, x])
     y, z_bar, w_bar = loops(z, np.asarray(w), resets, options.get("dilation", 1), options.get("groups", 1))
-    f = lambda carry, x, w: jaxseq.causal_conv(carry, x, w, resets=jnp.asarray(resets), **options)[1]  # noqa: E731
+    f = lambda carry, x, w: causal_conv(carry, x, w, resets=jnp.asarray(resets), **options)[1]  # noqa: E731
     actual, (c_bar, x_bar, ours) = pulled(f, (carry, x, w), jnp.asarray(y))
     np.testing.assert_allclose(actual, y, atol=1e-13)
     np.testing.assert_allclose(np.concatenate([c_bar, x_bar]), z_bar, atol=1e-12)
     np.testing.assert_allclose(ours, w_bar, atol=1e-12)
+
+
+@pytest.mark.parametrize("with_resets", [False, True])
+@pytest.mark.parametrize("kind", ["dilated", "one tap"])
+def test_each_sequence_ends_at_its_length(kind, with_resets, key):
+    """Compare with each sequence cut at its length. The padding is NaN, in inputs and cotangents."""
+    lengths = (0, 1, 6, 9)  # none, fewer steps than the kernel reaches, more, and all
+    (carry, x, w, b), options = operands(key, kind, batch=(4,))
+    resets = jax.random.bernoulli(key, 0.3, (4, 9)).at[:, 7:].set(True) if with_resets else None  # also in the padding
+    f = partial(causal_conv, lengths=jnp.array(lengths), resets=resets, **options)
+    padded = (jnp.arange(9)[None] >= jnp.array(lengths)[:, None])[..., None]
+    last_bar, y_bar = cotangents_for(f, (carry, x, w, b), key)
+    (last, y), gradients = pulled(
+        f, (carry, jnp.where(padded, jnp.nan, x), w, b), (last_bar, jnp.where(padded, jnp.nan, y_bar))
+    )
+    assert not jnp.where(padded, y, 0).any()
+    assert not jnp.where(padded, gradients[1], 0).any()
+    totals = [jnp.zeros_like(w), jnp.zeros_like(b)]
+    for i, n in enumerate(lengths):
+        part = None if resets is None else resets[i, :n]
+        one = partial(causal_conv, resets=part, **options)
+        (own_last, own), (c_bar, x_bar, *of_params) = pulled(
+            one, (carry[i], x[i, :n], w, b), (last_bar[i], y_bar[i, :n])
+        )
+        assert_close((last[i], y[i, :n], gradients[0][i], gradients[1][i, :n]), (own_last, own, c_bar, x_bar))
+        totals = [total + part for total, part in zip(totals, of_params, strict=True)]
+    assert_close(list(gradients[2:]), totals)
+
+
+@pytest.mark.parametrize("axis", [0, 1, -3])
+def test_time_on_another_axis(axis, key):
+    """Two batch axes, with lengths and resets."""
+    (carry, x, w, b), options = operands(key, "dense", batch=(2, 3))
+    resets, lengths = jax.random.bernoulli(key, 0.3, (2, 3, 9)), jnp.array([[0, 9, 3], [2, 8, 5]])
+    expected = causal_conv(carry, x, w, b, resets=resets, lengths=lengths, **options)
+    at = jnp.moveaxis
+    over = {"resets": at(resets, -1, axis % 4), "lengths": lengths, "time_axis": axis, **options}
+    found = jaxseq.causal_conv(jaxseq.ConvParams(w, b), at(carry, -2, axis % 4), at(x, -2, axis % 4), **over)
+    assert_close([at(a, axis % 4, -2) for a in found], list(expected))
 
 
 @pytest.mark.parametrize("kind", ["dense", "grouped", "depthwise"])
@@ -216,13 +255,13 @@ def test_no_gradient_crosses_a_boundary(kind, key):
     """The gradient is exactly zero, also with infinite weights."""
     (carry, x, w, b), options = operands(key, kind)
     after = lambda f: lambda c, x: jax.tree.map(lambda a: a[..., -4:, :], f(c, x))  # noqa: E731 - carry', y from 5 on
-    f = after(lambda c, x: jaxseq.causal_conv(c, x, w, b, resets=jnp.broadcast_to(marks(5), (2, 9)), **options))
+    f = after(lambda c, x: causal_conv(c, x, w, b, resets=jnp.broadcast_to(marks(5), (2, 9)), **options))
     _, (c_bar, x_bar) = pulled(f, (carry, x), cotangents_for(f, (carry, x), key))
     assert not c_bar.any()
     assert not x_bar[:, :5].any()
     assert x_bar[:, 5:].all()
     # Infinite weights turn a zero into NaN if it is multiplied, but not if it is selected.
-    f = lambda c, w: jaxseq.causal_conv(c, x, w, resets=jnp.broadcast_to(marks(0), (2, 9)), **options)  # noqa: E731
+    f = lambda c, w: causal_conv(c, x, w, resets=jnp.broadcast_to(marks(0), (2, 9)), **options)  # noqa: E731
     _, (c_bar, _) = pulled(f, (carry, jnp.full_like(w, jnp.inf)), jax.tree.map(jnp.ones_like, f(carry, w)))
     assert not c_bar.any()
 
@@ -232,8 +271,8 @@ def test_what_is_not_seen_may_be_nan(kind, key):
     """NaN in the carry, before a boundary at its end, changes no value and no gradient, not even the kernel's."""
     (carry, *rest), options = operands(key, kind)
     resets = jnp.broadcast_to(marks(0, 5), (2, 9))
-    f = jax.jit(pullback(partial(jaxseq.causal_conv, resets=resets, **options)))
-    cotangents = normals(key, jax.eval_shape(partial(jaxseq.causal_conv, **options), carry, *rest))
+    f = jax.jit(pullback(partial(causal_conv, resets=resets, **options)))
+    cotangents = normals(key, jax.eval_shape(partial(causal_conv, **options), carry, *rest))
     expected = f((jnp.zeros_like(carry), *rest), cotangents)
     assert_close(f((jnp.full_like(carry, jnp.nan), *rest), cotangents), expected, relative=0)
     # NaN in x, before the second boundary, changes nothing after it.
@@ -248,7 +287,7 @@ def test_resets_of_each_example(kind, key):
     """Results are the same for traced resets, mapped by vmap, and with one or two batch axes."""
     args, options = operands(key, kind, batch=(6,))
     resets = jax.random.bernoulli(key, 0.3, (6, 9))
-    native = lambda r, c, x, w, b: jaxseq.causal_conv(c, x, w, b, resets=r, **options)  # noqa: E731
+    native = lambda r, c, x, w, b: causal_conv(c, x, w, b, resets=r, **options)  # noqa: E731
     mapped = jax.vmap(native, in_axes=(0, 0, 0, None, None))
 
     def two(r, c, x, w, b):
@@ -268,9 +307,9 @@ def test_many_kernels_for_one_signal(with_resets, key):
     ws = jnp.stack([w, 2 * w, -w])
     resets = jax.random.bernoulli(key, 0.3, (2, 9)) if with_resets else None
     mapped = lambda f: jax.vmap(partial(f, resets=resets, **options), in_axes=(None, None, 0, None))  # noqa: E731
-    cotangents = cotangents_for(mapped(jaxseq.causal_conv), (carry, x, ws, b), key)
+    cotangents = cotangents_for(mapped(causal_conv), (carry, x, ws, b), key)
     ours, reference_op = (
-        pulled(mapped(f), (carry, x, ws, b), cotangents) for f in (jaxseq.causal_conv, reference.causal_conv)
+        pulled(mapped(f), (carry, x, ws, b), cotangents) for f in (causal_conv, partial(causal_conv, module=reference))
     )
     assert_close(ours, reference_op, relative=1e-13)
 
@@ -294,7 +333,7 @@ def test_no_axis_is_reshaped_that_lies_on_several_devices(kind, split, key):
     rows, marks = (batch, batch) if split == "batch" else (channels, PartitionSpec())
 
     def loss(carry, x, w, b, resets):
-        results = jaxseq.causal_conv(carry, x, w, b, resets=resets, **options)
+        results = causal_conv(carry, x, w, b, resets=resets, **options)
         return sum(jnp.sum(jnp.sin(a)) for a in results)
 
     gradient = jax.jit(jax.grad(loss, (0, 1, 2, 3)))
@@ -317,7 +356,7 @@ def gradient_with_resets(K, groups, of=lambda f: f):
     args = jnp.ones((2, 256, 8)), jnp.ones((K, 8 // groups, 8)), jnp.zeros((2, 256), bool)
 
     def loss(x, w, resets):
-        carry, y = jaxseq.causal_conv(None, x, w, groups=groups, resets=resets)
+        carry, y = causal_conv(None, x, w, groups=groups, resets=resets)
         return jnp.sum(jnp.sin(y)) + jnp.sum(jnp.sin(carry))
 
     return of(jax.grad(loss, (0, 1))), args
@@ -365,7 +404,7 @@ def test_each_keeps_its_dtype(with_resets, of_carry, of_x, of_w, key):
     args = carry.astype(of_carry), x.astype(of_x), w.astype(of_w), b.astype(of_w)
     if with_resets:
         options = {**options, "resets": jax.random.bernoulli(key, 0.3, (2, 9))}
-    f, reference_op = (partial(module.causal_conv, **options) for module in (jaxseq, reference))
+    f, reference_op = (partial(causal_conv, module=module, **options) for module in (jaxseq, reference))
     carry, y = f(*args)
     assert (carry.dtype, y.dtype) == (of_carry, of_x)
     cotangents = cotangents_for(f, args, key)
@@ -380,7 +419,7 @@ def test_complex_numbers(kind, with_resets, key):
     args = jax.tree.map(jax.lax.complex, real, imaginary)
     if with_resets:
         options = {**options, "resets": jax.random.bernoulli(key, 0.3, (2, 9))}
-    f, reference_op = (partial(module.causal_conv, **options) for module in (jaxseq, reference))
+    f, reference_op = (partial(causal_conv, module=module, **options) for module in (jaxseq, reference))
     parts = (normals(k, jax.eval_shape(f, *real)) for k in jax.random.split(key))
     cotangents = jax.tree.map(jax.lax.complex, *parts)
     assert_close(pulled(f, args, cotangents), pulled(reference_op, args, cotangents), relative=1e-13)

@@ -461,7 +461,7 @@ def test_options_are_keyword_only():
         by_position = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
         if name != "scan":
             assert all(p.default in (p.empty, None) for p in by_position), name
-        if "carry" in [p.name for p in by_position] and name != "causal_conv":
+        if "carry" in [p.name for p in by_position]:
             first = (
                 ["cell"] if name.startswith("recurrence") else ["layer"] if name in ("stack", "bidirectional") else []
             )

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.signal
-from helpers import assert_close, pullback, subjaxprs
+from helpers import assert_close, causal_conv, normals, pullback, subjaxprs
 from hypothesis import assume, given, settings, strategies
 
 import jaxseq
@@ -199,7 +199,7 @@ def test_steps_beyond_32_bits(groups, huge):
     assert_close(x_bar, jnp.zeros_like(x).at[:3].set(channels(y)))
     y, _ = run(partial(jaxseq.conv, dilation=huge, groups=groups), x, tap)
     assert_close(y, channels(x))
-    _, y = jaxseq.causal_conv(None, x, tap, dilation=huge, groups=groups)
+    _, y = causal_conv(None, x, tap, dilation=huge, groups=groups)
     assert_close(y, channels(x))
     y, (_, w_bar) = run(partial(jaxseq.conv_transpose, stride=huge, groups=groups), x[:1], w)
     assert_close(y, jnp.broadcast_to(channels(x[:1]), (3, 3)))
@@ -245,3 +245,61 @@ def test_precision_reaches_the_pointwise_product():
     ]
     assert products
     assert all(precision == (jax.lax.Precision.HIGHEST,) * 2 for precision in products)
+
+
+# --- Lengths ---
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"dilation": 2},
+        {"padding": "SAME"},
+        {"padding": "CAUSAL", "stride": 2},
+        {"padding": ((3, 1),), "stride": 2, "groups": 2},
+        {"padding": ((-1, -2),)},
+    ],
+    ids=str,
+)
+def test_each_sequence_ends_at_its_length(options, key):
+    """Compare with lax on each sequence, cut at its length. The padding is NaN, in inputs and cotangents."""
+    lengths, (K, T) = (0, 5, 8, 11), (3, 11)
+    x, w, b = normals(key, (jnp.ones((4, T, 4)), jnp.ones((K, 4 // options.get("groups", 1), 6)), jnp.ones(6)))
+    f = partial(jaxseq.conv, lengths=jnp.array(lengths), **options)
+    y_bar = normals(key, jax.eval_shape(f, x, w, b), stream=1)
+    stride, dilation, groups = (options.get(name, 1) for name in ("stride", "dilation", "groups"))
+    pads = {"SAME": (1, 1), "CAUSAL": (2, 0)}.get(options.get("padding"), options.get("padding", ((0, 0),))[0])
+
+    def by_lax(x, w, b):
+        y = jax.lax.conv_general_dilated(
+            x[None],
+            w,
+            (stride,),
+            (pads,),
+            rhs_dilation=(dilation,),
+            dimension_numbers=("NWC", "WIO", "NWC"),
+            feature_group_count=groups,
+        )
+        return y[0] + b[None]
+
+    beyond = lambda a, counts: (jnp.arange(a.shape[1])[None] >= jnp.array(counts)[:, None])[..., None]  # noqa: E731
+    counts = [max((n + sum(pads) - dilation * (K - 1) - 1) // stride + 1, 0) for n in lengths]
+    of_x, of_y = beyond(x, lengths), beyond(y_bar, counts)
+    run = jax.jit(pullback(f))
+    y, gradients = run((jnp.where(of_x, jnp.nan, x), w, b), jnp.where(of_y, jnp.nan, y_bar))
+    assert not jnp.where(of_y, y, 0).any()
+    assert not jnp.where(of_x, gradients[0], 0).any()
+    w_bar, b_bar = jnp.zeros_like(w), jnp.zeros_like(b)
+    for i, (n, count) in enumerate(zip(lengths, counts, strict=True)):
+        if count:
+            own, (x_bar, *of_params) = jax.jit(pullback(by_lax))((x[i, :n], w, b), y_bar[i, :count])
+            assert_close((y[i, :count], gradients[0][i, :n]), (own, x_bar))
+            w_bar, b_bar = w_bar + of_params[0], b_bar + of_params[1]
+    assert_close(list(gradients[1:]), [w_bar, b_bar])
+
+
+def test_lengths_with_a_stride_and_same_padding(key):
+    """Each sequence has ceil(length / stride) outputs."""
+    x, w = normals(key, (jnp.ones((3, 11, 4)), jnp.ones((3, 4, 6))))
+    y = jaxseq.conv(x, w, padding="SAME", stride=2, lengths=jnp.array([0, 4, 9]))
+    assert (y != 0).any(-1).sum(1).tolist() == [0, 2, 5]

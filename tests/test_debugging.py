@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import draw
+from helpers import causal_conv, draw
 from jax import lax
 from jax.experimental import checkify
 
@@ -37,7 +37,7 @@ OPS = {
     "depthwise_conv, long": (jaxseq.depthwise_conv, draw(2, 90, 2), draw(70, 1, 2)),
     "separable_conv": (jaxseq.separable_conv, draw(2, 9, 4), draw(3, 1, 4), draw(1, 4, 3)),
     "conv_transpose": (partial(jaxseq.conv_transpose, stride=2), draw(2, 5, 4), draw(3, 3, 4)),
-    "causal_conv": (partial(jaxseq.causal_conv, resets=RESETS.T), draw(2, 2, 4), draw(2, 4, 4), draw(3, 4, 3)),
+    "causal_conv": (partial(causal_conv, resets=RESETS.T), draw(2, 2, 4), draw(2, 4, 4), draw(3, 4, 3)),
     "lstm": (lambda p, xs: jaxseq.lstm(p, None, xs), LSTM, XS),
     "lstm, lengths": (
         lambda p, xs: jaxseq.lstm(p, None, xs, lengths=LENGTHS, resets=RESETS, reverse=True, truncation=(2, 3)),

@@ -34,8 +34,9 @@ def conv_transpose(x=X, kernel=WT, bias=None, **options):
     return lambda: jaxseq.conv_transpose(x, kernel, bias, **{"groups": 2, **options})
 
 
-def causal_conv(carry=PAST, x=X, kernel=W, bias=B, **options):
-    return lambda: jaxseq.causal_conv(carry, x, kernel, bias, **{"groups": 2, "dilation": 2, **options})
+def causal_conv(carry=PAST, xs=X, kernel=W, bias=B, **options):
+    params, options = jaxseq.ConvParams(kernel, bias), {"groups": 2, "dilation": 2, "time_axis": 1, **options}
+    return lambda: jaxseq.causal_conv(params, carry, xs, **options)
 
 
 def conv(x=X, kernel=W, bias=B, **options):
@@ -224,6 +225,16 @@ MISTAKES = {
         ValueError,
         r"`pointwise`: expected c_middle = 4 input channels, got 2",
     ),
+    "conv: lengths over two axes": (
+        lambda: jaxseq.conv(ones(2, 5, 5, 4), ones(2, 2, 4, 6), lengths=jnp.array([5, 5])),
+        ValueError,
+        r"`lengths`: expected None for a kernel with several spatial axes, got an array",
+    ),
+    "conv: lengths that are too large": (
+        conv(lengths=jnp.array([10, 3])),
+        ValueError,
+        r"`lengths`: expected lengths from 0 to 9, the number of steps, got 3 to 10",
+    ),
     # --- causal_conv ---
     "causal: 2-D kernel": (
         causal_conv(kernel=W[..., None]),
@@ -231,19 +242,39 @@ MISTAKES = {
         r"`kernel`: expected 3 axes \(kernel_size, c_in // groups, c_out\), got 4 \(kernel \(3, 2, 6, 1\)\)",
     ),
     "causal: integer x": (
-        causal_conv(x=ones(2, 9, 4, dtype=jnp.int32)),
+        causal_conv(xs=ones(2, 9, 4, dtype=jnp.int32)),
         TypeError,
-        r"`x`: expected a float or complex array, got int32\[2, 9, 4\]",
+        r"`xs`: expected a float or complex array, got int32\[2, 9, 4\]",
     ),
-    "causal: x without time": (
-        causal_conv(x=X[0, 0]),
+    "causal: xs without time": (
+        causal_conv(xs=X[0, 0]),
         ValueError,
-        r"`x`: expected at least 2 axes .* got 1 \(x \(4,\), kernel \(3, 2, 6\)\)",
+        r"`xs`: expected at least 2 axes \(time, \*batch, channels\), got 1 \(xs \(4,\)\)",
+    ),
+    "causal: time axis": (
+        causal_conv(time_axis=2),
+        ValueError,
+        r"`time_axis`: expected an axis from 0 to 1 or from -3 to -2, before the feature axis, got 2 \(xs \(2, 9, 4\)\)",
+    ),
+    "causal: lengths": (
+        causal_conv(lengths=jnp.array([10, 3])),
+        ValueError,
+        r"`lengths`: expected lengths from 0 to 9, the number of steps, got 3 to 10",
+    ),
+    "causal: lengths of another batch": (
+        causal_conv(lengths=jnp.zeros(9, jnp.int32)),
+        ValueError,
+        r"`lengths`: expected shape \(2,\) = \*batch, got \(9,\)",
+    ),
+    "causal: arrays in place of parameters": (
+        lambda: jaxseq.causal_conv(PAST, X, W),
+        TypeError,
+        r"`params`: expected ConvParams\(kernel, bias\), got float32\[2, 4, 4\]; the order is \(params, carry, xs\)",
     ),
     "causal: channels": (
-        causal_conv(x=X[..., :2]),
+        causal_conv(xs=X[..., :2]),
         ValueError,
-        r"`kernel`: expected c_in // groups = 2 // 2 = 1 input channels, got 2 \(x \(2, 9, 2\), kernel",
+        r"`kernel`: expected c_in // groups = 2 // 2 = 1 input channels, got 2 \(xs \(2, 9, 2\), kernel",
     ),
     "causal: groups": (
         causal_conv(groups=3),
@@ -261,7 +292,7 @@ MISTAKES = {
     "causal: length of carry": (
         causal_conv(carry=ones(2, 2, 4)),
         ValueError,
-        r"`carry`: expected shape \(2, 4, 4\) = \(\*batch, \(kernel_size - 1\) \* dilation, c_in\), got \(2, 2, 4\) \(x \(2, 9, 4\)",
+        r"`carry`: expected shape \(2, 4, 4\) = the shape of `xs` with \(kernel_size - 1\) \* dilation steps, got \(2, 2, 4\)",
     ),
     "causal: carry that would broadcast": (
         causal_conv(carry=ones(1, 4, 4)),
@@ -276,22 +307,22 @@ MISTAKES = {
     "causal: complex carry for real x": (
         causal_conv(carry=ones(2, 4, 4, dtype=jnp.complex64)),
         TypeError,
-        r"`carry`: expected a real dtype to match `x` of dtype float32, got complex64",
+        r"`carry`: expected a real dtype to match `xs` of dtype float32, got complex64",
     ),
     "causal: real kernel for complex x": (
-        causal_conv(x=X.astype(jnp.complex64)),
+        causal_conv(xs=X.astype(jnp.complex64)),
         TypeError,
-        r"`kernel`: expected a complex dtype to match `x` of dtype complex64, got float32",
+        r"`kernel`: expected a complex dtype to match `xs` of dtype complex64, got float32",
     ),
     "causal: resets with time first": (
         causal_conv(resets=jnp.zeros((9, 2), bool)),
         ValueError,
-        r"`resets`: expected shape \(2, 9\) = \(\*batch, T\), got \(9, 2\) \(x \(2, 9, 4\)\)",
+        r"`resets`: expected shape \(2, 9\) = the shape of `xs` without features, got \(9, 2\) \(xs \(2, 9, 4\)\)",
     ),
     "causal: resets of one example": (
         causal_conv(resets=jnp.zeros(9, bool)),
         ValueError,
-        r"`resets`: expected shape \(2, 9\) = \(\*batch, T\), got \(9,\)",
+        r"`resets`: expected shape \(2, 9\) = .*, got \(9,\)",
     ),
     "causal: integer resets": (
         causal_conv(resets=jnp.zeros((2, 9), jnp.int32)),
@@ -563,7 +594,7 @@ MISTAKES = {
     "a misspelt option": (
         conv(dilatation=2),
         TypeError,
-        r"jaxseq\.conv: .* 'dilatation'; use `dilation`\. Options: stride, padding, dilation, groups, flip, precision, method$",
+        r"jaxseq\.conv: .* 'dilatation'; use `dilation`\. Options: stride, padding, dilation, groups, flip, lengths, precision, method$",
     ),
     "init size as float": (
         lambda: jaxseq.gru_init(jax.random.key(0), 3.0, 2),

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import draw
+from helpers import causal_conv, draw
 from jax import export
 
 import jaxseq
@@ -66,8 +66,8 @@ CASES = {
         "b, h, w, 3",
         lambda x: jaxseq.conv_transpose(x, draw(4, 4, 5, 3), stride=2, padding="SAME"),
     ),
-    "causal_conv": ("a, b, t, 3", lambda x: jaxseq.causal_conv(None, x, draw(3, 3, 4), dilation=2)),
-    "causal_conv, resets": ("b, t, 3", lambda x: jaxseq.causal_conv(None, x, draw(3, 3, 4), resets=resets_of(x))),
+    "causal_conv": ("a, b, t, 3", lambda x: causal_conv(None, x, draw(3, 3, 4), dilation=2)),
+    "causal_conv, resets": ("b, t, 3", lambda x: causal_conv(None, x, draw(3, 3, 4), resets=resets_of(x))),
     "rnn": ("t, b, 3", lambda x: jaxseq.rnn(jaxseq.RNNParams(draw(3, 4), RNN, draw(4)), None, x)),
     "gru, batch": ("40, b, 3", lambda x: jaxseq.gru(GRU, None, x)),
     "gru, time": ("t, 1, 3", lambda x: jaxseq.gru(GRU, None, x)),

@@ -62,8 +62,8 @@ def text_after_a_prompt():
 
 def stream_in_chunks():
     params = jaxseq.conv_init(KEY, 3, D, H)
-    carry, _ = jaxseq.causal_conv(None, jnp.ones((B, T, D)), *params)
-    return jaxseq.causal_conv(carry, jnp.ones((B, 1, D)), *params)
+    carry, _ = jaxseq.causal_conv(params, None, jnp.ones((T, B, D)))
+    return jaxseq.causal_conv(params, carry, jnp.ones((1, B, D)))
 
 
 def upsampling():
@@ -128,7 +128,7 @@ WORKS = {
     carry_of_a_rollout: (T, B, H),
     stacked_bidirectional_gru: (B, T, 2 * H),
     text_after_a_prompt: (20, B),
-    stream_in_chunks: (B, 1, H),
+    stream_in_chunks: (1, B, H),
     upsampling: (B, 2 * T, H),
     conv_lstm_of_a_video: (B, T, 8, 6, H),
     cell_of_your_own: (B, T, H),
@@ -176,9 +176,9 @@ ANSWERED = {
         lambda: jax.jacfwd(lambda xs: jaxseq.gru(jaxseq.gru_init(KEY, D, H), None, xs))(jnp.ones((T, B, D))),
         r"use the reference implementation, .*: jaxseq\.reference\.gru",
     ),
-    "parameters first": (
-        lambda: jaxseq.causal_conv(jaxseq.conv_init(KEY, 3, D, H), None, jnp.ones((B, T, D))),
-        r"the order is causal_conv\(carry, x, \*params\)",
+    "lax: arrays of a kernel": (
+        lambda: jaxseq.causal_conv(jnp.ones((T, B, D)), jnp.ones((3, D, H))),
+        r"the arguments are \(params, carry, xs\), where a carry of None is zeros",
     ),
 }
 

@@ -83,7 +83,10 @@ def test_a_missing_argument_shows_the_arguments():
             r"`x`: .*, got ConvParams; pass its arrays after `x`, as in conv\(x, \*params\)",
         ),
         (lambda: jaxseq.conv(XS, CONV), r"`kernel`: .*, got ConvParams; pass its arrays after `x`"),
-        (lambda: jaxseq.causal_conv(CONV, None, XS), r"got ConvParams; the order is causal_conv\(carry, x, \*params\)"),
+        (
+            lambda: jaxseq.causal_conv(None, XS, CONV.kernel),
+            r"`params`: expected ConvParams\(kernel, bias\), got NoneType None; the order is \(params, carry, xs\)",
+        ),
         (
             lambda: jaxseq.lstm_init(0, 3, 5),
             r"`key`: expected a JAX random key, such as jax\.random\.key\(0\), got int 0",

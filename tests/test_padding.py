@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import pullback, subjaxprs
+from helpers import causal_conv, pullback, subjaxprs
 
 import jaxseq
 
@@ -117,7 +117,7 @@ def test_no_call_sees_negative_padding(space, kernel_size, options):
 
 def test_causal_and_recurrent_calls_see_no_negative_padding():
     x, w = jnp.ones((2, 3, 2)), jnp.ones((5, 2, 3))  # a kernel longer than the chunk
-    check(lambda x, w: jaxseq.causal_conv(None, x, w, dilation=2)[1], x, w)
+    check(lambda x, w: causal_conv(None, x, w, dilation=2)[1], x, w)
     for op, init in ((jaxseq.conv_lstm, jaxseq.conv_lstm_init), (jaxseq.conv_gru, jaxseq.conv_gru_init)):
         params = init(jax.random.key(0), 3, 2, 3, dtype=jnp.float64)
         check(lambda p, xs, op=op: op(p, None, xs, padding=[(4, 1)])[1], params, jnp.ones((2, 2, 9, 2)))

@@ -46,8 +46,11 @@ VARIANTS = {
     "bidirectional": ["rnn and gru, lengths, checkpoint"],
     "stack": ["bidirectional lstm, dropout, resets"],
     "recurrence": ["twice, lengths, checkpoint", "slstm", "layer_norm_gru", "indrnn, resets, truncation, reverse"],
-    "causal_conv": ["no carry", "resets", "resets, grouped, no carry", "resets, depthwise, dilated"],
-    "conv": ["depthwise", "2d depthwise, long", "one tap", "2d grouped, dilated", "3d"],  # one for each rule
+    "causal_conv": [
+        *("no carry", "batch first, lengths", "resets", "resets, grouped, no carry", "resets, depthwise, dilated"),
+    ],
+    # One for each rule, and the masks of lengths.
+    "conv": ["depthwise", "2d depthwise, long", "one tap", "2d grouped, dilated", "3d", "lengths"],
 }
 GRID = [pytest.param(name, label, id=f"{name}-{label}") for name, labels in VARIANTS.items() for label in labels]
 # A loop over taps sums the weight of each tap over devices, so the kernel is summed once, in K parts.
@@ -322,7 +325,7 @@ def test_weights_and_states_that_were_never_placed_follow_the_input(name, key):
     args, f = arguments(name, label, key, batch=(8,)), bound(name, label)
     cotangents = cotangents_for(f, args, key)
     expected = compiled(name, label, reference=True)(args, cotangents)
-    where = {"lstm": 2, "conv": 0, "causal_conv": 1}[name]
+    where = {"lstm": 2, "conv": 0, "causal_conv": 2}[name]
     mesh = mesh_of((8,), ("d",), "explicit")
 
     def gradient(x, cotangents, others):

@@ -6,7 +6,19 @@ from itertools import product
 import jax
 import jax.numpy as jnp
 import pytest
-from helpers import arguments, assert_close, bound, compiled, cotangents_for, mesh_of, normals, place, pullback, scans
+from helpers import (
+    arguments,
+    assert_close,
+    bound,
+    causal_conv,
+    compiled,
+    cotangents_for,
+    mesh_of,
+    normals,
+    place,
+    pullback,
+    scans,
+)
 from jax import lax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -171,7 +183,7 @@ def test_an_idle_axis_beside_space_counts_nothing_twice(name, kind, key):
         call = lambda ns, x, w: getattr(ns, name)(params._replace(w_x=w), None, x)[1]  # noqa: E731
     elif name == "causal_conv":
         args = draw(2, 8, 4), draw(1, 1, 3, 4, 8)[0, 0]
-        call = lambda ns, x, w: ns.causal_conv(None, x, w)[1]  # noqa: E731
+        call = lambda ns, x, w: causal_conv(None, x, w, module=ns)[1]  # noqa: E731
     else:
         args = draw(2, 8, 4), draw(1, 1, 3, *((4, 8) if name == "conv" else (8, 4)))[0, 0]
         call = lambda ns, x, w: getattr(ns, name)(x, w, padding="SAME")  # noqa: E731
@@ -259,7 +271,7 @@ def test_a_causal_convolution_over_time_moves_its_carry(key):
     """Move a halo of kernel_size - 1 steps forward and one back, and send the returned carry to all devices."""
     (T, B, C), K = (24, 2, 3), 4
     carry, x, w = normals(key, (jnp.ones((B, K - 1, C)), jnp.ones((B, T, C)), jnp.ones((K, C, 5))))
-    f = lambda carry, x, w: jaxseq.causal_conv(carry, x, w)[1]  # noqa: E731
+    f = lambda carry, x, w: causal_conv(carry, x, w)[1]  # noqa: E731
     mesh = mesh_of((8,), ("t",), "explicit")
     with jax.set_mesh(mesh):
         placed = place(mesh, (carry, x, w), (P(), P(None, "t"), P()))
@@ -276,7 +288,7 @@ def test_a_carry_of_two_shards():
     mesh = mesh_of((4,), ("t",), "explicit")
     with jax.set_mesh(mesh):
         placed = place(mesh, x[:, None], P("t"))
-        carry, y = jax.jit(jaxseq.causal_conv)(None, placed, jnp.ones((4, 1, 1)))
+        carry, y = jax.jit(causal_conv)(None, placed, jnp.ones((4, 1, 1)))
     assert y[:, 0].tolist() == [1, 3, 6, 10, 14, 18, 22, 26]
     assert carry[:, 0].tolist() == [6, 7, 8]
 
@@ -378,7 +390,7 @@ def test_a_causal_convolution_with_a_carry_across_shards(kernel_size, key):
     )
 
     def run(carry, x, w, b):
-        conv = partial(jaxseq.causal_conv, x=x, kernel=w, bias=b)
+        conv = partial(causal_conv, x=x, kernel=w, bias=b)
         return conv(
             jaxseq.carry_across_shards(
                 lambda carry: conv(carry)[0], carry, "t", rounds=-(-(kernel_size - 1) // x.shape[1])
@@ -388,7 +400,7 @@ def test_a_causal_convolution_with_a_carry_across_shards(kernel_size, key):
     mesh = mesh_of((4,), ("t",), "automatic")
     over_time = P(None, "t")
     divided = jax.shard_map(run, mesh=mesh, in_specs=(P(), over_time, P(), P()), out_specs=over_time)
-    reference = lambda *args: jaxseq.reference.causal_conv(*args)[1]  # noqa: E731
+    reference = lambda *args: causal_conv(*args, module=jaxseq.reference)[1]  # noqa: E731
     y_bar = cotangents_for(reference, (carry, x, w, b), key)
     expected = jax.jit(pullback(reference))((carry, x, w, b), y_bar)
     assert_close(jax.jit(pullback(divided))((carry, x, w, b), y_bar), expected)

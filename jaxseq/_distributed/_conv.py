@@ -9,12 +9,17 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+from jax import lax
 from jax.sharding import NamedSharding
 
 from jaxseq import _mesh
 from jaxseq._distributed import _halo, _sharding
 from jaxseq._distributed._carry_across_shards import carry_across_shards, from_one, is_first
 from jaxseq._geometry import Geometry
+
+# carry, x, kernel, bias, resets, lengths of `jaxseq.causal_conv`
+Operands = tuple[jax.Array, jax.Array, jax.Array, jax.Array | None, jax.Array | None, jax.Array | None]
 
 
 def conv(
@@ -78,19 +83,22 @@ def causal_conv(
     rule: Callable[..., jax.Array],
     new_carry: Callable[..., jax.Array],
     geometry: Geometry,
-    operands: tuple[jax.Array, jax.Array, jax.Array, jax.Array | None, jax.Array | None],
+    operands: Operands,
 ) -> tuple[jax.Array, jax.Array]:
     """Return (carry', y) of `jaxseq.causal_conv`, run on shards.
 
-    `rule(geometry, operands)` returns y, and `new_carry(carry, x, resets)` returns carry'. On an
-    explicit mesh, batch and time of all arrays are sharded as those of x. Where time is sharded, each device starts
-    from the carry of the previous time shard.
+    `rule(geometry, operands)` returns y, and `new_carry(operands)` returns carry'. On an explicit mesh, batch and time
+    of all arrays are sharded as those of x. Where time is sharded, each device starts from the carry of the previous
+    time shard.
     """
-    carry, x, kernel, bias, resets = _mesh.align_varying(operands)
+    carry, x, kernel, bias, resets, lengths = _mesh.align_varying(operands)
     x_sharding = _mesh.explicit_sharding(x)
     if x_sharding is not None:
         carry = _sharding.reshard(carry, _sharding.with_feature_sharding(x_sharding, carry, 2))
         resets = None if resets is None else _sharding.reshard(resets, _sharding.leading_axes(x_sharding, x.ndim - 1))
+        lengths = (
+            None if lengths is None else _sharding.reshard(lengths, _sharding.leading_axes(x_sharding, x.ndim - 2))
+        )
     kernel, bias = _sharding.unshard((kernel, bias), _sharding.sharded_axes(x, slice(-1)))
     carry_sharding, y_sharding = _mesh.explicit_sharding(carry), _sharding.product_sharding(x, kernel)
     groups, x, kernel, bias, y_like = _sharding.shard_by_features(geometry.groups, x, kernel, bias, -1)
@@ -99,15 +107,22 @@ def causal_conv(
         carry = _sharding.reshard(carry, _sharding.unshard_axis(jax.typeof(x).sharding, x.ndim - 2))
     names = _sharding.mesh_axes_of(x, -2)
 
-    def run(carry: jax.Array, x: jax.Array, kernel: jax.Array, bias: Any, resets: Any) -> tuple[jax.Array, jax.Array]:
-        carry, x, resets = _mesh.align_varying((carry, x, resets))  # carry' does not depend on the kernel
+    def run(*shards: Any) -> tuple[jax.Array, jax.Array]:
+        carry, x, kernel, bias, resets, lengths = shards
+        ends_here = None
+        if names and lengths is not None:  # from now on, the length of the part of each sequence on this device
+            device, T = lax.axis_index(names), x.shape[-2]
+            ends_here = device == jnp.maximum(lengths - 1, 0) // T
+            lengths = jnp.clip(lengths - device * T, 0, T)
+        carry, x, resets, lengths = _mesh.align_varying((carry, x, resets, lengths))  # carry' does not need the kernel
+        step = lambda carry: new_carry((carry, x, kernel, bias, resets, lengths))  # noqa: E731
         if names and carry.size:
             rounds = -(-carry.shape[-2] // x.shape[-2])
-            carry = carry_across_shards(lambda carry: new_carry(carry, x, resets), carry, names, rounds=rounds)
-        last = new_carry(carry, x, resets)
+            carry = carry_across_shards(step, carry, names, rounds=rounds)
+        last = step(carry)
         if names:
-            last = from_one(is_first(names, reverse=True), last, names)
-        return last, rule(geometry, _mesh.align_varying((carry, x, kernel, bias, resets)))
+            last = from_one(is_first(names, reverse=True) if ends_here is None else ends_here, last, names)
+        return last, rule(geometry, _mesh.align_varying((carry, x, kernel, bias, resets, lengths)))
 
-    last, y = _sharding.map_shards(run, (carry, x, kernel, bias, resets), (carry, y_like))
+    last, y = _sharding.map_shards(run, (carry, x, kernel, bias, resets, lengths), (carry, y_like))
     return _sharding.reshard(last, carry_sharding), _sharding.reshard(y, y_sharding)

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.lax import PrecisionLike
-from jaxtyping import Array, Bool, Inexact
+from jaxtyping import Array, Bool, Inexact, Integer
 
 from jaxseq import _geometry
 from jaxseq._precision import accumulator, promote
+from jaxseq._types import ConvParams
 
 
 def conv(
@@ -24,6 +25,7 @@ def conv(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
     flip: bool = False,
+    lengths: Integer[Array, "*batch"] | None = None,
     precision: PrecisionLike = None,
     method: str = "auto",
 ) -> Inexact[Array, "*batch_and_outputs c_out"]:
@@ -32,6 +34,8 @@ def conv(
     The functions in this file ignore `method` and always sum directly.
     """
     axes = kernel.ndim - 2
+    if lengths is not None:
+        x = _within(lengths, x)
     space, kernel_size = x.shape[-axes - 1 : -1], kernel.shape[:axes]
     (per_in, c_out), batch = kernel.shape[axes:], x.shape[: -axes - 1]
     geometry = _geometry.resolve(space, kernel_size, stride, padding, dilation, groups)
@@ -54,7 +58,22 @@ def conv(
         y = y + term.reshape(y.shape)
     if bias is not None:
         y = y + jnp.broadcast_to(bias.astype(y.dtype), y.shape)
+    if lengths is not None:
+        s, d, (lo, hi) = geometry.stride[0], geometry.dilation[0], geometry.padding[0]
+        # The position of an output is the last input that it reads, without the padding; for "SAME", the first.
+        position = jnp.arange(outputs[0]) * s + (0 if padding == "SAME" else d * (kernel_size[0] - 1) - lo - hi)
+        y = jnp.where(_before(lengths, position)[..., None], y, 0)
     return y.astype(x.dtype)
+
+
+def _before(lengths: jax.Array, position: jax.Array) -> jax.Array:
+    """Return (*batch, n) whether a position (n,) is less than each length (*batch,)."""
+    return position.reshape((1,) * lengths.ndim + (-1,)).astype(lengths.dtype) < lengths[..., None]
+
+
+def _within(lengths: jax.Array, x: jax.Array) -> jax.Array:
+    """Return x (*batch, T, channels) with zeros beyond each length."""
+    return jnp.where(_before(lengths, jnp.arange(x.shape[-2]))[..., None], x, 0)
 
 
 def depthwise_conv(
@@ -146,27 +165,32 @@ def conv_transpose(
 
 
 def causal_conv(
-    carry: Inexact[Array, "*batch reach c_in"] | None,
-    x: Inexact[Array, "*batch T c_in"],
-    kernel: Inexact[Array, "kernel_size c_in_per_group c_out"],
-    bias: Inexact[Array, " c_out"] | None = None,
+    params: ConvParams,
+    carry: Inexact[Array, "..."] | None,
+    xs: Inexact[Array, "..."],
     *,
     dilation: int = 1,
     groups: int = 1,
-    resets: Bool[Array, "*batch T"] | None = None,
+    lengths: Integer[Array, "*batch"] | None = None,
+    resets: Bool[Array, "..."] | None = None,
+    time_axis: int = 0,
     precision: PrecisionLike = None,
     method: str = "auto",
-) -> tuple[Inexact[Array, "*batch reach c_in"], Inexact[Array, "*batch T c_out"]]:
+) -> tuple[Inexact[Array, "..."], Inexact[Array, "..."]]:
     """Reference implementation of `jaxseq.causal_conv`: for each tap, the shifted input times a matrix. Inputs from
     other episodes count as zero.
     """
+    kernel, bias = params
+    axis = time_axis % xs.ndim
+    x = jnp.moveaxis(xs, axis, -2)
     (K, per_in, c_out), (*batch, T, c_in) = kernel.shape, x.shape
     reach = (K - 1) * dilation
-    carry = jnp.zeros((*batch, reach, c_in), x.dtype) if carry is None else carry
-    common = promote(carry, x, kernel)
-    z = jnp.concatenate([carry.astype(common), x.astype(common)], -2)
+    past = jnp.zeros((*batch, reach, c_in), x.dtype) if carry is None else jnp.moveaxis(carry, axis, -2)
+    common = promote(past, x, kernel)
+    ends = jnp.full(batch, T) if lengths is None else lengths
+    z = jnp.concatenate([past.astype(common), _within(ends, x.astype(common))], -2)
     # Number the episodes. The carry belongs to the first one.
-    started = jnp.zeros((*batch, T), bool) if resets is None else resets
+    started = jnp.zeros((*batch, T), bool) if resets is None else jnp.moveaxis(resets, axis, -1)
     episode = jnp.cumsum(jnp.concatenate([jnp.zeros((*batch, reach), bool), started], -1), -1)
 
     def in_episode(current: jax.Array, start: int, stop: int) -> jax.Array:
@@ -182,4 +206,11 @@ def causal_conv(
         y = y + term.reshape(y.shape)
     if bias is not None:
         y = y + jnp.broadcast_to(bias.astype(y.dtype), y.shape)
-    return in_episode(episode[..., -1:], T, T + reach).astype(carry.dtype), y.astype(x.dtype)
+    # The new carry for every possible length, and the one of this length.
+    last = in_episode(episode[..., -1:], T, T + reach)
+    for n in range(0 if lengths is None else T):
+        current = episode[..., n + reach - 1 : n + reach] if n + reach else episode[..., :0]
+        last = jnp.where((ends == n)[..., None, None], in_episode(current, n, n + reach), last)
+    last = last.astype(x.dtype if carry is None else carry.dtype)
+    y = _within(ends, y).astype(x.dtype)
+    return jnp.moveaxis(last, -2, axis), jnp.moveaxis(y, -2, axis)

@@ -267,7 +267,9 @@ def causal_trial(rng: np.random.Generator) -> tuple[str, list[str]]:
     expected = (kept * z[:, T:], y + b), (z_bar[:, :P], z_bar[:, P:], w_bar, y_bar.sum((0, 1)))
 
     def both(carry: Any, x: Any, w: Any, b: Any, cotangents: Any) -> Any:
-        f = partial(jaxseq.causal_conv, dilation=d, groups=g, resets=jnp.asarray(resets) if resets.any() else None)
+        marks = jnp.asarray(resets) if resets.any() else None
+        options = {"dilation": d, "groups": g, "resets": marks, "time_axis": 1}
+        f = lambda carry, x, w, b: jaxseq.causal_conv(jaxseq.ConvParams(w, b), carry, x, **options)  # noqa: E731
         out, pull = jax.vjp(f, carry, x, w, b)
         return out, pull(cotangents)
 

@@ -59,10 +59,11 @@ def draw_op(rng):
             x, w, b = normal(B, *space, C), scaled(*kernel_size, C // groups, 8), normal(8)
             carry = normal(B, (kernel_size[0] - 1) * options["dilation"], C)
             resets = jnp.asarray(rng.random((B, *space)) < 0.2) if rng.random() < 0.5 else None
-            run = lambda ns, carry, x, w, b, resets: ns.causal_conv(  # noqa: E731
-                carry, x, w, b, resets=resets, groups=groups, **options
+            lengths = jnp.asarray(rng.integers(0, space[0] + 1, B)) if rng.random() < 0.3 else None
+            run = lambda ns, carry, x, w, b, resets, lengths: ns.causal_conv(  # noqa: E731
+                jaxseq.ConvParams(w, b), carry, x, resets=resets, lengths=lengths, groups=groups, time_axis=1, **options
             )
-            return f"causal_conv {kernel_size} {groups} {options}", run, (carry, x, w, b, resets)
+            return f"causal_conv {kernel_size} {groups} {options}", run, (carry, x, w, b, resets, lengths)
         if name in ("conv", "conv_transpose"):
             c_out = 8
             kernel = (*kernel_size, C // groups, c_out) if name == "conv" else (*kernel_size, c_out // groups, C)

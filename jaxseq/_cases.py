@@ -285,6 +285,7 @@ def _recurrence_example(
         "recurrent_dropout_mask": _marks(generator, 0.2, leaves[0].shape),
         "zoneout": _zoneout_mask(generator, sizes, first),
         "resets": resets,
+        "reset_state": jax.tree.map(lambda leaf: draw(*leaf.shape), first) if "reset_state" in masks else None,
     }
     return weights, first if carry else None, x, *(jax.tree.map(jax.device_put, drawn[name]) for name in masks)
 
@@ -410,6 +411,19 @@ def _time_variants(example: Example, **options: object) -> dict[str, Variant]:
         "batch first, lengths, checkpoint": variant("lengths", time_axis=1, checkpoint="auto"),
         "recurrent dropout, zoneout": variant("recurrent_dropout_mask", "zoneout"),
         "resets, zoneout, truncation, checkpoint": variant("resets", "zoneout", truncation=3, checkpoint=2),
+    }
+
+
+def _state_variants(example: Example) -> dict[str, Variant]:
+    """Return variants that return all states, and start from another state than zero after a reset."""
+    masks: dict[str, tuple[str, ...]] = {
+        "states, reset state, lengths": ("lengths", "resets", "reset_state"),
+        "states, reset state, truncation, reverse": ("resets", "reset_state"),
+    }
+    options: list[dict[str, object]] = [{}, {"truncation": (2, 5), "reverse": True, "checkpoint": 3}]
+    return {
+        label: Variant(partial(example, masks=names), {"return_states": True, **more}, names)
+        for (label, names), more in zip(masks.items(), options, strict=True)
     }
 
 
@@ -727,8 +741,13 @@ CASES: dict[str, Case] = {
     "lstm": Case(
         lstm,
         reference.lstm,
-        _time_variants(_LSTM),
-        quick=("batch first, lengths, checkpoint", "recurrent dropout, zoneout"),
+        {**_time_variants(_LSTM), **_state_variants(_LSTM)},
+        quick=(
+            "batch first, lengths, checkpoint",
+            "recurrent dropout, zoneout",
+            "states, reset state, lengths",
+            "states, reset state, truncation, reverse",
+        ),
     ),
     "lstm_cell": Case(lstm_cell, reference.lstm_cell, _step_variants(_LSTM), quick=("plain",)),
     "conv_gru": Case(

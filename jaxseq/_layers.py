@@ -52,8 +52,8 @@ def bidirectional(
     $$y_t = [\overrightarrow{h}_t,\; \overleftarrow{h}_t]$$
 
     With `lengths`, the backward direction of each sequence starts at its last valid step. `reverse` must be False.
-    `recurrent_dropout_mask` and `zoneout` are pairs, with one entry for each direction; `zoneout` may be one number for
-    both.
+    `recurrent_dropout_mask`, `reset_state` and `zoneout` are pairs, with one entry for each direction; `zoneout` may be
+    one number for both.
 
     Args:
         layer: the layer for both directions, or a pair (forward, backward): functions, or cells (`jaxseq.Cell`).
@@ -87,7 +87,7 @@ def bidirectional(
     ends, ys = [], []
     zoneout = time.get("zoneout")
     zoneout = (zoneout, zoneout) if isinstance(zoneout, int | float | np.floating) else zoneout
-    given = {"recurrent_dropout_mask": time.get("recurrent_dropout_mask"), "zoneout": zoneout}
+    given = {option: time.get(option) for option in ("recurrent_dropout_mask", "reset_state")} | {"zoneout": zoneout}
     pairs = {option: _sequence_of(option, value, 2) for option, value in given.items() if value is not None}
     for i, (f, p, state) in enumerate(zip(layers, _sequence_of("params", params, 2), states, strict=True)):
         options = {**time, "reverse": i == 1, **{option: pair[i] for option, pair in pairs.items()}}
@@ -118,9 +118,9 @@ def stack(
 
     The last formula is dropout, applied between layers: each element of $m$ is one with probability 1 - p, else zero.
 
-    All layers get the same time options. `zoneout` is a number here. With a `key`, it is the probability that an
-    element of the state keeps its value, drawn for each layer, step and element. Without a key, it is the weight of the
-    previous state, which is the mean.
+    All layers get the same time options, but `reset_state` is a sequence with one for each layer, and `zoneout` is a
+    number. With a `key`, it is the probability that an element of the state keeps its value, drawn for each layer, step
+    and element. Without a key, it is the weight of the previous state, which is the mean.
 
     Args:
         layer: the layer at every position, or a sequence of layers, one for each entry of `params`: functions, or cells
@@ -160,6 +160,8 @@ def stack(
     """
     residual, rate = _checks.boolean("residual", residual), _checks.rate("dropout", dropout)
     recurrent = _checks.rate("recurrent_dropout", recurrent_dropout)
+    fresh = time.pop("reset_state", None)
+    of_states: TimeOptions = {"return_states": time.pop("return_states")} if "return_states" in time else {}
     zoneout = time.pop("zoneout", None)
     zoneout = 0.0 if zoneout is None else _checks.rate("zoneout", zoneout)
     _checks.key("key", key)
@@ -170,6 +172,7 @@ def stack(
     number = len(params)
     layers = _layers("layer", layer, number)
     states = _sequence_of("carry", [None] * number if carry is None else carry, number)
+    resets_to = None if fresh is None else _sequence_of("reset_state", fresh, number)
     ends, y = [], _checks.converted(xs)
     for i, (f, p, state) in enumerate(zip(layers, params, states, strict=True)):
         if i and rate and key is not None:
@@ -182,7 +185,9 @@ def stack(
                 layer_key = None if key is None else jax.random.fold_in(key, number + i)
                 axis = with_defaults(time).time_axis % y.ndim
                 masks = dropout_masks(layer_key, shapes, y, axis, recurrent_dropout=recurrent, zoneout=zoneout)
-            end, out = f(p, state, y, **time, **masks)
+            if resets_to is not None:
+                masks["reset_state"] = resets_to[i]
+            end, out = f(p, state, y, **time, **masks, **of_states)
             if residual and out.shape != y.shape:
                 expected = f"False, or layers with outputs of the shape of their inputs, {y.shape}"
                 _checks.bad_value("residual", expected, f"True and outputs {out.shape}")

@@ -187,7 +187,7 @@ NAMES = (
     Name(
         KERAS,
         "`return_sequences=True`, `return_state=True`",
-        "both are always returned: `(carry, ys)`",
+        "both are always returned: `(carry, ys)`; `return_states=True` returns every state",
         ("return_sequences", "return_state"),
         hint="nothing: both are always returned, `(carry, ys)`",
     ),

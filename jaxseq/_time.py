@@ -80,6 +80,17 @@ def zero_where(mask: jax.Array | None, tree: Tree) -> Tree:
     return tree if mask is None else select(mask, jax.tree.map(jnp.zeros_like, tree), tree)
 
 
+def replace_where(mask: jax.Array | None, new: Tree | None, tree: Tree) -> Tree:
+    """Replace every leaf by that of `new` where the mask is True, or by zero if `new` is None.
+
+    The leaves of `new` are (*B, ...). Those of the tree, and the mask, may have more axes before the batch.
+    """
+    if mask is None or new is None:
+        return zero_where(mask, tree)
+    broadcast = lambda b, a: jnp.broadcast_to(jnp.expand_dims(b, range(a.ndim - b.ndim)), a.shape)  # noqa: E731
+    return select(mask, jax.tree.map(broadcast, new, tree), tree)
+
+
 def zero_padding(valid: jax.Array | None, tree: Tree) -> Tree:
     """Set every leaf to zero in the padding."""
     return tree if valid is None else select(valid, tree, jax.tree.map(jnp.zeros_like, tree))

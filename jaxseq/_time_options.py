@@ -51,6 +51,11 @@ class TimeOptions(TypedDict, total=False):
             the state whose leaves are booleans or floats `(T, *batch, H)`, with time at `time_axis`. No gradient flows
             to it. Where booleans keep all of the state of a sequence, the step is not read: NaN in `xs` affects no
             value and no gradient there. Floats mix both states and do not stop a NaN.
+        reset_state: the state after a reset, zero if None: a tree with the structure of the state, whose leaves are
+            `(*batch, H)`, or `(H,)` for all of the batch, as a learned initial state is. Gradients flow to it. It does
+            not replace the carry: pass it as `carry` too, where the sequence starts with it.
+        return_states: if True, the first result has the state after every step, of every leaf, with time at
+            `time_axis`, in place of the final state. It is zero in the padding.
     """
 
     lengths: Annotated[Integer[AnyArray, "*batch"] | None, Default(None)]
@@ -64,6 +69,8 @@ class TimeOptions(TypedDict, total=False):
     state_dtype: Annotated[DTypeLike | None, Default(None)]
     recurrent_dropout_mask: Annotated[Float[AnyArray, "*batch H"] | None, Default(None)]
     zoneout: Annotated[PyTree[ArrayLike] | None, Default(None)]
+    reset_state: Annotated[PyTree[ArrayLike] | None, Default(None)]
+    return_states: Annotated[bool, Default(False)]
 
 
 _HINTS = get_type_hints(TimeOptions, include_extras=True)
@@ -82,6 +89,7 @@ class Options(NamedTuple):
     precision: PrecisionLike = None
     partitioning: Partitioning = Partitioning()
     tuning: RecurrenceTuning = RecurrenceTuning()
+    return_states: bool = False
 
 
 def with_defaults(options: TimeOptions) -> SimpleNamespace:

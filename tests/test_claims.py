@@ -1113,13 +1113,14 @@ def test_all_options_can_be_combined():
     zoneout = jaxseq.LSTMState(draw(B, T, H) > 0.5, jnp.full((B, T, H), 0.2))
     options = {"lengths": LENGTHS, "resets": RESETS, "reverse": True, "truncation": (2, 3), "checkpoint": 4}
     options |= {"time_axis": 1, "unroll": 2, "precision": "highest", "state_dtype": jnp.float32}
-    options |= {"recurrent_dropout_mask": jnp.abs(draw(B, H)), "zoneout": zoneout}
+    options |= {"recurrent_dropout_mask": jnp.abs(draw(B, H)), "zoneout": zoneout, "return_states": True}
+    options |= {"reset_state": jaxseq.LSTMState(draw(H), draw(B, H))}
     assert set(options) == set(jaxseq.TimeOptions.__annotations__)
 
     def both(lstm):
         f = lambda params, carry, xs: lstm(params, carry, xs, **options)  # noqa: E731
         args = params, jaxseq.LSTMState(draw(B, H), -draw(B, H)), xs
-        return jax.jit(pullback(f))(args, (args[1], draw(B, T, H)))
+        return jax.jit(pullback(f))(args, (jaxseq.LSTMState(draw(B, T, H), draw(B, T, H)), draw(B, T, H)))
 
     for got, expected in zip(*(jax.tree.leaves(both(m.lstm)) for m in (jaxseq, jaxseq.reference)), strict=True):
         assert got.dtype == expected.dtype == jnp.float32

@@ -32,6 +32,7 @@ DEFAULT = {
         "lengths, resets, reverse",
         "batch first, lengths, checkpoint",
         "recurrent dropout, zoneout",
+        "states, reset state, lengths",
     ),
     "scan": ("plain",),
     "conv_lstm": ("1d",),

@@ -552,6 +552,26 @@ MISTAKES = {
         ValueError,
         r"`zoneout\.c`: expected shape \(7, 2, 5\) = the shape of the state, with the time axis of `xs`, got \(2, 5\)",
     ),
+    "reset state of another size": (
+        lstm(reset_state=jaxseq.LSTMState(H, H[:1])),
+        ValueError,
+        r"`reset_state\.c`: expected shape \(2, 5\) = \(\*batch, H\), or \(5,\) for all of the batch, got \(1, 5\)",
+    ),
+    "reset state as an array": (
+        lstm(reset_state=H),
+        TypeError,
+        r"`reset_state`: expected LSTMState\(h, c\), got float32\[2, 5\]",
+    ),
+    "integer reset state": (
+        gru(reset_state=jnp.zeros(5, jnp.int32)),
+        TypeError,
+        r"`reset_state`: expected a float array, got int32\[5\]",
+    ),
+    "return_states as a number": (
+        lstm(return_states=1),
+        TypeError,
+        r"`return_states`: expected True or False, .* got int 1",
+    ),
     "reverse as a string": (lstm(reverse="yes"), TypeError, r"`reverse`: expected True or False, .* got str 'yes'"),
     "zero unroll": (lstm(unroll=0), ValueError, r"`unroll`: expected an integer >= 1, got 0"),
     "unknown activation": (

@@ -42,6 +42,7 @@ VARIANTS = {
         "overlapping windows",
         "lengths, resets, reverse",
         "batch first, lengths, checkpoint",
+        "states, reset state, lengths",
     ],
     "bidirectional": ["rnn and gru, lengths, checkpoint"],
     "stack": ["bidirectional lstm, dropout, resets"],

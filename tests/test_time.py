@@ -108,6 +108,32 @@ def test_a_reset_splits_the_sequence(name, reverse, key):
             assert not any(leaf.any() for leaf in jax.tree.leaves(actual[1][1]))
 
 
+@pytest.mark.parametrize(("name", "reverse"), [("lstm", False), ("gru", True)])
+def test_after_a_reset_the_state_is_reset_state(name, reverse, key):
+    """A reset at t equals two calls, the second of which starts from `reset_state`, with gradients to it."""
+    params, carry, xs = arguments(name, "plain", key, length=T)
+    fresh = normals(key, jax.tree.map(lambda a: a[0], carry), stream=2)  # one for all of the batch
+    op = partial(CASES[name].op, reverse=reverse)
+    cotangents = cotangents_for(op, (params, carry, xs), key)
+    for t in (0, 3):
+        resets = np.broadcast_to(np.arange(T)[:, None] == t, (T, 2))
+
+        def marked(params, carry, xs, fresh, resets=resets):
+            return op(params, carry, xs, resets=resets, reset_state=fresh)
+
+        def split(params, carry, xs, fresh, t=t):
+            fresh = jax.tree.map(lambda a: jnp.stack([a, a]), fresh)
+            first, second = (xs[t:], xs[:t]) if reverse else (xs[:t], xs[t:])
+            _, first = op(params, carry, first)
+            end, second = op(params, fresh, second)
+            return end, jnp.concatenate([second, first] if reverse else [first, second])
+
+        args = params, carry, xs, fresh
+        actual, expected = (jax.jit(pullback(f))(args, cotangents) for f in (marked, split))
+        assert_close(actual, expected)
+        assert all(leaf.any() for leaf in jax.tree.leaves(actual[1][3]))
+
+
 @pytest.mark.parametrize("reverse", [False, True])
 def test_no_gradient_crosses_a_reset(reverse, key):
     """The gradient of a loss after the boundary is exactly zero before it."""
@@ -411,6 +437,40 @@ def test_a_state_that_does_not_count_may_be_nan(name, use_reference, key):
         return all_of_them(*args), jax.jvp(lambda p: all_of_them(p, start, xs), (params,), (params,))[1]
 
     assert_close(derivatives(jnp.nan), derivatives(0.0), relative=0)
+
+
+# --- return_states ---
+
+
+@pytest.mark.parametrize("options", [{}, {"reverse": True, "checkpoint": 2}, {"truncation": 3}], ids=str)
+def test_all_states_are_those_of_a_loop(options, key):
+    """Compare with `lstm_cell` in a loop of the test, with a loss of every h, every c and every output."""
+    args = arguments("lstm", "plain", key, length=T)
+    f = partial(CASES["lstm"].op, return_states=True, **options)
+
+    def loop(params, carry, xs):
+        states, order = {}, range(T - 1, -1, -1) if options.get("reverse") else range(T)
+        for n, t in enumerate(order):
+            if n and n % options.get("truncation", T) == 0:
+                carry = jax.lax.stop_gradient(carry)
+            carry, _ = jaxseq.reference.lstm_cell(params, carry, xs[t])
+            states[t] = carry
+        states = jax.tree.map(lambda *a: jnp.stack(a), *(states[t] for t in range(T)))
+        return states, states.h
+
+    assert_close(gradients(f, args, key), gradients(loop, args, key))
+
+
+def test_states_of_layers(key):
+    """A stack returns those of every layer, `bidirectional` those of both directions."""
+    params, _, xs = arguments("lstm", "plain", key, length=T)
+    both = lambda p, carry, xs, **time: jaxseq.bidirectional(jaxseq.lstm, [p, p], carry, xs, **time)  # noqa: E731
+    fresh = jaxseq.LSTMState(jnp.ones(5), jnp.full(5, -0.5))
+    marks = {"resets": jnp.asarray(RESETS[:, :2]), "return_states": True}
+    ((states, back),), ys = jaxseq.stack([both], [params], None, xs, reset_state=[(fresh, fresh)], **marks)
+    expected, hs = jaxseq.lstm(params, None, xs, reset_state=fresh, **marks)
+    assert_close((states, ys[..., :5]), (expected, hs))
+    assert_close(back.h, ys[..., 5:])
 
 
 # --- checkpoint and time_axis ---

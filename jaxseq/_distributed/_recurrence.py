@@ -36,15 +36,17 @@ def run(rule: Rule, cell: Cell, options: Options, batch: int, inputs: Inputs) ->
     """Run `rule` with `batch` batch axes and the shardings that the module docstring describes."""
     inputs = _align_inputs(_mesh.align_varying(inputs), batch, options.axis)
     weights, carry, xs, masks = inputs
-    of_features = [(a, slice(None)) for a in jax.tree.leaves(weights._replace(recurrent_dropout_mask=None))]
-    of_features += [(a, slice(batch, None)) for a in jax.tree.leaves((weights.recurrent_dropout_mask, carry))]
+    per_example = weights.recurrent_dropout_mask, weights.reset_state, carry
+    maps = weights._replace(recurrent_dropout_mask=None, reset_state=None)
+    of_features = [(a, slice(None)) for a in jax.tree.leaves(maps)]
+    of_features += [(a, slice(batch, None)) for a in jax.tree.leaves(per_example)]
     of_features += [(a, slice(batch + 1, None)) for a in jax.tree.leaves((xs, masks.zoneout))]
     names = frozenset().union(*(_sharding.sharded_axes(a, axes) for a, axes in of_features))
     if not _time_shards_fit(options, xs):
         names |= _sharding.sharded_axes(xs, options.axis)
     xs_sharding = _mesh.explicit_sharding(xs)
     of_ys = xs_sharding and _sharding.with_feature_sharding(xs_sharding, h_of(carry), xs.ndim - batch - 1)
-    results = jax.tree.map(_mesh.explicit_sharding, carry), of_ys
+    results = jax.tree.map(lambda a: of_ys if options.return_states else _mesh.explicit_sharding(a), carry), of_ys
     result: tuple[State, jax.Array] = _sharding.with_auto_axes(
         partial(_run_on_time_shards, rule, cell, options), names, results
     )(inputs)
@@ -90,7 +92,8 @@ def _align_inputs(inputs: Inputs, batch: int, axis: int) -> Inputs:
 
     masks = place_steps_like(xs, masks._replace(zoneout=None))._replace(zoneout=place(masks.zoneout, xs_sharding))
     weights = _sharding.unshard(weights, _sharding.sharded_axes(xs, slice(batch + 1)))._replace(
-        recurrent_dropout_mask=place(weights.recurrent_dropout_mask, of_batch)
+        recurrent_dropout_mask=place(weights.recurrent_dropout_mask, of_batch),
+        reset_state=place(weights.reset_state, of_batch),
     )
     return Inputs(weights, place(carry, of_batch), xs, masks)
 
@@ -118,14 +121,20 @@ def _run_on_time_shards(rule: Rule, cell: Cell, options: Options, inputs: Inputs
         run_shard = lambda carry: rule(*static, inputs._replace(carry=carry))  # noqa: E731
         if not names:
             return run_shard(inputs.carry)
-        start = carry_across_shards(lambda carry: run_shard(carry)[0], inputs.carry, names, reverse=options.reverse)
+        to_end = static[0], static[1]._replace(return_states=False)
+        start = carry_across_shards(
+            lambda carry: rule(*to_end, inputs._replace(carry=carry))[0], inputs.carry, names, reverse=options.reverse
+        )
         if _windows.window_lengths(options.truncation, steps)[0] < steps:
             first = is_first(names, reverse=options.reverse)
             start = jax.tree.map(lambda a, b: jnp.where(first, a, b), inputs.carry, lax.stop_gradient(start))
         last, ys = run_shard(start)
+        if options.return_states:
+            return last, ys
         return from_one(_shard_holds_end(options, inputs, names), last, names), ys
 
-    result: tuple[State, jax.Array] = _sharding.map_shards(run, (inputs,), (inputs.carry, xs))
+    of_states = jax.tree.map(lambda _: xs, inputs.carry) if options.return_states else inputs.carry
+    result: tuple[State, jax.Array] = _sharding.map_shards(run, (inputs,), (of_states, xs))
     return result
 
 

@@ -30,17 +30,20 @@ A cell may have parameters p, and one product v_t = q_t W_q inside φ. Then φ* 
 
 Masks (`_time.py`). With the masks valid_t and reset_t, and ŝ_t the state before the step,
 
-    ŝ_t = 0 where reset_t, else s_{t-1}         s_t = φ(u_t, r_t, ŝ_t) where valid_t, else s_{t-1}
+    ŝ_t = s⁰ where reset_t, else s_{t-1}        s_t = φ(u_t, r_t, ŝ_t) where valid_t, else s_{t-1}
     y_t = h_t where valid_t, else 0
 
 so that δ_t = 0 where not valid_t, and
 
     s̄_{t-1} = s̄_t where not valid_t, else 0 where reset_t, else (1)                                 (1')
 
-with h_{t-1} in (2) the leaf of ŝ_t. Masks select; they do not multiply by zero, because in a masked step x_t and
-h_{t-1} may be NaN and the derivative of φ infinite. The backward pass therefore selects in the results of φ* (δ_t,
-s̃_{t-1}, p̄_t, q_t and v̄_t), and in x_t and h_{t-1} in (2). The plain form, which JAX differentiates, selects in the
-arguments of φ as well as in its results: the pullback of a selection is a selection.
+with h_{t-1} in (2) the leaf of ŝ_t, and s⁰ = 0 or `reset_state`, whose cotangent is the sum of (1) where reset_t. With
+`return_states`, all s_t are results, and their cotangents are added to s̄_t where valid_t.
+
+Masks select; they do not multiply by zero, because in a masked step x_t and h_{t-1} may be NaN and the derivative of φ
+infinite. The backward pass therefore selects in the results of φ* (δ_t, s̃_{t-1}, p̄_t, q_t and v̄_t), and in x_t and
+h_{t-1} in (2). The plain form, which JAX differentiates, selects in the arguments of φ as well as in its results: the
+pullback of a selection is a selection.
 
 Recurrent dropout and zoneout. With d a dropout mask (*B, H), and k_t the weight of the previous state, with the
 structure of the state,

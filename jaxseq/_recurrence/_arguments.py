@@ -31,6 +31,19 @@ def check_zoneout(cell: Cell, value: object, carry: State, axis: int, steps: int
     return found[0] if cell.state is None else cell.state(*found)
 
 
+def check_reset_state(cell: Cell, value: object, carry: State, features: int) -> State:
+    """Check the state after a reset, and broadcast it to the shape and dtype of the state between steps."""
+    leaves = []
+    for (name, part), like in zip(_named_leaves(cell, "reset_state", value), jax.tree.leaves(carry), strict=True):
+        leaf = _checks.array(name, part)
+        if leaf.shape not in (like.shape, like.shape[-features:]):
+            expected = f"shape {like.shape} = (*batch, H), or {like.shape[-features:]} for all of the batch"
+            _checks.bad_value(name, expected, str(leaf.shape))
+        broadcast = jnp.broadcast_to(jnp.expand_dims(leaf, range(like.ndim - leaf.ndim)), like.shape)
+        leaves.append(broadcast.astype(like.dtype))
+    return leaves[0] if cell.state is None else cell.state(*leaves)
+
+
 def fully_zoned_out(zoneout: State, features: int) -> jax.Array | None:
     """Return (T, *B), with the axes of xs: True where booleans keep all units of all leaves. None is nowhere."""
     leaves = jax.tree.leaves(zoneout)

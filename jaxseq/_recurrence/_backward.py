@@ -52,6 +52,7 @@ class BlockData(NamedTuple):
     masks: Masks
     y: jax.Array
     y_bar: jax.Array
+    states_bar: State | None  # the cotangents of the states that `return_states` returns
     starts: State  # (W, chunks, *B, H)
     states: State | None
     residuals: PyTree
@@ -64,7 +65,7 @@ class Stage(NamedTuple):
     plan: Plan
     block: Block
     data: BlockData
-    adds_losses: bool = True  # ȳ is added in the first stage only
+    adds_losses: bool = True  # ȳ, and the cotangents of returned states, are added in the first stage only
     cut: int = 0
 
 
@@ -84,6 +85,7 @@ class ChunkSteps(NamedTuple):
     masks: Masks
     y: jax.Array
     y_bar: jax.Array | None
+    states_bar: State | None
     s_hat: State | None
     residuals: PyTree  # None if they are read in place
 
@@ -100,10 +102,12 @@ def backward(cell: Cell, options: Options, inputs: Inputs, residuals: Residuals,
     """Return the cotangents of weights, carry and xs."""
     sweep = make_sweep(cell, options, inputs)
     s_bar, ys_bar = cotangents
-    s_bar = _precision.cast(s_bar, sweep.accumulator)
+    s_bar, states_bar = _precision.cast(s_bar, sweep.accumulator), None
+    if options.return_states:  # the final state is one of them
+        states_bar, s_bar = s_bar, jax.tree.map(lambda a: jnp.zeros(a.shape, sweep.accumulator), inputs.carry)
     zero_state = jax.tree.map(jnp.zeros_like, s_bar)
     w_bar = jax.tree.map(jnp.zeros_like, _precision.cast(inputs.floats[0], sweep.accumulator))
-    main, *rest = _stages(sweep, inputs, residuals, ys_bar)
+    main, *rest = _stages(sweep, inputs, residuals, (ys_bar, states_bar))
     wide, first = _precision.accumulator(inputs.xs.dtype), itemgetter(-1 if options.reverse else 0)  # first window
     windows, (k1, k2) = main.block.windows, _windows.window_lengths(options.truncation, inputs.xs.shape[options.axis])
     last = None if inputs.masks.valid is None else _time.last_window_of_sequence(inputs.masks.valid, options.axis, k1)
@@ -155,8 +159,8 @@ def _cotangents_at_ends(stage: Stage, s_bar: State, last: jax.Array | None) -> S
     return jax.tree.map(lambda a: jnp.where(_time.expand_mask(is_end, a[None]), a[None], jnp.zeros((), a.dtype)), s_bar)
 
 
-def _stages(sweep: Sweep, inputs: Inputs, residuals: Residuals, ys_bar: jax.Array) -> list[Stage]:
-    """Return the first stage of each block."""
+def _stages(sweep: Sweep, inputs: Inputs, residuals: Residuals, losses: tuple[jax.Array, State | None]) -> list[Stage]:
+    """Return the first stage of each block, given the cotangents of ys and of the returned states."""
     stages, chunks, axis = [], 0, sweep.options.axis
     for block in residuals.plan.blocks:
         count, stop = block.windows * block.chunks, block.first + block.windows * block.steps
@@ -168,9 +172,11 @@ def _stages(sweep: Sweep, inputs: Inputs, residuals: Residuals, ys_bar: jax.Arra
         starts = jax.tree.map(of_starts, residuals.starts)
         if sweep.options.reverse and block.windows > 1:
             starts = jax.tree.map(lambda a: jnp.flip(a, 0), starts)
-        xs, masks, y, y_bar = jax.tree.map(of_block, (inputs.xs, inputs.masks, residuals.ys, ys_bar))
+        xs, masks, y, (y_bar, states_bar) = jax.tree.map(of_block, (inputs.xs, inputs.masks, residuals.ys, losses))
         states, of_cell = jax.tree.map(partial(of_block, axis=0), (residuals.states, residuals.of_cell))
-        stages.append(Stage(sweep, residuals.plan, block, BlockData(xs, masks, y, y_bar, starts, states, of_cell)))
+        stages.append(
+            Stage(sweep, residuals.plan, block, BlockData(xs, masks, y, y_bar, states_bar, starts, states, of_cell))
+        )
         chunks += count
     return stages
 
@@ -214,7 +220,8 @@ def _run_chunk(stage: Stage, chunk: Chunk, cotangents: Cotangents) -> Cotangents
     options, block, data = stage.sweep.options, stage.block, stage.data
     take = partial(_time.take_chunk, block=block, w=chunk.window, t=chunk.first, length=chunk.length)
     of_axis = partial(take, axis=options.axis)
-    x, masks, y, y_bar = jax.tree.map(of_axis, (data.xs, data.masks, data.y, data.y_bar))
+    x, masks, y = jax.tree.map(of_axis, (data.xs, data.masks, data.y))
+    y_bar, states_bar = jax.tree.map(of_axis, (data.y_bar, data.states_bar)) if stage.adds_losses else (None, None)
     start = _read_in_place(stage, chunk.window, chunk.number, data.starts)
     residuals = None
     if not stage.plan.stores_residuals:
@@ -224,9 +231,10 @@ def _run_chunk(stage: Stage, chunk: Chunk, cotangents: Cotangents) -> Cotangents
         states = jax.tree.map(partial(take, axis=0), data.states)
     else:
         states = _replay(stage, chunk, start, masks, y)
-    at = ChunkSteps(jnp.arange(chunk.length), masks, y, y_bar if stage.adds_losses else None, states, residuals)
-    s_bar, deltas = _run_loop(stage, chunk, cotangents.state, at)
+    at = ChunkSteps(jnp.arange(chunk.length), masks, y, y_bar, states_bar, states, residuals)
+    (s_bar, reset_bar), deltas = _run_loop(stage, chunk, cotangents.state, at)
     w_bar, x_bar = _contract(stage.sweep, x, masks.reads_x, states, deltas)
+    w_bar = w_bar._replace(reset_state=jax.tree.map(lambda a: jnp.sum(a, 0), reset_bar))  # over windows
     if not stage.adds_losses:
         x_bar = x_bar + of_axis(cotangents.x)
     x_bar = x_bar.astype(cotangents.x.dtype)
@@ -242,14 +250,17 @@ def _read_in_place(stage: Stage, window: Index, t: Index, tree: PyTree) -> PyTre
     return jax.tree.map(lambda a: _time.take_chunk(a, 0, stage.block, window, t, 1)[0], tree)
 
 
-def _run_loop(stage: Stage, chunk: Chunk, s_bar: State, at: ChunkSteps) -> tuple[State, Deltas]:
-    """Run equation (1') over a chunk. Return s̄ at its start, and the deltas of every step."""
+def _run_loop(stage: Stage, chunk: Chunk, s_bar: State, at: ChunkSteps) -> tuple[tuple[State, State | None], Deltas]:
+    """Run equation (1') over a chunk. Return s̄ at its start, that of `reset_state`, and the deltas of every step."""
     cell, options, weights, phi, product, accumulator = stage.sweep
     h_bar, dimensions = h_of(s_bar), cell.recurrent.dimensions(weights.w_h)
     to_h = cell.recurrent.pull_in_a_loop(options.precision, weights.w_h, h_bar.shape[h_bar.ndim - 1 - dimensions : -1])
     stops_at = (stage.block.steps - 1 - stage.cut if options.reverse else stage.cut) - chunk.first
 
-    def step(s_bar: State, at: ChunkSteps) -> tuple[State, Deltas]:
+    def step(bars: tuple[State, State | None], at: ChunkSteps) -> tuple[tuple[State, State | None], Deltas]:
+        s_bar, reset_bar = bars
+        if at.states_bar is not None:
+            s_bar = jax.tree.map(jnp.add, s_bar, _time.zero_padding(at.masks.valid, at.states_bar))
         valid, zoneout = at.masks.valid, at.masks.zoneout
         residuals = at.residuals
         if stage.plan.stores_residuals:
@@ -263,12 +274,15 @@ def _run_loop(stage: Stage, chunk: Chunk, s_bar: State, at: ChunkSteps) -> tuple
         h_prev_bar = recurrent_input(weights, to_h(split_delta(cell, delta)[1]))
         out = with_h(found.state_bar, h_of(found.state_bar) + h_prev_bar)
         out = out if to_previous is None else jax.tree.map(jnp.add, out, to_previous)
+        if reset_bar is not None:
+            reset_bar = jax.tree.map(jnp.add, reset_bar, _time.zero_padding(at.masks.reset, out))
         out = _time.select(valid, _time.zero_where(at.masks.reset, out), s_bar)
         if stage.cut:
             out = jax.tree.map(lambda a: jnp.where(at.t == stops_at, jnp.zeros((), a.dtype), a), out)
-        return out, Deltas(delta, found.params_bar, _precision.cast(found.inner, product))
+        return (out, reset_bar), Deltas(delta, found.params_bar, _precision.cast(found.inner, product))
 
-    return lax.scan(step, s_bar, at, reverse=not options.reverse, unroll=options.unroll)
+    reset_bar = None if weights.reset_state is None else jax.tree.map(jnp.zeros_like, s_bar)
+    return lax.scan(step, (s_bar, reset_bar), at, reverse=not options.reverse, unroll=options.unroll)
 
 
 def _contract(
@@ -316,7 +330,7 @@ def _recompute_in_bulk(sweep: Sweep, start: State, x: jax.Array, masks: Masks, y
     h is known, so each map is one product for the chunk. Only the other leaves of the state are sequential, pointwise.
     """
     cell, options, weights, phi, *_ = sweep
-    h = _h_before(options, start, masks, y)
+    h = _h_before(sweep, start, masks, y)
     u = cell.input.apply(options.precision, weights.w_x, weights.b_x, _time.zero_padding(masks.reads_x, x))
     r = cell.recurrent.apply(options.precision, weights.w_h, weights.b_h, recurrent_input(weights, h))
     if len(jax.tree.leaves(start)) == 1:
@@ -326,7 +340,7 @@ def _recompute_in_bulk(sweep: Sweep, start: State, x: jax.Array, masks: Masks, y
 
     def step(s: State, at: tuple[jax.Array, jax.Array, jax.Array, Masks]) -> tuple[State, PyTree]:
         u, r, h, masks = at
-        s_hat = with_h(_time.zero_where(masks.reset, s), h)
+        s_hat = with_h(_time.replace_where(masks.reset, weights.reset_state, s), h)
         result = phi.step(pre_activations(cell, u, r), s_hat)
         new = result.state if masks.zoneout is None else apply_zoneout(masks.zoneout, s_hat, result.state)
         return _time.select(masks.valid, new, s), (s_hat, fill_h(result.residuals, h_of(result.state)))
@@ -337,14 +351,14 @@ def _recompute_in_bulk(sweep: Sweep, start: State, x: jax.Array, masks: Masks, y
 
 def _replay(stage: Stage, chunk: Chunk, start: State, masks: Masks, y: jax.Array) -> State:
     """Return ŝ of every step of a chunk: h is known, and the cell recomputes the rest from its residuals."""
-    options, phi = stage.sweep.options, stage.sweep.phi
-    h = _h_before(options, start, masks, y)
+    options, phi, reset_state = stage.sweep.options, stage.sweep.phi, stage.sweep.weights.reset_state
+    h = _h_before(stage.sweep, start, masks, y)
     if len(jax.tree.leaves(start)) == 1:
         return with_h(start, h)
 
     def step(s: State, at: tuple[jax.Array, jax.Array, jax.Array, Masks]) -> tuple[State, State]:
         j, y, h, masks = at
-        s_hat = with_h(_time.zero_where(masks.reset, s), h)
+        s_hat = with_h(_time.replace_where(masks.reset, reset_state, s), h)
         residuals = _read_in_place(stage, chunk.window, chunk.first + j, stage.data.residuals)
         new = phi.replay(fill_h(residuals, y), s_hat)
         new = new if masks.zoneout is None else apply_zoneout(masks.zoneout, s_hat, new)
@@ -354,10 +368,11 @@ def _replay(stage: Stage, chunk: Chunk, start: State, masks: Masks, y: jax.Array
     return lax.scan(step, start, over_time, reverse=options.reverse, unroll=options.unroll)[1]
 
 
-def _h_before(options: Options, start: State, masks: Masks, y: jax.Array) -> jax.Array:
+def _h_before(sweep: Sweep, start: State, masks: Masks, y: jax.Array) -> jax.Array:
     """Return the leaf h of ŝ of every step of a chunk: y of the step before."""
+    options, reset_state = sweep.options, sweep.weights.reset_state
     h = _time.previous_steps(options, h_of(start), y)
     if masks.valid is not None:  # in reverse, padding is processed first
         follows_step = _time.previous_steps(options, jnp.zeros_like(masks.valid[0]), masks.valid)
         h = _time.select(follows_step, h, jnp.broadcast_to(h_of(start), h.shape))
-    return _time.zero_where(masks.reset, h)
+    return _time.replace_where(masks.reset, None if reset_state is None else h_of(reset_state), h)

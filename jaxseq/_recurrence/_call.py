@@ -18,6 +18,7 @@ from jaxseq._recurrence._arguments import (
     check_carry,
     check_dropout_mask,
     check_params,
+    check_reset_state,
     check_zoneout,
     fully_zoned_out,
     state_between_steps,
@@ -50,6 +51,7 @@ def sequence(
         unroll=_checks.integer("unroll", given.unroll, at_least=1),
         precision=_checks.precision(given.precision),
         tuning=tuning.for_backend().recurrence,
+        return_states=_checks.boolean("return_states", given.return_states),
     )
     axis, sizes = options.axis, xs.shape[:-features]
     steps, batch = sizes[axis], (*sizes[:axis], *sizes[axis + 1 :])
@@ -68,8 +70,13 @@ def sequence(
         weights = weights._replace(recurrent_dropout_mask=check_dropout_mask(given.recurrent_dropout_mask, carry))
     if zoneout is not None:
         zoneout = check_zoneout(cell, zoneout, carry, axis, steps)
+    reset_state = None
+    if given.reset_state is not None:
+        reset_state = check_reset_state(cell, given.reset_state, carry, features)
+        weights = weights._replace(reset_state=None if resets is None else reset_state)
     if steps == 0:
-        return first, jnp.zeros((*sizes, *h_of(carry).shape[len(batch) :]), xs.dtype)
+        nothing = jax.tree.map(lambda a: jnp.zeros((*sizes, *a.shape[len(batch) :]), a.dtype), first)
+        return nothing if options.return_states else first, h_of(nothing).astype(xs.dtype)
 
     distributed = _mesh.is_distributed(weights, carry, xs, lengths, resets, zoneout)
     if distributed:
@@ -88,12 +95,16 @@ def sequence(
         # Windows start at the first processed step of each sequence, the last one within its length.
         inputs = _reverse_within_length(inputs, lengths, axis)
         out, ys = _run(cell, options._replace(reverse=False), inputs, len(batch), distributed)
-        ys = _time.reverse_within_length(ys, lengths, axis)
+        in_order = partial(_time.reverse_within_length, lengths=lengths, axis=axis)
+        out, ys = jax.tree.map(in_order, out) if options.return_states else out, in_order(ys)
     else:
         out, ys = _run(cell, options, inputs, len(batch), distributed)
     if distributed:
-        ys = _distributed.place_outputs_like(xs, ys, features)
-    return _precision.cast_like(_time.zero_where(last, out), first), ys
+        place = lambda a: _distributed.place_outputs_like(xs, a, features)  # noqa: E731
+        out, ys = jax.tree.map(place, out) if options.return_states else out, place(ys)
+    if not options.return_states:
+        out = _time.replace_where(last, reset_state, out)
+    return _precision.cast_like(out, first), ys
 
 
 def _reverse_within_length(inputs: Inputs, lengths: jax.Array, axis: int) -> Inputs:
@@ -129,12 +140,16 @@ def _run_without_batch(axes: int, cell: Cell, options: Options, inputs: Inputs) 
     steps, dropout = xs.shape[options.axis], weights.recurrent_dropout_mask
     if dropout is not None:
         weights = weights._replace(recurrent_dropout_mask=dropout.reshape(dropout.shape[axes:]))
-    state = jax.tree.map(lambda a: a.reshape(a.shape[axes:]), carry)
-    over_time = jax.tree.map(lambda a: a.reshape(steps, *a.shape[axes + 1 :]), (xs, masks))
-    result: tuple[State, jax.Array] = rule(cell, options._replace(axis=0), Inputs(weights, state, *over_time))
+    without_batch = lambda a: a.reshape(a.shape[axes:])  # noqa: E731
+    weights = weights._replace(reset_state=jax.tree.map(without_batch, weights.reset_state))
+    state = jax.tree.map(without_batch, carry)
+    steps_first = jax.tree.map(lambda a: a.reshape(steps, *a.shape[axes + 1 :]), (xs, masks))
+    result: tuple[State, jax.Array] = rule(cell, options._replace(axis=0), Inputs(weights, state, *steps_first))
     out, ys = result
-    out = jax.tree.map(lambda a, like: a.reshape(like.shape), out, carry)
-    return out, ys.reshape(*xs.shape[: axes + 1], *ys.shape[1:])
+    over_time = lambda a: a.reshape(*xs.shape[: axes + 1], *a.shape[1:])  # noqa: E731
+    if options.return_states:
+        return jax.tree.map(over_time, out), over_time(ys)
+    return jax.tree.map(lambda a, like: a.reshape(like.shape), out, carry), over_time(ys)
 
 
 def one_step(

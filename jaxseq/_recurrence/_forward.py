@@ -22,7 +22,7 @@ from jaxseq._time_options import Options
 def forward(
     cell: Cell, options: Options, inputs: Inputs, *, store: bool
 ) -> tuple[tuple[State, jax.Array], Residuals | None]:
-    """Return ((s_T, ys), residuals); these are None unless `store`."""
+    """Return ((s_T, ys), residuals); these are None unless `store`. With `return_states`, s_T is all states."""
     sweep, carry, count = make_sweep(cell, options, inputs), inputs.carry, inputs.xs.shape[options.axis]
     plan = make_plan(sweep, inputs) if store else Plan((), False, False, False)
     chunks = sum(block.windows * block.chunks for block in plan.blocks)
@@ -37,16 +37,18 @@ def forward(
             ends = jax.tree.map(lambda a, b: lax.dynamic_update_index_in_dim(a, b, chunk, 0), ends, out.state)
         # h is rounded like the gates: the backward pass multiplies it in that dtype.
         s_hat = with_h(out.s_hat, h_of(out.s_hat).astype(sweep.product)) if plan.stores_states else None
-        return (out.state, ends), (out.y, s_hat, out.residuals if plan.stores_residuals else None)
+        returned = _time.zero_padding(known[1].valid, out.state) if options.return_states else None
+        return (out.state, ends), (out.y, returned, s_hat, out.residuals if plan.stores_residuals else None)
 
     ends = jax.tree.map(lambda a: jnp.broadcast_to(a[None], (chunks, *a.shape)), carry) if chunks > 1 else None
     chunk_of_step = _windows.chunk_of_step(options, plan.blocks, count) if chunks > 1 else None
     known = None if options.axis else (inputs.xs, inputs.masks)
     over_time = jnp.arange(count) if options.axis else None, chunk_of_step, known
-    (s, ends), (ys, states, of_cell) = lax.scan(
+    (s, ends), (ys, returned, states, of_cell) = lax.scan(
         step, (carry, ends), over_time, reverse=options.reverse, unroll=options.unroll
     )
-    ys = jnp.moveaxis(ys, 0, options.axis)
+    ys, returned = jax.tree.map(lambda a: jnp.moveaxis(a, 0, options.axis), (ys, returned))
+    s = returned if options.return_states else s
     if not store:
         return (s, ys), None
     starts = jax.tree.map(partial(jnp.expand_dims, axis=0), carry)
@@ -56,7 +58,7 @@ def forward(
 
 
 def forward_without_residuals(cell: Cell, options: Options, inputs: Inputs) -> tuple[State, jax.Array]:
-    """Return (s_T, ys). JAX differentiates this for second order.
+    """Return (s_T, ys), or with `return_states` (states, ys). JAX differentiates this for second order.
 
     It is one scan. With truncation it is one scan for each window, from k2 - k1 steps before the window on, because its
     losses are backpropagated no further.
@@ -67,10 +69,11 @@ def forward_without_residuals(cell: Cell, options: Options, inputs: Inputs) -> t
         xs, masks = jax.tree.map(lambda a: jnp.flip(a, 0), (xs, masks))
     k1, k2 = _windows.window_lengths(options.truncation, count)
 
-    def run(s: State, over_time: tuple[jax.Array, Masks]) -> tuple[State, jax.Array]:
-        def step(s: State, at: tuple[jax.Array, Masks]) -> tuple[State, jax.Array]:
+    def run(s: State, over_time: tuple[jax.Array, Masks]) -> tuple[State, tuple[jax.Array, State | None]]:
+        def step(s: State, at: tuple[jax.Array, Masks]) -> tuple[State, tuple[jax.Array, State | None]]:
             out = forward_step(sweep, s, *at, select=True)
-            return out.state, out.y
+            returned = _time.zero_padding(at[1].valid, out.state) if options.return_states else None
+            return out.state, (out.y, returned)
 
         return lax.scan(step, s, over_time)
 
@@ -92,7 +95,7 @@ def forward_without_residuals(cell: Cell, options: Options, inputs: Inputs) -> t
             early, late = (jax.tree.map(lambda a, p=p: a[p], steps) for p in (slice(k1), slice(k1, None)))
             s, ys = run(s, early)
             end, more = run(s, late)
-            return s, (end, jnp.concatenate([ys, more])[before:])
+            return s, (end, jax.tree.map(lambda a, b: jnp.concatenate([a, b])[before:], ys, more))
 
         _, (ends, ys) = lax.scan(window, inputs.carry, (jnp.arange(windows) * k1 > before, in_windows))
         if inputs.masks.valid is None:
@@ -100,5 +103,7 @@ def forward_without_residuals(cell: Cell, options: Options, inputs: Inputs) -> t
         else:
             last = _time.last_window_of_sequence(masks.valid, 0, k1)
             s = jax.tree.map(lambda a: jnp.take_along_axis(a, _time.expand_mask(last[None], a), 0)[0], ends)
-        ys = ys.reshape(windows * k1, *ys.shape[2:])[:count]
-    return s, jnp.moveaxis(jnp.flip(ys, 0) if options.reverse else ys, 0, axis)
+        ys = jax.tree.map(lambda a: a.reshape(windows * k1, *a.shape[2:])[:count], ys)
+    in_order = lambda a: jnp.moveaxis(jnp.flip(a, 0) if options.reverse else a, 0, axis)  # noqa: E731
+    outputs, returned = jax.tree.map(in_order, ys)
+    return returned if options.return_states else s, outputs

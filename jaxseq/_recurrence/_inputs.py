@@ -16,8 +16,8 @@ from jaxseq._time_options import Options
 class Weights(NamedTuple):
     """The inputs of a recurrence that are constant in time.
 
-    These are the linear maps, their biases (G H,) or None, the cell parameters (`params` without the maps), and the
-    recurrent dropout mask, which is not a parameter.
+    These are the linear maps, their biases (G H,) or None, the cell parameters (`params` without the maps), the
+    recurrent dropout mask, which has no gradient, and the state after a reset, whose leaves are (*B, H).
     """
 
     w_x: jax.Array
@@ -27,6 +27,7 @@ class Weights(NamedTuple):
     w_q: jax.Array | None = None
     cell_params: PyTree = None
     recurrent_dropout_mask: jax.Array | None = None
+    reset_state: State | None = None  # None is zero, or that there are no resets
 
 
 class Masks(NamedTuple):
@@ -36,7 +37,7 @@ class Masks(NamedTuple):
     """
 
     valid: jax.Array | None = None  # False in padding; None is True everywhere
-    reset: jax.Array | None = None  # True where the state before the step is set to zero; None is False everywhere
+    reset: jax.Array | None = None  # True where the state before the step is replaced; None is False everywhere
     zoneout: State | None = None  # the weight of the previous state; None is no zoneout
     read: jax.Array | None = None  # False in padding, and where zoneout keeps all of the state; None is `valid`
 

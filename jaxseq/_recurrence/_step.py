@@ -37,7 +37,7 @@ class StepOutput(NamedTuple):
 
     state: State
     y: jax.Array
-    s_hat: State  # the state that φ read: zero after a reset
+    s_hat: State  # the state that φ read: zero or `reset_state` after a reset
     residuals: PyTree
 
 
@@ -51,7 +51,7 @@ def forward_step(
     """
     cell, precision, weights, phi = sweep.cell, sweep.options.precision, sweep.weights, sweep.phi
     read, zoneout, step, dtype = masks.reads_x, masks.zoneout, phi.step, x.dtype
-    s_hat = given = _time.zero_where(masks.reset, s_prev)
+    s_hat = given = _time.replace_where(masks.reset, weights.reset_state, s_prev)
     if select and read is not None:
         given, zoneout = _time.zero_padding(read, s_hat), _time.zero_padding(masks.valid, zoneout)
         step = partial(phi.step_where, read)

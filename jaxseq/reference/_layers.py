@@ -25,7 +25,9 @@ def bidirectional(
     if isinstance(time.get("zoneout"), int | float | np.floating):
         time["zoneout"] = (time.get("zoneout"),) * 2
     pairs = {
-        option: value for option in ("recurrent_dropout_mask", "zoneout") if (value := time.get(option)) is not None
+        option: value
+        for option in ("recurrent_dropout_mask", "zoneout", "reset_state")
+        if (value := time.get(option)) is not None
     }
     time_forward, time_backward = ({**time, **{option: pair[i] for option, pair in pairs.items()}} for i in range(2))
     a, ys = forwards(params[0], first, xs, **time_forward)
@@ -49,6 +51,7 @@ def stack(
     too.
     """
     carries, y, zoneout = [], xs, time.pop("zoneout", None) or 0.0
+    reset_state, return_states = time.pop("reset_state", None), time.pop("return_states", False)
     for i, p in enumerate(params):
         if i and dropout:
             kept = _draw(key, i, 1 - dropout, y.shape)
@@ -59,7 +62,8 @@ def stack(
         if recurrent_dropout or zoneout:
             end = jax.eval_shape(lambda f=f, p=p, state=state, y=y: f(p, state, y, **time)[0])
             masks = _masks(layer_key, end, y, recurrent_dropout, zoneout, with_defaults(time).time_axis)
-        end, out = f(p, state, y, **time, **masks)
+        masks["reset_state"] = None if reset_state is None else reset_state[i]
+        end, out = f(p, state, y, **time, **masks, return_states=return_states)
         # The output of a layer is already zero in the padding; xs may not be.
         skip = y if i or not residual else _zero_padding(y, time)
         y = out + skip if residual else out

@@ -48,6 +48,13 @@ def through_time(
     valid = reset = last = zoned_out = None
     t = order = jnp.broadcast_to(jnp.arange(T).reshape(T, *(1 for _ in batch)), (T, *batch))
     amounts = []  # zoneout of each leaf of the state
+    fresh = jax.tree.map(jnp.zeros_like, carry)  # the state after a reset
+    if options.reset_state is not None:
+        fresh = jax.tree.map(
+            lambda a, like: jnp.stack([a.astype(like.dtype)] * (like.size // a.size)).reshape(like.shape),
+            options.reset_state,
+            carry,
+        )
     leaves = jax.tree.leaves(carry) if zoneout is not None else []
     weights = [zoneout] * len(leaves) if isinstance(zoneout, int | float | np.floating) else jax.tree.leaves(zoneout)
     for k, a in zip(weights, leaves, strict=True):
@@ -81,8 +88,9 @@ def through_time(
         """Return the fraction k of a plus the fraction 1 - k of b."""
         return jnp.where(k, a, b) if k.dtype == bool else a * k.astype(a.dtype) + b * (1 - k.astype(a.dtype))
 
-    def run(state: PyTree, first: int, stop: int, every: int | None) -> tuple[PyTree, tuple[PyTree, jax.Array]]:
-        """Process steps first .. stop - 1 from `state`. Return the final state, then all states and outputs.
+    def run(state: PyTree, first: int, stop: int, every: int | None) -> tuple[PyTree, tuple[PyTree, PyTree]]:
+        """Process steps first .. stop - 1 from `state`. Return the final state, then all states, and the pair
+        (y, state) of every step, which is zero in the padding.
 
         With an integer `every`, stop the gradient of the state every so many steps.
         """
@@ -93,7 +101,7 @@ def through_time(
                 cut = jnp.broadcast_to((j > 0) & (j % every == 0), batch)
                 cut = cut if padding is None else cut & ~padding
                 state = where(cut, lax.stop_gradient(state), state)
-            before = where(reset, zeros(state), state)
+            before = where(reset, fresh, state)
             skipped = zoned_out if padding is None else padding if zoned_out is None else padding | zoned_out
             more = {"valid": ~skipped} if takes_valid_mask and skipped is not None else {}
             new, _ = apply(where(skipped, zeros(before), before), where(skipped, zeros(x), x), **more)
@@ -103,7 +111,7 @@ def through_time(
                 new = jax.tree.unflatten(jax.tree.structure(new), mixed)
             y = jax.tree.leaves(new)[0].astype(output_dtype)
             state = where(padding, state, new)
-            return state, (state, where(padding, zeros(y), y))
+            return state, (state, (where(padding, zeros(y), y), where(padding, zeros(state), state)))
 
         per_step = (xs, None if valid is None else ~valid, reset, zoned_out, amounts)
         at = (jnp.arange(first, stop), *jax.tree.map(lambda a: a[first:stop], per_step))
@@ -111,7 +119,7 @@ def through_time(
 
     zeros = partial(jax.tree.map, jnp.zeros_like)
     k1, k2 = truncation if isinstance(truncation, tuple) else (truncation or T + 1, truncation or T + 1)
-    end, (states, ys) = run(carry, 0, T, k1 if k1 == k2 <= T else None)
+    end, (states, results) = run(carry, 0, T, k1 if k1 == k2 <= T else None)
     if k1 < k2 and k1 < T:
         # Process each window again from k2 - k1 steps before its start, with the state there as a constant.
         parts, end = [], carry
@@ -120,11 +128,12 @@ def through_time(
             state = jax.tree.map(lambda a, i=first: lax.stop_gradient(a[i - 1]), states) if first else carry
             last_state, (_, part) = run(state, first, min(window + k1, T), None)
             end = last_state if valid is None else where(valid[window], last_state, end)
-            parts.append(part[window - first :])
-        ys = jnp.concatenate(parts)
+            parts.append(jax.tree.map(lambda a, n=window - first: a[n:], part))
+        results = jax.tree.map(lambda *a: jnp.concatenate(a), *parts)
     if reverse:
-        ys = jnp.take_along_axis(ys, expand_mask(order, ys), 0)
-    return cast_like(where(last, zeros(end), end), initial), jnp.moveaxis(ys, 0, time_axis)
+        results = jax.tree.map(lambda a: jnp.take_along_axis(a, expand_mask(order, a), 0), results)
+    ys, returned = jax.tree.map(lambda a: jnp.moveaxis(a, 0, time_axis), results)
+    return cast_like(returned if options.return_states else where(last, fresh, end), initial), ys
 
 
 def expand_mask(mask: jax.Array, a: jax.Array) -> jax.Array:

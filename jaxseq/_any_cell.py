@@ -17,7 +17,7 @@ def recurrence(
     cell: Cell,
     params: PyTree,
     carry: PyTree | None,
-    xs: Float[AnyArray, "*time_batch_and_space D"],
+    xs: Float[AnyArray, "*time_batch_and_space D"] | tuple[PyTree, PyTree],
     **time: Unpack[TimeOptions],
 ) -> tuple[PyTree, Float[Array, "*time_batch_and_outputs H"]]:
     r"""Apply a cell to a sequence: a user-defined cell, or one of `jaxseq.cells`.
@@ -33,7 +33,9 @@ def recurrence(
         cell: the equations of one step and the maps around it, a `jaxseq.Cell`. It is static under jit: create it once.
         params: the parameters of the cell, a `cell.params`.
         carry: the initial state, a `cell.state` or the array h, each leaf `(*batch, H)`, or None for zeros.
-        xs: the sequence `(T, *batch, D)`, or `(T, *batch, *space, C)` if the input map is a convolution.
+        xs: the sequence `(T, *batch, D)`, or `(T, *batch, *space, C)` if the input map is a convolution. For a cell
+            with `side_inputs=True`, the pair of this sequence and a pytree of arrays `(T, *batch, ...)` of any dtypes,
+            which reach the step as they are. Gradients flow to those that are floats.
         **time: time options, `jaxseq.TimeOptions`.
 
     Returns:
@@ -73,7 +75,7 @@ def recurrence_cell(
     cell: Cell,
     params: PyTree,
     carry: PyTree | None,
-    x: Float[AnyArray, "*batch_and_space D"],
+    x: Float[AnyArray, "*batch_and_space D"] | tuple[PyTree, PyTree],
     *,
     precision: PrecisionLike = None,
 ) -> tuple[PyTree, Float[Array, "*batch_and_outputs H"]]:
@@ -84,7 +86,7 @@ def recurrence_cell(
         params: the parameters of the cell, a `cell.params`.
         carry: the previous state, a `cell.state` or the array h, each leaf `(*batch, H)`, or None for zeros.
             The new state has the dtype of `carry` (at least float32 for None). In bfloat16 it is rounded at every step.
-        x: one input `(*batch, D)`.
+        x: one input `(*batch, D)`, or the pair of it and the side inputs of the step.
         precision: the precision of matrix products, as in `jax.lax.dot_general`.
 
     Returns:
@@ -130,6 +132,7 @@ def checked_cell(cell: object) -> Cell:
         _checks.bad_type(
             f"{cell.name}.state", "a NamedTuple whose first field is h, or None", _checks.describe(cell.state)
         )
+    _checks.boolean(f"{cell.name}.side_inputs", cell.side_inputs)
     for name in ("input", "recurrent"):
         if not isinstance(getattr(cell, name), linear_maps.LinearMap):
             _checks.bad_type(

@@ -75,18 +75,15 @@ def select(mask: jax.Array | None, yes: Tree, no: Tree) -> Tree:
     return jax.tree.map(lambda a, b: jnp.where(expand_mask(mask, a), a, b), yes, no)
 
 
-def zero_where(mask: jax.Array | None, tree: Tree) -> Tree:
-    """Set every leaf to zero where the mask (*B,) is True. None is False everywhere."""
-    return tree if mask is None else select(mask, jax.tree.map(jnp.zeros_like, tree), tree)
-
-
-def replace_where(mask: jax.Array | None, new: Tree | None, tree: Tree) -> Tree:
-    """Replace every leaf by that of `new` where the mask is True, or by zero if `new` is None.
+def replace_where(mask: jax.Array | None, tree: Tree, new: Tree | None = None) -> Tree:
+    """Replace every leaf by that of `new`, or by zero, where the mask is True. None is False everywhere.
 
     The leaves of `new` are (*B, ...). Those of the tree, and the mask, may have more axes before the batch.
     """
-    if mask is None or new is None:
-        return zero_where(mask, tree)
+    if mask is None:
+        return tree
+    if new is None:
+        return select(mask, jax.tree.map(jnp.zeros_like, tree), tree)
     broadcast = lambda b, a: jnp.broadcast_to(jnp.expand_dims(b, range(a.ndim - b.ndim)), a.shape)  # noqa: E731
     return select(mask, jax.tree.map(broadcast, new, tree), tree)
 

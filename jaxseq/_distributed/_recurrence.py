@@ -90,7 +90,9 @@ def _align_inputs(inputs: Inputs, batch: int, axis: int) -> Inputs:
     def place(tree: PyTree, s: NamedSharding) -> PyTree:
         return jax.tree.map(lambda a: _sharding.reshard(a, _sharding.with_feature_sharding(s, a, features)), tree)
 
-    masks = place_steps_like(xs, masks._replace(zoneout=None))._replace(zoneout=place(masks.zoneout, xs_sharding))
+    side = jax.tree.map(lambda a: _sharding.reshard(a, _sharding.leading_axes(xs_sharding, batch + 1)), masks.side)
+    zoneout = place(masks.zoneout, xs_sharding)
+    masks = place_steps_like(xs, masks._replace(zoneout=None, side=None))._replace(zoneout=zoneout, side=side)
     weights = _sharding.unshard(weights, _sharding.sharded_axes(xs, slice(batch + 1)))._replace(
         recurrent_dropout_mask=place(weights.recurrent_dropout_mask, of_batch),
         reset_state=place(weights.reset_state, of_batch),

@@ -23,7 +23,8 @@ over a chunk of time:
     W̄_x = sum_t x_tᵀ δu_t        b̄_x = sum_t δu_t        x̄_t = δu_t W_xᵀ
     W̄_h = sum_t h_{t-1}ᵀ δr_t    b̄_h = sum_t δr_t                                                    (2)
 
-A cell may have parameters p, and one product v_t = q_t W_q inside φ. Then φ* also returns p̄_t of every example, and
+A cell may have side inputs e_t, which φ and φ* get as they are, and whose cotangents φ* returns. It may have
+parameters p, and one product v_t = q_t W_q inside φ. Then φ* also returns p̄_t of every example, and
 (q_t, v̄_t), which the loop returns like δ:
 
     p̄ = sum_t p̄_t               W̄_q = sum_t q_tᵀ v̄_t                                            (2')

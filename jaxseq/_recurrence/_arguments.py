@@ -78,6 +78,37 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float | np.floating) and not isinstance(value, bool)
 
 
+# What is meant as the pair of an input and side inputs, rightly or not.
+PAIRS = (tuple, list, dict)
+
+
+def split_side_inputs(cell: Cell, name: str, value: PyTree) -> tuple[PyTree, PyTree]:
+    """Return the input of the input map, and the side inputs of the cell. `name` is `xs` or `x`."""
+    if not cell.side_inputs:
+        hint = "; only a cell with `side_inputs=True` takes a pair"
+        _checks.bad_type(name, "a float array", _checks.describe(value) + hint)
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        expected = f"a pair ({name}, side inputs), because the cell {cell.name!r} has side inputs"
+        _checks.bad_type(name, expected, _checks.describe(value))
+    return value[0], value[1]
+
+
+def check_side_inputs(side: PyTree, sizes: tuple[int, ...], **arrays: jax.Array) -> PyTree:
+    """Return the side inputs as arrays whose first axes have `sizes`, those of time and batch."""
+
+    def check(path: tuple[object, ...], value: object) -> jax.Array:
+        name, found = f"side input{jax.tree_util.keystr(path)}", _checks.converted(value)
+        if not isinstance(found, _checks.ARRAYS):
+            _checks.not_an_array(name, "an array", value)
+        if found.shape[: len(sizes)] != sizes:
+            _checks.bad_value(
+                name, f"a shape that begins with {sizes}, as that of the input", str(found.shape), **arrays
+            )
+        return jnp.asarray(found)
+
+    return jax.tree_util.tree_map_with_path(check, side)
+
+
 def check_params(cell: Cell, params: PyTree) -> Weights:
     """Check the linear maps and the other parameters of the cell against each other."""
     params = _checks.container("params", params, cell.params)

@@ -28,7 +28,7 @@ from jaxseq._recurrence._cell import (
     with_h,
     zoneout_pullback,
 )
-from jaxseq._recurrence._inputs import Inputs, Masks, Weights, recurrent_input
+from jaxseq._recurrence._inputs import Inputs, Masks, Weights, float_leaves, recurrent_input
 from jaxseq._recurrence._plan import Plan, Residuals
 from jaxseq._recurrence._step import Sweep, forward_step, make_sweep
 from jaxseq._time import Index
@@ -42,7 +42,7 @@ class Cotangents(NamedTuple):
 
     state: State  # (W, *B, H): at the end of each window; after a stage, at its start
     weights: Weights
-    x: jax.Array
+    inputs: PyTree  # (x̄, those of the float side inputs)
 
 
 class BlockData(NamedTuple):
@@ -56,6 +56,7 @@ class BlockData(NamedTuple):
     starts: State  # (W, chunks, *B, H)
     states: State | None
     residuals: PyTree
+    zeros: PyTree  # the initial sums of the cotangents of xs and of the float side inputs
 
 
 class Stage(NamedTuple):
@@ -96,10 +97,11 @@ class Deltas(NamedTuple):
     delta: jax.Array  # as in `concatenate_delta`
     params_bar: PyTree
     inner: tuple[jax.Array, jax.Array] | None
+    side_bar: tuple[jax.Array, ...]  # of the float side inputs
 
 
 def backward(cell: Cell, options: Options, inputs: Inputs, residuals: Residuals, cotangents: PyTree) -> PyTree:
-    """Return the cotangents of weights, carry and xs."""
+    """Return the cotangents of weights, carry, xs and the float side inputs."""
     sweep = make_sweep(cell, options, inputs)
     s_bar, ys_bar = cotangents
     s_bar, states_bar = _precision.cast(s_bar, sweep.accumulator), None
@@ -108,20 +110,20 @@ def backward(cell: Cell, options: Options, inputs: Inputs, residuals: Residuals,
     zero_state = jax.tree.map(jnp.zeros_like, s_bar)
     w_bar = jax.tree.map(jnp.zeros_like, _precision.cast(inputs.floats[0], sweep.accumulator))
     main, *rest = _stages(sweep, inputs, residuals, (ys_bar, states_bar))
-    wide, first = _precision.accumulator(inputs.xs.dtype), itemgetter(-1 if options.reverse else 0)  # first window
+    first = itemgetter(-1 if options.reverse else 0)  # first window
     windows, (k1, k2) = main.block.windows, _windows.window_lengths(options.truncation, inputs.xs.shape[options.axis])
     last = None if inputs.masks.valid is None else _time.last_window_of_sequence(inputs.masks.valid, options.axis, k1)
 
     # The rest of time is the last window in processing order. Its start is where the main block ends.
-    entering, x_rest_bar = zero_state, []
+    entering, rest_bar = zero_state, None
     for stage in rest:
         end = s_bar if last is None else _time.select(last == windows, s_bar, zero_state)
         end = jax.tree.map(lambda a: a[None], end)
-        found = _run_stage(stage, Cotangents(end, w_bar, jnp.zeros_like(stage.data.xs, wide)))
-        entering, w_bar, x_rest_bar = jax.tree.map(lambda a: a[0], found.state), found.weights, [found.x]
+        found = _run_stage(stage, Cotangents(end, w_bar, stage.data.zeros))
+        entering, w_bar, rest_bar = jax.tree.map(lambda a: a[0], found.state), found.weights, found.inputs
 
     ends = _cotangents_at_ends(main, zero_state if rest and last is None else s_bar, last)
-    found = _run_stage(main, Cotangents(ends, w_bar, jnp.zeros_like(main.data.xs, wide)))
+    found = _run_stage(main, Cotangents(ends, w_bar, main.data.zeros))
     carry_bar = jax.tree.map(first, found.state)
 
     # Stages 1, 2, ...: whole windows, then part of one. The s̄ of the first window is part of carry_bar.
@@ -140,10 +142,13 @@ def backward(cell: Cell, options: Options, inputs: Inputs, residuals: Residuals,
         ends = _time.shift_to_previous_window(options, found.state, entering)
         found = _run_stage(later._replace(cut=k1 - part), found._replace(state=ends))
 
-    x_bar = found.x if windows == 1 else _time.merge_time(found.x, options.axis)
+    bars = found.inputs
+    if windows > 1:
+        bars = jax.tree.map(lambda a: _time.merge_time(a, options.axis), bars)
     if rest:
-        x_bar = jnp.concatenate([*x_rest_bar, x_bar] if options.reverse else [x_bar, *x_rest_bar], options.axis)
-    return _precision.cast_like((found.weights, carry_bar, x_bar), inputs.floats)
+        parts = (rest_bar, bars) if options.reverse else (bars, rest_bar)
+        bars = jax.tree.map(lambda a, b: jnp.concatenate([a, b], options.axis), *parts)
+    return _precision.cast_like((found.weights, carry_bar, *bars), inputs.floats)
 
 
 def _cotangents_at_ends(stage: Stage, s_bar: State, last: jax.Array | None) -> State:
@@ -174,9 +179,9 @@ def _stages(sweep: Sweep, inputs: Inputs, residuals: Residuals, losses: tuple[ja
             starts = jax.tree.map(lambda a: jnp.flip(a, 0), starts)
         xs, masks, y, (y_bar, states_bar) = jax.tree.map(of_block, (inputs.xs, inputs.masks, residuals.ys, losses))
         states, of_cell = jax.tree.map(partial(of_block, axis=0), (residuals.states, residuals.of_cell))
-        stages.append(
-            Stage(sweep, residuals.plan, block, BlockData(xs, masks, y, y_bar, states_bar, starts, states, of_cell))
-        )
+        zeros = jax.tree.map(jnp.zeros_like, _precision.cast((xs, float_leaves(masks.side)), sweep.accumulator))
+        data = BlockData(xs, masks, y, y_bar, states_bar, starts, states, of_cell, zeros)
+        stages.append(Stage(sweep, residuals.plan, block, data))
         chunks += count
     return stages
 
@@ -235,19 +240,22 @@ def _run_chunk(stage: Stage, chunk: Chunk, cotangents: Cotangents) -> Cotangents
     (s_bar, reset_bar), deltas = _run_loop(stage, chunk, cotangents.state, at)
     w_bar, x_bar = _contract(stage.sweep, x, masks.reads_x, states, deltas)
     w_bar = w_bar._replace(reset_state=jax.tree.map(lambda a: jnp.sum(a, 0), reset_bar))  # over windows
+    bars = x_bar, deltas.side_bar
     if not stage.adds_losses:
-        x_bar = x_bar + of_axis(cotangents.x)
-    x_bar = x_bar.astype(cotangents.x.dtype)
+        bars = jax.tree.map(lambda a, b: a + of_axis(b), bars, cotangents.inputs)
+    bars = _precision.cast_like(bars, cotangents.inputs)
+    put = partial(_time.put_chunk, axis=options.axis, block=block, w=chunk.window, t=chunk.first)
     return Cotangents(
         s_bar,
         jax.tree.map(jnp.add, cotangents.weights, w_bar),
-        _time.put_chunk(cotangents.x, x_bar, options.axis, block, chunk.window, chunk.first),
+        jax.tree.map(put, cotangents.inputs, bars),
     )
 
 
 def _read_in_place(stage: Stage, window: Index, t: Index, tree: PyTree) -> PyTree:
     """Return entry t of the windows of a group, (group, *B, ...), from arrays (W, k, *B, ...)."""
-    return jax.tree.map(lambda a: _time.take_chunk(a, 0, stage.block, window, t, 1)[0], tree)
+    take = partial(_time.take_chunk, axis=0, block=stage.block, w=window, t=t, length=1)
+    return jax.tree.map(itemgetter(0), jax.tree.map(take, tree))
 
 
 def _run_loop(stage: Stage, chunk: Chunk, s_bar: State, at: ChunkSteps) -> tuple[tuple[State, State | None], Deltas]:
@@ -269,17 +277,19 @@ def _run_loop(stage: Stage, chunk: Chunk, s_bar: State, at: ChunkSteps) -> tuple
         into = s_bar if at.y_bar is None else with_h(s_bar, h_of(s_bar) + at.y_bar.astype(accumulator))
         to_previous, to_cell = (None, into) if zoneout is None else zoneout_pullback(zoneout, into)
         # Select in the results, not in s̄: 0 times an infinite or NaN derivative is NaN.
-        found = _time.zero_padding(at.masks.reads_x, phi.pullback(residuals, s_hat, to_cell))
+        found = _time.zero_padding(at.masks.reads_x, phi.pullback(residuals, s_hat, to_cell, at.masks.side))
         delta = concatenate_delta(found.delta).astype(product)
         h_prev_bar = recurrent_input(weights, to_h(split_delta(cell, delta)[1]))
         out = with_h(found.state_bar, h_of(found.state_bar) + h_prev_bar)
         out = out if to_previous is None else jax.tree.map(jnp.add, out, to_previous)
         if reset_bar is not None:
             reset_bar = jax.tree.map(jnp.add, reset_bar, _time.zero_padding(at.masks.reset, out))
-        out = _time.select(valid, _time.zero_where(at.masks.reset, out), s_bar)
+        out = _time.select(valid, _time.replace_where(at.masks.reset, out), s_bar)
         if stage.cut:
             out = jax.tree.map(lambda a: jnp.where(at.t == stops_at, jnp.zeros((), a.dtype), a), out)
-        return (out, reset_bar), Deltas(delta, found.params_bar, _precision.cast(found.inner, product))
+        return (out, reset_bar), Deltas(
+            delta, found.params_bar, _precision.cast(found.inner, product), float_leaves(found.side_bar)
+        )
 
     reset_bar = None if weights.reset_state is None else jax.tree.map(jnp.zeros_like, s_bar)
     return lax.scan(step, (s_bar, reset_bar), at, reverse=not options.reverse, unroll=options.unroll)
@@ -335,13 +345,13 @@ def _recompute_in_bulk(sweep: Sweep, start: State, x: jax.Array, masks: Masks, y
     r = cell.recurrent.apply(options.precision, weights.w_h, weights.b_h, recurrent_input(weights, h))
     if len(jax.tree.leaves(start)) == 1:
         s_hat = with_h(start, h)
-        result = phi.step(pre_activations(cell, u, r), s_hat)
+        result = phi.step(pre_activations(cell, u, r), s_hat, masks.side)
         return s_hat, fill_h(result.residuals, h_of(result.state))
 
     def step(s: State, at: tuple[jax.Array, jax.Array, jax.Array, Masks]) -> tuple[State, PyTree]:
         u, r, h, masks = at
-        s_hat = with_h(_time.replace_where(masks.reset, weights.reset_state, s), h)
-        result = phi.step(pre_activations(cell, u, r), s_hat)
+        s_hat = with_h(_time.replace_where(masks.reset, s, weights.reset_state), h)
+        result = phi.step(pre_activations(cell, u, r), s_hat, masks.side)
         new = result.state if masks.zoneout is None else apply_zoneout(masks.zoneout, s_hat, result.state)
         return _time.select(masks.valid, new, s), (s_hat, fill_h(result.residuals, h_of(result.state)))
 
@@ -358,9 +368,9 @@ def _replay(stage: Stage, chunk: Chunk, start: State, masks: Masks, y: jax.Array
 
     def step(s: State, at: tuple[jax.Array, jax.Array, jax.Array, Masks]) -> tuple[State, State]:
         j, y, h, masks = at
-        s_hat = with_h(_time.replace_where(masks.reset, reset_state, s), h)
+        s_hat = with_h(_time.replace_where(masks.reset, s, reset_state), h)
         residuals = _read_in_place(stage, chunk.window, chunk.first + j, stage.data.residuals)
-        new = phi.replay(fill_h(residuals, y), s_hat)
+        new = phi.replay(fill_h(residuals, y), s_hat, masks.side)
         new = new if masks.zoneout is None else apply_zoneout(masks.zoneout, s_hat, new)
         return _time.select(masks.valid, new, s), s_hat
 
@@ -375,4 +385,4 @@ def _h_before(sweep: Sweep, start: State, masks: Masks, y: jax.Array) -> jax.Arr
     if masks.valid is not None:  # in reverse, padding is processed first
         follows_step = _time.previous_steps(options, jnp.zeros_like(masks.valid[0]), masks.valid)
         h = _time.select(follows_step, h, jnp.broadcast_to(h_of(start), h.shape))
-    return _time.replace_where(masks.reset, None if reset_state is None else h_of(reset_state), h)
+    return _time.replace_where(masks.reset, h, None if reset_state is None else h_of(reset_state))

@@ -15,12 +15,15 @@ from jaxseq import _checks, _mesh, _precision, _sizes, _time, tuning
 from jaxseq._distributed import _recurrence as _distributed
 from jaxseq._distributed._sharding import gather_axis
 from jaxseq._recurrence._arguments import (
+    PAIRS,
     check_carry,
     check_dropout_mask,
     check_params,
     check_reset_state,
+    check_side_inputs,
     check_zoneout,
     fully_zoned_out,
+    split_side_inputs,
     state_between_steps,
 )
 from jaxseq._recurrence._cell import Cell, State, h_of
@@ -34,11 +37,14 @@ Rule = Callable[[Cell, Options, Inputs], tuple[State, jax.Array]]
 
 
 def sequence(
-    cell: Cell, params: PyTree, carry: State | None, xs: ArrayLike, **time: Unpack[TimeOptions]
+    cell: Cell, params: PyTree, carry: State | None, xs: PyTree[ArrayLike], **time: Unpack[TimeOptions]
 ) -> tuple[State, jax.Array]:
     """Check the arguments and run the cell over `xs`, whose axis `time_axis` is time."""
     given = with_defaults(time)
     weights = check_params(cell, params)
+    side = None
+    if cell.side_inputs or isinstance(xs, PAIRS):
+        xs, side = split_side_inputs(cell, "xs", xs)
     xs, features = _checks.array("xs", xs), 1 + cell.input.dimensions(weights.w_x)
     if xs.ndim < 1 + features:
         words = "(time, *batch, features)" if features == 1 else "(time, *batch, *space, channels)"
@@ -55,11 +61,13 @@ def sequence(
     )
     axis, sizes = options.axis, xs.shape[:-features]
     steps, batch = sizes[axis], (*sizes[:axis], *sizes[axis + 1 :])
+    if side is not None:
+        side = check_side_inputs(side, sizes, xs=xs)
     dtype = None if given.state_dtype is None else _checks.dtype("state_dtype", given.state_dtype)
     first = check_carry(cell, weights, carry, "xs", xs, axis)
     between = state_between_steps(first, dtype)
     first, carry = between if carry is None else first, between  # `first` has the dtypes of the final state
-    inspect(cell, options.precision, weights, carry, xs, len(batch))
+    inspect(cell, options.precision, Inputs(weights, carry, xs, Masks(side=side)), len(batch))
     lengths, resets, zoneout = given.lengths, given.resets, given.zoneout
     if lengths is not None:
         lengths = _checks.lengths("lengths", lengths, batch, steps)
@@ -78,7 +86,7 @@ def sequence(
         nothing = jax.tree.map(lambda a: jnp.zeros((*sizes, *a.shape[len(batch) :]), a.dtype), first)
         return nothing if options.return_states else first, h_of(nothing).astype(xs.dtype)
 
-    distributed = _mesh.is_distributed(weights, carry, xs, lengths, resets, zoneout)
+    distributed = _mesh.is_distributed(weights, carry, xs, lengths, resets, zoneout, side)
     if distributed:
         lengths, resets = _distributed.place_masks_like(xs, axis, lengths, resets)
     valid = reset = last = None
@@ -90,7 +98,7 @@ def sequence(
         if distributed:
             valid, zoned_out = _distributed.place_steps_like(xs, (valid, zoned_out))
         read = ~zoned_out if valid is None else valid & ~zoned_out
-    inputs = Inputs(weights, carry, xs, Masks(valid, reset, zoneout, read))
+    inputs = Inputs(weights, carry, xs, Masks(valid, reset, zoneout, read, side))
     if options.reverse and options.truncation is not None and lengths is not None:
         # Windows start at the first processed step of each sequence, the last one within its length.
         inputs = _reverse_within_length(inputs, lengths, axis)
@@ -103,7 +111,7 @@ def sequence(
         place = lambda a: _distributed.place_outputs_like(xs, a, features)  # noqa: E731
         out, ys = jax.tree.map(place, out) if options.return_states else out, place(ys)
     if not options.return_states:
-        out = _time.replace_where(last, reset_state, out)
+        out = _time.replace_where(last, out, reset_state)
     return _precision.cast_like(out, first), ys
 
 
@@ -153,10 +161,13 @@ def _run_without_batch(axes: int, cell: Cell, options: Options, inputs: Inputs) 
 
 
 def one_step(
-    cell: Cell, params: PyTree, carry: State | None, x: ArrayLike, *, precision: PrecisionLike
+    cell: Cell, params: PyTree, carry: State | None, x: PyTree[ArrayLike], *, precision: PrecisionLike
 ) -> tuple[State, jax.Array]:
     """Check the arguments and run one step, x (*B, *features), for use in the caller's own loop."""
     weights = check_params(cell, params)
+    side = None
+    if cell.side_inputs or isinstance(x, PAIRS):
+        x, side = split_side_inputs(cell, "x", x)
     x, features = _checks.array("x", x), 1 + cell.input.dimensions(weights.w_x)
     if x.ndim < features:
         if features == 1:
@@ -166,7 +177,8 @@ def one_step(
     batch = x.ndim - features
     first = check_carry(cell, weights, carry, "x", x, None)
     carry = state_between_steps(first, None)
-    inspect(cell, options.precision, weights, carry, x, batch)
-    inputs = Inputs(weights, carry, x[None])
+    side = jax.tree.map(lambda a: a[None], check_side_inputs(side, x.shape[:batch], x=x))
+    inputs = Inputs(weights, carry, x[None], Masks(side=side))
+    inspect(cell, options.precision, inputs, batch)
     out, ys = _run(cell, options, inputs, batch, _mesh.is_distributed(inputs))
     return _precision.cast_like(out, first), ys[0]

@@ -44,12 +44,15 @@ class Pullback(NamedTuple):
         state_bar: the cotangent of the previous state, without the contribution of the recurrent map.
         params_bar: the cotangents of the cell parameters for each example, with the batch axes first; None without any.
         inner: the pair (q, v̄) of the product inside the step, v = q w_q; None without it.
+        side_bar: the cotangents of the side inputs, in their structure, with None in place of a leaf that is not a
+            float array; None without side inputs.
     """
 
     delta: Gates
     state_bar: State
     params_bar: PyTree = None
     inner: tuple[jax.Array, jax.Array] | None = None
+    side_bar: PyTree = None
 
 
 class Cell(NamedTuple):
@@ -59,15 +62,17 @@ class Cell(NamedTuple):
     recurrent map, or for a gate in `split_gates`, where the two do not enter as a sum, the pair (u, r). Every array has
     any number of batch axes, or none, before its features.
 
-    `step` takes two optional additional arguments, in this order:
+    `step` takes three optional additional arguments, in this order:
 
         p    if `params` has fields other than those of the maps (peepholes, gains): the parameters without their maps
         L    if `params` has the field w_q, one more product inside the step: L(q) is q w_q
+        e    with `side_inputs`: those of this step (time differences, actions), each leaf `(*B, ...)`. `xs` is then a
+             pair (x, e) of the sequence for the input map and a pytree of arrays `(T, *B, ...)` of any dtypes
 
     Without a pullback, `step` returns the new state, and JAX differentiates the step only. With a hand-derived
     `pullback`, `step` returns `jaxseq.StepResult(state, residuals)`. The pullback gets these residuals and the same
     additional arguments, where L.T(v̄) is v̄ w_qᵀ, and returns `jaxseq.Pullback(delta, state_bar)`, with `params_bar` if
-    there is p, and `inner` if there is L.
+    there is p, `inner` if there is L, and `side_bar` if there is e.
 
     Attributes:
         name: the name of the cell, for errors and profiles.
@@ -81,6 +86,7 @@ class Cell(NamedTuple):
         recurrent: the map from h to r.
         pullback: `(residuals, s_prev, s̄) -> Pullback(δ, s̄_prev)`, or None.
         replay: `(residuals, s_prev) -> s`, as computed by `step`; for a state with more leaves than h, with a pullback.
+        side_inputs: if True, `xs` is a pair, and the step gets the second part as it is.
     """
 
     name: str
@@ -94,6 +100,7 @@ class Cell(NamedTuple):
     recurrent: LinearMap = Dense()
     pullback: Callable[..., Pullback] | None = None
     replay: Callable[..., State] | None = None
+    side_inputs: bool = False
 
     @property
     def recurrent_gates(self) -> int:

@@ -47,7 +47,7 @@ def forward(
     (s, ends), (ys, returned, states, of_cell) = lax.scan(
         step, (carry, ends), over_time, reverse=options.reverse, unroll=options.unroll
     )
-    ys, returned = jax.tree.map(lambda a: jnp.moveaxis(a, 0, options.axis), (ys, returned))
+    ys, returned = jax.tree.map(partial(jnp.moveaxis, source=0, destination=options.axis), (ys, returned))
     s = returned if options.return_states else s
     if not store:
         return (s, ys), None

@@ -1,5 +1,6 @@
 """The inputs of a recurrence, by name, and the dtypes of its products."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import jax
@@ -31,7 +32,7 @@ class Weights(NamedTuple):
 
 
 class Masks(NamedTuple):
-    """How the steps of a sequence are read, or those of a chunk, or one step.
+    """How the steps of a sequence are read, or those of a chunk, or one step, and their side inputs.
 
     A sequence has time at axis `Options.axis` of every array, a chunk on the first axis, and one step has none.
     """
@@ -40,6 +41,7 @@ class Masks(NamedTuple):
     reset: jax.Array | None = None  # True where the state before the step is replaced; None is False everywhere
     zoneout: State | None = None  # the weight of the previous state; None is no zoneout
     read: jax.Array | None = None  # False in padding, and where zoneout keeps all of the state; None is `valid`
+    side: PyTree = None  # what reaches the step of the cell as it is
 
     @property
     def reads_x(self) -> jax.Array | None:
@@ -56,9 +58,21 @@ class Inputs(NamedTuple):
     masks: Masks = Masks()
 
     @property
-    def floats(self) -> tuple[Weights, State, jax.Array]:
-        """The inputs that have a gradient."""
-        return self.weights._replace(recurrent_dropout_mask=None), self.carry, self.xs
+    def floats(self) -> tuple[Weights, State, jax.Array, tuple[jax.Array, ...]]:
+        """The inputs that have a gradient; the last are the float leaves of the side inputs."""
+        weights = self.weights._replace(recurrent_dropout_mask=None)
+        return weights, self.carry, self.xs, float_leaves(self.masks.side)
+
+
+def float_leaves(tree: PyTree) -> tuple[jax.Array, ...]:
+    """Return the leaves of `tree` that have a gradient."""
+    return tuple(a for a in jax.tree.leaves(tree) if jnp.issubdtype(a.dtype, jnp.inexact))
+
+
+def with_float_leaves(tree: PyTree, floats: Iterable[jax.Array], *, others: bool = True) -> PyTree:
+    """Return `tree` with its float leaves replaced. Without `others`, all other leaves are None."""
+    found = iter(floats)
+    return jax.tree.map(lambda a: next(found) if jnp.issubdtype(a.dtype, jnp.inexact) else a if others else None, tree)
 
 
 def recurrent_input(weights: Weights, h: jax.Array) -> jax.Array:

@@ -1,8 +1,8 @@
 """Checks, by tracing only, that a cell meets the requirements of the engine: shapes, dtypes and structures."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import lru_cache, partial
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -11,31 +11,41 @@ from jaxtyping import PyTree
 
 from jaxseq import _checks, _precision
 from jaxseq._recurrence._cell import Cell, Gates, Pullback, State, StepResult, fill_h, h_of, pre_activations
-from jaxseq._recurrence._inputs import Weights, dtypes
+from jaxseq._recurrence._inputs import Inputs, Weights, dtypes, float_leaves
 from jaxseq._recurrence._phi import make_phi
 
 Result = TypeVar("Result")
 
 
-def inspect(cell: Cell, precision: PrecisionLike, weights: Weights, carry: State, x: jax.Array, axes: int) -> None:
+def inspect(cell: Cell, precision: PrecisionLike, inputs: Inputs, axes: int) -> None:
     """Check that the step and the pullback of a cell are as documented in `Cell`; the carry has `axes` batch axes.
 
     The errors name the cell and the part.
     """
-    product, accumulator = dtypes(weights, carry, x)
+    weights, carry, xs, masks = inputs
+    product, accumulator = dtypes(weights, carry, xs)
     leaves, structure = jax.tree.flatten(carry)
     state = structure.unflatten(jax.ShapeDtypeStruct(a.shape[axes:], accumulator) for a in leaves)
     leaves, structure = jax.tree.flatten(weights)
     shapes = structure.unflatten(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in leaves)
     sizes = cell.input.channels(weights.w_x, len(cell.gates))
     assert sizes is not None
-    _inspect(cell, precision, shapes, state, product, sizes[1])
+    leaves, structure = jax.tree.flatten(masks.side)
+    side = structure, tuple(jax.ShapeDtypeStruct(a.shape[axes + 1 :], a.dtype) for a in leaves)
+    _inspect(cell, precision, Abstract(shapes, state, side), product, sizes[1])
+
+
+class Abstract(NamedTuple):
+    """What the step of one example reads, without numbers."""
+
+    weights: Weights
+    state: State
+    side: tuple[Hashable, tuple[jax.ShapeDtypeStruct, ...]]  # structure and leaves
 
 
 @lru_cache(256)
-def _inspect(
-    cell: Cell, precision: PrecisionLike, weights: Weights, state: State, product: np.dtype, outputs: int
-) -> None:
+def _inspect(cell: Cell, precision: PrecisionLike, given: Abstract, product: np.dtype, outputs: int) -> None:
+    weights, state, (structure, leaves) = given
     accumulator, features = _precision.accumulator(product), jax.tree.leaves(state)[0].shape
     u, r = (
         jax.ShapeDtypeStruct((*features[:-1], count * outputs), accumulator)
@@ -43,15 +53,18 @@ def _inspect(
     )
     a = jax.eval_shape(partial(pre_activations, cell), u, r)
 
-    jax.eval_shape(partial(_check_types, cell, precision, product), weights, a, state)
+    check = partial(_check_types, cell, precision, product)
+    jax.eval_shape(check, weights, a, state, jax.tree.unflatten(structure, leaves))
 
 
 def _check_types(
-    cell: Cell, precision: PrecisionLike, product: np.dtype, weights: Weights, a: Gates, state: State
+    cell: Cell, precision: PrecisionLike, product: np.dtype, weights: Weights, a: Gates, *state_and_side: PyTree
 ) -> State:
     """Run the step and the pullback of a cell on abstract arrays, and check what they return."""
+    state, side = state_and_side
     phi = make_phi(cell, precision, weights, product)
-    result = _run_part(cell, "step", phi.cell.step, a, state, *phi.cell_params, *phi.inner)
+    more = *phi.cell_params, *phi.inner, *((side,) if cell.side_inputs else ())
+    result = _run_part(cell, "step", phi.cell.step, a, state, *more)
     if not isinstance(result, StepResult):
         expected = "jaxseq.StepResult(state, residuals), since there is a pullback"
         _checks.bad_type(f"{cell.name}.step", expected, _describe_tree(result))
@@ -59,7 +72,7 @@ def _check_types(
     residuals = fill_h(result.residuals, h_of(result.state))
     if not all(hasattr(leaf, "dtype") for leaf in jax.tree.leaves(residuals)):
         _checks.bad_type(f"{cell.name}.step", "arrays as residuals", _describe_tree(result.residuals))
-    pull, more = phi.cell.pullback, (*phi.cell_params, *phi.inner)
+    pull = phi.cell.pullback
     assert pull is not None
     found = _run_part(cell, "pullback", pull, residuals, state, state, *more)
     if not isinstance(found, Pullback):
@@ -74,6 +87,8 @@ def _check_types(
             found.params_bar,
             phi.cell_params[0],
         )
+    expected = "`side_bar` like the side inputs, None for those that are not floats"
+    _check_same(cell, "pullback", expected, tuple(jax.tree.leaves(found.side_bar)), float_leaves(side))
     if not phi.inner and found.inner is not None:
         expected = "None as `inner`, since there is no `w_q`"
         _checks.bad_value(f"{cell.name}.pullback", expected, _describe_tree(found.inner))

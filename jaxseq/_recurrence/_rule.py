@@ -13,9 +13,9 @@ from jaxtyping import PyTree
 
 from jaxseq._derivative import with_derivative_of
 from jaxseq._recurrence._backward import backward
-from jaxseq._recurrence._cell import Cell, State
+from jaxseq._recurrence._cell import Cell
 from jaxseq._recurrence._forward import forward, forward_without_residuals
-from jaxseq._recurrence._inputs import Inputs, Masks, Weights
+from jaxseq._recurrence._inputs import Inputs, Masks, with_float_leaves
 from jaxseq._recurrence._plan import Residuals
 from jaxseq._time_options import Options
 
@@ -59,12 +59,12 @@ def _pull_back(cell: Cell, options: Options, inputs: Inputs, floats: PyTree, cot
     return jax.vjp(partial(_forward_of_floats, cell, options, inputs), *floats)[1](cotangents)
 
 
-def _forward_of_floats(
-    cell: Cell, options: Options, inputs: Inputs, weights: Weights, carry: State, xs: jax.Array
-) -> PyTree:
+def _forward_of_floats(cell: Cell, options: Options, inputs: Inputs, *floats: PyTree) -> PyTree:
     """Run `forward_without_residuals` on the differentiable inputs; the others are those of `inputs`."""
+    weights, carry, xs, side = floats
     weights = weights._replace(recurrent_dropout_mask=inputs.weights.recurrent_dropout_mask)
-    return forward_without_residuals(cell, options, Inputs(weights, carry, xs, inputs.masks))
+    masks = inputs.masks._replace(side=with_float_leaves(inputs.masks.side, side))
+    return forward_without_residuals(cell, options, Inputs(weights, carry, xs, masks))
 
 
 def _recurrence_fwd(cell: Cell, options: Options, inputs: Inputs) -> PyTree:
@@ -75,10 +75,11 @@ def _recurrence_fwd(cell: Cell, options: Options, inputs: Inputs) -> PyTree:
 def _recurrence_bwd(cell: Cell, options: Options, stored: PyTree, cotangents: PyTree) -> tuple[Inputs]:
     inputs, residuals = stored
     cotangents = jax.tree.map(jnp.asarray, cotangents)  # the pullback of `jax.vjp` passes NumPy arrays through
-    w_bar, carry_bar, xs_bar = _backward(cell, options, inputs, residuals, cotangents)
+    w_bar, carry_bar, xs_bar, side_bar = _backward(cell, options, inputs, residuals, cotangents)
     w_bar = w_bar._replace(recurrent_dropout_mask=jax.tree.map(jnp.zeros_like, inputs.weights.recurrent_dropout_mask))
     zoneout = jax.tree.map(lambda k: None if k.dtype == bool else jnp.zeros_like(k), inputs.masks.zoneout)
-    return (Inputs(w_bar, carry_bar, xs_bar, Masks(zoneout=zoneout)),)
+    side = None if inputs.masks.side is None else with_float_leaves(inputs.masks.side, side_bar, others=False)
+    return (Inputs(w_bar, carry_bar, xs_bar, Masks(zoneout=zoneout, side=side)),)
 
 
 rule.defvjp(_recurrence_fwd, _recurrence_bwd)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax import lax
 from jaxtyping import PyTree
 
 from jaxseq import _precision, _time
@@ -51,7 +52,7 @@ def forward_step(
     """
     cell, precision, weights, phi = sweep.cell, sweep.options.precision, sweep.weights, sweep.phi
     read, zoneout, step, dtype = masks.reads_x, masks.zoneout, phi.step, x.dtype
-    s_hat = given = _time.replace_where(masks.reset, weights.reset_state, s_prev)
+    s_hat = given = _time.replace_where(masks.reset, s_prev, weights.reset_state)
     if select and read is not None:
         given, zoneout = _time.zero_padding(read, s_hat), _time.zero_padding(masks.valid, zoneout)
         step = partial(phi.step_where, read)
@@ -63,7 +64,7 @@ def forward_step(
     h = recurrent_input(weights, h.astype(_precision.common(h.dtype, sweep.product)))
     u = cell.input.apply(precision, weights.w_x, weights.b_x, x)
     r = cell.recurrent.apply(precision, weights.w_h, weights.b_h, h)
-    result = step(pre_activations(cell, u, r), _precision.cast(given, sweep.accumulator))
+    result = step(pre_activations(cell, u, r), _precision.cast(given, sweep.accumulator), masks.side)
     residuals = result.residuals
     if not without_h or zoneout is not None:  # with zoneout, y is not h of the step
         residuals = fill_h(residuals, h_of(result.state))
@@ -78,8 +79,9 @@ def only_residual_is_h(sweep: Sweep, inputs: Inputs) -> bool:
     """Return True if the only residual is h, which can be read back from ys."""
 
     def residuals(inputs: Inputs) -> PyTree:
-        x = inputs.xs.sum(sweep.options.axis)
+        x, first = inputs.xs.sum(sweep.options.axis), partial(lax.index_in_dim, axis=sweep.options.axis, keepdims=False)
+        side = jax.tree.map(lambda a: first(a, 0), inputs.masks.side)
         own = make_sweep(sweep.cell, sweep.options, inputs)
-        return forward_step(own, inputs.carry, x, Masks(), without_h=True).residuals
+        return forward_step(own, inputs.carry, x, Masks(side=side), without_h=True).residuals
 
     return inputs.masks.zoneout is None and not jax.tree.leaves(jax.eval_shape(residuals, inputs))

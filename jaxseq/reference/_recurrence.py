@@ -240,7 +240,7 @@ def recurrence(
     cell: Cell,
     params: PyTree,
     carry: PyTree | None,
-    xs: Float[Array, "*time_batch_and_space D"],
+    xs: Float[Array, "*time_batch_and_space D"] | tuple[PyTree, PyTree],
     **time: Unpack[TimeOptions],
 ) -> tuple[PyTree, Float[Array, "*time_batch_and_outputs H"]]:
     """Reference implementation of `jaxseq.recurrence`."""
@@ -260,6 +260,7 @@ def _recurrence_cell(
     valid: PyTree = None,
 ) -> PyTree:
     fields = params._asdict()
+    x, side = x if cell.side_inputs else (x, None)
     u = _linear(cell.input, params.w_x, fields.get("b", fields.get("b_x")), x, precision)
     us = jnp.split(u, len(cell.gates), -1)
     recurrent = len(cell.gates) - len(cell.input_only_gates)
@@ -286,7 +287,7 @@ def _recurrence_cell(
         else []
     )
 
-    def step(valid: PyTree, a: PyTree, s: PyTree) -> PyTree:
+    def step(valid: PyTree, a: PyTree, s: PyTree, side: PyTree) -> PyTree:
         """Apply the step of the cell. Where `valid` is False its arguments and inner product are zero, because an
         infinite derivative times a zero cotangent would be NaN.
         """
@@ -295,13 +296,13 @@ def _recurrence_cell(
             return tree if valid is None else jax.tree.map(lambda v: jnp.where(expand_mask(valid, v), v, 0), tree)
 
         inner = [lambda q: masked(_affine(masked(q), params.w_q, None, precision))] if "w_q" in fields else []
-        new = cell.step(*masked((a, s, *cell_params)), *inner)
+        new = cell.step(*masked((a, s, *cell_params)), *inner, *([masked(side)] if cell.side_inputs else []))
         return new if cell.pullback is None else new.state
 
     # The mask applies to the parameters of the cell as well, so each example needs a copy of them.
     for _ in range(0 if valid is None or not cell_params else valid.ndim):
         step = jax.vmap(step)
-    new = step(valid, tuple(a), wide(carry))
+    new = step(valid, tuple(a), wide(carry), side)
     return cast_like(new, carry), jax.tree.leaves(new)[0].astype(x.dtype)
 
 
@@ -309,7 +310,7 @@ def recurrence_cell(
     cell: Cell,
     params: PyTree,
     carry: PyTree | None,
-    x: Float[Array, "*batch_and_space D"],
+    x: Float[Array, "*batch_and_space D"] | tuple[PyTree, PyTree],
     *,
     precision: PrecisionLike = None,
 ) -> tuple[PyTree, Float[Array, "*batch_and_outputs H"]]:

@@ -17,13 +17,14 @@ from jaxseq._time_options import TimeOptions, with_defaults
 def through_time(
     cell: Callable[..., tuple[PyTree, jax.Array]],
     carry: PyTree,
-    xs: jax.Array,
+    xs: PyTree,
     features: int = 1,
     takes_valid_mask: bool = False,
     **time: Unpack[TimeOptions],
 ) -> tuple[PyTree, jax.Array]:
-    """Apply `cell` to the steps of xs. j = 0 .. T - 1 counts them in processing order. `checkpoint` is ignored: it
-    affects residuals, not results.
+    """Apply `cell` to the steps of xs, an array or a pair (array, side inputs).
+
+    j = 0 .. T - 1 counts the steps in processing order. `checkpoint` is ignored: it affects residuals, not results.
 
     At a skipped step (padding, or all of the state kept by boolean zoneout) the arguments of the cell are zeros. For a
     cell whose derivative may be infinite there, set `takes_valid_mask`: it is called with a mask `valid` `(*batch,)`,
@@ -33,18 +34,22 @@ def through_time(
     lengths, resets, reverse, truncation = options.lengths, options.resets, options.reverse, options.truncation
     unroll, dtype, zoneout = options.unroll, options.state_dtype, options.zoneout
     apply = partial(cell, precision=options.precision, recurrent_dropout_mask=options.recurrent_dropout_mask)
-    time_axis = options.time_axis % xs.ndim
+    x, others = xs if isinstance(xs, tuple) else (xs, None)
+    time_axis = options.time_axis % x.ndim
+    join = lambda x, others: (x, others) if isinstance(xs, tuple) else x  # noqa: E731
     as_state = lambda tree: jax.tree.map(lambda a: a.astype(dtype or accumulator(a.dtype)), tree)  # noqa: E731
     if carry is None:  # shapes only: T may be 0
-        carry = jax.tree.map(jnp.zeros_like, jax.eval_shape(apply, None, jnp.sum(xs, time_axis))[0])
+        shape = lambda a: jax.ShapeDtypeStruct(a.shape[:time_axis] + a.shape[time_axis + 1 :], a.dtype)  # noqa: E731
+        one_step = jax.tree.map(shape, join(x, others))
+        carry = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(apply, None, one_step)[0])
         carry = as_state(carry)
-    initial, carry, output_dtype = carry, as_state(carry), xs.dtype
+    initial, carry, output_dtype = carry, as_state(carry), x.dtype
     state_dtype = promote(*jax.tree.leaves(carry))
     if wider(state_dtype, accumulator(output_dtype)):
-        xs = xs.astype(state_dtype)
+        x = x.astype(state_dtype)
 
-    xs = jnp.moveaxis(xs, time_axis, 0)
-    T, batch = xs.shape[0], xs.shape[1:-features]
+    T, batch = x.shape[time_axis], x.shape[:time_axis] + x.shape[time_axis + 1 : -features]
+    xs = jax.tree.map(lambda a: jnp.moveaxis(a, time_axis, 0), join(x, others))
     valid = reset = last = zoned_out = None
     t = order = jnp.broadcast_to(jnp.arange(T).reshape(T, *(1 for _ in batch)), (T, *batch))
     amounts = []  # zoneout of each leaf of the state
@@ -76,9 +81,8 @@ def through_time(
             reset = jnp.concatenate([reset[1:], jnp.zeros_like(reset[:1])])
         # The step at each position in processing order. Padding comes last in both directions.
         order = T - 1 - t if lengths is None else jnp.where(t < lengths[None], lengths[None] - 1 - t, t)
-        xs = jnp.take_along_axis(xs, expand_mask(order, xs), 0)
-        reset, zoned_out, amounts = jax.tree.map(
-            lambda a: jnp.take_along_axis(a, expand_mask(order, a), 0), (reset, zoned_out, amounts)
+        xs, reset, zoned_out, amounts = jax.tree.map(
+            lambda a: jnp.take_along_axis(a, expand_mask(order, a), 0), (xs, reset, zoned_out, amounts)
         )
 
     def where(mask: jax.Array | None, yes: PyTree, no: PyTree) -> PyTree:

@@ -13,7 +13,17 @@ from jaxseq import _serialization as _serialization
 from jaxseq._types import ConvParams, GRUParams, LSTMParams, LSTMState, RNNParams, SeparableConvParams
 
 if TYPE_CHECKING:  # the same names as in _NAMES, for type checkers and the documentation
-    from jaxseq import autoregressive, cells, convert, diagnostics, linear_maps, reference, testing, tuning
+    from jaxseq import (
+        autoregressive,
+        cells,
+        convert,
+        diagnostics,
+        integrations,
+        linear_maps,
+        reference,
+        testing,
+        tuning,
+    )
     from jaxseq._any_cell import recurrence, recurrence_cell
     from jaxseq._causal_conv import causal_conv
     from jaxseq._conv import conv, conv_init
@@ -78,6 +88,7 @@ __all__ = [
     "gru",
     "gru_cell",
     "gru_init",
+    "integrations",
     "linear_maps",
     "lstm",
     "lstm_cell",
@@ -124,7 +135,8 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "_time_options": ("TimeOptions",),
     "_zero_state": ("zero_state",),
 }
-_MODULES = ("autoregressive", "cells", "convert", "diagnostics", "linear_maps", "reference", "testing", "tuning")
+_MODULES = ("autoregressive", "cells", "convert", "diagnostics", "integrations", "linear_maps", "reference", "testing")
+_MODULES += ("tuning",)
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 
 if not TYPE_CHECKING:  # a type checker would accept any name

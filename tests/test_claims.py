@@ -331,7 +331,7 @@ def test_the_rules_of_a_convolution_are_as_many_as_stated():
 def test_the_frameworks_have_a_file_each():
     files = [re.search(r"frameworks/(\w+\.py)\)", row[0])[1] for row in rows("docs/frameworks.md", "file", "framework")]
     assert sorted(files) == sorted(p.name for p in (ROOT / "examples" / "frameworks").glob("in_*.py"))
-    assert WORDS[stated("docs/frameworks.md", r"has (\w+) such modules")] == len(files)
+    assert WORDS[stated("docs/frameworks.md", r"has (\w+) such modules at work")] == len(files)
     assert [f"examples/frameworks/{name}" for name in files] == makefile()["frameworks"][1]
 
 
@@ -1199,7 +1199,7 @@ def test_carries_of_layers_are_sequences_as_stated():
 @pytest.mark.other_types
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_states_of_other_libraries_are_refused():
-    assert stated("docs/frameworks.md", r"(jaxseq accepts none of these)")
+    assert stated("docs/frameworks.md", r"(the functions of jaxseq accept none of these)")
     params, xs, h = parameters(jaxseq.lstm_init, D, H), draw(T, B, D), draw(B, H)
     hk = pytest.importorskip("haiku", reason="Haiku is not installed (extra `peers`)")
     for state in ((h, h), [h, h], hk.LSTMState(h, h)):

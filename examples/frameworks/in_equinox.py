@@ -5,9 +5,9 @@
     x_{t,c}  = s_{t - c % 4} + noise_{t,c}        recorded by C microphones with different delays
     loss     = mean (h_t W + b - s_t)²            estimate of the current signal
 
-Copy the classes `CausalConv` and `LSTM` to use jaxseq in an Equinox model. A module of Equinox processes one sequence
-and is mapped over the batch by `jax.vmap`. These modules accept any number of batch axes. The hand-derived rule then
-sums the weight gradient over the batch directly, whereas under `vmap` JAX first stores one gradient per sequence.
+A module of Equinox processes one sequence and is mapped over the batch by `jax.vmap`. The modules of
+`jaxseq.integrations.equinox` accept any number of batch axes. The hand-derived rule then sums the weight gradient over
+the batch directly, whereas under `vmap` JAX first stores one gradient per sequence.
 
     python examples/frameworks/in_equinox.py      about half a minute
 """
@@ -22,36 +22,12 @@ from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 from side_by_side import Batch, Side, main
 
-import jaxseq
 from jaxseq import convert
+from jaxseq.integrations.equinox import LSTM, CausalConv
 
 B, T, C, H = 16, 512, 32, 64  # batch, steps, channels, hidden size
 KERNEL_SIZE = 4
 RATE = 3e-3
-
-
-class CausalConv(eqx.Module):
-    """`(*batch, T, C) -> (*batch, T, C)`: causal convolution with a separate kernel per channel."""
-
-    params: jaxseq.ConvParams
-
-    def __init__(self, channels: int, kernel_size: int, *, key: PRNGKeyArray):
-        self.params = jaxseq.conv_init(key, kernel_size, channels, channels, groups=channels)
-
-    def __call__(self, xs: Array) -> Array:
-        return jaxseq.depthwise_conv(xs, *self.params, padding="CAUSAL")
-
-
-class LSTM(eqx.Module):
-    """`(*batch, T, D) -> (LSTMState(h, c), (*batch, T, H))`."""
-
-    params: jaxseq.LSTMParams
-
-    def __init__(self, input_size: int, hidden_size: int, *, key: PRNGKeyArray):
-        self.params = jaxseq.lstm_init(key, input_size, hidden_size)
-
-    def __call__(self, xs: Array, *, carry: Any = None, **time: Any) -> tuple[jaxseq.LSTMState, Array]:
-        return jaxseq.lstm(self.params, carry, xs, time_axis=-2, **time)
 
 
 class Theirs(eqx.Module):
@@ -85,12 +61,13 @@ class Ours(eqx.Module):
 
     def __init__(self, *, key: PRNGKeyArray):
         keys = jax.random.split(key, 3)
-        self.conv = CausalConv(C, KERNEL_SIZE, key=keys[0])
+        self.conv = CausalConv(C, C, KERNEL_SIZE, groups=C, key=keys[0])
         self.lstm = LSTM(C, H, key=keys[1])
         self.read = eqx.nn.Linear(H, 1, key=keys[2])
 
     def __call__(self, xs: Float[Array, "batch T C"]) -> Float[Array, "batch T 1"]:
-        _, hs = self.lstm(self.conv(xs))
+        _, xs = self.conv(xs)
+        _, hs = self.lstm(xs)
         return jax.vmap(jax.vmap(self.read))(hs)
 
 

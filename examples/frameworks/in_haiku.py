@@ -1,5 +1,5 @@
 # pyright: reportMissingImports=false
-"""Haiku: LSTM with resets, `hk.dynamic_unroll(hk.ResetCore(hk.LSTM(...)))` against `jaxseq.lstm`.
+"""Haiku: LSTM with resets, `hk.dynamic_unroll(hk.ResetCore(hk.LSTM(...)))` against jaxseq.
 
     first_t   true if step t starts an episode, at random
     x_t       K random numbers
@@ -8,8 +8,8 @@
 As in reinforcement learning, a sequence consists of several episodes. Neither the state nor a gradient may cross the
 boundary between two episodes.
 
-Copy the class `LSTM` to use jaxseq in a Haiku model. Haiku adds 1 to the forget gate in every step; jaxseq includes it
-in the bias, which `jaxseq.lstm_init` and `convert.from_haiku` set accordingly.
+Haiku adds 1 to the forget gate in every step; `jaxseq.integrations.haiku.LSTM` includes it in the bias, which
+`jaxseq.lstm_init` and `convert.from_haiku` set accordingly.
 
     python examples/frameworks/in_haiku.py        about half a minute
 """
@@ -24,30 +24,12 @@ from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 from side_by_side import Batch, Side, main
 
-import jaxseq
 from jaxseq import convert
+from jaxseq.integrations.haiku import LSTM
 
 T, B, H, K = 512, 16, 64, 5  # steps, batch, hidden size, input size
 EPISODE = 20  # mean length in steps
 RATE = 3e-3
-
-
-class LSTM(hk.Module):
-    """`(T, batch, D) -> (LSTMState(h, c), (T, batch, H))`, time first as in Haiku."""
-
-    def __init__(self, hidden_size: int, name: str | None = None):
-        super().__init__(name)
-        self.hidden_size = hidden_size
-
-    def __call__(self, xs: Array, *, carry: Any = None, **time: Any) -> tuple[jaxseq.LSTMState, Array]:
-        D, H = xs.shape[-1], self.hidden_size
-        drawn = jaxseq.lstm_init(hk.next_rng_key(), D, H)._asdict() if hk.running_init() else {}
-
-        def parameter(name: str, *shape: int) -> Array:
-            return hk.get_parameter(name, shape, init=lambda *_: drawn[name])
-
-        params = jaxseq.LSTMParams(parameter("w_x", D, 4 * H), parameter("w_h", H, 4 * H), parameter("b", 4 * H))
-        return jaxseq.lstm(params, carry, xs, **time)
 
 
 def theirs(xs: Array, first: Array) -> Array:
@@ -57,7 +39,7 @@ def theirs(xs: Array, first: Array) -> Array:
 
 
 def ours(xs: Array, first: Array) -> Array:
-    _, hs = LSTM(H, name="lstm")(xs, resets=first)
+    hs, _ = LSTM(H, name="lstm")(xs, resets=first)
     return hk.Linear(K, name="read")(hs)
 
 

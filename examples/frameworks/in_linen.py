@@ -4,8 +4,8 @@
     x_t  = sin(ω_k t + φ) + noise,  t < length     a wave with one of K frequencies, of random length and padded
     loss = -log softmax(h_length W + b)[k]         classify the frequency from the final state
 
-Copy the class `LSTM` to use jaxseq in a Flax model. Its parameters are one entry of the tree, and it accepts the
-options of `jaxseq.lstm`. `sides` shows how to convert weights with `jaxseq.convert`.
+`jaxseq.integrations.linen.LSTM` takes the place of `nn.RNN(cell)`. Its parameters are one entry of the tree, and it
+accepts the options of `jaxseq.lstm`. `sides` shows how to convert weights with `jaxseq.convert`.
 
     python examples/frameworks/in_linen.py         about half a minute
 """
@@ -20,22 +20,11 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 from side_by_side import Batch, Side, main
 
-import jaxseq
 from jaxseq import convert
+from jaxseq.integrations import linen
 
 B, T, H, K = 16, 512, 64, 5  # batch, maximal length, hidden size, frequencies
 RATE = 3e-3
-
-
-class LSTM(nn.Module):
-    """`(batch, T, D) -> (LSTMState(h, c), (batch, T, H))`, batch first as in Flax."""
-
-    features: int
-
-    @nn.compact
-    def __call__(self, xs: Array, *, carry: Any = None, **time: Any) -> tuple[jaxseq.LSTMState, Array]:
-        params = self.param("weights", jaxseq.lstm_init, xs.shape[-1], self.features)
-        return jaxseq.lstm(params, carry, xs, time_axis=-2, **time)
 
 
 class Theirs(nn.Module):
@@ -53,7 +42,7 @@ class Ours(nn.Module):
 
     @nn.compact
     def __call__(self, xs: Array, lengths: Array) -> Array:
-        (h, _), _ = LSTM(H, name="lstm")(xs, lengths=lengths)
+        (_, h), _ = linen.LSTM(H, name="lstm")(xs, seq_lengths=lengths, return_carry=True)
         return nn.Dense(K, name="which")(h)
 
 

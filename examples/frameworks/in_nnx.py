@@ -4,8 +4,8 @@
     s_{t+1} = (s_t + s_{t-1}) mod K               or uniformly random, with probability 1/8
     loss    = mean -log softmax(h_t W + b)[s_{t+1}],  h_t = GRU(h_{t-1}, E[s_t])
 
-Copy the class `GRU` to use jaxseq in an nnx model. Each array is a separate `nnx.Param`, as `nnx.Optimizer` requires.
-The GRU of nnx has no recurrent bias, so `b_h` is None here; with an `nnx.Param` instead, the cell equals that of torch.
+`jaxseq.integrations.nnx.GRU` takes the place of `nnx.RNN(cell)`. Each array is a separate `nnx.Param`, as
+`nnx.Optimizer` requires. The GRU of nnx has no recurrent bias, so `b_h` is None here.
 
     python examples/frameworks/in_nnx.py          about half a minute
 """
@@ -21,23 +21,11 @@ from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 from side_by_side import Batch, Side, main
 
-import jaxseq
 from jaxseq import convert
+from jaxseq.integrations import nnx as layers
 
 B, T, D, H, K = 32, 128, 96, 128, 11  # batch, steps, embedding size, hidden size, symbols
 RATE = 3e-3
-
-
-class GRU(nnx.Module):
-    """`(batch, T, D) -> (h, (batch, T, H))`, batch first as in Flax."""
-
-    def __init__(self, in_features: int, hidden_features: int, *, rngs: nnx.Rngs):
-        w_x, w_h, b_x, _ = jaxseq.gru_init(rngs.params(), in_features, hidden_features)
-        self.w_x, self.w_h, self.b_x = nnx.Param(w_x), nnx.Param(w_h), nnx.Param(b_x)
-
-    def __call__(self, xs: Array, *, carry: Array | None = None, **time: Any) -> tuple[Array, Array]:
-        params = jaxseq.GRUParams(self.w_x[...], self.w_h[...], self.b_x[...], None)
-        return jaxseq.gru(params, carry, xs, time_axis=-2, **time)
 
 
 class Theirs(nnx.Module):
@@ -58,19 +46,18 @@ class Ours(nnx.Module):
 
     def __init__(self, *, rngs: nnx.Rngs):
         self.embed = nnx.Embed(K, D, rngs=rngs)
-        self.gru = GRU(D, H, rngs=rngs)
+        self.gru = layers.GRU(D, H, rngs=rngs)
         self.read = nnx.Linear(H, K, rngs=rngs)
 
     def __call__(self, s: Array) -> Array:
-        _, hs = self.gru(self.embed(s))
-        return self.read(hs)
+        return self.read(self.gru(self.embed(s)))
 
 
 def sides(key: PRNGKeyArray) -> tuple[Side, Side]:
     """Return both models with the same initial parameters, drawn by Flax."""
     theirs, ours = Theirs(rngs=nnx.Rngs(key)), Ours(rngs=nnx.Rngs(key))
     params = convert.from_nnx("gru", theirs.rnn.cell)
-    ours.gru.w_x[...], ours.gru.w_h[...], ours.gru.b_x[...] = params.w_x, params.w_h, params.b_x
+    nnx.update(ours.gru, {name: a for name, a in params._asdict().items() if a is not None})
     ours.embed, ours.read = theirs.embed, theirs.read
 
     def side(name: str, model: nnx.Module) -> Side:

@@ -121,55 +121,7 @@ def test_numbers_of_a_run(side_by_side):
     assert run.ratio == (1.5, 2.0, 2.5)
 
 
-# --- The modules to copy, each as its framework calls it ---
-
-
-def in_linen(module, xs, key):
-    model = module.LSTM(5)
-    variables = model.init(key, xs)
-    return variables, lambda xs, **options: model.apply(variables, xs, **options)
-
-
-def in_nnx(module, xs, key):
-    model = module.GRU(xs.shape[-1], 5, rngs=module.nnx.Rngs(key))
-    return module.nnx.state(model), model
-
-
-def in_equinox(module, xs, key):
-    model = module.LSTM(xs.shape[-1], 5, key=key)
-    return model, model
-
-
-def in_haiku(module, xs, key):
-    def unrolled(xs, **options):
-        return module.LSTM(5)(xs, **options)
-
-    transformed = module.hk.transform(unrolled)
-    params = transformed.init(key, xs)
-    return params, lambda xs, **options: transformed.apply(params, None, xs, **options)
-
-
-def test_a_carry_handed_on_and_options_of_time(example, key):
-    """A sequence in two pieces, where the caller hands on the carry, is that of one."""
-    time_first = "haiku" in example.__name__
-    xs = jax.random.normal(key, (2, 9, 3))
-    lengths = jnp.array([9, 4])
-    params, apply = globals()[example.__name__](example, xs.swapaxes(0, 1) if time_first else xs, key)
-    call = lambda xs, **options: apply(xs.swapaxes(0, 1) if time_first else xs, **options)  # noqa: E731
-
-    whole = call(xs, lengths=lengths)
-    carry, first = call(xs[:, :4], lengths=jnp.minimum(lengths, 4))
-    carry, second = call(xs[:, 4:], carry=carry, lengths=lengths - jnp.minimum(lengths, 4))
-    pieces = carry, jnp.concatenate([first, second], 0 if time_first else 1)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), pieces, whole)
-
-    init = jaxseq.gru_init if "nnx" in example.__name__ else jaxseq.lstm_init
-    drawn, plain = jax.tree.leaves(params), jax.tree.leaves(init(key, 3, 5))
-    plain = plain[: len(drawn)]  # the GRU of nnx has no second bias
-    order = lambda leaves: sorted(leaves, key=lambda a: a.shape)  # noqa: E731
-    for own, other in zip(order(drawn), order(plain), strict=True):
-        assert own.shape == other.shape
-        np.testing.assert_allclose(jnp.linalg.norm(own), jnp.linalg.norm(other), rtol=0.5)  # drawn by our initialisers
+# --- The models, as users of the frameworks train them ---
 
 
 def test_nnx_trains_it_with_its_own_optimizer(side_by_side, monkeypatch, key):

@@ -1,0 +1,149 @@
+"""Flax nnx modules with the layers of jaxseq. Arguments have the names of `nnx.RNN`, its cells and `nnx.Conv`.
+
+A recurrent module maps `(*batch, T, D)` to `(*batch, T, hidden_features)`, like `nnx.RNN(cell)`, with all options of
+`jaxseq.TimeOptions`. Unlike in Flax, outputs are zero in the padding and keep their order with `reverse`, and the state
+is float32. Arrays are `nnx.Param`s with their names in jaxseq. Missing options (`kernel_init`) are those of jaxseq.
+
+>>> (c, h), ys = LSTM(3, 5, rngs=nnx.Rngs(0))(jax.numpy.ones((2, 7, 3)), return_carry=True, truncation=3)
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+from flax import nnx
+from jaxtyping import Array
+
+import jaxseq
+
+INIT = {"use_bias": "use_bias", "kernel_init": "w_x_init", "recurrent_kernel_init": "w_h_init", "param_dtype": "dtype"}
+CONV_INIT = {**INIT, "kernel_init": "kernel_init", "feature_group_count": "groups"}
+NAMES = {"strides": "stride", "kernel_dilation": "dilation", "feature_group_count": "groups"}
+
+
+class _Sequence(nnx.Module):
+    _params: Any
+    _apply: Any
+
+    def __call__(
+        self, xs: Array, *, initial_carry: Any = None, seq_lengths: Any = None, return_carry: bool = False, **time: Any
+    ) -> Any:
+        params = self._params()
+        first = jax.tree.leaves(params, is_leaf=lambda p: hasattr(p, "_fields"))[0]
+        time = {"lengths": seq_lengths, "time_axis": -first.w_x.ndim if hasattr(first, "w_x") else -2, **time}
+        lstm = isinstance(params, jaxseq.LSTMParams) and not isinstance(self, Recurrence)
+        carry = jaxseq.LSTMState(*initial_carry[::-1]) if lstm and type(initial_carry) is tuple else initial_carry
+        carry, ys = self._apply(params, carry, xs, **time)
+        return (carry[::-1] if lstm else carry, ys) if return_carry else ys
+
+
+class _Layer(_Sequence):
+    _functions: Any
+    _names = INIT  # names in Flax: names in jaxseq
+
+    def __init__(
+        self, in_features: int, hidden_features: int, *kernel: Any, rngs: nnx.Rngs, dtype: Any = None, **options: Any
+    ):
+        init = {self._names[name]: value for name, value in options.items() if name in self._names}
+        params = self._functions[0](rngs.params(), *kernel, in_features, hidden_features, **init)
+        self._type, self.dtype = type(params), dtype
+        for name, a in params._asdict().items():
+            setattr(self, name, None if a is None else nnx.Param(a))
+        self._options = nnx.static(tuple((NAMES.get(n, n), v) for n, v in options.items() if n not in INIT))
+
+    def _params(self) -> Any:
+        return self._type(*(a if a is None else a[...] for a in map(partial(getattr, self), self._type._fields)))
+
+    def _apply(self, params: Any, carry: Any, xs: Array, **options: Any) -> Any:
+        dtype = self.dtype or jax.numpy.result_type(xs, *jax.tree.leaves(params))
+        params, xs = jax.tree.map(lambda a: a.astype(dtype), (params, xs))
+        return self._functions[1](params, carry, xs, **{**dict(self._options), **options})
+
+
+class RNN(_Layer):
+    """Elman network, as `nnx.RNN(nnx.SimpleCell(in_features, hidden_features))`. It takes `activation_fn` too."""
+
+    _functions = (
+        jaxseq.rnn_init,
+        lambda *a, activation_fn=nnx.tanh, **kw: jaxseq.rnn(*a, activation=activation_fn, **kw),
+    )
+
+
+class GRU(_Layer):
+    """GRU, as `nnx.RNN(nnx.GRUCell(in_features, hidden_features))`: without recurrent bias, `b_h` is None."""
+
+    _functions = lambda *args, **kw: jaxseq.gru_init(*args, **kw)._replace(b_h=None), jaxseq.gru
+
+
+class LSTM(_Layer):
+    """LSTM, as `nnx.RNN(nnx.OptimizedLSTMCell(...))`, with the carry `(c, h)`. The initial forget bias is one."""
+
+    _functions = jaxseq.lstm_init, jaxseq.lstm
+
+
+class Recurrence(_Layer):
+    """Any `jaxseq.Cell`: `Recurrence(jaxseq.cells.mgu, jaxseq.cells.mgu_init, D, H, rngs=rngs)`."""
+
+    _functions = property(lambda self: (self.cell_init, partial(jaxseq.recurrence, self.cell)))
+
+    def __init__(self, cell: jaxseq.Cell, cell_init: Callable[..., Any], *sizes: int, **options: Any):
+        self.cell, self.cell_init = nnx.static(cell), cell_init
+        super().__init__(*sizes, **options)
+
+
+class Bidirectional(_Sequence):
+    """Both directions, as `nnx.Bidirectional`: outputs are concatenated. The carry is a pair of states of jaxseq."""
+
+    def __init__(self, forward_rnn: _Sequence, backward_rnn: _Sequence):
+        self.forward_rnn, self.backward_rnn = forward_rnn, backward_rnn
+
+    def _params(self) -> Any:
+        return self.forward_rnn._params(), self.backward_rnn._params()
+
+    def _apply(self, *args: Any, **time: Any) -> Any:
+        return jaxseq.bidirectional([self.forward_rnn._apply, self.backward_rnn._apply], *args, **time)
+
+
+class Stack(_Sequence):
+    """Layers in sequence. The call takes all options of `jaxseq.stack`. Dropout draws from `rngs.dropout`."""
+
+    def __init__(self, layers: Sequence[_Sequence], *, rngs: nnx.Rngs | None = None):
+        self.layers, self.rngs = nnx.List(layers), nnx.data(rngs and rngs.dropout.fork())
+
+    def _params(self) -> Any:
+        return tuple(layer._params() for layer in self.layers)
+
+    def _apply(self, *args: Any, **options: Any) -> Any:
+        key = self.rngs() if self.rngs and (options.get("dropout") or options.get("recurrent_dropout")) else None
+        return jaxseq.stack([layer._apply for layer in self.layers], *args, **{"key": key, **options})
+
+
+class CausalConv(_Layer):
+    """`jaxseq.causal_conv` of `(*batch, T, C)`: `CausalConv(in_features, out_features, kernel_size, rngs=rngs)`."""
+
+    _functions, _names = (jaxseq.conv_init, jaxseq.causal_conv), CONV_INIT
+
+
+class ConvLSTM(_Layer):
+    """Convolutional LSTM: `(*batch, T, *space, C)` to `(*batch, T, *outputs, F)`, with the carry `(c, h)`."""
+
+    _functions = jaxseq.conv_lstm_init, jaxseq.conv_lstm
+
+
+class Conv(_Layer):
+    """Convolution, as `nnx.Conv`, with the padding of `jaxseq.conv`. The call takes its other options."""
+
+    _names, _functions = CONV_INIT, (jaxseq.conv_init, lambda params, _, x, **kw: jaxseq.conv(x, *params, **kw))
+
+    def __init__(self, in_features: int, out_features: int, kernel_size: Any, strides: Any = 1, **options: Any):
+        super().__init__(in_features, out_features, kernel_size, **{"strides": strides, "padding": "SAME", **options})
+
+    def __call__(self, inputs: Array, **options: Any) -> Array:  # noqa: D102
+        return self._apply(self._params(), None, inputs, **options)
+
+
+class ConvTranspose(Conv):
+    """Transposed convolution, as `nnx.ConvTranspose`, with the kernel and the padding of `jaxseq.conv_transpose`."""
+
+    _functions = jaxseq.conv_transpose_init, lambda params, _, x, **kw: jaxseq.conv_transpose(x, *params, **kw)

@@ -6,10 +6,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo processes filters digits moving convolution sunspots vanishing memory shuffled frameworks policy \
-	test test-long test-all test-types fuzz mutants lint bench docs clean
+.PHONY: demo processes filters digits moving convolution highlight sunspots vanishing memory shuffled frameworks \
+	policy test test-long test-all test-types fuzz mutants lint bench docs clean
 
-demo: $(VENV)/.examples  ## train a character model on the Python language reference
+demo: $(VENV)/.examples  ## train a character model on the Python language reference: out/char_lm/curve.png
 	$(BIN)/python examples/char_lm.py $(ARGS)
 
 processes: $(VENV)/.examples  ## train the same model in two processes with two devices each
@@ -18,7 +18,7 @@ processes: $(VENV)/.examples  ## train the same model in two processes with two 
 filters: $(VENV)/.examples  ## apply classical kernels to a photograph: out/filters.png
 	$(BIN)/python examples/filters.py $(ARGS)
 
-digits: $(VENV)/.examples  ## train a convolutional network on handwritten digits
+digits: $(VENV)/.examples  ## train a convolutional network on handwritten digits: out/digits.png
 	$(BIN)/python examples/digits.py $(ARGS)
 
 moving: $(VENV)/.examples  ## train a ConvLSTM on videos of moving digits: out/moving_digits.png
@@ -27,6 +27,9 @@ moving: $(VENV)/.examples  ## train a ConvLSTM on videos of moving digits: out/m
 # The tutorials of docs/course.md, in the same order. Each writes a plot to out/.
 convolution: $(VENV)/.examples  ## show convolution and its gradients step by step
 	$(BIN)/python examples/convolution.py $(ARGS)
+
+highlight: $(VENV)/.examples  ## highlight Python source: windows of characters against the state of a GRU
+	$(BIN)/python examples/highlight.py $(ARGS)
 
 sunspots: $(VENV)/.examples  ## forecast sunspots: AR by least squares and by convolution, latent AR with a GRU
 	$(BIN)/python examples/sunspots.py $(ARGS)

@@ -55,6 +55,7 @@ UNKNOWN = "\N{REPLACEMENT CHARACTER}"  # replaces every character that does not 
 TOLERANCE = {"float64": 1e-10, "float32": 1e-3}  # of jaxseq's gradient, relative to the largest entry of each array
 RUN = 40  # a common substring of at least this many characters counts as a quotation
 MEASUREMENTS = 8  # evaluations on the held-out part during training
+LINES, WIDTH, BITS = 11, 92, 8  # plotted lines of each text, their length, and the bits of the darkest background
 CHECKPOINTS = "checkpoints"  # folder in --out
 INTERVAL = 100  # default number of steps between checkpoints
 DECISIVE = ("steps", "hidden", "window", "batch", "learning_rate", "dropout", "seed")  # with the text, fix every loss
@@ -197,6 +198,12 @@ def evaluate(
     batch, L = text.shape
     _, (costs, marks) = lax.scan(window, zero_state(batch, model.W.shape[0]), jnp.arange((L - 1) // T))
     return costs.mean(), costs.mean(where=marks)
+
+
+@jax.jit
+def surprise(model: Model, text: Int[Array, "n+1"]) -> Float[Array, " n"]:
+    """Return the bits that each character after the first costs."""
+    return bits(model, None, text[:, None])[0][:, 0]
 
 
 @partial(jax.jit, static_argnames=("temperature", "length"))
@@ -369,21 +376,53 @@ def arguments(argv: list[str] | None, parser: Parser) -> tuple[Options, str, str
     return options, text[:-held_out], text[-held_out:]
 
 
-def save(curve: dict[str, Any], out: Path) -> None:
-    """Write the learning curve as JSON and as a plot."""
+def page(axes: Any, text: str, costs: Any, title: str) -> None:
+    """Write a text, with a background that is darker red where a character costs more bits."""
+    shades, row, column = np.zeros((LINES, WIDTH)), 0, 0
+    for c, cost in zip(text, costs, strict=False):
+        if c == "\n" or column == WIDTH:
+            row, column = row + 1, 0
+        if row == LINES:
+            break
+        if c != "\n":
+            shades[row, column] = min(1, cost / BITS)
+            shown = (
+                c if c in "‘’“”–—…" or (ord(c) < 0x250 and c.isprintable()) else "□"
+            )  # others may not be in the font
+            style = {"family": "monospace", "fontsize": 10, "ha": "center", "va": "center", "parse_math": False}
+            axes.text(column, row, shown, **style)
+            column += 1
+    axes.imshow(1 - 0.75 * shades[..., None] * (0, 1, 1), aspect="auto")  # from white to red
+    axes.set(xticks=[], yticks=[])
+    axes.set_title(title, loc="left", fontsize=11)
+
+
+def save(curve: dict[str, Any], out: Path, held_out: str = "", costs: Any = (), sample: str = "") -> None:
+    """Write the learning curve as JSON, and a plot of it. After training, the plot contains two texts."""
     (out / "curve.json").write_text(json.dumps(curve, default=str, indent=1), "utf-8")
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(11, 10) if sample else (11, 4.5), layout="constrained")
+    axes, *pages = figure.subplots(3, 1, height_ratios=(1.6, 1, 1)) if sample else [figure.subplots()]
     span = max(1, min(50, len(curve["steps"]) // 10))  # of the running mean
     smooth = np.convolve(curve["train_bits"], np.ones(span) / span, "valid")
     axes.plot(curve["steps"], curve["train_bits"], color="C0", alpha=0.25, linewidth=0.8)
     middle = curve["steps"][span // 2 :][: smooth.size]
-    axes.plot(middle, smooth, color="C0", label="training")
-    axes.plot(curve["held_out_steps"], curve["held_out_bits"], "o-", color="C1", markersize=4, label="held out")
-    axes.set(xlabel="step", ylabel="bits per character", title="LSTM character model")
+    axes.plot(middle, smooth, color="C0", label=f"training text, mean of {span} steps")
+    if curve["held_out_bits"]:
+        label = f"held-out text: {curve['held_out_bits'][-1]:.2f} at the end"
+        axes.plot(curve["held_out_steps"], curve["held_out_bits"], "o-", color="C1", markersize=4, label=label)
+    axes.set(xlabel="training step", ylabel="bits per character", ylim=(0, None))
+    axes.set_title("An LSTM learns to predict the next character of a text", loc="left")
     axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(out / "curve.png", dpi=150)
+    axes.legend(frameon=False)
+    if sample:
+        page(
+            pages[0],
+            held_out,
+            costs,
+            f"Held-out text: the bits that each character costs (white: 0, red: {BITS} or more)",
+        )
+        page(pages[1], sample, np.zeros(len(sample)), "Text written by the model, one character after the other")
+    figure.savefig(out / "curve.png", dpi=110)
 
 
 # --- Main program ---
@@ -511,12 +550,13 @@ def run(
     key_sample = jax.random.split(jax.random.key(options.seed))[1]
     tokens = write(model, key_sample, held_out_tokens[:T], options.temperature, length=options.sample)
     sample = "".join(vocabulary[token] for token in tokens.tolist())
+    costs = np.asarray(surprise(model, held_out_tokens[-LINES * WIDTH :]))
     quoted, speed = 1 - float(marks.mean()), (options.steps - begun) * batch * T / seconds
     curve |= {"held_out": total, "held_out_new": None if math.isnan(of_new) else of_new, "held_out_quoted": quoted}
     curve |= {"characters_per_second": speed, "seconds": time.perf_counter() - started}
     if jax.process_index() == 0:
         (options.out / "sample.txt").write_text(sample, "utf-8")
-        save(curve, options.out)
+        save(curve, options.out, held_out[-len(costs) :], costs, sample)
     say(f"held out: {total:.3f} bits per character")
     if 0 < quoted < 1:
         say(f"  ({quoted:.0%} of it also occurs verbatim in the training part; the rest: {of_new:.3f} bits per char)")

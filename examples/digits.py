@@ -5,14 +5,15 @@
     z   = w_L * h_{L-1} + b_L                           the last kernel covers the whole map: ten logits
     loss = -log softmax(z)[digit]
 
-jaxseq provides the convolution and its hand-derived gradient; optax trains and tqdm shows progress. Before training,
-the script compares the gradient of jaxseq with `jax.grad` of the reference implementation `jaxseq.reference.conv`, on
-the same model and images.
+jaxseq provides the convolution and its hand-derived gradient; optax trains, tqdm shows progress and matplotlib plots.
+Before training, the script compares the gradient of jaxseq with `jax.grad` of the reference implementation
+`jaxseq.reference.conv`, on the same model and images.
 
 A stratified fifth of the images is held out and evaluated once, after the last step. The same thirteen people wrote
-both parts, so the result measures generalization to new images, not to new writers.
+both parts, so the result measures generalization to new images, not to new writers. The plot shows held-out digits, the
+wrong ones first, and how the probabilities of the ten digits change while the image is uncovered from top to bottom.
 
-    python examples/digits.py                           about half a minute on two cores
+    python examples/digits.py                           about half a minute on two cores; writes out/digits.png
     python examples/digits.py --seed 1                  another split, initialization and batch order
 """
 
@@ -22,6 +23,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -30,6 +32,7 @@ import numpy as np
 import optax
 from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
+from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from tqdm import tqdm
@@ -45,6 +48,7 @@ LAYERS = ((3, 32, 1, "SAME"), (3, 32, 1, "SAME"), (3, 64, 2, "SAME"), (3, 64, 2,
 BATCH = 128
 LEARNING_RATE = 1e-2  # initial value, with cosine decay
 SHOWN = 8  # misclassified images to print
+ROWS, COLUMNS = 3, 4  # plotted images, of which at most half are misclassified
 TOLERANCE = 1e-10  # of the gradient of jaxseq in float64, relative to the largest entry of each array
 
 
@@ -117,6 +121,45 @@ def read(model: Model, images: Images) -> Digits:
     return scores(model, images).argmax(-1)
 
 
+@jax.jit
+def by_rows(model: Model, images: Images) -> Float[Array, "batch 8 10"]:
+    """Return the probabilities of the digits if only the first 1, 2, ..., 8 rows are shown."""
+    shown = jnp.tril(jnp.ones((8, 8)))[:, :, None, None]
+    return jax.vmap(lambda rows: jax.nn.softmax(scores(model, images * rows)), out_axes=1)(shown)
+
+
+# --- Plot ---
+
+
+def selected(truth: np.ndarray, answers: np.ndarray) -> list[int]:
+    """Return the images to plot: misclassified ones, then a correct one of each digit, then others."""
+    wrong, right = np.flatnonzero(truth != answers)[: ROWS * COLUMNS // 2], np.flatnonzero(truth == answers)
+    _, first = np.unique(truth[right], return_index=True)
+    return [*wrong, *right[first], *np.delete(right, first)][: ROWS * COLUMNS]
+
+
+def draw(images: Images, probabilities: Float[Array, "batch 8 10"], truth: Any, answers: Any, title: str) -> Figure:
+    """Plot each image beside its probabilities, which have one row for each uncovered row of the image."""
+    figure = Figure(figsize=(3.2 * COLUMNS, 1.8 * ROWS + 1), layout="constrained")
+    explanation = (
+        "Each image is uncovered row by row. On its right: the probabilities of 0 to 9 so far (white: 0, blue: 1)"
+    )
+    figure.suptitle(f"{title}\n{explanation}")
+    grid: Any = figure.subplots(ROWS, 3 * COLUMNS, width_ratios=(8, 10, 1) * COLUMNS, squeeze=False)
+    for (left, right, _), i in zip(grid.reshape(-1, 3), range(len(images)), strict=False):
+        left.imshow(images[i, :, :, 0], cmap="gray_r", vmin=0, vmax=1)
+        right.imshow(probabilities[i], cmap="Blues", vmin=0, vmax=1)
+        correct = truth[i] == answers[i]
+        verdict = f"{truth[i]}, correct" if correct else f"{truth[i]}, wrong: read as {answers[i]}"
+        left.set_title(verdict, loc="left", color="tab:green" if correct else "tab:red", fontsize=11)
+        left.set(xticks=[], yticks=[])
+        right.set(yticks=[], xticks=range(10))
+        right.tick_params(length=0, labelsize=8)
+    for axes in grid.flat:
+        axes.set_visible(bool(axes.images))  # the third of each triple separates the pairs
+    return figure
+
+
 # --- Main program ---
 
 
@@ -133,8 +176,8 @@ def learn(model: Any, key: PRNGKeyArray, images: Images, labels: Digits, *, step
     return model
 
 
-def run(seed: int, steps: int, quiet: bool) -> None:
-    """Compare gradients, train, and evaluate once."""
+def run(seed: int, steps: int, quiet: bool, out: Path) -> None:
+    """Compare gradients, train, evaluate once, and plot."""
     started = time.perf_counter()
     images, unseen, labels, unseen_labels = digits(seed)
     key_model, key_train = jax.random.split(jax.random.key(seed))
@@ -153,10 +196,16 @@ def run(seed: int, steps: int, quiet: bool) -> None:
     answers = np.asarray(read(model, unseen))
     truth = np.asarray(unseen_labels)
     wrong = [f"{t} classified as {a}" for t, a in zip(truth, answers, strict=True) if t != a]
-    print(f"held out: accuracy {1 - len(wrong) / len(truth):.2%}, {len(wrong)} of {len(truth)} wrong")
+    result = f"accuracy {1 - len(wrong) / len(truth):.2%}, {len(wrong)} of {len(truth)} wrong"
+    print(f"held out: {result}")
     if wrong:
         print(f"  {', '.join(wrong[:SHOWN])}{', ...' * (len(wrong) > SHOWN)}")
-    print(f"{time.perf_counter() - started:.0f} s including compilation")
+    shown = np.array(selected(truth, answers))
+    figure = draw(
+        unseen[shown], by_rows(model, unseen[shown]), truth[shown], answers[shown], f"Held-out digits: {result}"
+    )
+    figure.savefig(out, dpi=110, format="png")
+    print(f"{out}; {time.perf_counter() - started:.0f} s including compilation")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -165,12 +214,18 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--steps", type=int, default=500, help="training steps [%(default)s]")
     parser.add_argument("--seed", type=int, default=0, help="random seed [%(default)s]")
+    parser.add_argument("--out", type=Path, default=Path("out/digits.png"), metavar="FILE", help="[%(default)s]")
     parser.add_argument("--quiet", action="store_true", help="hide the progress bar")
     options = parser.parse_args(argv)
     if options.steps < 1 or not 0 <= options.seed < 2**31:
         parser.error("expected --steps >= 1 and --seed from 0 to 2**31 - 1")
     try:
-        run(options.seed, options.steps, options.quiet)
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.open("ab").close()  # detect an unwritable path before training
+    except OSError as error:
+        parser.error(f"cannot write to {options.out}: {error.strerror}")
+    try:
+        run(options.seed, options.steps, options.quiet, options.out)
     except FloatingPointError as error:
         print(f"digits.py: error: {error}", file=sys.stderr)
         return 1

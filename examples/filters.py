@@ -171,7 +171,7 @@ def panels(x: Float[Array, "height width 3"]) -> list[Panel]:
     steepness = jnp.hypot(down, right)
     return [
         Panel("original", x),
-        Panel("luma: 1 × 1 kernel over the colours", gray[..., 0]),
+        Panel("luminance: 1 × 1 kernel over the colours", gray[..., 0]),
         Panel("box 9 × 9; padding 4 darkens the border", blurred, box(4)),
         Panel("Gaussian, σ = 3", smooth, bell),
         Panel("sharpen: δ - Laplacian", sharp, sharpen(1)),
@@ -198,6 +198,9 @@ def draw(panels: list[Panel], path: Path) -> None:
     """Draw four panels per row. Signed panels are red above zero and blue below, and saturate at 1 % of the pixels."""
     columns = 4
     figure = Figure(figsize=(4 * columns, 2.95 * math.ceil(len(panels) / columns)), layout="constrained")
+    figure.suptitle(
+        "Filters, with their kernels in the corners. Red: positive, blue: negative, white: zero", fontsize=15
+    )
     for place, (title, picture, kernel, signed) in enumerate(panels, start=1):
         axes = figure.add_subplot(math.ceil(len(panels) / columns), columns, place)
         values = np.asarray(picture)

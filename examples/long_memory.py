@@ -100,6 +100,9 @@ TASKS = {
 }
 
 
+GOALS = {"adding": "add the two red numbers at the end", "copying": "output the three red symbols at the end"}
+
+
 def windows(lag: int) -> tuple[int | None, ...]:
     """Return the truncation windows to compare: none, longer than the lag, and shorter."""
     return None, lag + 5, lag // 2
@@ -181,15 +184,16 @@ def layout(axes: Any, task: str, lag: int, key: PRNGKeyArray) -> None:
             axes.plot((start - 0.3, end - 0.7), (y_row, y_row), color=colour, lw=5, solid_capstyle="butt")
         for cut in edges[1:-1]:
             axes.plot((cut - 0.5,) * 2, (y_row, 1.05), color=colour, lw=1.2, ls="--")
-        axes.text(T - 0.4, y_row, f"k = {window}" if window else "full", va="center", color=colour)
-    axes.set(xlim=(-1, T + 5), ylim=(-0.75, 1.35), xlabel="t", title=f"{task}: one sequence, truncation windows")
+        axes.text(T - 0.4, y_row, f"windows of {window}" if window else "full gradient", va="center", color=colour)
+    axes.set(xlim=(-1, T + 7), ylim=(-0.75, 1.35), xlabel="time step", title=f"{task}: {GOALS[task]}")
     axes.spines[["left", "right", "top"]].set_visible(False)
     axes.set_yticks([])
 
 
 def draw_all(found: dict[tuple[str, str, int | None], Any], lag: int, seed: int, path: Path) -> None:
     figure = Figure(figsize=(19, 8.5), layout="constrained")
-    figure.suptitle("A dependence is not learnt if truncation cuts the gradient between the input and the target")
+    claim = "A dependence is not learnt if truncation cuts the gradient between the input and the target"
+    figure.suptitle(f"{claim} (dashed: cuts; numbers in the legends: error at the end)")
     rows: Any = figure.subplots(len(TASKS), 1 + len(CELLS), squeeze=False, width_ratios=[1.5] + [1] * len(CELLS))
     for row, (name, task) in zip(rows, TASKS.items(), strict=True):
         layout(row[0], name, lag, jax.random.key(seed))
@@ -198,7 +202,7 @@ def draw_all(found: dict[tuple[str, str, int | None], Any], lag: int, seed: int,
                 errors = np.asarray(found[name, cell, window])
                 span = max(1, len(errors) // 50)
                 means = errors[: len(errors) // span * span].reshape(-1, span).mean(1)
-                label = f"k = {window}" if window else "full gradient"
+                label = f"windows of {window} steps" if window else "full gradient"
                 axes.plot(
                     span * (np.arange(len(means)) + 0.5),
                     means,
@@ -206,9 +210,9 @@ def draw_all(found: dict[tuple[str, str, int | None], Any], lag: int, seed: int,
                     color=colour,
                     lw=1.5 if window else 4,
                 )
-            axes.axhline(task.baseline, color="0.25", ls="--", lw=1, label=f"baseline: {task.baseline:.2g}")
+            axes.axhline(task.baseline, color="0.25", ls="--", lw=1, label=f"without memory: {task.baseline:.2g}")
             axes.set(yscale="log", ylim=(task.baseline / 3000, task.baseline * 3), xlabel="training step")
-            axes.set_title(f"{name}, {cell}")
+            axes.set_title(f"{name}: error of the {cell}")
             axes.grid(color="0.85", lw=0.5)
             axes.legend(frameon=False, loc="best")
         row[1].set_ylabel("mean square error" if name == "adding" else "nats per symbol")

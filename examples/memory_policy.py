@@ -74,6 +74,13 @@ GAMMA, LAMBDA, BETA = 0.98, 0.95, 0.01
 LEARNING_RATE, CLIP = 1e-2, 0.5  # initial learning rate of Adam, with linear decay to zero
 WINDOW = 4
 SPAN = 20  # iterations per mean, for printed numbers and plotted points
+LABELS = {  # of the plans, in the plot
+    "memory": "with memory",
+    "none": "without memory: the state is reset at every step",
+    "window": f"with memory, but gradients reach back {WINDOW} steps only",
+    "early resets": "a mistake: learning resets the state one step too early",
+    "no resets": "a mistake: learning does not reset the state",
+}
 CELLS = {
     "gru": (jaxseq.gru_init, jaxseq.gru, jaxseq.gru_cell),
     "lstm": (jaxseq.lstm_init, jaxseq.lstm, jaxseq.lstm_cell),
@@ -333,31 +340,38 @@ def draw_mazes(axes: Any, rollout: Rollout) -> None:
         axes.plot((t, t), (row, row + 1), color="black", lw=2.5)
     for label, colour in colours.items():
         axes.plot([], [], "s", color=colour, label=label, ms=9)
-    axes.plot([], [], color="black", lw=2.5, label="first")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=4, frameon=False)
-    axes.set(xlabel="t", ylabel="maze", title="observations of a trained policy with memory")
+    axes.plot([], [], color="black", lw=2.5, label="a new episode begins")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, frameon=False)
+    axes.set(xlabel="time step", ylabel="maze", title="What a trained policy sees in 12 of the mazes")
     axes.invert_yaxis()
 
 
 def draw_all(found: dict[str, tuple[Any, Any, Any]], rollout: Rollout, path: Path) -> None:
-    figure = Figure(figsize=(18, 5.5), layout="constrained")
-    figure.suptitle("T-maze: remember the lamp until the fork; reset at the start of an episode")
+    figure = Figure(figsize=(18, 5.8), layout="constrained")
+    question = f"A lamp at the entrance shows which way to turn at the fork, {SHORTEST} to {LONGEST} steps later"
+    figure.suptitle(f"{question}: lit means right, unlit means left", fontsize=15)
     mazes, curves, corridors = figure.subplots(1, 3)
     draw_mazes(mazes, rollout)
     for colour, (name, (returns, steps, chances)) in enumerate(found.items()):
-        style = {"color": f"C{colour}", "lw": 3.5 if name == "memory" else 1.5, "label": name}
-        curves.plot(steps, returns, **style)
+        style = {"color": f"C{colour}", "lw": 3.5 if name == "memory" else 1.5, "label": LABELS[name]}
+        curves.plot(steps / 1e6, returns, **style)
         corridors.plot(np.arange(1, len(chances) + 1), chances, **style)
-    for level, label in ((1, "best"), (0.5, "best without memory")):
+    for level, label in ((1, "best"), (0.5, "best without memory: a guess at the fork")):
         curves.axhline(level, color="0.25", ls="--", lw=1)
         curves.text(1, level + 0.03, label, color="0.25", ha="right", transform=curves.get_yaxis_transform())
-    curves.set(xlabel="environment steps", title="mean return per episode during training", ylim=(-1, 1.15))
+    curves.set(
+        xlabel="steps in mazes (millions)",
+        ylabel="mean reward per episode",
+        title="Reward during training",
+        ylim=(-1, 1.15),
+    )
     corridors.axvspan(SHORTEST, LONGEST, color="0.92")
-    corridors.text((SHORTEST + LONGEST) / 2, 1.03, "training", ha="center", color="0.4")
-    corridors.set(xlabel="steps from the lamp to the fork", title="probability of the correct turn", ylim=(0, 1.1))
+    corridors.text((SHORTEST + LONGEST) / 2, 1.03, "lengths in training", ha="center", color="0.4")
+    corridors.set(xlabel="steps from the lamp to the fork", ylabel="probability of the correct turn", ylim=(0, 1.1))
+    corridors.set_title("After training: longer corridors too")
     for axes in (curves, corridors):
         axes.grid(color="0.85", lw=0.5)
-        axes.legend(frameon=False, loc="lower right")
+    curves.legend(frameon=False, loc="lower right")  # the same colours in both plots
     figure.savefig(path, dpi=90, format="png")
 
 

@@ -227,10 +227,14 @@ def picture(result: Result, path: Path) -> None:
         axes.set_xticks(
             width * (np.arange(LAST + AHEAD) + 0.5), [f"{t:+}" if t else "0" for t in range(1 - LAST, AHEAD + 1)]
         )
-        axes.set_yticks(width * (np.arange(3) + 0.5), ["true", "one step\nahead", "generated"])
+        axes.set_yticks(
+            width * (np.arange(3) + 0.5),
+            ["true video", "predicted,\none frame\nahead", "predicted\nfrom the\ngiven frames"],
+        )
         axes.tick_params(length=0)
+        axes.set_xlabel("frame, counted from the last given one")
     figure.suptitle(
-        "Held-out digits; the frames left of the line are given\n"
+        "Videos of held-out digits; the frames left of the line are given\n"
         f"mean squared error, one frame ahead: {summary(result, 1)}\n{AHEAD} frames ahead: {summary(result, AHEAD)}",
         fontsize=11,
     )

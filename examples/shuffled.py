@@ -149,14 +149,14 @@ def draw(curves: dict[str, Curve], samples: dict[str, str], H: float) -> Figure:
     for name, curve in curves.items():
         label = f"{name}: {curve[-1][1]:.2f}"
         left.plot(*zip(*curve, strict=True), "o-", color=COLOURS[name], markersize=4, label=label)
-    left.axhline(H, color="black", linestyle="--", linewidth=1, label=f"unigram entropy: {H:.2f}")
+    left.axhline(H, color="black", linestyle="--", linewidth=1, label=f"entropy of single characters: {H:.2f}")
     left.set_title("The same model and characters, three orders", loc="left")
     left.set(xlabel="training step", ylabel="held-out bits per character", ylim=(0, None))
     left.grid(alpha=0.3)
     left.spines[["top", "right"]].set_visible(False)
     left.legend(title="at the end", loc="lower left")
     right.set_axis_off()
-    right.set_title("Samples", loc="left")
+    right.set_title("What the models write", loc="left")
     for place, (name, sample) in enumerate(samples.items()):
         y = 1 - place / len(samples)
         right.text(0, y, name, color=COLOURS[name], va="top", weight="bold")

@@ -166,31 +166,34 @@ def draw(years: np.ndarray, x: np.ndarray, predicted: Any, ahead: Any, errors: A
     figure = Figure(figsize=(11, 9.5), layout="constrained")
     panels = list(figure.subplot_mosaic("AA;BB;CD", height_ratios=(1, 1.2, 1)).values())
     series, unseen, bars, kernel = panels
-    later, lags = years[years > LAST], np.arange(1, len(kernels[0]) + 1)
+    later, order = years[years > LAST], len(kernels[0])
+    lags = np.arange(1, order + 1)
+    linear, recurrent = f"linear, last {order} years (AR)", f"mean of {MODELS} GRUs"
+    names = "previous year", f"{linear},\nleast squares", f"{linear},\nas a convolution", recurrent
 
     series.plot(years, x, color="black", linewidth=0.9)
-    series.plot(later, ahead, color="C0", linestyle="--", label=f"AR forecast from {LAST}")
+    series.plot(later, ahead, color="C0", linestyle="--", label=f"linear forecast (AR) from {LAST} on")
     series.axvspan(LAST + 0.5, years[-1], color="C1", alpha=0.12, linewidth=0, label="held out")
     series.set_title("Yearly sunspot numbers", loc="left")
-    unseen.plot(later, x[years > LAST], "o-", color="black", linewidth=0.9, markersize=3.5, label="sunspots")
-    for colour, (name, x_hat) in zip(("C0", "C3"), predicted.items(), strict=True):
+    unseen.plot(later, x[years > LAST], "o-", color="black", linewidth=0.9, markersize=3.5, label="observed")
+    for colour, name, x_hat in zip(("C0", "C3"), (linear, recurrent), predicted, strict=True):
         unseen.plot(later, x_hat, color=colour, linewidth=1.5, alpha=0.85, label=name)
-    unseen.set_title("Held out: one-step predictions", loc="left")
+    unseen.set_title("Held out: predicted one year ahead", loc="left")
     for axes, first in ((series, years[0]), (unseen, later[0])):
-        axes.set(xlim=(first - 1, years[-1] + 1), ylim=(0, None), ylabel="number")
+        axes.set(xlim=(first - 1, years[-1] + 1), ylim=(0, None), ylabel="sunspot number", xlabel="year")
 
-    labels = bars.barh(list(errors), list(errors.values()), color=("gray", "C0", "C0", "C3"), height=0.6)
+    labels = bars.barh(names, list(errors.values()), color=("gray", "C0", "C0", "C3"), height=0.6)
     bars.bar_label(labels, fmt="%.1f", padding=3)
-    bars.set(xlabel="sunspots", xlim=(0, 1.12 * max(errors.values())))
+    bars.set(xlabel="error (sunspot number)", xlim=(0, 1.12 * max(errors.values())))
     bars.invert_yaxis()
-    bars.set_title("Root mean square error on the held-out part", loc="left")
+    bars.set_title("Held out: root mean square error", loc="left")
     kernel.axhline(0, color="black", linewidth=0.8)
     kernel.bar(lags, kernels[0], color="C0", alpha=0.45, width=0.6, label="least squares")
-    kernel.plot(lags, kernels[1], "x", color="black", label="gradient descent")
-    kernel.set(xlabel="lag $j$ in years", xticks=lags)
-    kernel.set_title("Coefficients $a_j$ of $x_{t-j}$", loc="left")
+    kernel.plot(lags, kernels[1], "x", color="black", label="convolution, gradient descent")
+    kernel.set(xlabel="lag $j$ (years)", ylabel="coefficient $a_j$", xticks=lags)
+    kernel.set_title("Linear model: weight of the year $j$ years before", loc="left")
     for axes in (series, unseen):  # next to the title, to not cover the curves
-        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2, ncols=3, frameon=False)
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2, ncols=3, frameon=False, fontsize=9)
     kernel.legend(frameon=False)
     for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
@@ -249,7 +252,7 @@ def run(seed: int, steps: int, out: Path) -> None:
     ahead = mean + scale * np.asarray(autoregressive.forecast(model, past, len(x) - train))
     early, late = rmse(ahead[:11], x[unseen][:11]), rmse(ahead, x[unseen])
     print(f"\n{ar} forecast from {LAST}: RMSE {early:.1f} over 11 years, {late:.1f} over all years")
-    shown = {name: predicted[name] for name in list(predicted)[1::2]}
+    shown = list(predicted.values())[1::2]
     figure = draw(years, x, shown, ahead, errors, (fitted[:-1], learnt[:-1]))
     figure.savefig(out, dpi=110, format="png", bbox_inches="tight")
     print(f"{out}; {time.perf_counter() - started:.0f} s including compilation")

@@ -181,18 +181,21 @@ def draw(
     axes: Any = figure.subplots(2, 3)
     for ax, when, title in zip(axes[0], (0, 1), ("before", "after"), strict=False):
         diagnostics.plot_norms({name: pair[when].norms for name, pair in found.items()}, ax=ax, vanished=VANISHED)
-        what = r"$\|\,\partial h_T / \partial h_{T-l}\,\|$"
-        ax.set(title=f"{title} training: {what}, × at {VANISHED:g} of the maximum", ylim=(1e-9, 1e2))
+        ax.set(title=f"{title} training: gradient between states; ×: {VANISHED:g} of the maximum", ylim=(1e-9, 1e2))
+        ax.set(xlabel="lag $l$ (steps)", ylabel=r"norm of $\partial h_T / \partial h_{T-l}$")
     spectra = {name: after.lyapunov for name, (_, after) in found.items()} | {"RNN, exploding": exploding}
     diagnostics.plot_spectrum(spectra, ax=axes[0, 2])
-    axes[0, 2].set_title("Lyapunov exponents: above 0 exploding, below 0 vanishing")
+    axes[0, 2].set_title("Lyapunov exponents: gradients explode above 0 and vanish below")
+    axes[0, 2].set(xlabel="number $i$ of the exponent", ylabel=r"growth rate $\lambda_i$ (per step)")
     biases = {name: after.bias for name, (_, after) in found.items()}
     diagnostics.plot_bias(biases, ax=axes[1, 0], tolerance=TOLERANCE)
-    axes[1, 0].set_title(f"truncation bias; dots: shortest window within {TOLERANCE:g}")
-    for ax, which, title in zip(axes[1, 1:], (2, 1), ("norm of the gradient", "nats per character"), strict=True):
+    axes[1, 0].set_title(f"truncated gradient; large dots: shortest window with an error below {TOLERANCE:g}")
+    axes[1, 0].set(xlabel="truncation window $k$ (steps)", ylabel="relative error of the gradient")
+    titles = (("gradient", "norm of the gradient"), ("loss", "nats per character"))
+    for ax, which, (what, title) in zip(axes[1, 1:], (2, 1), titles, strict=True):
         for (name, curves), colour in zip(clipping.items(), ("tab:red", "tab:purple"), strict=True):
             ax.plot(curves[which], label=name, color=colour, lw=1)
-        ax.set(xlabel="training step", title=f"exploding RNN: {title}")
+        ax.set(xlabel="training step", ylabel=title, title=f"RNN with exploding gradients: {what}")
         ax.grid(color="0.85", lw=0.5)
     axes[1, 1].set(yscale="log")
     axes[1, 1].axhline(CLIP, color="0.25", lw=0.8, ls="--", label="clipping threshold")

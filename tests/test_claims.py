@@ -1629,6 +1629,13 @@ def test_sizes_of_the_course_are_those_of_its_scripts():
     assert len(years) == int(stated("docs/course.md", r"the sunspot numbers of (\d+) years"))
     assert (years > sunspots.LAST).sum() == int(stated("docs/course.md", r"On (\d+) held-out years"))
     assert WORDS[stated("docs/course.md", r"A mixture of (\w+) GRUs")] == sunspots.MODELS
+    highlight = (ROOT / "examples" / "highlight.py").read_text("utf-8")
+    for option, claim in (
+        ("window", r"models that see the last (\d+) characters only"),
+        ("seeds", r"seeds 0, 1, (\d)"),
+    ):
+        default = int(re.search(rf'"--{option}", type=int, default=(\d+)', highlight)[1])
+        assert int(stated("docs/course.md", claim)) == default - (option == "seeds")
     low, high = stated("docs/course.md", r"which way to turn (\d+) to (\d+) steps later")
     assert (int(low), int(high)) == (policy.SHORTEST, policy.LONGEST)
     assert int(stated("docs/course.md", r"(\d+) mazes in one jitted function")) == policy.MAZES

@@ -83,7 +83,7 @@ def test_it_learns_a_text_that_repeats_itself_and_goes_on_with_it(char_lm, tmp_p
     assert sample == (CYCLE * 9)[start : start + 40]
 
     picture = pytest.importorskip("matplotlib.image").imread(out / "curve.png")
-    assert picture.shape[0] > 300
+    assert picture.shape[0] > 900, "with the texts"
     assert picture.std() > 0.05, "the picture is blank"
 
     said = capsys.readouterr()
@@ -94,6 +94,28 @@ def test_it_learns_a_text_that_repeats_itself_and_goes_on_with_it(char_lm, tmp_p
     assert f"held out: {curve['held_out']:.3f} bits per character" in said.out
     assert sample in said.out
     assert said.err == "", "--quiet"
+
+
+def test_each_character_of_the_page_has_its_bits(char_lm, key):
+    """A line ends at a line break and at its full width; characters that the font lacks are boxes."""
+    tokens = jax.random.randint(key, (9,), 0, 12)
+    model = char_lm.init(key, vocabulary=12, hidden=8)
+    _, hs = jaxseq.reference.lstm(model.lstm, None, model.E[tokens[:-1]])
+    p = np.exp(np.asarray(hs @ model.W + model.b, np.float64))
+    expected = -np.log2((p / p.sum(-1, keepdims=True))[np.arange(8), tokens[1:]])
+    np.testing.assert_allclose(char_lm.surprise(model, tokens), expected, rtol=1e-4)
+
+    axes = char_lm.Figure().subplots()
+    text = "ab\n\n" + "c" * (char_lm.WIDTH + 1) + "🙂“" + "\n" * char_lm.LINES + "d"
+    char_lm.page(axes, text, np.where(np.array([*text]) == "b", 99, 0), "title")
+    written = {artist.get_position(): artist.get_text() for artist in axes.texts}
+    w = char_lm.WIDTH
+    assert written == {(0, 0): "a", (1, 0): "b", (0, 3): "c", (1, 3): "□", (2, 3): "“"} | {
+        (i, 2): "c" for i in range(w)
+    }
+    red = np.asarray(axes.images[0].get_array())
+    assert red.shape == (char_lm.LINES, w, 3)
+    assert np.argwhere((red != 1).any(-1)).tolist() == [[0, 1]]
 
 
 def test_the_same_seed_gives_the_same_curve(char_lm, prose, tmp_path):

@@ -283,8 +283,13 @@ def stack_init(
 
 
 def _output_size(params: PyTree, hidden_size: int) -> int:
-    """Return the number of output features of a layer; that of a cell that is not of jaxseq is its hidden size."""
-    if isinstance(params, list | tuple) and not hasattr(params, "_fields"):
+    """Return the number of output features of a layer; that of a cell that is not of jaxseq is its hidden size.
+
+    A list has the layers of a stack, as `stack_init` returns them, and a tuple the directions of `bidirectional_init`.
+    """
+    if isinstance(params, list):
+        return _output_size(params[-1], hidden_size)
+    if isinstance(params, tuple) and not hasattr(params, "_fields"):
         return sum(_output_size(p, hidden_size) for p in params)
     cell = cell_of(params)
     return hidden_size if cell is None else state_shapes(cell, check_params(cell, params), ())[0][-1]

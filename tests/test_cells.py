@@ -494,3 +494,19 @@ def test_initial_parameters_share_no_buffer(init, sizes, key):
     """Parameters that share a buffer could not be donated."""
     params = init(key, *sizes)
     jax.block_until_ready(jax.jit(lambda p: jax.tree.map(jnp.sin, p), donate_argnums=0)(params))
+
+
+class TreeParams(NamedTuple):
+    w_x: Any
+    w_h: Any
+    b: Any
+    gains: Any
+
+
+def test_a_cell_parameter_may_be_a_dict(key):
+    step = lambda a, h, p: h + jnp.expand_dims(p.gains["rate"], range(h.ndim - 1)) * (jnp.tanh(a[0]) - h)  # noqa: E731
+    cell = Cell("tree", "h", step, TreeParams)
+    params = TreeParams(*jaxseq.rnn_init(key, 3, 5), gains={"rate": jnp.full(5, 0.1, jnp.float32)})
+    loss = lambda f: lambda params: jnp.sum(f(cell, params, None, jnp.ones((4, 2, 3), jnp.float32))[1])  # noqa: E731
+    found, expected = (jax.grad(loss(m.recurrence))(params) for m in (jaxseq, jaxseq.reference))
+    assert_close(found, expected, relative=1e-5)

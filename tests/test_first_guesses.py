@@ -82,6 +82,33 @@ def cell_of_your_own():
     return jaxseq.stack(leaky, [params], None, jnp.ones((B, T, D)), time_axis=1)
 
 
+def cell_of_irregular_times():
+    def step(a, h, dt):
+        keep = jnp.exp(-dt)[..., None]
+        return keep * h + (1 - keep) * jnp.tanh(a[0])
+
+    irregular = jaxseq.Cell("irregular", "h", step, jaxseq.RNNParams, side_inputs=True)
+    return jaxseq.recurrence(irregular, jaxseq.rnn_init(KEY, D, H), None, (jnp.ones((T, B, D)), jnp.ones((T, B))))
+
+
+def every_state_of_a_policy_with_a_learned_initial_state():
+    first = jaxseq.LSTMState(jnp.zeros(H), jnp.zeros(H))
+    states, ys = jaxseq.lstm(
+        jaxseq.lstm_init(KEY, D, H),
+        None,
+        jnp.ones((T, B, D)),
+        resets=jnp.zeros((T, B), bool),
+        reset_state=first,
+        return_states=True,
+    )
+    return ys, states.c
+
+
+def convolution_of_a_padded_batch():
+    params = jaxseq.conv_init(KEY, 3, D, H)
+    return None, jaxseq.conv(jnp.ones((B, T, D)), *params, padding="CAUSAL", lengths=jnp.array([7, 3]))
+
+
 def layers_of_cells():
     params = jaxseq.stack_init(cells.mgu_init, KEY, D, [H, 4])
     return jaxseq.stack(cells.mgu, params, None, jnp.ones((B, T, D)), time_axis=1)
@@ -132,6 +159,9 @@ WORKS = {
     upsampling: (B, 2 * T, H),
     conv_lstm_of_a_video: (B, T, 8, 6, H),
     cell_of_your_own: (B, T, H),
+    cell_of_irregular_times: (T, B, H),
+    every_state_of_a_policy_with_a_learned_initial_state: (T, B, H),
+    convolution_of_a_padded_batch: (B, T, H),
     layers_of_cells: (B, T, 4),
     half_precision: (T, B, H),
     exported_program: (T, B, H),

@@ -277,3 +277,6 @@ def test_each_layer_takes_the_output_of_the_layer_before():
     assert not np.array_equal(params[0][0].w_x, params[0][1].w_x)
     projected = partial(cells.projected_lstm_init, projection_size=2)
     assert [p.w_x.shape[0] for p in jaxseq.stack_init(projected, KEY, D, [H, 6, 4])] == [D, 2, 2]
+    # A stack in a stack: the next layer takes the outputs of its last layer only.
+    nested = jaxseq.stack_init([partial(jaxseq.stack_init, jaxseq.lstm_init), jaxseq.gru_init], KEY, D, [[H, 4], 6])
+    assert nested[1].w_x.shape == (4, 18)

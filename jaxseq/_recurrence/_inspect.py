@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Hashable
 from functools import lru_cache, partial
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -24,28 +24,26 @@ def inspect(cell: Cell, precision: PrecisionLike, inputs: Inputs, axes: int) -> 
     """
     weights, carry, xs, masks = inputs
     product, accumulator = dtypes(weights, carry, xs)
-    leaves, structure = jax.tree.flatten(carry)
-    state = structure.unflatten(jax.ShapeDtypeStruct(a.shape[axes:], accumulator) for a in leaves)
-    leaves, structure = jax.tree.flatten(weights)
-    shapes = structure.unflatten(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in leaves)
+    of_example = [(a.shape, a.dtype) for a in jax.tree.leaves(weights)]
+    of_example += [(a.shape[axes:], accumulator) for a in jax.tree.leaves(carry)]
+    of_example += [(a.shape[axes + 1 :], a.dtype) for a in jax.tree.leaves(masks.side)]
+    leaves = tuple(jax.ShapeDtypeStruct(*like) for like in of_example)
+    structure = jax.tree.structure((weights, carry, masks.side))
     sizes = cell.input.channels(weights.w_x, len(cell.gates))
     assert sizes is not None
-    leaves, structure = jax.tree.flatten(masks.side)
-    side = structure, tuple(jax.ShapeDtypeStruct(a.shape[axes + 1 :], a.dtype) for a in leaves)
-    _inspect(cell, precision, Abstract(shapes, state, side), product, sizes[1])
-
-
-class Abstract(NamedTuple):
-    """What the step of one example reads, without numbers."""
-
-    weights: Weights
-    state: State
-    side: tuple[Hashable, tuple[jax.ShapeDtypeStruct, ...]]  # structure and leaves
+    _inspect(cell, precision, (structure, leaves), product, sizes[1])
 
 
 @lru_cache(256)
-def _inspect(cell: Cell, precision: PrecisionLike, given: Abstract, product: np.dtype, outputs: int) -> None:
-    weights, state, (structure, leaves) = given
+def _inspect(
+    cell: Cell,
+    precision: PrecisionLike,
+    given: tuple[Hashable, tuple[jax.ShapeDtypeStruct, ...]],
+    product: np.dtype,
+    outputs: int,
+) -> None:
+    """Check a cell, given the structure and the leaves of what the step of one example reads, both hashable."""
+    weights, state, side = jax.tree.unflatten(*given)
     accumulator, features = _precision.accumulator(product), jax.tree.leaves(state)[0].shape
     u, r = (
         jax.ShapeDtypeStruct((*features[:-1], count * outputs), accumulator)
@@ -54,7 +52,7 @@ def _inspect(cell: Cell, precision: PrecisionLike, given: Abstract, product: np.
     a = jax.eval_shape(partial(pre_activations, cell), u, r)
 
     check = partial(_check_types, cell, precision, product)
-    jax.eval_shape(check, weights, a, state, jax.tree.unflatten(structure, leaves))
+    jax.eval_shape(check, weights, a, state, side)
 
 
 def _check_types(

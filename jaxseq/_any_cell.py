@@ -112,7 +112,8 @@ def recurrence_cell(
 def checked_cell(cell: object) -> Cell:
     """Return `cell` if its fields are consistent. The results of its functions are checked when they are traced."""
     if not isinstance(cell, Cell):
-        _checks.bad_type("cell", "a jaxseq.Cell", _checks.describe(cell))
+        hint = ", such as jaxseq.cells.gru; `jaxseq.scan` runs a step function" if callable(cell) else ""
+        _checks.bad_type("cell", "a jaxseq.Cell" + hint, _checks.describe(cell))
     gates, split_gates, input_only_gates = cell.gates, cell.split_gates, cell.input_only_gates
     if not isinstance(gates, str) or not gates or len(set(gates)) < len(gates):
         _checks.bad_value(f"{cell.name}.gates", "a distinct letter for each gate", repr(gates))

@@ -183,15 +183,17 @@ def stack(
             if recurrent or zoneout:
                 shapes = jax.eval_shape(lambda f=f, p=p, state=state, y=y: f(p, state, y, **time)[0])
                 layer_key = None if key is None else jax.random.fold_in(key, number + i)
-                axis = with_defaults(time).time_axis % y.ndim
-                masks = dropout_masks(layer_key, shapes, y, axis, recurrent_dropout=recurrent, zoneout=zoneout)
+                axis = with_defaults(time).time_axis % main_input(y).ndim
+                masks = dropout_masks(
+                    layer_key, shapes, main_input(y), axis, recurrent_dropout=recurrent, zoneout=zoneout
+                )
             if resets_to is not None:
                 masks["reset_state"] = resets_to[i]
             end, out = f(p, state, y, **time, **masks, **of_states)
-            if residual and out.shape != y.shape:
-                expected = f"False, or layers with outputs of the shape of their inputs, {y.shape}"
+            if residual and out.shape != main_input(y).shape:
+                expected = f"False, or layers with outputs of the shape of their inputs, {main_input(y).shape}"
                 _checks.bad_value("residual", expected, f"True and outputs {out.shape}")
-        shortcut = y if i or not residual else zero_padded_steps(y, time)  # ys of a layer is zero in the padding
+        shortcut = y if i or not residual else zero_padded_steps(main_input(y), time)  # ys is zero in the padding
         y = out + shortcut if residual else out
         ends.append(end)
     return tuple(ends), cast(jax.Array, y)
@@ -237,7 +239,7 @@ def bidirectional_init(
 
 @initializer
 def stack_init(
-    init: Init | Sequence[Init], key: PRNGKeyArray, input_size: int, hidden_sizes: Sequence[int], **options: object
+    init: Init | Sequence[Init], key: PRNGKeyArray, input_size: int, hidden_sizes: Sequence[PyTree], **options: object
 ) -> list[PyTree]:
     """Initialize `stack`: the parameters of each layer, whose input is the output of the layer before.
 
@@ -338,6 +340,11 @@ def dropout_masks(
     if zoneout:
         found["zoneout"] = map_states(lambda state: jax.tree.map(draw_zoneout, state), carry)
     return found
+
+
+def main_input(xs: PyTree) -> AnyArray:
+    """Return the input of the first layer without side inputs, or `xs`."""
+    return _checks.converted(xs[0] if isinstance(xs, tuple | list) else xs)
 
 
 def zero_padded_steps(xs: AnyArray, time: TimeOptions) -> AnyArray:

@@ -33,7 +33,15 @@ class Name(NamedTuple):
 # Not in the tables: arguments of several libraries, and names of jaxseq 0.1.
 OTHERS = (
     Name("", "", "`carry`", ("initial_state", "hx", "h0", "h_0", "state", "init_state", "initial_carry"), "carry"),
-    Name("", "", "`resets`", ("done", "dones", "reset_mask", "episode_starts", "is_first", "terminals"), "resets"),
+    Name("", "", "`resets`", ("reset_mask", "episode_starts", "is_first"), "resets"),
+    Name(
+        "",
+        "",
+        "`resets`, where `resets[t + 1]` is `done[t]`",
+        ("done", "dones", "terminals"),
+        "resets",
+    ),
+    Name("", "", "`reset_state`", ("reset_carry", "initial_state_after_reset"), "reset_state"),
     Name("", "", "`lengths`", ("sequence_length", "sequence_lengths", "seq_len", "length"), "lengths"),
     Name("", "", "`stride`", ("strides", "window_strides"), "stride"),
     Name("", "", "`dilation`", ("rhs_dilation", "kernel_dilation", "dilation_rate", "rate"), "dilation"),
@@ -121,6 +129,7 @@ NAMES = (
         "`jaxseq.conv`; the channel axis is last, kernels are `(*kernel_size, in / groups, out)`",
         attributes=("Conv1d", "Conv2d", "Conv3d", "conv1d", "conv2d", "conv3d"),
     ),
+    Name(TORCH, "`nn.Conv2d(kernel_size=3)`", "the kernel size `(3, 3)`: an integer is one spatial axis"),
     Name(TORCH, "`F.pad` on the left, then `Conv1d`", '`padding="CAUSAL"`, or `jaxseq.causal_conv` for streams'),
     Name(
         TORCH,
@@ -149,7 +158,7 @@ NAMES = (
         "`return_carry=True`",
         "the carry is always returned, first",
         ("return_carry",),
-        hint="nothing: the carry is always returned, first",
+        hint="no option: the carry is always returned, first",
     ),
     Name(
         FLAX,

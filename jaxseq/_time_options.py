@@ -52,8 +52,8 @@ class TimeOptions(TypedDict, total=False):
             to it. Where booleans keep all of the state of a sequence, the step is not read: NaN in `xs` affects no
             value and no gradient there. Floats mix both states and do not stop a NaN.
         reset_state: the state after a reset, zero if None: a tree with the structure of the state, whose leaves are
-            `(*batch, H)`, or `(H,)` for all of the batch, as a learned initial state is. Gradients flow to it. It does
-            not replace the carry: pass it as `carry` too, where the sequence starts with it.
+            `(*batch, H)`, or `(H,)` for all of the batch, as a learned initial state is. Gradients flow to it. It has
+            no effect without `resets`, and does not replace a carry of None: to start with it, pass it as `carry` too.
         return_states: if True, the first result has the state after every step, of every leaf, with time at
             `time_axis`, in place of the final state. It is zero in the padding.
     """

@@ -50,7 +50,8 @@ def test_a_wide_bias_does_not_widen_the_products(name, label, key):
         args = (*args[:-1], args[-1].astype(jnp.float32))
     else:
         biases = {f: b.astype(jnp.float32) for f, b in args[0]._asdict().items() if f.startswith("b")}
-        args, f = (args[0]._replace(**biases), *args[1:]), partial(f, state_dtype=jnp.bfloat16)
+        f = f if name == "causal_conv" else partial(f, state_dtype=jnp.bfloat16)
+        args = (args[0]._replace(**biases), *args[1:])
     products = [
         e
         for e in subjaxprs(jax.make_jaxpr(pullback(f))(args, jax.eval_shape(f, *args)).jaxpr)

@@ -242,3 +242,20 @@ def test_errors(call, expected, key):
     cell, params, xs = call(CELLS["pullback"], params, x, {"dt": dt, "action": actions})
     with pytest.raises((TypeError, ValueError), match=expected):
         jaxseq.recurrence(cell, params, carry, xs)
+
+
+def exponential(a, h, dt):
+    keep = decay(dt, 1.0)
+    return keep * h + (1 - keep) * jnp.tanh(a[0])
+
+
+def test_the_first_layer_of_a_stack(key):
+    """With zoneout, recurrent dropout and a residual connection, whose masks have the axes of the first part."""
+    irregular = jaxseq.Cell("irregular", "h", exponential, jaxseq.RNNParams, side_inputs=True)
+    params = [jaxseq.rnn_init(k, D, D, dtype=jnp.float64) for k in jax.random.split(key)]
+    xs = normals(key, jax.ShapeDtypeStruct((T, B, D), jnp.float64)), jnp.full((T, B), 0.3)
+    options = {"zoneout": 0.1, "recurrent_dropout": 0.2, "key": key, "residual": True, "lengths": LENGTHS}
+    found, expected = (
+        m.stack([partial(m.recurrence, irregular), m.rnn], params, None, xs, **options)[1] for m in (jaxseq, reference)
+    )
+    assert_close(found, expected)

@@ -4,9 +4,8 @@ Layers of sequences take `(*batch, T, D)`; batch axes need no `jax.vmap`. `layer
 returns `(hidden, ys)`, as `jax.lax.scan` does: `hidden` is the state, None for zeros, and `time` are the options of
 `jaxseq.TimeOptions`. Images have channels first, as in `eqx.nn.Conv`, in `xs`, `hidden` and `ys`.
 
-Constructors take sizes, `key`, `dtype` (None is the default of JAX), and as keywords the options of the initializer and
-of the function of jaxseq, such as `use_bias`, `w_x_init`, `truncation` or `stride`: static, so tuples and not lists.
-`params` has the parameters, as `jaxseq.convert.from_equinox` returns them. Errors are those of jaxseq.
+Constructors take sizes, `key`, `dtype`, and as keywords the options of the initializer and the function of jaxseq
+(static: tuples, not lists). `params` has the parameters, as `jaxseq.convert.from_equinox` returns them.
 
     >>> import jax, jax.numpy as jnp, jaxseq, jaxseq.integrations.equinox as layers
     >>> key, xs, image = jax.random.key(0), jnp.ones((2, 7, 3)), jnp.ones((3, 16, 12))
@@ -36,7 +35,7 @@ from jaxseq._geometry import per_axis
 
 
 def _move(tree: PyTree, source: int, target: int) -> PyTree:
-    return jax.tree.map(lambda a: jnp.moveaxis(a, source, target), tree)
+    return jax.tree.map(lambda a: jnp.moveaxis(a, source, target) if jnp.ndim(a) else a, tree)
 
 
 class _Layer(eqx.Module):
@@ -60,11 +59,12 @@ class _Layer(eqx.Module):
         return partial(*self.functions[1:], **dict(self.options))(*args, **options)
 
     def __call__(self, xs: Array, hidden: PyTree = None, *, key: Array | None = None, **time: Any) -> tuple[Any, Array]:
-        if type(hidden) is tuple and isinstance(self.params, jaxseq.LSTMParams):
-            hidden = jaxseq.LSTMState(*hidden)
-        hidden, xs = _move((hidden, xs), self.channel_axis, -1)
-        time = {"time_axis": self.channel_axis - 1, **time}
-        return _move(self._apply(self.params, hidden, xs, key=key, **time), -1, self.channel_axis)
+        lstm, states = isinstance(self.params, jaxseq.LSTMParams), {"hidden": hidden}
+        states |= {n: time.pop(n) for n in ("reset_state", "zoneout", "recurrent_dropout_mask") if n in time}
+        states = {n: jaxseq.LSTMState(*s) if lstm and type(s) is tuple else s for n, s in states.items()}
+        xs, states = _move((xs, states), self.channel_axis, -1)
+        time = {"time_axis": self.channel_axis - 1, **dict(self.options), **time, **states}
+        return _move(self._apply(self.params, time.pop("hidden"), xs, key=key, **time), -1, self.channel_axis)
 
 
 class RNN(_Layer, init=False, functions=(jaxseq.rnn_init, jaxseq.rnn)):

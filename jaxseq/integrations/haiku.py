@@ -1,12 +1,10 @@
 """Haiku modules of jaxseq, with the arguments of the modules of Haiku.
 
 Layers of sequences take `(T, *batch, D)`, as `hk.dynamic_unroll` does. `layer(inputs, initial_state=None, **time)`
-returns `(outputs, state)`: `initial_state` None is zeros, and `time` are the options of `jaxseq.TimeOptions`, such as
-`resets` or `time_axis=1`. The state of an LSTM is an `hk.LSTMState`. Images have channels last.
+returns `(outputs, state)`; `time` are options of `jaxseq.TimeOptions`. The state of an LSTM is an `hk.LSTMState`.
 
 Constructors take `name`, `with_bias`, initializers of Haiku (`w_i_init`, `w_h_init`, `b_init`; `w_init` in `Conv`), and
-options of the function of jaxseq. Parameters have the dtype of the inputs and the names of jaxseq:
-`jaxseq.convert.from_haiku("lstm", weights)._asdict()` returns those of a module. Errors are those of jaxseq.
+options of the function of jaxseq. Parameters have the dtype of the inputs, and the names in `convert.from_haiku`.
 
     >>> import haiku as hk, jax.numpy as jnp, jaxseq, jaxseq.integrations.haiku as layers
     >>> def model(xs, images):
@@ -58,6 +56,7 @@ class _Layer(hk.Module):
         self.init = lambda key, size, **dtype: self.functions[0](key, *kernel_size, size, hidden_size, **dtype, **drawn)
 
     def _declare(self, xs: Any) -> PyTree:
+        xs = xs[0] if isinstance(xs, tuple) else xs  # without side inputs
         init = partial(self.init, size=xs.shape[-1], dtype=xs.dtype)
         paths, tree = jax.tree_util.tree_flatten_with_path(jax.eval_shape(init, jax.random.key(0)))
         draw = cache(lambda: jax.tree.leaves(init(hk.next_rng_key())))  # not called in `apply`
@@ -71,7 +70,8 @@ class _Layer(hk.Module):
     def __call__(self, inputs: Array, initial_state: PyTree = None, **time: Any) -> tuple[Array, PyTree]:
         if "key" in signature(self.function).parameters:  # for dropout
             time = {"key": hk.maybe_next_rng_key(), **time}
-        state, outputs = self.function(self._declare(inputs), _states(jaxseq.LSTMState, initial_state), inputs, **time)
+        initial_state, time = _states(jaxseq.LSTMState, (initial_state, time))
+        state, outputs = self.function(self._declare(inputs), initial_state, inputs, **time)
         return outputs, _states(hk.LSTMState, state)
 
 
@@ -80,7 +80,7 @@ class RNN(_Layer.of(jaxseq.rnn_init, partial(jaxseq.rnn, activation="relu"))):
 
 
 class GRU(_Layer.of(jaxseq.cells.classic_gru_init, jaxseq.recurrence, jaxseq.cells.classic_gru)):
-    """`hk.GRU` for sequences, by `jaxseq.cells.classic_gru`. `jaxseq.gru` differs: `Recurrence(jaxseq.gru, ...)`."""
+    """`hk.GRU` for sequences, by `jaxseq.cells.classic_gru`. See `Recurrence` for `jaxseq.gru`."""
 
 
 class LSTM(_Layer.of(jaxseq.lstm_init, jaxseq.lstm)):
@@ -88,10 +88,10 @@ class LSTM(_Layer.of(jaxseq.lstm_init, jaxseq.lstm)):
 
 
 class Recurrence(_Layer):
-    """A `jaxseq.Cell`, or a function such as `jaxseq.gru`, for sequences: `Recurrence(cell, init, hidden_size)`."""
+    """A `jaxseq.Cell` for sequences: `Recurrence(cell, init, hidden_size)`, drawn by `init`."""
 
-    def __init__(self, cell: Any, init: Callable[..., PyTree], hidden_size: int, **options: Any):
-        self.functions = (init, jaxseq.recurrence, cell) if isinstance(cell, jaxseq.Cell) else (init, cell)
+    def __init__(self, cell: jaxseq.Cell, init: Callable[..., PyTree], hidden_size: int, **options: Any):
+        self.functions = init, jaxseq.recurrence, cell
         super().__init__(hidden_size, **options)
 
 

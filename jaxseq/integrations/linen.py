@@ -1,11 +1,12 @@
 """Flax linen modules with the layers of jaxseq. Fields have the names of `nn.RNN`, its cells and `nn.Conv`.
 
 A recurrent module replaces `nn.RNN(cell)`: it maps `(*batch, T, D)` to `(*batch, T, features)`, or with `return_carry`
-to `(carry, outputs)`. The call takes `initial_carry`, `seq_lengths` and all options of `jaxseq.TimeOptions`. Unlike in
-Flax, outputs are zero in the padding and keep their order with `reverse`, and the state is float32 at least. Parameters
-are one entry "weights", as `jaxseq.convert.from_flax` returns them. Fields that are None have the defaults of jaxseq.
+to `(carry, outputs)`. The call takes all options of `jaxseq.TimeOptions`. Unlike in Flax, outputs are zero in the
+padding and keep their order with `reverse`. Parameters are one entry "weights", as in `jaxseq.convert.from_flax`.
 
->>> ((c, h), ys), variables = LSTM(5).init_with_output(jax.random.key(0), jax.numpy.ones((2, 7, 3)), return_carry=True)
+>>> import jax, jax.numpy as jnp, jaxseq.integrations.linen as layers
+>>> lstm = layers.LSTM(5)
+>>> ((c, h), ys), variables = lstm.init_with_output(jax.random.key(0), jnp.ones((2, 7, 3)), return_carry=True)
 """
 
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ import jax
 from flax.typing import Array, Dtype, Initializer
 
 import jaxseq
+from jaxseq.integrations import _flax
 
 INIT = {"use_bias": "use_bias", "kernel_init": "w_x_init", "recurrent_kernel_init": "w_h_init", "param_dtype": "dtype"}
 CONV_INIT = {**INIT, "kernel_init": "kernel_init", "feature_group_count": "groups"}
@@ -29,13 +31,9 @@ class _Sequence(nn.Module):
     def __call__(
         self, xs: Array, *, initial_carry: Any = None, seq_lengths: Any = None, return_carry: bool = False, **time: Any
     ) -> Any:
-        params = self.param("weights", self._init, xs.shape[-1], self.features)
-        first = jax.tree.leaves(params, is_leaf=lambda p: hasattr(p, "_fields"))[0]
-        time = {"lengths": seq_lengths, "time_axis": -first.w_x.ndim if hasattr(first, "w_x") else -2, **time}
-        lstm = isinstance(params, jaxseq.LSTMParams) and not isinstance(self, Recurrence)
-        carry = jaxseq.LSTMState(*initial_carry[::-1]) if lstm and type(initial_carry) is tuple else initial_carry
-        carry, ys = self._apply(params, carry, xs, **time)
-        return (carry[::-1] if lstm else carry, ys) if return_carry else ys
+        params = self.param("weights", self._init, _flax.main_input(xs).shape[-1], self.features)
+        time = {"lengths": seq_lengths, **time}
+        return _flax.call(self, params, xs, carry=initial_carry, return_carry=return_carry, **time)
 
 
 class _Layer(_Sequence):
@@ -53,8 +51,7 @@ class _Layer(_Sequence):
         return self._functions[0](key, *sizes, size, self.features, **self._options(self._names))
 
     def _apply(self, params: Any, carry: Any, xs: Array, **options: Any) -> Any:
-        dtype = self.dtype or jax.numpy.result_type(xs, *jax.tree.leaves(params))
-        params, xs = jax.tree.map(lambda a: a.astype(dtype), (params, xs))
+        params, xs = _flax.cast(params, xs, self.dtype)
         return self._functions[1](params, carry, xs, **self._options(OPTIONS), **options)
 
     def _options(self, names: dict[str, str]) -> dict[str, Any]:

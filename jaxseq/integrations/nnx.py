@@ -1,21 +1,23 @@
 """Flax nnx modules with the layers of jaxseq. Arguments have the names of `nnx.RNN`, its cells and `nnx.Conv`.
 
-A recurrent module maps `(*batch, T, D)` to `(*batch, T, hidden_features)`, like `nnx.RNN(cell)`, with all options of
-`jaxseq.TimeOptions`. Unlike in Flax, outputs are zero in the padding and keep their order with `reverse`, and the state
-is float32. Arrays are `nnx.Param`s with their names in jaxseq. Missing options (`kernel_init`) are those of jaxseq.
+A recurrent module maps `(*batch, T, D)` to `(*batch, T, hidden_features)`, as `nnx.RNN(cell)`, with all time options.
+Unlike in Flax, padding is zero and `reverse` keeps the order. Arrays are `nnx.Param`s with their names in jaxseq.
 
->>> (c, h), ys = LSTM(3, 5, rngs=nnx.Rngs(0))(jax.numpy.ones((2, 7, 3)), return_carry=True, truncation=3)
+>>> import jax.numpy as jnp, jaxseq.integrations.nnx as layers
+>>> from flax import nnx
+>>> lstm = layers.LSTM(3, 5, rngs=nnx.Rngs(0))
+>>> (c, h), ys = lstm(jnp.ones((2, 7, 3)), return_carry=True, truncation=3)
 """
 
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import jax
 from flax import nnx
 from jaxtyping import Array
 
 import jaxseq
+from jaxseq.integrations import _flax
 
 INIT = {"use_bias": "use_bias", "kernel_init": "w_x_init", "recurrent_kernel_init": "w_h_init", "param_dtype": "dtype"}
 CONV_INIT = {**INIT, "kernel_init": "kernel_init", "feature_group_count": "groups"}
@@ -25,21 +27,16 @@ NAMES = {"strides": "stride", "kernel_dilation": "dilation", "feature_group_coun
 class _Sequence(nnx.Module):
     _params: Any
     _apply: Any
+    _functions: Any
 
     def __call__(
         self, xs: Array, *, initial_carry: Any = None, seq_lengths: Any = None, return_carry: bool = False, **time: Any
     ) -> Any:
-        params = self._params()
-        first = jax.tree.leaves(params, is_leaf=lambda p: hasattr(p, "_fields"))[0]
-        time = {"lengths": seq_lengths, "time_axis": -first.w_x.ndim if hasattr(first, "w_x") else -2, **time}
-        lstm = isinstance(params, jaxseq.LSTMParams) and not isinstance(self, Recurrence)
-        carry = jaxseq.LSTMState(*initial_carry[::-1]) if lstm and type(initial_carry) is tuple else initial_carry
-        carry, ys = self._apply(params, carry, xs, **time)
-        return (carry[::-1] if lstm else carry, ys) if return_carry else ys
+        time = {"lengths": seq_lengths, **dict(getattr(self, "_options", ())), **time}
+        return _flax.call(self, self._params(), xs, carry=initial_carry, return_carry=return_carry, **time)
 
 
 class _Layer(_Sequence):
-    _functions: Any
     _names = INIT  # names in Flax: names in jaxseq
 
     def __init__(
@@ -56,18 +53,14 @@ class _Layer(_Sequence):
         return self._type(*(a if a is None else a[...] for a in map(partial(getattr, self), self._type._fields)))
 
     def _apply(self, params: Any, carry: Any, xs: Array, **options: Any) -> Any:
-        dtype = self.dtype or jax.numpy.result_type(xs, *jax.tree.leaves(params))
-        params, xs = jax.tree.map(lambda a: a.astype(dtype), (params, xs))
+        params, xs = _flax.cast(params, xs, self.dtype)
         return self._functions[1](params, carry, xs, **{**dict(self._options), **options})
 
 
 class RNN(_Layer):
     """Elman network, as `nnx.RNN(nnx.SimpleCell(in_features, hidden_features))`. It takes `activation_fn` too."""
 
-    _functions = (
-        jaxseq.rnn_init,
-        lambda *a, activation_fn=nnx.tanh, **kw: jaxseq.rnn(*a, activation=activation_fn, **kw),
-    )
+    _functions = jaxseq.rnn_init, lambda *a, activation_fn="tanh", **kw: jaxseq.rnn(*a, activation=activation_fn, **kw)
 
 
 class GRU(_Layer):
@@ -106,29 +99,34 @@ class Bidirectional(_Sequence):
 
 
 class Stack(_Sequence):
-    """Layers in sequence. The call takes all options of `jaxseq.stack`. Dropout draws from `rngs.dropout`."""
+    """`jaxseq.stack`, whose options the call takes. Dropout draws from `rngs.dropout`, and is off after `eval()`."""
 
     def __init__(self, layers: Sequence[_Sequence], *, rngs: nnx.Rngs | None = None):
-        self.layers, self.rngs = nnx.List(layers), nnx.data(rngs and rngs.dropout.fork())
+        self.layers, self.rngs, self.deterministic = nnx.List(layers), nnx.data(rngs and rngs.dropout.fork()), False
 
     def _params(self) -> Any:
         return tuple(layer._params() for layer in self.layers)
 
     def _apply(self, *args: Any, **options: Any) -> Any:
-        key = self.rngs() if self.rngs and (options.get("dropout") or options.get("recurrent_dropout")) else None
+        options |= {"dropout": 0, "recurrent_dropout": 0} if self.deterministic else {}
+        random = any(map(options.get, ("dropout", "recurrent_dropout", "zoneout")))
+        key = self.rngs() if self.rngs and random and not self.deterministic else None
         return jaxseq.stack([layer._apply for layer in self.layers], *args, **{"key": key, **options})
 
 
 class CausalConv(_Layer):
-    """`jaxseq.causal_conv` of `(*batch, T, C)`: `CausalConv(in_features, out_features, kernel_size, rngs=rngs)`."""
+    """`jaxseq.causal_conv` of `(*batch, T, C)`."""
 
     _functions, _names = (jaxseq.conv_init, jaxseq.causal_conv), CONV_INIT
 
+    def __init__(self, in_features: int, out_features: int, kernel_size: Any, **options: Any):
+        super().__init__(in_features, out_features, kernel_size, **options)
 
-class ConvLSTM(_Layer):
+
+class ConvLSTM(CausalConv):
     """Convolutional LSTM: `(*batch, T, *space, C)` to `(*batch, T, *outputs, F)`, with the carry `(c, h)`."""
 
-    _functions = jaxseq.conv_lstm_init, jaxseq.conv_lstm
+    _functions, _names = (jaxseq.conv_lstm_init, jaxseq.conv_lstm), INIT
 
 
 class Conv(_Layer):

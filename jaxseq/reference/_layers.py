@@ -52,6 +52,7 @@ def stack(
     """
     carries, y, zoneout = [], xs, time.pop("zoneout", None) or 0.0
     reset_state, return_states = time.pop("reset_state", None), time.pop("return_states", False)
+    main = lambda xs: xs[0] if isinstance(xs, tuple) else xs  # noqa: E731  # without side inputs
     for i, p in enumerate(params):
         if i and dropout:
             kept = _draw(key, i, 1 - dropout, y.shape)
@@ -61,11 +62,11 @@ def stack(
         masks = {}
         if recurrent_dropout or zoneout:
             end = jax.eval_shape(lambda f=f, p=p, state=state, y=y: f(p, state, y, **time)[0])
-            masks = _masks(layer_key, end, y, recurrent_dropout, zoneout, with_defaults(time).time_axis)
+            masks = _masks(layer_key, end, main(y), recurrent_dropout, zoneout, with_defaults(time).time_axis)
         masks["reset_state"] = None if reset_state is None else reset_state[i]
         end, out = f(p, state, y, **time, **masks, return_states=return_states)
         # The output of a layer is already zero in the padding; xs may not be.
-        skip = y if i or not residual else _zero_padding(y, time)
+        skip = y if i or not residual else _zero_padding(main(y), time)
         y = out + skip if residual else out
         carries.append(end)
     return tuple(carries), y

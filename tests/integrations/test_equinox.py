@@ -289,3 +289,18 @@ def test_docstring_example():
 def test_jaxseq_does_not_import_equinox():
     code = "import sys, jaxseq; assert not {'jaxseq.integrations', 'equinox'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_axis_of_time_of_the_constructor():
+    layer = layers.LSTM(D, H, time_axis=0, key=KEY)
+    expected = layers.LSTM(D, H, key=KEY)(XS)[1]
+    np.testing.assert_allclose(layer(XS.swapaxes(0, 1))[1].swapaxes(0, 1), expected, rtol=1e-5)
+    np.testing.assert_allclose(layer(XS, time_axis=1)[1], expected, rtol=1e-5)
+
+
+def test_states_of_images_have_channels_first():
+    """A reset at the first step to a state equals a carry of it; spatial size and features are equal."""
+    layer = layers.ConvLSTM(1, 3, 6, 3, key=KEY)
+    xs, h = jnp.ones((B, 5, 3, 6)), jnp.arange(B * 36.0).reshape(B, 6, 6) / 50
+    resets = jnp.zeros((B, 5), bool).at[:, 0].set(True)
+    close(layer(xs, resets=resets, reset_state=(h, -h)), layer(xs, (h, -h)))

@@ -135,7 +135,7 @@ def test_recurrence_is_the_pure_function():
     layer = lambda: layers.Recurrence(cells.mgu, cells.mgu_init, H, reverse=True)  # noqa: E731
     pure = lambda params, xs, **time: jaxseq.recurrence(cells.mgu, params, None, xs, reverse=True, **time)  # noqa: E731
     check(layer, pure, cells.MGUParams, XS, resets=RESETS, truncation=3)
-    apply, params = transformed(lambda xs: layers.Recurrence(jaxseq.gru, jaxseq.gru_init, H, name="gru")(xs), XS)
+    apply, params = transformed(lambda xs: layers.Recurrence(cells.gru, jaxseq.gru_init, H, name="gru")(xs), XS)
     close(apply(params, XS), of_haiku(jaxseq.gru(jaxseq.GRUParams(**params["gru"]), None, XS)))
 
 
@@ -299,3 +299,12 @@ def test_docstring_example():
 def test_jaxseq_does_not_import_haiku():
     code = "import sys, jaxseq; assert not {'jaxseq.integrations', 'haiku'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_state_of_haiku_after_a_reset():
+    first = hk.LSTMState(jnp.full((B, H), 0.5), jnp.full((B, H), -0.25))
+    resets = np.zeros((T, B), bool)
+    resets[0] = True
+    marked, params = transformed(lambda xs: layers.LSTM(H)(xs, resets=resets, reset_state=first)[0], XS)
+    started, _ = transformed(lambda xs: layers.LSTM(H)(xs, first)[0], XS)
+    np.testing.assert_allclose(marked(params, XS), started(params, XS), rtol=1e-5)

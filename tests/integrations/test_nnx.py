@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxseq
-from jaxseq import cells, convert
+from jaxseq import cells, convert, linear_maps
 
 nnx = pytest.importorskip("flax.nnx", reason="Flax is not installed (extra `peers`)")
 optax = pytest.importorskip("optax", reason="optax is not installed (extra `examples`)")
@@ -279,3 +279,62 @@ def test_mistakes_of_construction_are_errors(xs, rngs):
 
 def test_example():
     assert doctest.testmod(ours).failed == 0
+
+
+def test_evaluation_turns_dropout_off():
+    stack = ours.Stack([ours.LSTM(D, H, rngs=nnx.Rngs(0)), ours.LSTM(H, H, rngs=nnx.Rngs(1))], rngs=nnx.Rngs(2))
+    xs = jnp.ones((B, T, D))
+    assert not np.array_equal(stack(xs, dropout=0.5), stack(xs))
+    stack.eval()
+    np.testing.assert_array_equal(stack(xs, dropout=0.5, recurrent_dropout=0.5), stack(xs))
+
+
+def test_options_of_the_constructor_and_of_the_call():
+    """The axis of time by both, and the kernel size by name; the state after a reset is (c, h) as the carry."""
+    time_first = ours.LSTM(D, H, time_axis=0, rngs=nnx.Rngs(0))
+    xs = jnp.arange(T * B * D, dtype=jnp.float32).reshape(T, B, D) / 100
+    expected = ours.LSTM(D, H, rngs=nnx.Rngs(0))(xs.swapaxes(0, 1))
+    np.testing.assert_allclose(time_first(xs).swapaxes(0, 1), expected, rtol=1e-5)
+    np.testing.assert_allclose(time_first(xs.swapaxes(0, 1), time_axis=1), expected, rtol=1e-5)
+    sizes = {"in_features": D, "out_features": H, "kernel_size": 3}
+    assert ours.CausalConv(**sizes, rngs=nnx.Rngs(0))(xs).shape == (T, B, H)
+    assert ours.ConvLSTM(**sizes, rngs=nnx.Rngs(0))(jnp.ones((B, T, 6, D))).shape == (B, T, 6, H)
+    c, h = jnp.full((T, H), 0.5), jnp.full((T, H), -0.25)
+    resets = jnp.zeros((T, B), bool).at[:, 0].set(True)  # the batch is T here
+    layer = ours.LSTM(D, H, rngs=nnx.Rngs(0))
+    np.testing.assert_allclose(layer(xs, resets=resets, reset_state=(c, h)), layer(xs, initial_carry=(c, h)), rtol=1e-5)
+
+
+def test_side_inputs_of_a_cell():
+    """They reach the step as they are, integers too, beside an input in another dtype."""
+
+    def step(a, h, side):
+        keep = jnp.exp(-side["dt"])[..., None]
+        sign = jnp.where(side["action"] == 1, -1.0, 1.0)[..., None]
+        return keep * h + (1 - keep) * sign * jnp.tanh(a[0])
+
+    cell = jaxseq.Cell("irregular", "h", step, jaxseq.RNNParams, side_inputs=True)
+    side = {"dt": jnp.full((B, T), 0.3), "action": jnp.arange(B * T).reshape(B, T) % 2}
+    xs = jnp.ones((B, T, D))
+    layer = ours.Recurrence(cell, jaxseq.rnn_init, D, H, rngs=nnx.Rngs(0))
+    expected = jaxseq.recurrence(cell, layer._params(), None, (xs, side), time_axis=1)[1]
+    np.testing.assert_allclose(layer((xs, side)), expected, rtol=1e-6)
+    stack = ours.Stack([layer, ours.GRU(H, H, rngs=nnx.Rngs(1))])
+    assert stack((xs, side), zoneout=0.1).shape == (B, T, H)
+
+
+def test_the_axis_of_time_before_heads():
+    """The weights of a block-diagonal input map have as many axes as a kernel of two spatial axes."""
+    cell = cells.mgu._replace(name="heads", input=linear_maps.BlockDiagonal())
+
+    def init(key, D, H, dtype=jnp.float32):
+        first, second = jax.random.split(key)
+        w_x = jax.random.normal(first, (2, D // 2, 2, H // 2), dtype)
+        return cells.MGUParams(w_x, jax.random.normal(second, (H, 2 * H), dtype), None, None)
+
+    layer = ours.Recurrence(cell, init, 6, 4, rngs=nnx.Rngs(0))
+    xs = jnp.arange(2.0 * 3 * 5 * 6).reshape(2, 3, 5, 6) / 100
+    expected = jaxseq.recurrence(cell, layer._params(), None, xs, time_axis=-2)[1]
+    np.testing.assert_allclose(layer(xs), expected, rtol=1e-6)
+    both = ours.Bidirectional(layer, layer)
+    np.testing.assert_allclose(both(xs)[..., :4], expected, rtol=1e-6)

@@ -1514,7 +1514,7 @@ LAYER_RULES = (
         "layers",
         "a residual connection reads the padding of the input",
         "jaxseq/_layers.py",
-        "y if i or not residual else zero_padded_steps(y, time)",
+        "y if i or not residual else zero_padded_steps(main_input(y), time)",
         "y",
         LAYERS,
         "residual_link",

@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # the same names as in _NAMES, for type checkers and the docu
         tuning,
     )
     from jaxseq._any_cell import recurrence, recurrence_cell
+    from jaxseq._both_modes import both_modes
     from jaxseq._causal_conv import causal_conv
     from jaxseq._conv import conv, conv_init
     from jaxseq._conv_recurrence import (
@@ -67,6 +68,7 @@ __all__ = [
     "autoregressive",
     "bidirectional",
     "bidirectional_init",
+    "both_modes",
     "carry_across_shards",
     "causal_conv",
     "cells",
@@ -112,6 +114,7 @@ __all__ = [
 # The names that each module defines. The public modules define none here: they are names themselves.
 _NAMES: dict[str, tuple[str, ...]] = {
     "_any_cell": ("recurrence", "recurrence_cell"),
+    "_both_modes": ("both_modes",),
     "_causal_conv": ("causal_conv",),
     "_conv": ("conv", "conv_init"),
     "_conv_recurrence": (

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import count
-from typing import Unpack, cast
+from typing import Any, Unpack, cast
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +44,7 @@ def bidirectional(
     layer: Layer | Cell | Sequence[Layer | Cell],
     params: Sequence[PyTree],
     carry: Sequence[PyTree] | None,
-    xs: Float[AnyArray, "*time_batch_and_space D"],
+    xs: Float[AnyArray, "*time_batch_and_space D"] | tuple[PyTree, PyTree],
     **time: Unpack[TimeOptions],
 ) -> tuple[tuple[PyTree, PyTree], Float[Array, "*time_batch_and_outputs H"]]:
     r"""Process a sequence in both directions and concatenate the outputs of each step.
@@ -59,7 +59,7 @@ def bidirectional(
         layer: the layer for both directions, or a pair (forward, backward): functions, or cells (`jaxseq.Cell`).
         params: the pair of parameters, (forward, backward).
         carry: the pair of initial states. None in place of a state, or of the pair, is zeros.
-        xs: the sequence, as the layer takes it.
+        xs: the sequence, as the layer takes it; with side inputs, the pair.
         **time: time options, `jaxseq.TimeOptions`.
 
     Returns:
@@ -103,7 +103,7 @@ def stack(
     layer: Layer | Cell | Sequence[Layer | Cell],
     params: Sequence[PyTree],
     carry: Sequence[PyTree] | None,
-    xs: Float[AnyArray, "*time_batch_and_space D"],
+    xs: Float[AnyArray, "*time_batch_and_space D"] | tuple[PyTree, PyTree],
     *,
     residual: bool = False,
     dropout: float | int = 0.0,
@@ -127,7 +127,7 @@ def stack(
             (`jaxseq.Cell`).
         params: the parameters, from the first layer to the last.
         carry: the initial states. None in place of a state, or of the sequence, is zeros.
-        xs: the sequence, as the first layer takes it.
+        xs: the sequence, as the first layer takes it; with side inputs, the pair.
         residual: if True, add the input of each layer to its output. Both have the same shape.
         dropout: p, the probability that an element between layers is set to zero; 0 for evaluation.
         recurrent_dropout: the probability that an element of h is set to zero before the recurrent map, drawn for each
@@ -173,7 +173,8 @@ def stack(
     layers = _layers("layer", layer, number)
     states = _sequence_of("carry", [None] * number if carry is None else carry, number)
     resets_to = None if fresh is None else _sequence_of("reset_state", fresh, number)
-    ends, y = [], _checks.converted(xs)
+    ends = []
+    y: Any = _checks.converted(xs)  # then the outputs of the layer before
     for i, (f, p, state) in enumerate(zip(layers, params, states, strict=True)):
         if i and rate and key is not None:
             kept = bernoulli(jax.random.fold_in(key, i), 1 - rate, y.shape)
@@ -284,7 +285,7 @@ def stack_init(
     return params
 
 
-def _output_size(params: PyTree, hidden_size: int) -> int:
+def _output_size(params: PyTree, hidden_size: PyTree) -> int:
     """Return the number of output features of a layer; that of a cell that is not of jaxseq is its hidden size.
 
     A list has the layers of a stack, as `stack_init` returns them, and a tuple the directions of `bidirectional_init`.

@@ -1,7 +1,7 @@
 """Reference implementations of `bidirectional` and `stack`."""
 
 from collections.abc import Callable, Sequence
-from typing import Unpack
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ def bidirectional(
     layer: Callable[..., PyTree] | Sequence[Callable[..., PyTree]],
     params: Sequence[PyTree],
     carry: Sequence[PyTree] | None,
-    xs: Float[Array, "*time_batch_and_space D"],
+    xs: Float[Array, "*time_batch_and_space D"] | tuple[PyTree, PyTree],
     **time: Unpack[TimeOptions],
 ) -> tuple[tuple[PyTree, PyTree], Float[Array, "*time_batch_and_outputs H"]]:
     """Reference implementation of `jaxseq.bidirectional`. `layer` is a reference implementation, too."""
@@ -39,7 +39,7 @@ def stack(
     layer: Callable[..., PyTree] | Sequence[Callable[..., PyTree]],
     params: Sequence[PyTree],
     carry: Sequence[PyTree] | None,
-    xs: Float[Array, "*time_batch_and_space D"],
+    xs: Float[Array, "*time_batch_and_space D"] | tuple[PyTree, PyTree],
     *,
     residual: bool = False,
     dropout: float | int = 0.0,
@@ -50,7 +50,8 @@ def stack(
     """Reference implementation of `jaxseq.stack`, with the same random numbers. `layer` is a reference implementation,
     too.
     """
-    carries, y, zoneout = [], xs, time.pop("zoneout", None) or 0.0
+    carries, zoneout = [], time.pop("zoneout", None) or 0.0
+    y: Any = xs  # then the outputs of the layer before
     reset_state, return_states = time.pop("reset_state", None), time.pop("return_states", False)
     main = lambda xs: xs[0] if isinstance(xs, tuple) else xs  # noqa: E731  # without side inputs
     for i, p in enumerate(params):

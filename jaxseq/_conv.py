@@ -21,7 +21,7 @@ from jaxseq._correlation import Contraction, Form, contract
 from jaxseq._distributed import _conv as _distributed
 from jaxseq._distributed import _sharding
 from jaxseq._geometry import Geometry
-from jaxseq._op import initializer, op
+from jaxseq._op import op, with_hints
 from jaxseq._transpose_hint import hint_at_transpose
 from jaxseq._types import AnyArray, ConvParams
 from jaxseq.tuning import used_for_convolutions
@@ -176,7 +176,7 @@ def _zero_padding(lengths: jax.Array, a: jax.Array) -> jax.Array:
     return _time.zero_padding(valid, a)
 
 
-@initializer
+@with_hints
 def conv_init(
     key: PRNGKeyArray,
     kernel_size: int | Sequence[int],

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from jaxseq import _checks, _gru, _init, _lstm, _recurrence
 from jaxseq._gru import GRUParams
 from jaxseq._lstm import LSTMParams, LSTMState
-from jaxseq._op import initializer, op
+from jaxseq._op import op, with_hints
 from jaxseq._recurrence import Cell
 from jaxseq._time_options import TimeOptions
 from jaxseq._types import AnyArray
@@ -227,7 +227,7 @@ def conv_gru_cell(
     return _recurrence.one_step(_conv_cell(_gru.CELL, stride, padding, dilation), params, carry, x, precision=precision)
 
 
-@initializer
+@with_hints
 def conv_lstm_init(
     key: PRNGKeyArray,
     kernel_size: int | Sequence[int],
@@ -273,7 +273,7 @@ def conv_lstm_init(
     return LSTMParams(w_x, w_h, b if _checks.boolean("use_bias", use_bias) else None)
 
 
-@initializer
+@with_hints
 def conv_gru_init(
     key: PRNGKeyArray,
     kernel_size: int | Sequence[int],

@@ -23,7 +23,7 @@ from jaxseq._conv import ConvParams
 from jaxseq._correlation import Contraction, Form, contract
 from jaxseq._distributed import _conv as _distributed
 from jaxseq._geometry import Geometry
-from jaxseq._op import initializer, op
+from jaxseq._op import op, with_hints
 from jaxseq._transpose_hint import hint_at_transpose
 from jaxseq._types import AnyArray
 from jaxseq.tuning import used_for_convolutions
@@ -153,7 +153,7 @@ def conv_transpose(
     return hint_at_transpose("conv_transpose", y)
 
 
-@initializer
+@with_hints
 def conv_transpose_init(
     key: PRNGKeyArray,
     kernel_size: int | Sequence[int],

@@ -28,7 +28,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jaxseq import _checks, _init, _recurrence
-from jaxseq._op import initializer, op
+from jaxseq._op import op, with_hints
 from jaxseq._recurrence import Gates, Pullback, StepResult
 from jaxseq._time_options import TimeOptions
 from jaxseq._types import AnyArray, GRUParams
@@ -136,7 +136,7 @@ def gru_cell(
     return _recurrence.one_step(CELL, params, carry, x, precision=precision)
 
 
-@initializer
+@with_hints
 def gru_init(
     key: PRNGKeyArray,
     input_size: int,

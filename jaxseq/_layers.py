@@ -28,7 +28,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jaxseq import _checks, _time
 from jaxseq._any_cell import recurrence
-from jaxseq._op import initializer, op
+from jaxseq._op import op, with_hints
 from jaxseq._recurrence import Cell
 from jaxseq._recurrence._arguments import check_params, state_shapes
 from jaxseq._time_options import Options, TimeOptions, with_defaults
@@ -200,7 +200,7 @@ def stack(
     return tuple(ends), cast(jax.Array, y)
 
 
-@initializer
+@with_hints
 def bidirectional_init(
     init: Init | Sequence[Init], key: PRNGKeyArray, input_size: int, hidden_size: int, **options: object
 ) -> tuple[PyTree, PyTree]:
@@ -238,7 +238,7 @@ def bidirectional_init(
     return first, second
 
 
-@initializer
+@with_hints
 def stack_init(
     init: Init | Sequence[Init], key: PRNGKeyArray, input_size: int, hidden_sizes: Sequence[PyTree], **options: object
 ) -> list[PyTree]:

@@ -48,9 +48,10 @@ def op(f: Callable[P, R]) -> Callable[P, R]:
     return public
 
 
-def initializer(f: Callable[P, R]) -> Callable[P, R]:
+def with_hints(f: Callable[P, R]) -> Callable[P, R]:
     """Answer unknown and missing arguments of `f`, and trim tracebacks, as `op` does."""
-    name = f"cells.{f.__name__}" if f.__module__.startswith("jaxseq.cells.") else f.__name__
+    module = f.__module__.split(".")[1]
+    name = f.__name__ if module.startswith("_") else f"{module}.{f.__name__}"
     signature = inspect.signature(f)
 
     @functools.wraps(f)

@@ -26,7 +26,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxseq import _checks, _init, _recurrence
-from jaxseq._op import initializer, op
+from jaxseq._op import op, with_hints
 from jaxseq._recurrence import SAME_AS_H, Gates, Pullback, StepResult
 from jaxseq._time_options import TimeOptions
 from jaxseq._types import AnyArray, RNNParams
@@ -164,7 +164,7 @@ def rnn_cell(
     return _recurrence.one_step(_with_activation(activation), params, carry, x, precision=precision)
 
 
-@initializer
+@with_hints
 def rnn_init(
     key: PRNGKeyArray,
     input_size: int,

@@ -17,7 +17,7 @@ from jaxtyping import Array, Inexact, PRNGKeyArray
 
 from jaxseq import _checks, _init
 from jaxseq._conv import conv, conv_init
-from jaxseq._op import initializer, op
+from jaxseq._op import op, with_hints
 from jaxseq._types import AnyArray, ConvParams, SeparableConvParams
 
 
@@ -138,7 +138,7 @@ def separable_conv(
     return conv(u, pointwise, bias, precision=precision, method=method)
 
 
-@initializer
+@with_hints
 def depthwise_conv_init(
     key: PRNGKeyArray,
     kernel_size: int | Sequence[int],
@@ -182,7 +182,7 @@ def depthwise_conv_init(
     )
 
 
-@initializer
+@with_hints
 def separable_conv_init(
     key: PRNGKeyArray,
     kernel_size: int | Sequence[int],

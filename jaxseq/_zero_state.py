@@ -12,13 +12,13 @@ from jaxtyping import PyTree
 
 from jaxseq import _checks, _precision, cells
 from jaxseq._any_cell import checked_cell
-from jaxseq._op import initializer
+from jaxseq._op import with_hints
 from jaxseq._recurrence import Cell
 from jaxseq._recurrence._arguments import check_params, state_shapes
 from jaxseq.linear_maps import Conv, Dense
 
 
-@initializer
+@with_hints
 def zero_state(
     params: PyTree,
     batch_shape: int | Sequence[int] = (),

@@ -90,7 +90,12 @@ COMPOSITIONS = {
 }
 
 
-@pytest.mark.parametrize("name", COMPOSITIONS)
+FIRST = ("grad", "jvp", "linearize", "jacfwd", "hessian", "vmap of grad", "remat with a policy", "jvp of while")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in FIRST else pytest.mark.long) for name in COMPOSITIONS]
+)
 def test_composition(name, key):
     """Each equals that of the plain function."""
     params, x = operands(key)

@@ -20,6 +20,7 @@ XS = jnp.ones((7, 2, 3))
 CONV = jaxseq.ConvParams(jnp.ones((3, 3, 4)), jnp.ones(4))
 OPS = [jaxseq.lstm, jaxseq.stack, jaxseq.conv, jaxseq.conv_transpose, jaxseq.scan, jaxseq.rnn, jaxseq.lstm_init]
 OPS += [jaxseq.conv_init, jaxseq.bidirectional, jaxseq.causal_conv, cells.mgu_init]
+OPS += [jaxseq.autoregressive.sample, jaxseq.autoregressive.lagged]
 
 # A call with a habit of another library, and what the error says.
 HABITS = {
@@ -43,13 +44,18 @@ HABITS = {
     "kernel_init": (jaxseq.lstm_init, r"use `w_x_init`"),
     "recurrent_initializer": (cells.mgu_init, r"use `w_h_init`"),
     "lenghts": (jaxseq.lstm, r"use `lengths`"),
+    "reset_carry": (jaxseq.gru, r"use `reset_state`"),
+    "eos_token_id": (jaxseq.autoregressive.sample, r"use `stop`"),
+    "max_new_tokens": (jaxseq.autoregressive.sample, r"use `length`"),
+    "window": (jaxseq.autoregressive.lagged, r"use `order`"),
 }
 
 
 @pytest.mark.parametrize("habit", HABITS)
 def test_an_argument_of_another_library_is_answered(habit):
     op, expected = HABITS[habit]
-    module = r"cells\." if op is cells.mgu_init else ""
+    module = op.__module__.split(".")[1]
+    module = "" if module.startswith("_") else rf"{module}\."
     message = rf"jaxseq\.{module}{op.__name__}: got an unexpected keyword argument '{habit}'; {expected}"
     with pytest.raises(TypeError, match=message):
         op(**{habit: 1})

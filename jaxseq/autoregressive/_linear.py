@@ -30,10 +30,12 @@ from jaxtyping import Array, Float
 
 from jaxseq import _checks, _precision
 from jaxseq._conv import conv
+from jaxseq._op import with_hints
 from jaxseq._types import AnyArray, Linear
 from jaxseq.autoregressive._windows import longer, series
 
 
+@with_hints
 def fit(xs: Float[AnyArray, "T *K"], order: int, *, horizon: int = 1) -> Linear:
     r"""Fit $x_t = b + \sum_j x_{t-j} A_j$ by least squares over all t whose values on the right are in the series.
 
@@ -138,6 +140,7 @@ def _is_regular(G: jax.Array, mean: jax.Array, count: int) -> jax.Array:
     return varies & (values[0] > size * eps * values[-1])
 
 
+@with_hints
 def predict(
     model: Linear, xs: Float[AnyArray, "T *K"], *, horizon: int | None = None
 ) -> Float[Array, "T *horizon_and_K"]:
@@ -185,6 +188,7 @@ def predict(
     return found.reshape(x.shape[0], *(() if horizon is None else (steps,)), *x.shape[1:])
 
 
+@with_hints
 def forecast(model: Linear, xs: Float[AnyArray, "T *K"], steps: int) -> Float[Array, "steps *K"]:
     """Predict the values after the end of a series, using earlier predictions as inputs.
 

@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Integer, PRNGKeyArray, PyTree
 
 from jaxseq import _checks, _precision
+from jaxseq._op import with_hints
 from jaxseq._types import AnyArray
 from jaxseq.autoregressive._prompt import (
     Draw,
@@ -32,6 +33,7 @@ from jaxseq.autoregressive._prompt import (
 )
 
 
+@with_hints
 def draw(
     key: PRNGKeyArray,
     logits: Float[AnyArray, "*batch V"],
@@ -109,6 +111,7 @@ def _drawn(
     return jnp.where(bad, -1, jax.random.categorical(key, a, -1))
 
 
+@with_hints
 def sample(
     key: PRNGKeyArray,
     step: Step,
@@ -255,6 +258,7 @@ def _after_the_end(x: jax.Array) -> int:
     return -1 if jnp.issubdtype(x.dtype, jnp.signedinteger) else 0
 
 
+@with_hints
 def stream(
     key: PRNGKeyArray,
     step: Step,

@@ -12,6 +12,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Int, Integer, Num
 
 from jaxseq import _checks, _sizes
+from jaxseq._op import with_hints
 from jaxseq._types import AnyArray
 
 
@@ -28,6 +29,7 @@ def series(name: str, xs: object) -> AnyArray:
     return xs
 
 
+@with_hints
 def lagged(
     xs: Num[AnyArray, "T *features"], order: int, *, every: int = 1, horizon: int | None = None
 ) -> tuple[Num[AnyArray, "N order *features"], Num[AnyArray, "N *horizon_and_features"]]:
@@ -87,6 +89,7 @@ def longer(xs: AnyArray, order: object, name: str = "order") -> int:
     return order
 
 
+@with_hints
 def histories(
     xs: Num[AnyArray, "T *features"], order: int | Integer[AnyArray, " T"], *, longest: int | None = None
 ) -> tuple[Num[Array, "T longest *features"], Int[Array, " T"]]:

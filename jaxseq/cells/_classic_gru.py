@@ -24,7 +24,7 @@ from jax.typing import DTypeLike
 from jaxtyping import PRNGKeyArray, PyTree
 
 from jaxseq import _checks, _init
-from jaxseq._op import initializer
+from jaxseq._op import with_hints
 from jaxseq._recurrence import Cell, Gates, Inner, Pullback, StepResult
 from jaxseq._types import ClassicGRUParams
 
@@ -51,7 +51,7 @@ classic_gru = Cell(
 )
 
 
-@initializer
+@with_hints
 def classic_gru_init(
     key: PRNGKeyArray,
     input_size: int,

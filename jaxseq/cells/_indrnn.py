@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import PRNGKeyArray
 
 from jaxseq import _checks, _init, _rnn
-from jaxseq._op import initializer
+from jaxseq._op import with_hints
 from jaxseq._recurrence import Cell
 from jaxseq._types import IndRNNParams
 from jaxseq.linear_maps import Diagonal
@@ -23,7 +23,7 @@ from jaxseq.linear_maps import Diagonal
 indrnn: Cell = _rnn.CELLS["relu"]._replace(name="indrnn", params=IndRNNParams, recurrent=Diagonal())
 
 
-@initializer
+@with_hints
 def indrnn_init(
     key: PRNGKeyArray,
     input_size: int,

@@ -35,7 +35,7 @@ from jax.typing import DTypeLike
 from jaxtyping import PRNGKeyArray, PyTree
 
 from jaxseq import _gru, _init, _lstm
-from jaxseq._op import initializer
+from jaxseq._op import with_hints
 from jaxseq._recurrence import Cell, Gates, Pullback, StepResult
 from jaxseq._types import LayerNormGRUParams, LayerNormLSTMParams, LSTMState
 
@@ -197,7 +197,7 @@ layer_norm_gru = Cell(
 # --- Initializers ---
 
 
-@initializer
+@with_hints
 def layer_norm_lstm_init(
     key: PRNGKeyArray,
     input_size: int,
@@ -243,7 +243,7 @@ def layer_norm_lstm_init(
     )
 
 
-@initializer
+@with_hints
 def layer_norm_gru_init(
     key: PRNGKeyArray,
     input_size: int,

@@ -19,7 +19,7 @@ from jax.typing import DTypeLike
 from jaxtyping import PRNGKeyArray, PyTree
 
 from jaxseq import _checks, _init
-from jaxseq._op import initializer
+from jaxseq._op import with_hints
 from jaxseq._recurrence import Cell, Gates, Pullback, StepResult
 from jaxseq._types import MGUParams
 
@@ -41,7 +41,7 @@ def _pullback(residuals: PyTree, h_prev: jax.Array, h_bar: jax.Array) -> Pullbac
 mgu = Cell(name="mgu", gates="fn", split_gates="n", step=_step, pullback=_pullback, params=MGUParams)
 
 
-@initializer
+@with_hints
 def mgu_init(
     key: PRNGKeyArray,
     input_size: int,

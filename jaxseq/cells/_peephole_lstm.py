@@ -22,7 +22,7 @@ from jax.typing import DTypeLike
 from jaxtyping import PRNGKeyArray, PyTree
 
 from jaxseq import _init, _lstm
-from jaxseq._op import initializer
+from jaxseq._op import with_hints
 from jaxseq._recurrence import Cell, Gates, Pullback, StepResult
 from jaxseq._types import LSTMState, PeepholeLSTMParams
 
@@ -71,7 +71,7 @@ peephole_lstm = Cell(
 )
 
 
-@initializer
+@with_hints
 def peephole_lstm_init(
     key: PRNGKeyArray,
     input_size: int,

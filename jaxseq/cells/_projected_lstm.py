@@ -19,7 +19,7 @@ from jax.typing import DTypeLike
 from jaxtyping import PRNGKeyArray, PyTree
 
 from jaxseq import _checks, _init, _lstm
-from jaxseq._op import initializer
+from jaxseq._op import with_hints
 from jaxseq._recurrence import Cell, Gates, Inner, Pullback, StepResult
 from jaxseq._types import LSTMState, ProjectedLSTMParams
 
@@ -52,7 +52,7 @@ projected_lstm = Cell(
 )
 
 
-@initializer
+@with_hints
 def projected_lstm_init(
     key: PRNGKeyArray,
     input_size: int,

@@ -33,7 +33,7 @@ from jax.typing import DTypeLike
 from jaxtyping import PRNGKeyArray, PyTree
 
 from jaxseq import _checks, _init
-from jaxseq._op import initializer
+from jaxseq._op import with_hints
 from jaxseq._recurrence import Cell, Gates, Pullback, StepResult
 from jaxseq._types import SLSTMParams, SLSTMState
 from jaxseq.linear_maps import BlockDiagonal
@@ -86,7 +86,7 @@ slstm = Cell(
 )
 
 
-@initializer
+@with_hints
 def slstm_init(
     key: PRNGKeyArray,
     input_size: int,

@@ -92,9 +92,16 @@ def test_without_a_repository_no_page_has_an_edit_link(monkeypatch):
 
 
 def public_names():
-    """All of every `__all__`, in full, and the modules that have one."""
+    """All of every `__all__`, in full, and the modules that have one; every class for another framework."""
     modules = [jaxseq, *(getattr(jaxseq, name) for name in jaxseq.__all__ if inspect.ismodule(getattr(jaxseq, name)))]
-    return {f"{module.__name__}.{name}" for module in modules for name in module.__all__}
+    modules.remove(jaxseq.integrations)  # it imports each framework on use only
+    classes = {
+        f"jaxseq.integrations.{path.stem}.{name}"
+        for path in (ROOT / "jaxseq" / "integrations").glob("[!_]*.py")
+        for name in re.findall(r"^class ([A-Z]\w+)", path.read_text("utf-8"), re.MULTILINE)
+    }
+    assert len(classes) == 4 * 10
+    return {f"{module.__name__}.{name}" for module in modules for name in module.__all__} | classes
 
 
 def entries(site):

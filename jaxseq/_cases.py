@@ -279,7 +279,10 @@ def _recurrence_example(
     # There is no reset at the first step, where it would block every gradient to the carry.
     resets = _marks(generator, 0.2, sizes)
     if time:
-        resets[(slice(None),) * (len(batch) if batch_first else 0) + (slice(0, 1),)] = False
+        at = lambda t: (slice(None),) * (len(batch) if batch_first else 0) + (slice(t, t + 1),)  # noqa: E731
+        resets[at(0)] = False
+        if "reset_state" in masks:  # otherwise there may be no reset within the lengths
+            resets[at(1)] = True
     drawn = {
         "lengths": _lengths(generator, batch, length),
         "recurrent_dropout_mask": _marks(generator, 0.2, leaves[0].shape),
@@ -418,9 +421,9 @@ def _state_variants(example: Example) -> dict[str, Variant]:
     """Return variants that return all states, and start from another state than zero after a reset."""
     masks: dict[str, tuple[str, ...]] = {
         "states, reset state, lengths": ("lengths", "resets", "reset_state"),
-        "states, reset state, truncation, reverse": ("resets", "reset_state"),
+        "states, reset state, reverse": ("resets", "reset_state"),
     }
-    options: list[dict[str, object]] = [{}, {"truncation": (2, 5), "reverse": True, "checkpoint": 3}]
+    options: list[dict[str, object]] = [{}, {"reverse": True, "checkpoint": 3}]
     return {
         label: Variant(partial(example, masks=names), {"return_states": True, **more}, names)
         for (label, names), more in zip(masks.items(), options, strict=True)
@@ -685,6 +688,7 @@ CASES: dict[str, Case] = {
         _conv_variants(transposed=False),
         quick=(
             "1d",
+            "lengths",
             "dilated beyond the outputs",
             "depthwise",
             "depthwise, depth multiplier 2",
@@ -714,7 +718,7 @@ CASES: dict[str, Case] = {
         causal_conv,
         reference.causal_conv,
         _causal_variants(),
-        quick=("no carry", "resets, grouped, no carry", "resets, depthwise, dilated"),
+        quick=("no carry", "resets, grouped, no carry", "resets, depthwise, dilated", "lengths, resets, long"),
     ),
     "rnn": Case(
         rnn,
@@ -746,7 +750,7 @@ CASES: dict[str, Case] = {
             "batch first, lengths, checkpoint",
             "recurrent dropout, zoneout",
             "states, reset state, lengths",
-            "states, reset state, truncation, reverse",
+            "states, reset state, reverse",
         ),
     ),
     "lstm_cell": Case(lstm_cell, reference.lstm_cell, _step_variants(_LSTM), quick=("plain",)),

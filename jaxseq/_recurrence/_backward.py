@@ -106,7 +106,7 @@ def backward(cell: Cell, options: Options, inputs: Inputs, residuals: Residuals,
     s_bar, ys_bar = cotangents
     s_bar, states_bar = _precision.cast(s_bar, sweep.accumulator), None
     if options.return_states:  # the final state is one of them
-        states_bar, s_bar = s_bar, jax.tree.map(lambda a: jnp.zeros(a.shape, sweep.accumulator), inputs.carry)
+        states_bar, s_bar = s_bar, jax.tree.map(jnp.zeros_like, _precision.cast(inputs.carry, sweep.accumulator))
     zero_state = jax.tree.map(jnp.zeros_like, s_bar)
     w_bar = jax.tree.map(jnp.zeros_like, _precision.cast(inputs.floats[0], sweep.accumulator))
     main, *rest = _stages(sweep, inputs, residuals, (ys_bar, states_bar))

@@ -124,16 +124,12 @@ def _both_modes(hand: Callable[..., PyTree], plain: Callable[..., PyTree]) -> Ca
             result = f(*args)
             return [a for a in jax.tree.leaves(result) if _varies(a)], result
 
-        def derivative(t: list[Array]) -> PyTree:
-            """Return the tangents of the whole result of the plain function."""
-            return jax.jvp(lambda *floats: of_floats(plain, *floats)[1], tuple(floats), tuple(t))[1]
-
         result, pull = _value_and_pullback(partial(of_floats, hand), partial(of_floats, plain), floats)
         _check_same(result, jax.eval_shape(lambda: of_floats(plain, *floats)[1]))
         y = [a for a in jax.tree.leaves(result) if _varies(a)]
 
         def L(u: list[Array]) -> list[Array]:
-            return [a for a in jax.tree.leaves(derivative(u)) if a.dtype != jax.dtypes.float0 and _varies(a)]
+            return jax.jvp(lambda *floats: of_floats(plain, *floats)[0], tuple(floats), tuple(u))[1]
 
         def matvec(x: PyTree) -> PyTree:
             u, y = _tied(x)

@@ -170,10 +170,7 @@ def _output_lengths(geometry: Geometry, padding: Any, K: int, lengths: jax.Array
 def _zero_padding(lengths: jax.Array, a: jax.Array) -> jax.Array:
     """Set `a` (*batch, positions, channels) to zero beyond the lengths (*batch,)."""
     valid = _time.valid_steps(a.shape[-2], lengths, lengths.ndim)
-    sharding = _mesh.explicit_sharding(a)
-    if sharding is not None:
-        valid = _sharding.reshard(valid, _sharding.leading_axes(sharding, valid.ndim))
-    return _time.zero_padding(valid, a)
+    return _time.zero_padding(_sharding.place_steps_like(a, valid), a)
 
 
 @with_hints

@@ -13,7 +13,6 @@ the compiler, which gathers xs and shards the residuals.
 
 from collections.abc import Callable
 from functools import partial
-from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +27,6 @@ from jaxseq._recurrence._cell import Cell, State, h_of
 from jaxseq._recurrence._inputs import Inputs, with_partitioning
 from jaxseq._time_options import Options
 
-Tree = TypeVar("Tree")
 Rule = Callable[[Cell, Options, Inputs], tuple[State, jax.Array]]
 
 
@@ -65,14 +63,6 @@ def place_masks_like(
     return lengths, place(resets, _sharding.unshard_axis(xs_sharding, axis))
 
 
-def place_steps_like(xs: jax.Array, masks: Tree) -> Tree:
-    """Return masks (time and batch, as in xs) sharded like xs."""
-    xs_sharding = _mesh.explicit_sharding(xs)
-    if xs_sharding is None:
-        return masks
-    return jax.tree.map(lambda a: _sharding.reshard(a, _sharding.leading_axes(xs_sharding, a.ndim)), masks)
-
-
 def place_outputs_like(xs: jax.Array, ys: jax.Array, features: int) -> jax.Array:
     """Return ys with batch and time sharded like those of xs."""
     xs_sharding = _mesh.explicit_sharding(xs)
@@ -92,7 +82,7 @@ def _align_inputs(inputs: Inputs, batch: int, axis: int) -> Inputs:
 
     side = jax.tree.map(lambda a: _sharding.reshard(a, _sharding.leading_axes(xs_sharding, batch + 1)), masks.side)
     zoneout = place(masks.zoneout, xs_sharding)
-    masks = place_steps_like(xs, masks._replace(zoneout=None, side=None))._replace(zoneout=zoneout, side=side)
+    masks = _sharding.place_steps_like(xs, masks._replace(zoneout=None, side=None))._replace(zoneout=zoneout, side=side)
     weights = _sharding.unshard(weights, _sharding.sharded_axes(xs, slice(batch + 1)))._replace(
         recurrent_dropout_mask=place(weights.recurrent_dropout_mask, of_batch),
         reset_state=place(weights.reset_state, of_batch),

@@ -207,6 +207,14 @@ def leading_axes(sharding: NamedSharding, axes: int) -> NamedSharding:
     return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:axes]))
 
 
+def place_steps_like(xs: jax.Array, masks: Tree) -> Tree:
+    """Return masks (time and batch, as in xs) sharded like xs."""
+    xs_sharding = explicit_sharding(xs)
+    if xs_sharding is None:
+        return masks
+    return jax.tree.map(lambda a: reshard(a, leading_axes(xs_sharding, a.ndim)), masks)
+
+
 def reshard(x: jax.Array, sharding: NamedSharding | None) -> jax.Array:
     """Return `x` with this sharding; None leaves `x` unchanged."""
     return x if sharding is None else jax.sharding.reshard(x, sharding)

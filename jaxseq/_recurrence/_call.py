@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 
 from jaxseq import _checks, _mesh, _precision, _sizes, _time, tuning
 from jaxseq._distributed import _recurrence as _distributed
-from jaxseq._distributed._sharding import gather_axis
+from jaxseq._distributed._sharding import gather_axis, place_steps_like
 from jaxseq._recurrence._arguments import (
     PAIRS,
     check_carry,
@@ -96,7 +96,7 @@ def sequence(
     read = None
     if zoned_out is not None:  # a step reads its input where it is neither padding nor keeps all of its state
         if distributed:
-            valid, zoned_out = _distributed.place_steps_like(xs, (valid, zoned_out))
+            valid, zoned_out = place_steps_like(xs, (valid, zoned_out))
         read = ~zoned_out if valid is None else valid & ~zoned_out
     inputs = Inputs(weights, carry, xs, Masks(valid, reset, zoneout, read, side))
     if options.reverse and options.truncation is not None and lengths is not None:

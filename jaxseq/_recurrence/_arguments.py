@@ -82,19 +82,19 @@ def _is_number(value: object) -> bool:
 PAIRS = (tuple, list, dict)
 
 
-def split_side_inputs(cell: Cell, name: str, value: PyTree) -> tuple[PyTree, PyTree]:
-    """Return the input of the input map, and the side inputs of the cell. `name` is `xs` or `x`."""
+def split_side_inputs(cell: Cell, name: str, value: PyTree) -> tuple[PyTree, tuple[PyTree, ...]]:
+    """Return the input of the input map, and (e,) with the side inputs of the cell. `name` is `xs` or `x`."""
     if not cell.side_inputs:
         hint = "; only a cell with `side_inputs=True` takes a pair"
         _checks.bad_type(name, "a float array", _checks.describe(value) + hint)
     if not isinstance(value, tuple | list) or len(value) != 2:
         expected = f"a pair ({name}, side inputs), because the cell {cell.name!r} has side inputs"
         _checks.bad_type(name, expected, _checks.describe(value))
-    return value[0], value[1]
+    return value[0], (value[1],)
 
 
-def check_side_inputs(side: PyTree, sizes: tuple[int, ...], **arrays: jax.Array) -> PyTree:
-    """Return the side inputs as arrays whose first axes have `sizes`, those of time and batch."""
+def check_side_inputs(side: tuple[PyTree, ...], sizes: tuple[int, ...], **arrays: jax.Array) -> tuple[PyTree, ...]:
+    """Return (e,) with arrays whose first axes have `sizes`, those of time and batch."""
 
     def check(path: tuple[object, ...], value: object) -> jax.Array:
         name, found = f"side input{jax.tree_util.keystr(path)}", _checks.converted(value)
@@ -106,7 +106,7 @@ def check_side_inputs(side: PyTree, sizes: tuple[int, ...], **arrays: jax.Array)
             )
         return jnp.asarray(found)
 
-    return jax.tree_util.tree_map_with_path(check, side)
+    return tuple(jax.tree_util.tree_map_with_path(check, e) for e in side)
 
 
 def check_params(cell: Cell, params: PyTree) -> Weights:

@@ -42,7 +42,7 @@ def sequence(
     """Check the arguments and run the cell over `xs`, whose axis `time_axis` is time."""
     given = with_defaults(time)
     weights = check_params(cell, params)
-    side = None
+    side: tuple[PyTree, ...] = ()
     if cell.side_inputs or isinstance(xs, PAIRS):
         xs, side = split_side_inputs(cell, "xs", xs)
     xs, features = _checks.array("xs", xs), 1 + cell.input.dimensions(weights.w_x)
@@ -61,7 +61,7 @@ def sequence(
     )
     axis, sizes = options.axis, xs.shape[:-features]
     steps, batch = sizes[axis], (*sizes[:axis], *sizes[axis + 1 :])
-    if side is not None:
+    if side:
         side = check_side_inputs(side, sizes, xs=xs)
     dtype = None if given.state_dtype is None else _checks.dtype("state_dtype", given.state_dtype)
     first = check_carry(cell, weights, carry, "xs", xs, axis)
@@ -165,7 +165,7 @@ def one_step(
 ) -> tuple[State, jax.Array]:
     """Check the arguments and run one step, x (*B, *features), for use in the caller's own loop."""
     weights = check_params(cell, params)
-    side = None
+    side: tuple[PyTree, ...] = ()
     if cell.side_inputs or isinstance(x, PAIRS):
         x, side = split_side_inputs(cell, "x", x)
     x, features = _checks.array("x", x), 1 + cell.input.dimensions(weights.w_x)

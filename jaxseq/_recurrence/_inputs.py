@@ -41,7 +41,7 @@ class Masks(NamedTuple):
     reset: jax.Array | None = None  # True where the state before the step is replaced; None is False everywhere
     zoneout: State | None = None  # the weight of the previous state; None is no zoneout
     read: jax.Array | None = None  # False in padding, and where zoneout keeps all of the state; None is `valid`
-    side: PyTree = None  # what reaches the step of the cell as it is
+    side: tuple[PyTree, ...] = ()  # (e,), what reaches the step of the cell as it is, or () without side inputs
 
     @property
     def reads_x(self) -> jax.Array | None:

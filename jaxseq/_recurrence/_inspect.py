@@ -61,7 +61,7 @@ def _check_types(
     """Run the step and the pullback of a cell on abstract arrays, and check what they return."""
     state, side = state_and_side
     phi = make_phi(cell, precision, weights, product)
-    more = *phi.cell_params, *phi.inner, *((side,) if cell.side_inputs else ())
+    more = *phi.cell_params, *phi.inner, *side
     result = _run_part(cell, "step", phi.cell.step, a, state, *more)
     if not isinstance(result, StepResult):
         expected = "jaxseq.StepResult(state, residuals), since there is a pullback"

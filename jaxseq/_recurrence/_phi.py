@@ -41,13 +41,12 @@ class Phi(NamedTuple):
     cell_params: tuple[PyTree, ...]  # (p,), or () without cell parameters
     inner: tuple[Inner, ...]  # (L,), or () without a product inside the step
 
-    def step(self, a: Gates, s_prev: State, side: PyTree) -> StepResult:
+    def step(self, a: Gates, s_prev: State, side: tuple[PyTree, ...]) -> StepResult:
         """Return the new state and the residuals."""
-        more = (side,) if self.cell.side_inputs else ()
-        result: StepResult = self.cell.step(a, s_prev, *self.cell_params, *self.inner, *more)
+        result: StepResult = self.cell.step(a, s_prev, *self.cell_params, *self.inner, *side)
         return result
 
-    def step_where(self, mask: jax.Array, a: Gates, s_prev: State, side: PyTree) -> StepResult:
+    def step_where(self, mask: jax.Array, a: Gates, s_prev: State, side: tuple[PyTree, ...]) -> StepResult:
         """Return `step` of zeros where the mask (*B,) is False."""
 
         def step(mask: jax.Array, a: Gates, s_prev: State, side: tuple[PyTree, ...]) -> StepResult:
@@ -58,20 +57,18 @@ class Phi(NamedTuple):
 
         for _ in range(mask.ndim if self.cell_params else 0):  # cell parameters are selected for each example
             step = jax.vmap(step)
-        return step(mask, a, s_prev, (side,) if self.cell.side_inputs else ())
+        return step(mask, a, s_prev, side)
 
-    def pullback(self, residuals: PyTree, s_prev: State, s_bar: State, side: PyTree) -> Pullback:
+    def pullback(self, residuals: PyTree, s_prev: State, s_bar: State, side: tuple[PyTree, ...]) -> Pullback:
         """Return the cotangents of what the step read."""
         assert self.cell.pullback is not None
-        more = (side,) if self.cell.side_inputs else ()
-        found: Pullback = self.cell.pullback(residuals, s_prev, s_bar, *self.cell_params, *self.inner, *more)
+        found: Pullback = self.cell.pullback(residuals, s_prev, s_bar, *self.cell_params, *self.inner, *side)
         return found
 
-    def replay(self, residuals: PyTree, s_prev: State, side: PyTree) -> State:
+    def replay(self, residuals: PyTree, s_prev: State, side: tuple[PyTree, ...]) -> State:
         """Return the new state, as computed by the step."""
         assert self.cell.replay is not None
-        more = (side,) if self.cell.side_inputs else ()
-        return self.cell.replay(residuals, s_prev, *self.cell_params, *self.inner, *more)
+        return self.cell.replay(residuals, s_prev, *self.cell_params, *self.inner, *side)
 
 
 def make_phi(cell: Cell, precision: PrecisionLike, weights: Weights, product: np.dtype) -> Phi:

@@ -78,7 +78,7 @@ def _recurrence_bwd(cell: Cell, options: Options, stored: PyTree, cotangents: Py
     w_bar, carry_bar, xs_bar, side_bar = _backward(cell, options, inputs, residuals, cotangents)
     w_bar = w_bar._replace(recurrent_dropout_mask=jax.tree.map(jnp.zeros_like, inputs.weights.recurrent_dropout_mask))
     zoneout = jax.tree.map(lambda k: None if k.dtype == bool else jnp.zeros_like(k), inputs.masks.zoneout)
-    side = None if inputs.masks.side is None else with_float_leaves(inputs.masks.side, side_bar, others=False)
+    side = inputs.masks.side and with_float_leaves(inputs.masks.side, side_bar, others=False)
     return (Inputs(w_bar, carry_bar, xs_bar, Masks(zoneout=zoneout, side=side)),)
 
 

@@ -56,18 +56,17 @@ LAST = 50  # the final loss is the mean over this number of steps
 
 
 class Recurrence(NamedTuple):
-    """Functions of one cell. Those of jaxseq support reverse mode only; `reference` also supports forward mode."""
+    """Functions of one cell."""
 
     init: Callable[..., Any]
     sequence: Callable[..., Any]
     step: Callable[..., Any]
-    reference: Callable[..., Any]
 
 
 CELLS = {
-    "RNN": Recurrence(jaxseq.rnn_init, jaxseq.rnn, jaxseq.rnn_cell, jaxseq.reference.rnn_cell),
-    "GRU": Recurrence(jaxseq.gru_init, jaxseq.gru, jaxseq.gru_cell, jaxseq.reference.gru_cell),
-    "LSTM": Recurrence(jaxseq.lstm_init, jaxseq.lstm, jaxseq.lstm_cell, jaxseq.reference.lstm_cell),
+    "RNN": Recurrence(jaxseq.rnn_init, jaxseq.rnn, jaxseq.rnn_cell),
+    "GRU": Recurrence(jaxseq.gru_init, jaxseq.gru, jaxseq.gru_cell),
+    "LSTM": Recurrence(jaxseq.lstm_init, jaxseq.lstm, jaxseq.lstm_cell),
 }
 
 
@@ -142,11 +141,10 @@ def train(
 
 
 def exponents(name: str, model: Model, text: Text) -> diagnostics.Lyapunov:
-    """Return the Lyapunov exponents along one long text. They need forward mode, hence the reference implementation."""
-    zero = jax.tree.map(jnp.zeros_like, CELLS[name].step(model.cell, None, model.E[0])[0])
-    return diagnostics.lyapunov(
-        partial(CELLS[name].reference, model.cell), zero, model.E[text[:LONG]], k=EXPONENTS, burn_in=BURN_IN
-    )
+    """Return the Lyapunov exponents along one long text."""
+    step = CELLS[name].step
+    zero = jax.tree.map(jnp.zeros_like, step(model.cell, None, model.E[0])[0])
+    return diagnostics.lyapunov(partial(step, model.cell), zero, model.E[text[:LONG]], k=EXPONENTS, burn_in=BURN_IN)
 
 
 @partial(jax.jit, static_argnames="name")

@@ -1,42 +1,59 @@
-r"""Forward mode for a function with a `jax.custom_vjp`, which JAX otherwise refuses.
+r"""Forward mode for a function with a hand-derived pullback.
 
-Let f be a function whose pullback ȳ -> L^T ȳ is hand-derived, by `jax.custom_vjp`, and whose value JAX can also compute
-by a plain function, with the derivative t -> L t. The two linear maps are transposes of each other, but JAX knows only
-one of them for each function: a rule for reverse mode, or a map that it transposes itself, without the hand-derived
-pullback.
+Let y = f(x) have the derivative t -> L t. A `jax.custom_vjp` gives JAX the pullback ȳ -> L^T ȳ, and JAX then refuses
+forward mode. A `jax.custom_jvp` gives JAX the map t -> L t, and reverse mode is then what JAX makes of it: it evaluates
+the rule with values that are known and tangents that are not, and transposes the operations that it has recorded.
 
-`jax.lax.custom_linear_solve` is the one public function of JAX that takes a linear map and its transpose separately.
-For the matrix
+Here f is a `jax.custom_jvp` whose rule is
 
-    A = [ I  0 ]         A^-1 = [ I  0 ]         A^-T = [ I  L^T ]
-        [-L  I ]                [ L  I ]                [ 0   I  ]
+    y, r = forward(x)                      as in the `jax.custom_vjp`, with its residuals r
+    y'   = L t                             one operation, `linear_call`, with two functions:
 
-the solution of A (u, y) = (t, 0) is (t, L t), and that of A^T (u, y) = (0, ȳ) is (L^T ȳ, ȳ). So
+        apply      t -> L t                push(x, r, t), or JAX's derivative of the plain function
+        transpose  ȳ -> L^T ȳ              pull(r, ȳ), as in the `jax.custom_vjp`
 
-    matvec            (u, y) -> (u, y - L u)           by the derivative of the plain function
-    solve             (u, y) -> (u, y + L u)           the same
-    transpose_solve   (u, y) -> (u + L^T y, y)         by the hand-derived pullback
+JAX transposes the operation as a whole. So reverse mode runs the same forward and backward pass as the
+`jax.custom_vjp`, and forward mode runs `apply`. Neither traces the other.
 
-and f is a `jax.custom_jvp` whose tangent is the second part of the solution. `vmap`, `jit`, `scan` and `remat` go
-through `custom_linear_solve`, and so do further derivatives, for which JAX differentiates `matvec`.
-
-Reverse mode is linearization followed by transposition, with values that are known and tangents that are not. All
-tangents have to be unknown together: if some were known, partial evaluation would split the solve and run the plain
-function. `_tied` makes each leaf depend on all others. L in `matvec` is only evaluated to be differentiated, and
-`jax.checkpoint` keeps its residuals from being stored.
+Second derivatives are those of f in this rule for y, and for L t and L^T ȳ JAX's own derivatives of the plain function
+(`with_derivative_of`): the residuals have no derivative.
 """
 
 from collections.abc import Callable, Sequence
 from functools import partial, wraps
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, PyTree
+from jax.custom_derivatives import SymbolicZero
+from jaxtyping import PyTree
 
-from jaxseq import _checks, _sizes
+from jaxseq import _checks
+from jaxseq._derivative import with_derivative_of
+from jaxseq._linear_call import Arrays, LinearFunction, linear_call
+from jaxseq._linear_transpose import Linearity, transposable
+
+Function = Callable[..., PyTree]
+
+
+class Rule(NamedTuple):
+    """A function of pytrees of arrays, and its derivative in both modes.
+
+    `hand` is the `jax.custom_vjp`, and `forward` and `pull` are the two functions of its rule. `push` maps
+    (x, residuals, tangents) to the tangent of the result, where tangents that are zero are None; without it, JAX
+    differentiates `plain`. Where `exact`, JAX differentiates `push` and `pull` for second derivatives, else `plain`.
+    With `linearity`, the function can be transposed.
+    """
+
+    hand: Function
+    forward: Function
+    pull: Function
+    plain: Function
+    push: Function | None = None
+    exact: bool = False
+    linearity: Linearity | None = None
 
 
 def both_modes(
@@ -92,12 +109,12 @@ def both_modes(
         fixed = {n: args[n] for n in static if n < len(args)}
         arrays = [a for n, a in enumerate(args) if n not in fixed]
         functions = (_with_fixed(partial(f, **options), fixed) for f in (hand, plain))
-        return _both_modes(*functions)(*arrays)
+        return call_in_both_modes(rule_of(*functions), *arrays)
 
     return run
 
 
-def _with_fixed(f: Callable[..., PyTree], fixed: dict[int, Any]) -> Callable[..., PyTree]:
+def _with_fixed(f: Function, fixed: dict[int, Any]) -> Function:
     """Return `f` with the arguments at some positions bound."""
 
     def call(*arrays: PyTree) -> PyTree:
@@ -107,105 +124,151 @@ def _with_fixed(f: Callable[..., PyTree], fixed: dict[int, Any]) -> Callable[...
     return call
 
 
-def _both_modes(hand: Callable[..., PyTree], plain: Callable[..., PyTree]) -> Callable[..., PyTree]:
-    f = jax.custom_jvp(hand)
-
-    @f.defjvp
-    def jvp(primals: tuple[PyTree, ...], tangents: tuple[PyTree, ...]) -> tuple[PyTree, PyTree]:
-        leaves, structure = jax.tree.flatten(primals)
-        which = [_varies(a) for a in leaves]
-        floats = [a for a, yes in zip(leaves, which, strict=True) if yes]
-        t = [a for a, yes in zip(jax.tree.leaves(tangents), which, strict=True) if yes]
-
-        def of_floats(f: Callable[..., PyTree], *floats: Array) -> tuple[list[Array], PyTree]:
-            """Return the float leaves of the result, and the whole result."""
-            rest = iter(floats)
-            args = structure.unflatten(next(rest) if yes else a for a, yes in zip(leaves, which, strict=True))
-            result = f(*args)
-            return [a for a in jax.tree.leaves(result) if _varies(a)], result
-
-        result, pull = _value_and_pullback(partial(of_floats, hand), partial(of_floats, plain), floats)
-        _check_same(result, jax.eval_shape(lambda: of_floats(plain, *floats)[1]))
-        y = [a for a in jax.tree.leaves(result) if _varies(a)]
-
-        def L(u: list[Array]) -> list[Array]:
-            return jax.jvp(lambda *floats: of_floats(plain, *floats)[0], tuple(floats), tuple(u))[1]
-
-        def matvec(x: PyTree) -> PyTree:
-            u, y = _tied(x)
-            return _tied((u, jax.tree.map(jnp.subtract, y, jax.checkpoint(L)(u))))
-
-        def solve(_: Any, b: PyTree) -> PyTree:
-            u, y = b
-            return u, jax.tree.map(jnp.add, y, L(u))
-
-        def transpose_solve(_: Any, b: PyTree) -> PyTree:
-            u, y = b
-            return jax.tree.map(jnp.add, u, list(pull(y))), y
-
-        t = [jnp.asarray(a) for a in t]
-        # A zero that is unknown where t is, broadcast so that no array of zeros is stored.
-        t, zero = _tied((t, jnp.zeros(())))
-        zeros = [jnp.broadcast_to(zero.astype(a.dtype), a.shape) for a in y]
-        found = iter(lax.custom_linear_solve(matvec, (t, zeros), solve, transpose_solve)[1])
-        return result, jax.tree.map(lambda a: next(found) if _varies(a) else _no_tangent(a), result)
-
-    return f
-
-
-def _value_and_pullback(
-    hand: Callable[..., tuple[list[Array], PyTree]],
-    plain: Callable[..., tuple[list[Array], PyTree]],
-    floats: list[Array],
-) -> tuple[PyTree, Callable[[list[Array]], tuple[Array, ...]]]:
-    """Return the result of `hand`, and its pullback.
-
-    A forward rule may call its own `jax.custom_vjp`, which has no forward mode. So the derivative of both, which second
-    derivatives take, is that of the plain function. Nothing reads that of the residuals: `custom_linear_solve` only
-    differentiates its `matvec`.
-    """
+def rule_of(hand: Function, plain: Function) -> Rule:
+    """Return the rule of a `jax.custom_vjp`, whose two functions JAX calls."""
     structures = []
 
-    @jax.custom_jvp
-    def run(*floats: Array) -> tuple[PyTree, list[Array]]:
-        _, pull, result = jax.vjp(hand, *floats, has_aux=True)
-        residuals, structure = jax.tree.flatten(pull)
+    def forward(*args: PyTree) -> tuple[PyTree, list[Any]]:
+        result, pullback = jax.vjp(hand, *args)
+        _check_same(result, jax.eval_shape(plain, *args))
+        residuals, structure = jax.tree.flatten(pullback)
         structures.append(structure)
         return result, residuals
 
-    @run.defjvp
-    def jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[PyTree, PyTree]:
-        result, residuals = run(*primals)
-        tangent = jax.jvp(lambda *floats: plain(*floats)[1], primals, tangents)[1]
-        nothing = [jnp.zeros_like(a) if _varies(a) else _no_tangent(a) for a in residuals]
-        return (result, residuals), (tangent, nothing)
+    def pull(residuals: list[Any], result_bar: PyTree) -> tuple[PyTree, ...]:
+        return structures[-1].unflatten(residuals)(result_bar)
 
-    result, residuals = run(*floats)
-    return result, structures[-1].unflatten(residuals)
+    return Rule(hand, forward, pull, plain)
 
 
-def _no_tangent(a: Any) -> Any:
-    dtype = jnp.result_type(a)
-    return np.zeros(jnp.shape(a), dtype if jnp.issubdtype(dtype, jnp.inexact) else jax.dtypes.float0)
+def call_in_both_modes(rule: Rule, *args: PyTree) -> PyTree:
+    """Return `rule.hand(*args)`, with the derivatives of the rule."""
+    leaves, structure = jax.tree.flatten(args)
+    leaves = [jnp.asarray(a) for a in leaves]
+
+    @jax.custom_jvp
+    def in_both_modes(*leaves: jax.Array) -> PyTree:
+        if rule.linearity is not None:
+            value = lambda *leaves: rule.hand(*structure.unflatten(leaves))  # noqa: E731
+            return transposable(rule.linearity, value, in_both_modes, leaves)
+        # Partial evaluation inlines a `jax.custom_jvp` without its rule, for example where `lax.scan` hoists
+        # loop-invariant work. From then on JAX differentiates this body, which has the same derivative.
+        result = rule.hand(*structure.unflatten(lax.stop_gradient(leaves)))
+        return with_derivative_of(in_both_modes, result, *leaves)
+
+    @partial(in_both_modes.defjvp, symbolic_zeros=True)
+    def jvp(primals: tuple[jax.Array, ...], tangents: tuple[Any, ...]) -> tuple[PyTree, PyTree]:
+        known = lax.stop_gradient(primals)
+        result, residuals = rule.forward(*structure.unflatten(known))
+        result = with_derivative_of(in_both_modes, result, *primals)
+        moving = [n for n, t in enumerate(tangents) if not isinstance(t, SymbolicZero)]
+        outputs, result_structure = jax.tree.flatten(result)
+        constants, read_residuals = _without_repeats(primals, known, residuals)
+        types = [jax.typeof(a).to_tangent_aval() for a in outputs]
+        zeros = tuple(None if is_float(a) else np.zeros(a.shape, jax.dtypes.float0) for a in outputs)
+        maps = _Maps(rule, structure, result_structure, tuple(moving), zeros, read_residuals)
+        found = linear_call(maps.both(), constants, [tangents[n] for n in moving], [types[n] for n in maps.floats])
+        directions: list[Any] = list(map(SymbolicZero, types))
+        for n, a in zip(maps.floats, found, strict=True):
+            directions[n] = a
+        return result, result_structure.unflatten(directions)
+
+    return in_both_modes(*leaves)
 
 
-def _varies(a: Any) -> bool:
-    """Return whether `a` has a tangent that is not always the same: a float array that is not empty.
+def _without_repeats(
+    primals: Sequence[jax.Array], known: Sequence[jax.Array], residuals: PyTree
+) -> tuple[list[jax.Array], Callable[[Arrays], PyTree]]:
+    """Return the primals and those residuals that are not among them, and a function that reads the residuals."""
+    arrays, structure = jax.tree.flatten(residuals)
+    places = {id(a): n for n, a in enumerate(known)}
+    constants, at = list(primals), []
+    for a in arrays:
+        if id(a) not in places:
+            places[id(a)] = len(constants)
+            constants.append(lax.stop_gradient(a))
+        at.append(places[id(a)])
+    return constants, lambda constants: structure.unflatten([constants[n] for n in at])
 
-    JAX evaluates most operations on empty arrays to constants, which would be known where the tangents are not.
-    """
-    empty = _sizes.is_concrete(*jnp.shape(a)) and 0 in jnp.shape(a)
-    return not empty and jnp.issubdtype(jnp.result_type(a), jnp.inexact)
+
+class _Maps(NamedTuple):
+    """The two maps of a rule, on the leaves of the arguments that move and on the float leaves of the result."""
+
+    rule: Rule
+    structure: Any  # of the arguments
+    result_structure: Any
+    moving: tuple[int, ...]
+    zeros: tuple[Any, ...]  # the cotangents of the leaves of the result that have no derivative; None for the others
+    read_residuals: Callable[[Arrays], PyTree]
+
+    @property
+    def floats(self) -> list[int]:
+        """The positions of the leaves of the result that have a derivative."""
+        return [n for n, zero in enumerate(self.zeros) if zero is None]
+
+    def both(self) -> LinearFunction:
+        plain = None if self.rule.exact else self.plain_apply, None if self.rule.exact else self.plain_transpose
+        return LinearFunction(self.plain_apply if self.rule.push is None else self.apply, self.transpose, *plain)
+
+    def apply(self, constants: Arrays, v: Arrays) -> list[jax.Array]:
+        assert self.rule.push is not None
+        count = self.structure.num_leaves
+        directions: list[Any] = [None] * count
+        for n, a in zip(self.moving, v, strict=True):
+            directions[n] = a
+        args, args_dot = (self.structure.unflatten(a) for a in (constants[:count], directions))
+        return self.float_leaves(self.rule.push(args, self.read_residuals(constants), args_dot))
+
+    def transpose(self, constants: Arrays, y_bar: Arrays) -> list[jax.Array]:
+        bars = list(self.zeros)
+        for n, a in zip(self.floats, y_bar, strict=True):
+            bars[n] = a
+        result_bar = self.result_structure.unflatten(bars)
+        args_bar = self.rule.pull(self.read_residuals(constants), result_bar)
+        primals = constants[: self.structure.num_leaves]
+        found = _leaves_of_cotangents(args_bar, self.structure.unflatten(primals))
+        return [jnp.zeros_like(primals[n]) if found[n] is None else found[n] for n in self.moving]
+
+    def plain_apply(self, constants: Arrays, v: Arrays) -> list[jax.Array]:
+        f, primals = self.of_moving(constants)
+        return jax.jvp(f, primals, list(v))[1]
+
+    def plain_transpose(self, constants: Arrays, y_bar: Arrays) -> list[jax.Array]:
+        f, primals = self.of_moving(constants)
+        return list(jax.vjp(f, *primals)[1](list(y_bar)))
+
+    def of_moving(self, constants: Arrays) -> tuple[Callable[..., list[jax.Array]], list[Any]]:
+        """Return the plain function of the leaves that move, and these leaves."""
+        primals = list(constants[: self.structure.num_leaves])
+
+        def f(*moved: jax.Array) -> list[jax.Array]:
+            args = list(primals)
+            for n, a in zip(self.moving, moved, strict=True):
+                args[n] = a
+            return self.float_leaves(self.rule.plain(*self.structure.unflatten(args)))
+
+        return f, [primals[n] for n in self.moving]
+
+    def float_leaves(self, result: PyTree) -> list[jax.Array]:
+        leaves = jax.tree.leaves(result)
+        return [leaves[n] for n in self.floats]
 
 
-def _tied(tree: PyTree) -> PyTree:
-    """Return the tree. A tangent or cotangent of one leaf is then known only if those of all leaves are.
+def _leaves_of_cotangents(args_bar: PyTree, args: PyTree) -> list[Any]:
+    """Return the cotangent of each leaf of `args`, or None where the cotangents have None in place of a subtree."""
+    is_none = lambda a: a is None  # noqa: E731
+    found: list[Any] = []
 
-    XLA removes the selection.
-    """
-    leaves, structure = jax.tree.flatten(tree)
-    first = sum(jnp.real(jnp.ravel(a)[0]).astype(jnp.float32) for a in leaves)
-    return structure.unflatten(jnp.where(True, a, jnp.asarray(first, a.dtype)) for a in leaves)
+    def collect(bar: Any, arg: PyTree) -> None:
+        found.extend([None] * len(jax.tree.leaves(arg)) if bar is None else [bar])
+
+    jax.tree.map(collect, args_bar, args, is_leaf=is_none)
+    return found
+
+
+def is_float(a: Any) -> bool:
+    """Return whether `a` has a derivative."""
+    return jnp.issubdtype(jnp.result_type(a), jnp.inexact)
 
 
 def _check_same(hand: PyTree, plain: PyTree) -> None:

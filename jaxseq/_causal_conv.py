@@ -52,12 +52,13 @@ from jax import lax
 from jaxtyping import Array, Bool, Inexact, Integer
 
 from jaxseq import _checks, _conv, _dense, _geometry, _mesh, _precision, _time
+from jaxseq._both_modes import Rule, call_in_both_modes
 from jaxseq._correlation import Contraction, Form, contract
 from jaxseq._distributed import _conv as _distributed
 from jaxseq._distributed import _sharding
 from jaxseq._geometry import Geometry
+from jaxseq._linear_transpose import Linearity
 from jaxseq._op import op
-from jaxseq._transpose_hint import hint_at_transpose
 from jaxseq._types import AnyArray, ConvParams
 from jaxseq.tuning import used_for_convolutions
 
@@ -84,8 +85,14 @@ def _fwd(form: Form, *operands: Any) -> tuple[jax.Array, Any]:
     """Return y in the dtype of x, and the residuals. `form` is that of the convolution of z."""
     carry, x, kernel, bias, resets = operands
     z, age = _prepend_carry(carry, x), _steps_since_reset(resets, reach=carry.shape[-2])
-    y = contract(Contraction.TO_OUTPUT, form, z, kernel) if age is None else _masked_output(form, z, kernel, age)
-    return _dense.add_bias(y, bias).astype(x.dtype), operands
+    return _dense.add_bias(_product(form, z, kernel, age), bias).astype(x.dtype), operands
+
+
+def _product(form: Form, z: jax.Array, kernel: jax.Array, age: jax.Array | None) -> jax.Array:
+    """Return y without the bias."""
+    if age is None:
+        return contract(Contraction.TO_OUTPUT, form, z, kernel)
+    return _masked_output(form, z, kernel, age)
 
 
 def _bwd(form: Form, operands: Any, y_bar: AnyArray) -> Any:
@@ -105,8 +112,16 @@ def _bwd(form: Form, operands: Any, y_bar: AnyArray) -> Any:
 _causal_conv.defvjp(_fwd, _bwd)
 
 
-def _causal_conv_over_batch(precision: Any, geometry: Geometry, operands: Operands) -> jax.Array:
-    """Return y for any number of batch axes, on one device."""
+def _push(form: Form, args: Any, _: Any, directions: Any) -> jax.Array:
+    carry, x, kernel, _, resets = args
+    carry_dot, x_dot, w_dot, b_dot, _ = directions
+    age = _steps_since_reset(resets, reach=carry.shape[-2])
+    product = lambda z, w: _product(form, _prepend_carry(*z), w, age)  # noqa: E731
+    return _dense.push_product(product, (carry, x), kernel, ((carry_dot, x_dot), w_dot, b_dot)).astype(x.dtype)
+
+
+def _causal_conv_over_batch(precision: Any, from_zero: bool, geometry: Geometry, operands: Operands) -> jax.Array:
+    """Return y for any number of batch axes, on one device. With `from_zero`, the carry is zero, or depends on x."""
     carry, x, kernel, bias, resets, lengths = operands
     batch, T, (K, in_channels, c_out) = x.shape[:-2], x.shape[-2], kernel.shape
     valid = None if lengths is None else _time.valid_steps(T, lengths, len(batch))
@@ -115,7 +130,10 @@ def _causal_conv_over_batch(precision: Any, geometry: Geometry, operands: Operan
     flat = resets is None and len(batch) != 1  # a convolution has one batch axis, (4) any number
     if flat:
         carry, x = (a.reshape(prod(batch), *a.shape[-2:]) for a in (carry, x))
-    y: Any = _causal_conv(form, carry, x, kernel, bias, resets)
+    functions = (partial(f, form) for f in (_causal_conv, _fwd, _bwd, _causal_conv, _push))
+    first, may_vary = ((1,), (0,)) if from_zero else ((0, 1), ())
+    linearity = Linearity("causal_conv", first, (2,), () if bias is None else (3,), may_vary)
+    y: Any = call_in_both_modes(Rule(*functions, exact=True, linearity=linearity), carry, x, kernel, bias, resets)
     return _time.zero_padding(valid, y.reshape(*batch, *y.shape[1:]) if flat else y)
 
 
@@ -357,6 +375,7 @@ def causal_conv(
             resets = None
     distributed = _mesh.is_distributed(carry, xs, kernel, bias, resets, lengths)
     x = jnp.moveaxis(xs, axis, -2)
+    from_zero = carry is None
     if carry is not None:
         carry = jnp.moveaxis(carry, axis, -2)
     else:
@@ -365,7 +384,7 @@ def causal_conv(
     method = _checks.choice("method", method, _geometry.METHODS)
     geometry = Geometry((1,), ((0, 0),), (dilation,), groups, method)  # of the convolution of z
     geometry = geometry._replace(tuning=used_for_convolutions())
-    over_batch = partial(_causal_conv_over_batch, _checks.precision(precision))
+    over_batch = partial(_causal_conv_over_batch, _checks.precision(precision), from_zero)
     operands = carry, x, kernel, bias, resets, lengths
     if distributed:
         last, y = _distributed.causal_conv(over_batch, _new_carry, geometry, operands)
@@ -373,4 +392,4 @@ def causal_conv(
         geometry = geometry._replace(partitioning=_mesh.partitioning((carry, x, kernel, bias)))
         last, y = _new_carry(operands), over_batch(geometry, operands)
     last, y = (jnp.moveaxis(a, -2, axis) for a in (last, y))
-    return last, hint_at_transpose("causal_conv", y)
+    return last, y

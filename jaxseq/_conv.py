@@ -17,12 +17,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Inexact, Integer, PRNGKeyArray
 
 from jaxseq import _checks, _dense, _geometry, _init, _mesh, _time
+from jaxseq._both_modes import Rule, call_in_both_modes
 from jaxseq._correlation import Contraction, Form, contract
 from jaxseq._distributed import _conv as _distributed
 from jaxseq._distributed import _sharding
 from jaxseq._geometry import Geometry
+from jaxseq._linear_transpose import Linearity
 from jaxseq._op import op, with_hints
-from jaxseq._transpose_hint import hint_at_transpose
 from jaxseq._types import AnyArray, ConvParams
 from jaxseq.tuning import used_for_convolutions
 
@@ -52,6 +53,13 @@ def _conv_bwd(form: Form, residuals: Any, y_bar: AnyArray) -> Any:
 _conv.defvjp(_conv_fwd, _conv_bwd)
 
 
+def _conv_push(form: Form, args: Any, _: Any, directions: Any) -> jax.Array:
+    x, kernel, _ = args
+    x_dot, *rest = directions
+    product = lambda z, w: contract(Contraction.TO_OUTPUT, form, z[0], w)  # noqa: E731
+    return _dense.push_product(product, (x,), kernel, ((x_dot,), *rest)).astype(x.dtype)
+
+
 def _conv_over_batch(
     precision: Any, geometry: Geometry, x: jax.Array, kernel: jax.Array, bias: jax.Array | None
 ) -> jax.Array:
@@ -61,7 +69,10 @@ def _conv_over_batch(
     outputs = _geometry.output_sizes(geometry, space, kernel_size)
     in_channels, out_channels = kernel.shape[-2], kernel.shape[-1] // geometry.groups
     form = Form(geometry, precision, space, outputs, kernel_size, in_channels, out_channels)
-    y: Any = _conv(form, x.reshape(prod(batch), *x.shape[len(batch) :]), kernel, bias)
+    functions = (partial(f, form) for f in (_conv, _conv_fwd, _conv_bwd, _conv, _conv_push))
+    linearity = Linearity("conv", (0,), (1,), () if bias is None else (2,))
+    rule = Rule(*functions, exact=True, linearity=linearity)
+    y: Any = call_in_both_modes(rule, x.reshape(prod(batch), *x.shape[len(batch) :]), kernel, bias)
     return y.reshape(*batch, *y.shape[1:])
 
 
@@ -157,7 +168,7 @@ def conv(
         y = over_batch(geometry, x, kernel, bias)
     if lengths is not None:
         y = _zero_padding(_output_lengths(geometry, padding, kernel.shape[0], lengths), y)
-    return hint_at_transpose("conv", y)
+    return y
 
 
 def _output_lengths(geometry: Geometry, padding: Any, K: int, lengths: jax.Array) -> jax.Array:

@@ -19,12 +19,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Inexact, PRNGKeyArray
 
 from jaxseq import _checks, _conv, _dense, _geometry, _init, _mesh
+from jaxseq._both_modes import Rule, call_in_both_modes
 from jaxseq._conv import ConvParams
 from jaxseq._correlation import Contraction, Form, contract
 from jaxseq._distributed import _conv as _distributed
 from jaxseq._geometry import Geometry
+from jaxseq._linear_transpose import Linearity
 from jaxseq._op import op, with_hints
-from jaxseq._transpose_hint import hint_at_transpose
 from jaxseq._types import AnyArray
 from jaxseq.tuning import used_for_convolutions
 
@@ -54,6 +55,13 @@ def _bwd(form: Form, residuals: Any, y_bar: AnyArray) -> Any:
 _conv_transpose.defvjp(_fwd, _bwd)
 
 
+def _push(form: Form, args: Any, _: Any, directions: Any) -> jax.Array:
+    x, kernel, _ = args
+    x_dot, *rest = directions
+    product = lambda z, w: contract(Contraction.TO_INPUT, form, w, z[0])  # noqa: E731
+    return _dense.push_product(product, (x,), kernel, ((x_dot,), *rest)).astype(x.dtype)
+
+
 def _conv_transpose_over_batch(
     precision: Any,
     geometry: Geometry,
@@ -67,7 +75,10 @@ def _conv_transpose_over_batch(
     batch, outputs, kernel_size = x.shape[: -axes - 1], x.shape[-axes - 1 : -1], kernel.shape[:axes]
     in_channels, out_channels = kernel.shape[-2], kernel.shape[-1] // geometry.groups  # of the convolution
     form = Form(geometry, precision, space, outputs, kernel_size, in_channels, out_channels)
-    y: Any = _conv_transpose(form, x.reshape(prod(batch), *x.shape[len(batch) :]), kernel, bias)
+    functions = (partial(f, form) for f in (_conv_transpose, _fwd, _bwd, _conv_transpose, _push))
+    linearity = Linearity("conv_transpose", (0,), (1,), () if bias is None else (2,))
+    rule = Rule(*functions, exact=True, linearity=linearity)
+    y: Any = call_in_both_modes(rule, x.reshape(prod(batch), *x.shape[len(batch) :]), kernel, bias)
     return y.reshape(*batch, *y.shape[1:])
 
 
@@ -150,7 +161,7 @@ def conv_transpose(
     else:
         geometry = geometry._replace(partitioning=_mesh.partitioning((x, kernel, bias)))
         y = over_batch(geometry, space, x, kernel, bias)
-    return hint_at_transpose("conv_transpose", y)
+    return y
 
 
 @with_hints

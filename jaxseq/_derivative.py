@@ -9,7 +9,7 @@ on the values, and its derivative is traced only when it is needed.
 
 from collections.abc import Callable, Hashable, Sequence
 from functools import cache
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, NoReturn, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ FlatFunction = Callable[..., Sequence[jax.Array]]  # from arrays to arrays
 
 
 @runtime_checkable
-class _MappedAxis(Protocol):
+class MappedAxis(Protocol):
     """What JAX passes to a batching rule about the axis of a `jax.vmap`."""
 
     name: Hashable
@@ -64,6 +64,7 @@ def _primitive() -> Any:
     primitive.def_abstract_eval(_values)
     mlir.register_lowering(primitive, lambda ctx, *operands, like, count: operands[:count])
     ad.primitive_jvps[primitive] = _jvp
+    ad.primitive_transposes[primitive] = _transpose
     batching.fancy_primitive_batchers[primitive] = _batch
     partial_eval.dce_rules[primitive] = _drop_unused
     return primitive
@@ -92,8 +93,12 @@ def _jvp(
     return out, jax.jvp(of_moving, [args[n] for n in moving], [directions[n] for n in moving])[1]
 
 
+def _transpose(*_: object, **__: object) -> NoReturn:
+    raise TypeError("jax.linear_transpose: expected a linear function; jaxseq's recurrences are not linear")
+
+
 def _batch(
-    axis: _MappedAxis, operands: Sequence[AnyArray], dims: Sequence[int | None], *, like: FlatFunction, count: int
+    axis: MappedAxis, operands: Sequence[AnyArray], dims: Sequence[int | None], *, like: FlatFunction, count: int
 ) -> tuple[Sequence[jax.Array], Sequence[int | None]]:
     if all(dim is None for dim in dims):
         return _primitive().bind(*operands, like=like, count=count), [None] * count

@@ -19,7 +19,7 @@ PACKAGE = str(Path(__file__).parent)
 
 
 def op(f: Callable[P, R]) -> Callable[P, R]:
-    """Run `f` under the scope `jaxseq.<name>`, and refer users of forward mode to the reference implementation.
+    """Run `f` under the scope `jaxseq.<name>`, with messages for wrong arguments.
 
     Where `f` takes `**time`, the signature and the docstring of the result list every time option.
     """
@@ -36,11 +36,9 @@ def op(f: Callable[P, R]) -> Callable[P, R]:
             with jax.named_scope(f"jaxseq.{name}"):
                 return f(*args, **kwargs)
         except Exception as error:
-            if isinstance(error, TypeError) and "forward-mode" in str(error):
-                error.add_note(
-                    f"jaxseq.{name} has a hand-derived rule for reverse mode only. For jvp, jacfwd or linearize, "
-                    f"use the reference implementation, which has the same signature: jaxseq.reference.{name}."
-                )
+            if any(type(a).__name__ == "JetTracer" for a in jax.tree.leaves((args, kwargs))):
+                message = f"jaxseq.{name}: expected arrays, got tracers of jax.experimental.jet, which has no rule for "
+                raise TypeError(f"{message}jax.custom_jvp; nest jax.jvp for higher derivatives") from None
             raise error.with_traceback(without_own_frames(error.__traceback__)) from error.__cause__
 
     public.__signature__ = signature  # type: ignore[attr-defined]

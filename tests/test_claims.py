@@ -1207,18 +1207,6 @@ def test_states_of_other_libraries_are_refused():
             jaxseq.lstm(params, state, xs)
 
 
-def test_linearize_raises_when_its_function_is_applied_without_a_hint():
-    assert stated(
-        "docs/limits.md", r"`jax\.linearize` of an op raises the same error, (without the note), when its linear"
-    )
-    params = parameters(jaxseq.rnn_init, D, H)
-    f = lambda xs: jaxseq.rnn(params, None, xs)[1]  # noqa: E731
-    _, linear = jax.linearize(f, draw(T, B, D))
-    with pytest.raises(TypeError, match="forward-mode") as info:
-        linear(draw(T, B, D))
-    assert not any("jaxseq" in note for note in getattr(info.value, "__notes__", []))
-
-
 def test_the_padding_of_a_causal_upsampling_is_that_of_the_error():
     formula = stated("docs/limits.md", r"use `padding=\[\(0, ([^`]*)\)\]` with K taps, dilation d and stride s")
     for K, d, s in ((4, 3, 2), (5, 1, 3)):
@@ -1281,12 +1269,12 @@ def test_what_needs_a_constraint_to_be_exported():
     kernel = draw(5, 3, 2)
 
     def second(x):
-        slope = jax.grad(lambda x: jnp.sum(jnp.sin(jaxseq.conv(x, kernel))))
+        slope = jax.grad(lambda x: jnp.sum(jnp.sin(jaxseq.conv(x, kernel, stride=2))))
         return jax.grad(lambda x: jnp.sum(slope(x) ** 2))(x)
 
     fit = lambda x: autoregressive.fit(x, 4)  # noqa: E731
     for f, shape in ((fit, "t"), (lambda x: autoregressive.forecast(model, x, 3), "t"), (second, "2, t, 3")):
-        with pytest.raises((ValueError, jax.errors.InconclusiveDimensionOperation), match=r"inconclusive|padding"):
+        with pytest.raises((ValueError, jax.errors.InconclusiveDimensionOperation), match=r"inconclusive|cotan"):
             export.export(jax.jit(f))(symbolic(shape))
         export.export(jax.jit(f))(symbolic(shape, "t >= 9"))
 

@@ -973,11 +973,26 @@ def test_mistakes(call, kind, message):
 @pytest.mark.parametrize(
     "f", [diagnostics.lyapunov, partial(diagnostics.jacobian_products, k=2)], ids=["lyapunov", "k"]
 )
-def test_a_step_without_a_forward_mode_is_shown_the_reference(f):
-    params = jaxseq.gru_init(jax.random.key(0), 3, 4, dtype=jnp.float64)
+def test_a_step_with_a_custom_vjp_is_pointed_to_both_modes(f):
+    tanh = jax.custom_vjp(jnp.tanh)
+    tanh.defvjp(lambda x: (jnp.tanh(x),) * 2, lambda y, y_bar: (y_bar * (1 - y**2),))
+    step_with = lambda g: lambda s, x: (g(s + x), None)  # noqa: E731
+    state, xs = jnp.zeros(4), jax.random.normal(jax.random.key(0), (5, 4))
     with pytest.raises(TypeError, match="forward-mode") as info:
-        f(partial(jaxseq.gru_cell, params), jnp.zeros(4), jnp.ones((5, 3)))
-    assert "jaxseq.reference" in "".join(info.value.__notes__)
+        f(step_with(tanh), state, xs)
+    assert "jaxseq.both_modes" in "".join(info.value.__notes__)
+    found, expected = (f(step_with(g), state, xs) for g in (jaxseq.both_modes(tanh, jnp.tanh), jnp.tanh))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9), found, expected)
+
+
+@pytest.mark.parametrize(
+    "f", [diagnostics.lyapunov, partial(diagnostics.jacobian_products, k=2)], ids=["lyapunov", "k"]
+)
+def test_cells_of_jaxseq_have_the_forward_mode_that_diagnostics_need(f):
+    params = jaxseq.gru_init(jax.random.key(0), 3, 4, dtype=jnp.float64)
+    xs = jax.random.normal(jax.random.key(1), (5, 3))
+    found, expected = (f(partial(cell, params), None, xs) for cell in (jaxseq.gru_cell, jaxseq.reference.gru_cell))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9), found, expected)
 
 
 def test_no_state_is_one_of_zeros():

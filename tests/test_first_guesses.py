@@ -151,6 +151,11 @@ def forecast_of_several_variables():
     return None, autoregressive.predict(model, jnp.ones((T, D)))
 
 
+def jacobian_in_forward_mode():
+    params = jaxseq.gru_init(KEY, D, H)
+    return jax.jacfwd(lambda xs: jaxseq.gru(params, None, xs)[1])(jnp.ones((T, B, D)))
+
+
 WORKS = {
     carry_of_a_rollout: (T, B, H),
     stacked_bidirectional_gru: (B, T, 2 * H),
@@ -164,6 +169,7 @@ WORKS = {
     convolution_of_a_padded_batch: (B, T, H),
     layers_of_cells: (B, T, 4),
     half_precision: (T, B, H),
+    jacobian_in_forward_mode: (T, B, H, T, B, D),
     exported_program: (T, B, H),
     ensemble: (4, T, B, H),
     parameters_of_a_checkpoint: (T, B, H),
@@ -202,10 +208,6 @@ ANSWERED = {
     ),
     "Flax: remat": (lambda: lstm(checkpoint=True), r"\"auto\" \(about sqrt\(T\)\)"),
     "modules": (lambda: jaxseq.LSTM(D, H), r"use `jaxseq\.lstm`"),
-    "forward mode": (
-        lambda: jax.jacfwd(lambda xs: jaxseq.gru(jaxseq.gru_init(KEY, D, H), None, xs))(jnp.ones((T, B, D))),
-        r"use the reference implementation, .*: jaxseq\.reference\.gru",
-    ),
     "lax: arrays of a kernel": (
         lambda: jaxseq.causal_conv(jnp.ones((T, B, D)), jnp.ones((3, D, H))),
         r"the arguments are \(params, carry, xs\), where a carry of None is zeros",

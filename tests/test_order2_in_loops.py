@@ -55,6 +55,7 @@ def mixed(f):
 FORMS = {
     "masks": (rnn, in_scan, hvp, {"truncation": 2, "reverse": True, "lengths": LENGTHS, "resets": RESETS}),
     "nested": (rnn, in_vmapped_scan, hvp, {"truncation": (2, 3), "checkpoint": 2}),
+    "not differentiated yet": (rnn, in_scan, mixed, {"truncation": 2}),
     "scan": (scan, in_map, mixed, {"truncation": 2, "reverse": True}),
     "scan nested": (scan, in_vmapped_scan, hvp, {"truncation": (1, 2)}),
 }

@@ -1,4 +1,4 @@
-"""Arguments on the device and on the host, `jax.hessian`, and the hint that forward mode gives.
+"""Arguments on the device and on the host, and `jax.hessian`.
 
 testing/test_library.py tests every op under jit, vmap, scan, cond, remat and shard_map with `jaxseq.testing`.
 """
@@ -6,16 +6,13 @@ testing/test_library.py tests every op under jit, vmap, scan, cond, remat and sh
 import chex
 import jax
 import jax.numpy as jnp
-import pytest
 from absl.testing import parameterized
 from helpers import (
-    OPS,
     arguments,
     assert_close,
     bound,
     compiled,
     cotangents_for,
-    long_where,
     pullback,
 )
 
@@ -50,31 +47,3 @@ def test_hessian_by_name(key):
     f = jax.jit(jax.hessian(lambda xs: scalar(jaxseq.gru)(*args[:2], xs)))
     reference = jax.jit(jax.hessian(lambda xs: scalar(jaxseq.reference.gru)(*args[:2], xs)))
     assert_close(f(args[2]), reference(args[2]), relative=1e-9)
-
-
-@pytest.mark.parametrize(
-    ("name", "label"),
-    long_where([p for p in OPS if p.id != "scan"], lambda name, _: name not in ("conv", "rnn", "stack")),
-)
-def test_forward_mode_points_to_the_reference(name, label, key):
-    args = arguments(name, label, key)
-    with pytest.raises(TypeError, match="forward-mode") as info:
-        jax.jvp(bound(name, label), args, args)
-    assert f"jaxseq.reference.{name}" in "".join(info.value.__notes__)
-    value, tangent = jax.jvp(bound(name, label, reference=True), args, args)
-    chex.assert_tree_all_finite((value, tangent))
-
-
-@pytest.mark.parametrize("name", ["conv", "conv_transpose", "causal_conv"])
-def test_linear_transpose_points_to_the_reference(name, key):
-    """A convolution is linear in its input, so users try it."""
-    args = list(arguments(name, next(iter(CASES[name].variants)), key))
-    place = 2 if name == "causal_conv" else 0
-
-    def linear(x):
-        return jax.tree.leaves(getattr(jaxseq, name)(*args[:place], x, *args[place + 1 :]))[-1]
-
-    transpose = jax.linear_transpose(linear, args[place])
-    with pytest.raises(TypeError, match=f"jaxseq.{name} has no linear transpose") as info:
-        transpose(jax.eval_shape(linear, args[place]))
-    assert f"jaxseq.reference.{name}" in "".join(info.value.__notes__)

@@ -37,7 +37,7 @@ def test_what_passes_is_one_row_and_status_zero(capsys, tmp_path):
     assert __main__.main(["verify", "--op", "sine", "--json", str(path)]) == 0
     header, row, legend, _, verdict = capsys.readouterr().out.splitlines()
     assert header == " " * 9 + "  ".join(_check.QUICK)
-    assert row.split() == ["sine", "ok", "ok", "-", "ok", "ok", "ok", "ok", "ok"]
+    assert row.split() == ["sine", "ok", "ok", "-", "ok", "ok", "ok", "ok", "ok", "ok"]
     assert header.index("value") == row.index("ok", header.index("value"))
     assert legend.startswith("ok passed")
     assert verdict.startswith("PASS: 1 variants of 1 ops in ")

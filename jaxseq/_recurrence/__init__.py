@@ -83,7 +83,7 @@ The path of a call. `jaxseq.lstm(params, carry, xs)` goes through these files to
 
     _call.py       sequence              checks the arguments (`_arguments.py`, `_inspect.py`), makes `Inputs(weights,
                                          carry, xs, masks)` and `Options`, and calls the rule
-    _rule.py       rule                  the custom rule: `_recurrence_fwd`, `_recurrence_bwd`
+    _rule.py       rule                  the custom rule, `_fwd` and `_bwd`, in both modes (`_both_modes.py`)
     _forward.py    forward               makes the `Plan` (`_plan.py`) and scans `forward_step` over time; stores
                                          `Residuals`, with the plan in them
     _step.py       forward_step          u and r by the linear maps (`linear_maps.py`), φ (`_phi.py`), masks, zoneout;

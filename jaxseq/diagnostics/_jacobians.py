@@ -52,8 +52,8 @@ def jacobian_products(
     `jax.vmap` for separate results.
 
     Args:
-        f: `(carry, x) -> (carry, y)`, any step function that supports forward mode. For a cell of jaxseq, use its
-            reference implementation.
+        f: `(carry, x) -> (carry, y)`, any step function, such as a cell of jaxseq. With `k`, it has to support forward
+            mode.
         init: the initial carry. Its float leaves, of total size N, are the state. None is zeros, for a step that
             accepts None.
         xs: the inputs, a pytree of leaves `(T, ...)`, or None with `length`.

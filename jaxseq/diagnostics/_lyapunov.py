@@ -46,8 +46,8 @@ def lyapunov(
     memory lasts about $-1 / \lambda_1$ steps. If $\lambda_1 > 0$, gradients explode, and the state is chaotic.
 
     Args:
-        f: `(carry, x) -> (carry, y)`, any step function that supports forward mode: a cell, a map, or one step of an
-            integrator. For a cell of jaxseq, use its reference implementation.
+        f: `(carry, x) -> (carry, y)`, any step function that supports forward mode: a cell of jaxseq, a map, or one
+            step of an integrator.
         init: the initial carry. Its float leaves, of total size N, are the state. A batch of states counts as one large
             state; use `jax.vmap` for separate results. None is zeros, for a step that accepts None.
         xs: the inputs, a pytree of leaves `(T, ...)`, or None with `length`.

@@ -30,9 +30,9 @@ def forward_mode_hint(name: str) -> Iterator[None]:
     except TypeError as error:
         if "forward-mode" in str(error):
             error.add_note(
-                f"jaxseq.diagnostics.{name} uses forward mode, but `f` has a rule for reverse mode only. "
-                "If `f` calls an op of jaxseq, use its reference implementation, which has the same name in "
-                "jaxseq.reference."
+                f"jaxseq.diagnostics.{name} uses forward mode, but `f` calls a jax.custom_vjp, which has a rule for "
+                "reverse mode only. Wrap that function in jaxseq.both_modes(hand, plain), where `plain` computes the "
+                "same values in plain JAX."
             )
         raise
 

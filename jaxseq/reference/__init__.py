@@ -1,8 +1,8 @@
 """Reference implementation of every op: the textbook equations, differentiated by JAX.
 
 Each function has the name and signature of an op, computes the same values, and contains no custom differentiation
-rule. The tests compare the ops with it. It also supports forward mode, which the ops do not: `jax.jvp`, `jax.jacfwd`
-and `jax.linearize`. It is written for readability, not speed, and does not validate its arguments.
+rule. The tests compare the ops with it, in both modes. It is written for readability, not speed, and does not validate
+its arguments.
 """
 
 from jaxseq.reference._convolution import causal_conv, conv, conv_transpose, depthwise_conv, separable_conv

@@ -27,6 +27,7 @@ QUICK: Mapping[str, Check] = {
     "linearity": _value.linearity,
     "determinism": _value.determinism,
     "power": _value.power,
+    "transpose": _value.transpose,
 }
 FULL: Mapping[str, Check] = {
     **QUICK,
@@ -61,13 +62,14 @@ def check_vjp(
     where $D_u f$ is computed by finite differences with an error estimate, and every element of $\mathrm{vjp}(c)$
     equals the derivative that JAX computes of `reference`. Without a reference, JAX differentiates f with its custom
     rules removed. These comparisons run in float64. The rule also runs under every transformation, in other dtypes and
-    at other sizes. `jaxseq.testing.CHECKS` describes each check.
+    at other sizes. If f has a forward mode too, $\langle c, \mathrm{jvp}(u) \rangle = \langle \mathrm{vjp}(c), u
+    \rangle$ holds as well. `jaxseq.testing.CHECKS` describes each check.
 
     In a test, write `check_vjp(f, args).raise_if_failed()`.
 
     Args:
-        f: any differentiable function of arrays and trees of arrays: a `jax.custom_vjp`, or a function that calls one,
-            jitted or not. Bind options with `functools.partial`.
+        f: any differentiable function of arrays and trees of arrays: a `jax.custom_vjp`, a function of
+            `jaxseq.both_modes`, or a function that calls one, jitted or not. Bind options with `functools.partial`.
         args: a tuple of positional arguments. It may contain integers and booleans. Random values work best, with
             nonzero biases and states and sizes that are all different.
         reference: a function with the same arguments and outputs, which JAX differentiates. Its derivative is assumed
@@ -153,7 +155,7 @@ def check_jvp(
     Reference:
         C. J. F. Ridders, Accurate computation of F'(x) and F'(x) F''(x) (1982), for the finite differences.
     """
-    session = Session(f, args, reference=reference, argnums=argnums, mode="jvp", more={"transpose": _value.transpose})
+    session = Session(f, args, reference=reference, argnums=argnums, mode="jvp")
     return session.report(args, order=order, seed=seed, tolerance=tolerance, level=level)
 
 

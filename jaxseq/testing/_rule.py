@@ -119,10 +119,10 @@ def engagement(trial: Trial) -> Iterator[Result]:
             outputs = jax.eval_shape(F, trial.x)
         except Exception:
             continue  # f does not support this transformation; the check of the transformation reports it
-        calls: list[_surgery.Call] = []
+        calls: list[str] = []
         seed = [jnp.zeros(y.shape, y.dtype) for y in outputs]
         try:
-            jax.eval_shape(derivative("vjp", _surgery.watched(F, calls.append)), trial.x, seed)
+            jax.eval_shape(derivative("vjp", _surgery.counted(F, calls.append)), trial.x, seed)
         except Exception as error:
             trial.notes.append(f"engagement under {name} could not be checked: {explain(error)}")
             continue

@@ -5,6 +5,9 @@ undifferentiated function and the two functions of its rule. This module edits s
 any depth (inside jit, scan, cond, remat), and runs the edited copy in place of the function. This also works for jitted
 functions, and the original function does not change.
 
+A function of `jaxseq.both_modes` is a `custom_jvp_call` named `in_both_modes`. It calls its custom_vjp function on
+constants, and its rule has one `linear_call` equation, whose transpose is the pullback.
+
 Only this file depends on the internal format of jaxprs (JAX 0.10 to 0.12).
 """
 
@@ -23,6 +26,7 @@ from jaxseq.testing._point import Structure, TreeFunction
 JAXPR = (core.ClosedJaxpr, core.Jaxpr)
 RULE = "custom_vjp_call"
 RULES = (RULE, "custom_jvp_call")
+BOTH_MODES = "in_both_modes"
 
 # A jaxpr with or without its constants.
 Program = core.ClosedJaxpr | core.Jaxpr
@@ -71,13 +75,9 @@ def plain(f: TreeFunction, *, jvps: bool = False) -> TreeFunction:
     """
 
     def inline(eqn: core.JaxprEqn) -> core.JaxprEqn:
-        program = eqn.params["call_jaxpr"]
-        # The equation of a jitted call in this version of JAX.
-        traced = jax.make_jaxpr(jax.jit(core.jaxpr_as_fun(program)))(*program.in_avals)
-        (call,) = opened(traced)[0].eqns
-        return eqn.replace(primitive=call.primitive, params=call.params)
+        return _call_of(eqn, eqn.params["call_jaxpr"])
 
-    return _rewritten(f, inline, RULES if jvps else (RULE,))
+    return _rewritten(f, inline, RULES if jvps else (RULE,), unwrapped=True)
 
 
 def doubled(f: TreeFunction) -> TreeFunction:
@@ -88,10 +88,31 @@ def doubled(f: TreeFunction) -> TreeFunction:
         return leaf * 2 if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf
 
     def edit(eqn: core.JaxprEqn) -> core.JaxprEqn:
+        if eqn.primitive.name != RULE:
+            return _with_transpose(eqn, lambda pull: lambda *args: jax.tree.map(twice, list(pull(*args))))
         bwd = eqn.params["bwd"]
         return _with(eqn, bwd=_on(bwd, lambda *args: jax.tree.map(twice, bwd.f(*args))))
 
-    return _rewritten(f, edit)
+    return _rewritten(f, edit, RULES)
+
+
+def counted(f: TreeFunction, see: Callable[[str], None]) -> TreeFunction:
+    """Return f with rules that call `see` with their name each time that one is transposed."""
+
+    def edit(eqn: core.JaxprEqn) -> core.JaxprEqn:
+        def noted(pull: TreeFunction) -> TreeFunction:
+            def run(*args: PyTree) -> PyTree:
+                see(_name(eqn))
+                return pull(*args)
+
+            return run
+
+        if eqn.primitive.name != RULE:
+            return _with_transpose(eqn, noted)
+        bwd = eqn.params["bwd"]
+        return _with(eqn, bwd=_on(bwd, noted(bwd.f)))
+
+    return _rewritten(f, edit, RULES)
 
 
 def watched(f: TreeFunction, see: Callable[[Call], None]) -> TreeFunction:
@@ -118,15 +139,18 @@ def watched(f: TreeFunction, see: Callable[[Call], None]) -> TreeFunction:
 
         return _with(eqn, bwd=_on(bwd, backward), fwd_jaxpr_thunk=_on(fwd, forward))
 
-    return _rewritten(f, edit)
+    return _rewritten(f, edit, unwrapped=True)
 
 
 # --- Jaxprs ---
 
 
-def _rewritten(f: TreeFunction, edit: Edit, primitives: Sequence[str] = (RULE,)) -> TreeFunction:
+def _rewritten(
+    f: TreeFunction, edit: Edit, primitives: Sequence[str] = (RULE,), *, unwrapped: bool = False
+) -> TreeFunction:
     def run(*args: PyTree) -> PyTree:
         program, shapes = jax.make_jaxpr(f, return_shape=True)(*args)
+        program = _edit(program, _unwrapped, RULES) if unwrapped else program
         outputs = core.jaxpr_as_fun(_edit(program, edit, primitives))(*jax.tree.leaves(args))
         return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
 
@@ -162,6 +186,59 @@ def with_inner(params: dict[str, object], change: Callable[[Program], Program]) 
 def opened(jaxpr: Program) -> tuple[core.Jaxpr, Sequence[ArrayLike]]:
     """Return the open jaxpr and its constants, whether or not this version of JAX wraps closed jaxprs."""
     return (jaxpr, getattr(jaxpr, "consts", ())) if isinstance(jaxpr, core.Jaxpr) else (jaxpr.jaxpr, jaxpr.consts)
+
+
+def _call_of(eqn: core.JaxprEqn, program: Program) -> core.JaxprEqn:
+    """Return the equation of a jitted call of a program, in this version of JAX, in place of `eqn`."""
+    jitted = jax.make_jaxpr(jax.jit(core.jaxpr_as_fun(program)))(*[v.aval for v in eqn.invars])
+    (call,) = opened(jitted)[0].eqns
+    (name,) = (name for name, value in call.params.items() if isinstance(value, JAXPR))
+    # The program itself and not what was traced, which no longer has the transformations of its rules.
+    return eqn.replace(primitive=call.primitive, params={**call.params, name: program})
+
+
+def _unwrapped(eqn: core.JaxprEqn) -> core.JaxprEqn:
+    """Return a call of the custom_vjp function in place of an equation of `both_modes`."""
+    if not _in_both_modes(eqn):
+        return eqn
+    program = eqn.params["call_jaxpr"]
+    body, _ = opened(program)
+    body = body.replace(eqns=list(map(_differentiable, body.eqns)))
+    return _call_of(eqn, body if isinstance(program, core.Jaxpr) else program.replace(jaxpr=body))
+
+
+def _differentiable(eqn: core.JaxprEqn) -> core.JaxprEqn:
+    """Return an equation through which derivatives pass, for those around the custom_vjp function."""
+    if eqn.primitive.name == "transposable":
+        return _call_of(eqn, eqn.params["program"])
+    if eqn.primitive.name in ("stop_gradient", "with_derivative_of"):
+        count = eqn.params.get("count", 1)
+        return _call_of(eqn, jax.make_jaxpr(lambda *a: list(map(jnp.copy, a[:count])))(*[v.aval for v in eqn.invars]))
+    return eqn
+
+
+def _in_both_modes(eqn: core.JaxprEqn) -> bool:
+    return eqn.primitive.name == RULES[1] and _name(eqn) == BOTH_MODES
+
+
+def _with_transpose(eqn: core.JaxprEqn, change: Callable[[TreeFunction], TreeFunction]) -> core.JaxprEqn:
+    """Change the pullback of an equation of `both_modes`; return any other equation as it is."""
+    if not _in_both_modes(eqn):
+        return eqn
+
+    def changed(inner: core.JaxprEqn) -> core.JaxprEqn:
+        if inner.primitive.name != "linear_call":
+            return inner
+        maps = inner.params["maps"]
+        return _with(inner, maps=maps._replace(transpose=change(maps.transpose)))
+
+    thunk = eqn.params["jvp_jaxpr_fun"]
+
+    def jvp(*zeros: bool) -> tuple[core.Jaxpr, Any, Any]:
+        jaxpr, consts, out_zeros = thunk.f(*zeros)
+        return jaxpr.replace(eqns=list(map(changed, jaxpr.eqns))), consts, out_zeros
+
+    return _with(eqn, jvp_jaxpr_fun=_on(thunk, jvp))
 
 
 def _with(eqn: core.JaxprEqn, **params: object) -> core.JaxprEqn:

@@ -167,10 +167,10 @@ def vmap(trial: Trial) -> Iterator[Result]:
         def outside(x: Arrays, rest: Arrays, cs: Arrays, axes: list[int | None] = axes) -> Arrays:
             return derivative(s.mode, jax.vmap(s.on(rest), in_axes=(axes,)))(x, cs)[1]
 
-        summed = [e if b else e.sum(0) for b, e in zip(batched, each, strict=True)]
         message = f"vmapped over {which}, the derivative differs from that for one example at a time"
         ways = [(f"vmap of the derivative, {subset}", inside, each, message)]
         if s.mode == "vjp":
+            summed = [e if b else e.sum(0) for b, e in zip(batched, each, strict=True)]
             message = f"f vmapped over {which}, its derivative differs from that of single examples, summed if shared"
             ways.append((f"derivative of the vmap, {subset}", outside, summed, message))
         rounding = partial(_rounding_of_all, trial, mixed, seeds, each)

@@ -146,18 +146,23 @@ def determinism(trial: Trial) -> Iterator[Result]:
 
 
 def transpose(trial: Trial) -> Iterator[Result]:
-    """Check <c, jvp(u)> = <vjp(c), u> for random c and u."""
+    """Check <c, jvp(u)> = <vjp(c), u> for random c and u: one of the two is the mode under test.
+
+    A `jax.custom_vjp` has no forward mode, and no result.
+    """
     s, check = trial.subject, "transpose"
-    u, c = trial.random_seed(), [_point.normal(trial.rng, a) for a in trial.like]
-    reverse = s.program("reverse mode", lambda x, rest, c: derivative("vjp", s.on(rest))(x, c)[1])
+    seed, probe = trial.random_seed(), [_point.normal(trial.rng, a) for a in trial.like]
+    mode, word = ("vjp", "reverse") if s.mode == "jvp" else ("jvp", "forward")
+    other = s.program(f"{word} mode", lambda x, rest, seed: derivative(mode, s.on(rest))(x, seed)[1])
     try:
-        backward = wide(reverse(trial.x, trial.rest, c))
+        by_other = wide(other(trial.x, trial.rest, probe))
     except Exception as error:
-        yield Result(check, None, Verdict.SKIP, f"f has no reverse mode: {explain(error)}")
+        if mode == "vjp" or "forward-mode" not in str(error):
+            yield Result(check, None, Verdict.SKIP, f"f has no {word} mode: {explain(error)}")
         return
-    forward = wide(s.by_rule(trial.x, trial.rest, u)[1])
-    left = np.array([np.sum(a * b).real for a, b in zip(forward, c, strict=True)])
-    right = np.array([np.sum(a * b).real for a, b in zip(backward, u, strict=True)])
+    by_rule = wide(s.by_rule(trial.x, trial.rest, seed)[1])
+    left = np.array([np.sum(a * b).real for a, b in zip(by_rule, probe, strict=True)])
+    right = np.array([np.sum(a * b).real for a, b in zip(by_other, seed, strict=True)])
     tolerance = trial.tolerance()
     floor = tolerance.relative * float(np.abs(left).sum() + np.abs(right).sum())
     message = "<c, jvp(u)> differs from <vjp(c), u> for random c and u"

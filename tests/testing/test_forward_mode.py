@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxseq.testing import Verdict, check_jvp
+import jaxseq
+from jaxseq.testing import Verdict, check_jvp, check_vjp
 
 
 def ruled(jvp):
@@ -72,3 +73,52 @@ def test_a_function_without_a_reverse_mode_says_so(args):
     report.raise_if_failed(strict=True)
     assert report.of("transpose") is Verdict.SKIP
     assert "transpose: f has no reverse mode: ValueError" in str(report)
+
+
+def test_a_rule_with_fewer_outputs_than_inputs(args):
+    """Of `check_jvp`, also under vmap."""
+    check_jvp(lambda x, w: ruled(right)(x, w)[0], args).raise_if_failed(strict=True)
+
+
+# --- Functions with both modes ---
+
+
+def hand(pull):
+    @jax.custom_vjp
+    def f(x, w):
+        return jnp.sin(x) * w
+
+    f.defvjp(lambda x, w: (f(x, w), (x, w)), lambda kept, y_bar: pull(y_bar, *kept))
+    return f
+
+
+def right_pull(y_bar, x, w):
+    return (y_bar * w * jnp.cos(x)).astype(x.dtype), (y_bar * jnp.sin(x)).astype(w.dtype)
+
+
+def sine(x, w):
+    return jnp.sin(x) * w
+
+
+def test_a_function_of_both_modes_passes(args):
+    f = jaxseq.both_modes(hand(right_pull), sine)
+    report = check_vjp(f, args)
+    report.raise_if_failed(strict=True)
+    assert report.of("engagement") is report.of("transpose") is Verdict.PASS
+    check_jvp(f, args, level="quick").raise_if_failed(strict=True)
+    alone = check_vjp(hand(right_pull), args, level="quick")  # without a forward mode
+    assert not [result for result in alone.results if result.check == "transpose"]
+
+
+@pytest.mark.parametrize(
+    ("check", "pull", "plain"),
+    [
+        ("elements", lambda y_bar, x, w: (y_bar * w, y_bar * jnp.sin(x)), sine),
+        ("contract", lambda y_bar, x, w: right_pull(y_bar, x, w)[:1], sine),
+        ("transpose", right_pull, lambda x, w: sine(x, w) + x - jax.lax.stop_gradient(x)),
+    ],
+    ids=["pullback", "structure", "plain function"],
+)
+def test_a_wrong_function_of_both_modes_fails(check, pull, plain, args):
+    report = check_vjp(jaxseq.both_modes(hand(pull), plain), args, level="quick")
+    assert report.of(check) is Verdict.FAIL

@@ -4,22 +4,26 @@ Let y = f(x) have the derivative t -> L t. A `jax.custom_vjp` gives JAX the pull
 forward mode. A `jax.custom_jvp` gives JAX the map t -> L t, and reverse mode is then what JAX makes of it: it evaluates
 the rule with values that are known and tangents that are not, and transposes the operations that it has recorded.
 
-Here f is a `jax.custom_jvp` whose rule is
+Here f is a `jax.custom_jvp` whose rule is one operation, `tangent_call`, for values y and tangents y' = L t:
 
-    y, r = forward(x)                      as in the `jax.custom_vjp`, with its residuals r
-    y'   = L t                             one operation, `linear_call`, with two functions:
+    both      (x, t) -> (y, L t)        one pass, by JAX's derivative of the plain function, or forward(x) and push
+    split      x -> (y, r), L           forward(x) with its residuals r, as in the `jax.custom_vjp`, and a linear map
 
-        apply      t -> L t                push(x, r, t), or JAX's derivative of the plain function
-        transpose  ȳ -> L^T ȳ              pull(r, ȳ), as in the `jax.custom_vjp`
+Forward mode runs `both`. Where the tangents are unknown, JAX's partial evaluation splits the operation into the values,
+which are known, and the linear map, a second operation with two functions:
 
-JAX transposes the operation as a whole. So reverse mode runs the same forward and backward pass as the
-`jax.custom_vjp`, and forward mode runs `apply`. Neither traces the other.
+    apply      t -> L t                 push(x, r, t), or JAX's derivative of the plain function
+    transpose  ȳ -> L^T ȳ               pull(r, ȳ), as in the `jax.custom_vjp`
 
-Second derivatives are those of f in this rule for y, and for L t and L^T ȳ JAX's own derivatives of the plain function
+JAX transposes it as a whole. So reverse mode runs the same forward and backward pass as the `jax.custom_vjp`, and
+forward mode the same pass as the plain function.
+
+Second derivatives are those of f for y, and for L t and L^T ȳ JAX's own derivatives of the plain function
 (`with_derivative_of`): the residuals have no derivative.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial, wraps
 from typing import Any, NamedTuple
 
@@ -32,8 +36,9 @@ from jaxtyping import PyTree
 
 from jaxseq import _checks
 from jaxseq._derivative import with_derivative_of
-from jaxseq._linear_call import Arrays, LinearFunction, linear_call
+from jaxseq._linear_call import Arrays, LinearFunction
 from jaxseq._linear_transpose import Linearity, transposable
+from jaxseq._tangent_call import tangent_call
 
 Function = Callable[..., PyTree]
 
@@ -158,100 +163,135 @@ def call_in_both_modes(rule: Rule, *args: PyTree) -> PyTree:
 
     @partial(in_both_modes.defjvp, symbolic_zeros=True)
     def jvp(primals: tuple[jax.Array, ...], tangents: tuple[Any, ...]) -> tuple[PyTree, PyTree]:
-        known = lax.stop_gradient(primals)
-        result, residuals = rule.forward(*structure.unflatten(known))
-        result = with_derivative_of(in_both_modes, result, *primals)
-        moving = [n for n, t in enumerate(tangents) if not isinstance(t, SymbolicZero)]
-        outputs, result_structure = jax.tree.flatten(result)
-        constants, read_residuals = _without_repeats(primals, known, residuals)
-        types = [jax.typeof(a).to_tangent_aval() for a in outputs]
-        zeros = tuple(None if is_float(a) else np.zeros(a.shape, jax.dtypes.float0) for a in outputs)
-        maps = _Maps(rule, structure, result_structure, tuple(moving), zeros, read_residuals)
-        found = linear_call(maps.both(), constants, [tangents[n] for n in moving], [types[n] for n in maps.floats])
-        directions: list[Any] = list(map(SymbolicZero, types))
-        for n, a in zip(maps.floats, found, strict=True):
-            directions[n] = a
-        return result, result_structure.unflatten(directions)
+        moving = tuple(n for n, t in enumerate(tangents) if not isinstance(t, SymbolicZero))
+        op = _Operation(rule, in_both_modes, structure, moving)
+        values, directions = tangent_call(op, primals, [tangents[n] for n in moving], op.types_of_values(primals))
+        all_directions: list[Any] = [SymbolicZero(jax.typeof(a).to_tangent_aval()) for a in values]
+        for n, a in zip(op.floats, directions, strict=True):
+            all_directions[n] = a
+        return op.result(values), op.result(all_directions)
 
     return in_both_modes(*leaves)
 
 
-def _without_repeats(
-    primals: Sequence[jax.Array], known: Sequence[jax.Array], residuals: PyTree
-) -> tuple[list[jax.Array], Callable[[Arrays], PyTree]]:
-    """Return the primals and those residuals that are not among them, and a function that reads the residuals."""
-    arrays, structure = jax.tree.flatten(residuals)
-    places = {id(a): n for n, a in enumerate(known)}
-    constants, at = list(primals), []
-    for a in arrays:
-        if id(a) not in places:
-            places[id(a)] = len(constants)
-            constants.append(lax.stop_gradient(a))
-        at.append(places[id(a)])
-    return constants, lambda constants: structure.unflatten([constants[n] for n in at])
+class _Operation:
+    """A rule on the leaves of its arguments, of which some move, and on those of its result."""
 
+    def __init__(self, rule: Rule, f: Function, structure: Any, moving: tuple[int, ...]):
+        self.rule, self.f, self.structure, self.moving = rule, f, structure, moving
+        settings: Any = jax.config
+        # JAX compiles `both` and `apply` after the program has left these.
+        self.settings = settings.jax_enable_x64, settings.jax_default_matmul_precision
 
-class _Maps(NamedTuple):
-    """The two maps of a rule, on the leaves of the arguments that move and on the float leaves of the result."""
+    def types_of_values(self, xs: Arrays) -> Callable[[], list[Any]]:
+        """Return a function that returns the types of the values, by tracing them."""
+        hand = lambda *xs: self._leaves(self.rule.hand(*self.structure.unflatten(xs)))  # noqa: E731
+        return lambda: jax.make_jaxpr(hand)(*lax.stop_gradient(xs)).out_avals
 
-    rule: Rule
-    structure: Any  # of the arguments
-    result_structure: Any
-    moving: tuple[int, ...]
-    zeros: tuple[Any, ...]  # the cotangents of the leaves of the result that have no derivative; None for the others
-    read_residuals: Callable[[Arrays], PyTree]
+    def _leaves(self, result: PyTree) -> list[jax.Array]:
+        """Return the leaves of a result, and note its structure and the leaves that have a derivative."""
+        leaves, self.result_structure = jax.tree.flatten(result)
+        self.zeros: list[Any] = [None if is_float(a) else np.zeros(a.shape, jax.dtypes.float0) for a in leaves]
+        return leaves
+
+    def result(self, leaves: list[Any]) -> PyTree:
+        return self.result_structure.unflatten(leaves)
 
     @property
     def floats(self) -> list[int]:
         """The positions of the leaves of the result that have a derivative."""
         return [n for n, zero in enumerate(self.zeros) if zero is None]
 
-    def both(self) -> LinearFunction:
-        plain = None if self.rule.exact else self.plain_apply, None if self.rule.exact else self.plain_transpose
-        return LinearFunction(self.plain_apply if self.rule.push is None else self.apply, self.transpose, *plain)
+    @contextmanager
+    def _with_settings(self) -> Iterator[None]:
+        x64, precision = self.settings
+        with jax.enable_x64(x64), jax.default_matmul_precision(precision):
+            yield
 
-    def apply(self, constants: Arrays, v: Arrays) -> list[jax.Array]:
+    # --- Forward mode ---
+
+    def both(self, xs: Arrays, v: Arrays) -> tuple[list[jax.Array], list[jax.Array]]:
+        with self._with_settings():
+            if not v:
+                return self._leaves(self.f(*xs)), []
+            if self.rule.push is not None:
+                result, residuals = self.rule.forward(*self.structure.unflatten(xs))
+                return self._leaves(result), self._push(xs, residuals, v)
+            f, moved = self._of_moving(xs)
+            values, directions = jax.jvp(f, moved, list(map(jnp.asarray, v)))
+            return values, [directions[n] for n in self.floats]
+
+    def _push(self, xs: Arrays, residuals: PyTree, v: Arrays) -> list[jax.Array]:
         assert self.rule.push is not None
-        count = self.structure.num_leaves
-        directions: list[Any] = [None] * count
+        directions: list[Any] = [None] * len(xs)
         for n, a in zip(self.moving, v, strict=True):
             directions[n] = a
-        args, args_dot = (self.structure.unflatten(a) for a in (constants[:count], directions))
-        return self.float_leaves(self.rule.push(args, self.read_residuals(constants), args_dot))
+        return self._floats(
+            self.rule.push(self.structure.unflatten(xs), residuals, self.structure.unflatten(directions))
+        )
 
-    def transpose(self, constants: Arrays, y_bar: Arrays) -> list[jax.Array]:
-        bars = list(self.zeros)
-        for n, a in zip(self.floats, y_bar, strict=True):
-            bars[n] = a
-        result_bar = self.result_structure.unflatten(bars)
-        args_bar = self.rule.pull(self.read_residuals(constants), result_bar)
-        primals = constants[: self.structure.num_leaves]
-        found = _leaves_of_cotangents(args_bar, self.structure.unflatten(primals))
-        return [jnp.zeros_like(primals[n]) if found[n] is None else found[n] for n in self.moving]
+    # --- Reverse mode ---
 
-    def plain_apply(self, constants: Arrays, v: Arrays) -> list[jax.Array]:
-        f, primals = self.of_moving(constants)
-        return jax.jvp(f, primals, list(v))[1]
+    def split(self, xs: Arrays) -> tuple[list[jax.Array], list[jax.Array], LinearFunction]:
+        known = lax.stop_gradient(tuple(xs))
+        result, residuals = self.rule.forward(*self.structure.unflatten(known))
+        values = self._leaves(with_derivative_of(self.f, result, *xs))
+        constants, read = _without_repeats(xs, known, residuals)
+        count = len(xs)
 
-    def plain_transpose(self, constants: Arrays, y_bar: Arrays) -> list[jax.Array]:
-        f, primals = self.of_moving(constants)
-        return list(jax.vjp(f, *primals)[1](list(y_bar)))
+        def apply(constants: Arrays, v: Arrays) -> list[jax.Array]:
+            with self._with_settings():
+                return self._push(constants[:count], read(constants), v)
 
-    def of_moving(self, constants: Arrays) -> tuple[Callable[..., list[jax.Array]], list[Any]]:
+        def transpose(constants: Arrays, y_bar: Arrays) -> list[jax.Array]:
+            bars = list(self.zeros)
+            for n, a in zip(self.floats, y_bar, strict=True):
+                bars[n] = a
+            args_bar = self.rule.pull(read(constants), self.result(bars))
+            found = _leaves_of_cotangents(args_bar, self.structure.unflatten(constants[:count]))
+            return [jnp.zeros_like(constants[n]) if found[n] is None else found[n] for n in self.moving]
+
+        def plain(constants: Arrays, v: Arrays) -> list[jax.Array]:
+            return self.both(constants[:count], v)[1]
+
+        def plain_transpose(constants: Arrays, y_bar: Arrays) -> list[jax.Array]:
+            f, moved = self._of_moving(constants[:count])
+            g = lambda *moved: self._only_floats(f(*moved))  # noqa: E731
+            return list(jax.vjp(g, *moved)[1](list(y_bar)))
+
+        if self.rule.exact:
+            return values, constants, LinearFunction(apply, transpose)
+        return values, constants, LinearFunction(plain, transpose, plain, plain_transpose)
+
+    def _of_moving(self, xs: Arrays) -> tuple[Callable[..., list[jax.Array]], list[Any]]:
         """Return the plain function of the leaves that move, and these leaves."""
-        primals = list(constants[: self.structure.num_leaves])
 
         def f(*moved: jax.Array) -> list[jax.Array]:
-            args = list(primals)
+            leaves = list(xs)
             for n, a in zip(self.moving, moved, strict=True):
-                args[n] = a
-            return self.float_leaves(self.rule.plain(*self.structure.unflatten(args)))
+                leaves[n] = a
+            return self._leaves(self.rule.plain(*self.structure.unflatten(leaves)))
 
-        return f, [primals[n] for n in self.moving]
+        return f, [xs[n] for n in self.moving]
 
-    def float_leaves(self, result: PyTree) -> list[jax.Array]:
-        leaves = jax.tree.leaves(result)
+    def _floats(self, result: PyTree) -> list[jax.Array]:
+        return self._only_floats(jax.tree.leaves(result))
+
+    def _only_floats(self, leaves: list[Any]) -> list[Any]:
         return [leaves[n] for n in self.floats]
+
+
+def _without_repeats(xs: Arrays, known: Arrays, residuals: PyTree) -> tuple[list[Any], Callable[[Arrays], PyTree]]:
+    """Return `xs` and those residuals that are not among them, and a function that reads the residuals."""
+    arrays, structure = jax.tree.flatten(residuals)
+    places = {id(a): n for n, a in enumerate(known)}
+    constants, at = list(xs), []
+    for a in arrays:
+        if id(a) not in places:
+            places[id(a)] = len(constants)
+            constants.append(lax.stop_gradient(a))
+        at.append(places[id(a)])
+    return constants, lambda constants: structure.unflatten([constants[n] for n in at])
 
 
 def _leaves_of_cotangents(args_bar: PyTree, args: PyTree) -> list[Any]:

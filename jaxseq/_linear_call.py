@@ -40,7 +40,6 @@ class LinearFunction(NamedTuple):
 
 def linear_call(maps: LinearFunction, constants: Arrays, v: Arrays, types: Sequence[Any]) -> Sequence[jax.Array]:
     """Return L v, arrays of these types (`jax.typeof`)."""
-    maps = maps._replace(apply=_with_settings(maps.apply))
     return _primitive().bind(*constants, *v, maps=maps, count=len(constants), types=tuple(types))
 
 
@@ -55,21 +54,9 @@ def _primitive() -> Any:
     primitive.def_abstract_eval(lambda *operands, maps, count, types: list(types))
     mlir.register_lowering(primitive, mlir.lower_fun(_apply, multiple_results=True))
     ad.primitive_jvps[primitive] = _jvp
-    ad.primitive_transposes[primitive] = _transpose
+    ad.primitive_transposes[primitive] = transpose
     batching.fancy_primitive_batchers[primitive] = _batch
     return primitive
-
-
-def _with_settings(f: Linear) -> Linear:
-    """Return f, with the settings of now wherever it is traced: JAX compiles a program after it has left them."""
-    settings: Any = jax.config
-    x64, precision = settings.jax_enable_x64, settings.jax_default_matmul_precision
-
-    def run(constants: Arrays, v: Arrays) -> Sequence[jax.Array]:
-        with jax.enable_x64(x64), jax.default_matmul_precision(precision):
-            return f(constants, v)
-
-    return run
 
 
 def _apply(*operands: AnyArray, maps: LinearFunction, count: int, types: Sequence[ShapedArray]) -> Sequence[jax.Array]:
@@ -100,7 +87,7 @@ def _jvp(
     return out, total
 
 
-def _transpose(
+def transpose(
     cotangents: Sequence[Any], *operands: Any, maps: LinearFunction, count: int, types: Sequence[ShapedArray]
 ) -> list[Any]:
     constants, v = operands[:count], operands[count:]
@@ -124,32 +111,45 @@ def _batch(
     count: int,
     types: Sequence[ShapedArray],
 ) -> tuple[Sequence[jax.Array], Sequence[int | None]]:
-    """Map over the constants and v. A v that is not mapped receives the sum of the cotangents."""
-    from jax.extend.core import unmapped_aval  # noqa: PLC0415
-
     if all(dim is None for dim in dims):
         return linear_call(maps, operands[:count], operands[count:], types), [None] * len(types)
-    of_constants, of_v = list(dims[:count]), list(dims[count:])
-    over = partial(jax.vmap, axis_name=axis.name, axis_size=axis.size, spmd_axis_name=axis.spmd_name)
+    found = mapped(maps, axis, list(dims[:count]), list(dims[count:]))
+    return linear_call(found, operands[:count], operands[count:], [typed(axis, t) for t in types]), [0] * len(types)
+
+
+def mapped(
+    maps: LinearFunction, axis: MappedAxis, of_constants: list[int | None], of_v: list[int | None]
+) -> LinearFunction:
+    """Map over these axes of the constants and of v. A v that is not mapped receives the sum of the cotangents."""
 
     def of_map(f: Linear) -> Linear:
-        mapped = over(lambda constants, v: list(f(constants, v)), (of_constants, of_v))
-        return lambda constants, v: mapped(list(constants), list(v))
+        run = vmapped(axis, lambda constants, v: list(f(constants, v)), in_axes=(of_constants, of_v))
+        return lambda constants, v: run(list(constants), list(v))
 
     def of_transpose(f: Linear) -> Linear:
-        mapped = over(lambda constants, y_bar: list(f(constants, y_bar)), (of_constants, 0))
+        run = vmapped(axis, lambda constants, y_bar: list(f(constants, y_bar)), in_axes=(of_constants, 0))
 
-        def run(constants: Arrays, y_bar: Arrays) -> list[jax.Array]:
-            pairs = zip(mapped(list(constants), list(y_bar)), of_v, strict=True)
+        def summed(constants: Arrays, y_bar: Arrays) -> list[jax.Array]:
+            pairs = zip(run(list(constants), list(y_bar)), of_v, strict=True)
             return [jnp.sum(a, 0) if dim is None else jnp.moveaxis(a, 0, dim) for a, dim in pairs]
 
-        return run
+        return summed
 
-    found = LinearFunction(
+    return LinearFunction(
         of_map(maps.apply),
         of_transpose(maps.transpose),
         maps.plain and of_map(maps.plain),
         maps.plain_transpose and of_transpose(maps.plain_transpose),
     )
-    new = [unmapped_aval(axis.size, 0, t, axis.explicit_mesh_axis) for t in types]
-    return linear_call(found, operands[:count], operands[count:], new), [0] * len(types)
+
+
+def vmapped(axis: MappedAxis, f: Callable[..., Any], **axes: Any) -> Callable[..., Any]:
+    """Return `jax.vmap` of f over the axis that JAX passes to a batching rule."""
+    return jax.vmap(f, axis_name=axis.name, axis_size=axis.size, spmd_axis_name=axis.spmd_name, **axes)
+
+
+def typed(axis: MappedAxis, t: Any) -> Any:
+    """Return the type of an array with the mapped axis first."""
+    from jax.extend.core import unmapped_aval  # noqa: PLC0415
+
+    return unmapped_aval(axis.size, 0, t, axis.explicit_mesh_axis)

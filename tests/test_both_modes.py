@@ -73,6 +73,7 @@ COMPOSITIONS = {
     "hessian": lambda f, p, x: jax.hessian(f, 1)(p, x),
     "forward over reverse": lambda f, p, x: jax.jvp(jax.grad(f), (p, x), (p, x)),
     "reverse over forward": lambda f, p, x: jax.grad(lambda p: jax.jvp(f, (p, x), (p, x))[1])(p),
+    "reverse over linearize": lambda f, p, x: jax.grad(lambda p: jax.linearize(f, p, x)[1](p, x))(p),
     "reverse over reverse": lambda f, p, x: jax.grad(lambda x: jnp.sum(jax.grad(f, 1)(p, x) ** 2))(x),
     "vmap of grad": lambda f, p, x: jax.vmap(jax.grad(f), (None, 0))(p, jnp.stack([x, 2 * x])),
     "vmap of jvp": lambda f, p, x: jax.vmap(lambda t: jax.jvp(lambda x: f(p, x), (x,), (t,)))(jnp.stack([x, 2 * x])),
@@ -91,7 +92,7 @@ COMPOSITIONS = {
 
 
 FIRST = (
-    *("grad", "jvp", "jacfwd", "hessian", "reverse over forward"),
+    *("grad", "jvp", "jacfwd", "hessian", "reverse over linearize"),
     *("grad of vmap", "remat with a policy", "jvp of while"),
 )
 
@@ -143,6 +144,38 @@ def test_each_mode_takes_its_own_rule():
     np.testing.assert_allclose(jax.linear_transpose(jax.linearize(f, x)[1], x)(1.0)[0], 2 * jnp.cos(x))
     batch = jnp.array([0.1, 0.2])
     np.testing.assert_allclose(jax.vmap(jax.grad(f))(batch), 2 * jnp.cos(batch))
+
+
+@pytest.mark.parametrize("way", ["jit", "scan", "cond", "remat", "remat, all stored", "remat of scan", "vmap"])
+def test_reverse_mode_takes_the_pullback_in_every_transformation(way):
+    """It is wrong on purpose by a factor of two: where the tangents are unknown only after the rule has run."""
+    f = jaxseq.both_modes(doubled, jnp.sin)
+    in_scan = lambda x: lax.scan(lambda c, _: (c, f(c)), x, length=3)[1].sum() / 3  # noqa: E731
+    g = {
+        "jit": jax.jit(f),
+        "scan": in_scan,
+        "cond": lambda x: lax.cond(x > 0, f, lambda x: x, x),
+        "remat": jax.checkpoint(lambda x: f(x) + 0 * f(2 * x)),
+        "remat, all stored": jax.checkpoint(f, policy=jax.checkpoint_policies.everything_saveable),
+        "remat of scan": jax.checkpoint(in_scan),
+        "vmap": lambda x: jax.vmap(jax.jit(f))(jnp.stack([x, x])).mean(),
+    }[way]
+    x = jnp.float64(0.5)
+    np.testing.assert_allclose(jax.grad(g)(x), 2 * jnp.cos(x))
+    np.testing.assert_allclose(jax.jit(jax.grad(g))(x), 2 * jnp.cos(x))
+    np.testing.assert_allclose(jax.jvp(g, (x,), (1.0,))[1], jnp.cos(x))
+
+
+def test_a_policy_of_remat_that_stores_convolutions():
+    """A layer in `lax.scan` is convolved once in the forward pass, and not again in the backward pass."""
+    x, kernels = jnp.ones((2, 8, 16)), jnp.ones((3, 3, 16, 16))
+
+    def count(policy):
+        layer = jax.checkpoint(lambda w, x: jnp.tanh(jaxseq.conv(x, w, padding="SAME")), policy=policy)
+        loss = lambda kernels: jnp.sum(lax.scan(lambda x, w: (layer(w, x), None), x, kernels)[0])  # noqa: E731
+        return jax.jit(jax.grad(loss)).lower(kernels).compile().as_text().count(" convolution(")
+
+    assert count(jax.checkpoint_policies.dots_saveable) == count(None) - 1
 
 
 @jax.custom_vjp

@@ -88,7 +88,7 @@ def test_reverse_mode_runs_one_pass_in_each_direction(key):
     total = lambda *args: sum(jnp.sum(a) for a in jax.tree.leaves(jaxseq.lstm(*args)))  # noqa: E731
     assert [e.params["reverse"] for e in scans(jax.grad(total), params, carry, xs)] == [False, False, True]
     run = jax.jit(lambda *args: jax.jvp(jaxseq.lstm, args, args)).lower(params, carry, xs).compile()
-    assert run.as_text().count(" while(") == 2  # the values, and the tangents with the values that they need
+    assert run.as_text().count(" while(") == 1  # of values and tangents
 
 
 def test_a_tangent_of_a_convolution_is_two_convolutions():
@@ -109,7 +109,7 @@ def test_a_tangent_has_the_settings_of_its_call(key):
             return jax.jvp(lambda p: jaxseq.lstm(p, None, xs)[1], (params,), (params,))
 
     products = [line for line in jax.jit(f).lower(params).as_text().splitlines() if "dot_general" in line]
-    assert len(products) == 7
+    assert len(products) == 5
     assert all("HIGHEST" in line for line in products)
 
 

@@ -6,12 +6,13 @@ any depth (inside jit, scan, cond, remat), and runs the edited copy in place of 
 functions, and the original function does not change.
 
 A function of `jaxseq.both_modes` is a `custom_jvp_call` named `in_both_modes`. It calls its custom_vjp function on
-constants, and its rule has one `linear_call` equation, whose transpose is the pullback.
+constants, and its rule has one `tangent_call` equation. The linear map of its `op` has the pullback as transpose.
 
 Only this file depends on the internal format of jaxprs (JAX 0.10 to 0.12).
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -142,6 +143,21 @@ def watched(f: TreeFunction, see: Callable[[Call], None]) -> TreeFunction:
     return _rewritten(f, edit, unwrapped=True)
 
 
+@dataclass(frozen=True, eq=False)
+class _Changed:
+    """The operation of a `tangent_call`, with another pullback."""
+
+    op: Any
+    change: Callable[[TreeFunction], TreeFunction]
+
+    def both(self, *args: PyTree) -> PyTree:
+        return self.op.both(*args)
+
+    def split(self, xs: Sequence[ArrayLike]) -> PyTree:
+        values, constants, linear = self.op.split(xs)
+        return values, constants, linear._replace(transpose=self.change(linear.transpose))
+
+
 # --- Jaxprs ---
 
 
@@ -227,10 +243,9 @@ def _with_transpose(eqn: core.JaxprEqn, change: Callable[[TreeFunction], TreeFun
         return eqn
 
     def changed(inner: core.JaxprEqn) -> core.JaxprEqn:
-        if inner.primitive.name != "linear_call":
+        if inner.primitive.name != "tangent_call":
             return inner
-        maps = inner.params["maps"]
-        return _with(inner, maps=maps._replace(transpose=change(maps.transpose)))
+        return _with(inner, op=_Changed(inner.params["op"], change))
 
     thunk = eqn.params["jvp_jaxpr_fun"]
 

@@ -160,6 +160,17 @@ ENGINE = (
         "total = list(map(jnp.add, total, added))",
         "del added",
         ("tests/test_both_modes.py",),
+        "composition",
+    ),
+    Mutant(
+        "both-modes-values-under-remat",
+        "forward mode",
+        "`jax.checkpoint` computes values again although its policy stores them",
+        "jaxseq/_tangent_call.py",
+        "if not _stores_values(saveable, of_values):",
+        "if True:",
+        ("tests/test_both_modes.py",),
+        "policy",
     ),
     Mutant(
         "conv-tangent-of-the-kernel",

@@ -306,7 +306,7 @@ def test_the_pages_show_what_was_measured(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "functions", "depth"), [("lstm", 110, 14), ("conv", 60, 14), ("conv(groups=4)", 60, 16)]
+    ("name", "functions", "depth"), [("lstm", 132, 18), ("conv", 75, 16), ("conv(groups=4)", 80, 20)]
 )
 def test_a_call_on_one_device_runs_few_functions_and_none_for_devices(name, functions, depth):
     code = (

@@ -60,7 +60,8 @@ def _primitive() -> Any:
 
 
 def _apply(*operands: AnyArray, maps: LinearFunction, count: int, types: Sequence[ShapedArray]) -> Sequence[jax.Array]:
-    return maps.apply(operands[:count], list(map(jnp.asarray, operands[count:])))
+    arrays = list(map(jnp.asarray, operands))  # not Python scalars
+    return maps.apply(arrays[:count], arrays[count:])
 
 
 def _jvp(

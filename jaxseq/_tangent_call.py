@@ -76,7 +76,8 @@ def _primitive() -> Any:
 
 
 def _both(*operands: Any, op: Operation, count: int, values: int, types: Types) -> Outputs:
-    found, tangents = op.both(operands[:count], operands[count:])
+    arrays = list(map(jnp.asarray, operands))  # not Python scalars
+    found, tangents = op.both(arrays[:count], arrays[count:])
     return [*found, *tangents]
 
 
@@ -107,7 +108,7 @@ def _jvp(
 def _transpose(
     cotangents: Sequence[Any], *operands: Any, op: Operation, count: int, values: int, types: Types
 ) -> list[Any]:
-    _, constants, linear = op.split(operands[:count])
+    _, constants, linear = op.split(list(map(jnp.asarray, operands[:count])))
     args = *constants, *operands[count:]
     found = _linear_call.transpose(cotangents[values:], *args, maps=linear, count=len(constants), types=types[values:])
     return [None] * count + found[len(constants) :]
@@ -181,7 +182,7 @@ def _partial_eval(trace: Any, *tracers: Any, op: Operation, count: int, values: 
     if known != [True, False]:
         params = {"op": op, "count": count, "values": values, "types": types}
         return trace.default_process_primitive(_primitive(), tracers, params)
-    found, constants, linear = op.split([t.pval.get_known() for t in xs])
+    found, constants, linear = op.split([jnp.asarray(t.pval.get_known()) for t in xs])
     with set_current_trace(trace):
         return [*found, *linear_call(linear, constants, v, types[values:])]
 

@@ -23,7 +23,7 @@ Second derivatives are those of f for y, and for L t and L^T ȳ JAX's own deriva
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial, wraps
 from typing import Any, NamedTuple
 
@@ -31,6 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import PyTree
 
@@ -49,7 +50,8 @@ class Rule(NamedTuple):
     `hand` is the `jax.custom_vjp`, and `forward` and `pull` are the two functions of its rule. `push` maps
     (x, residuals, tangents) to the tangent of the result, where tangents that are zero are None; without it, JAX
     differentiates `plain`. Where `exact`, JAX differentiates `push` and `pull` for second derivatives, else `plain`.
-    With `linearity`, the function can be transposed.
+    With `linearity`, the function can be transposed. `check` is called with the arguments where the function is
+    differentiated. `parts` are functions of a user that may close over traced arrays.
     """
 
     hand: Function
@@ -59,6 +61,8 @@ class Rule(NamedTuple):
     push: Function | None = None
     exact: bool = False
     linearity: Linearity | None = None
+    check: Function | None = None
+    parts: tuple[Any, ...] = ()
 
 
 def both_modes(
@@ -74,7 +78,8 @@ def both_modes(
     Second derivatives are those of `plain`.
 
     Both functions have to compute the same values, and the pullback has to be the transpose of the derivative: check
-    that with `jaxseq.testing.check_jvp`.
+    that with `jaxseq.testing.check_jvp`. Pass all traced arrays as positional arguments: if a function closes over
+    one, there is no forward mode.
 
     Args:
         hand: a function of pytrees of arrays with a `jax.custom_vjp`.
@@ -135,7 +140,6 @@ def rule_of(hand: Function, plain: Function) -> Rule:
 
     def forward(*args: PyTree) -> tuple[PyTree, list[Any]]:
         result, pullback = jax.vjp(hand, *args)
-        _check_same(result, jax.eval_shape(plain, *args))
         residuals, structure = jax.tree.flatten(pullback)
         structures.append(structure)
         return result, residuals
@@ -143,11 +147,18 @@ def rule_of(hand: Function, plain: Function) -> Rule:
     def pull(residuals: list[Any], result_bar: PyTree) -> tuple[PyTree, ...]:
         return structures[-1].unflatten(residuals)(result_bar)
 
-    return Rule(hand, forward, pull, plain)
+    check = lambda *args: _check_same(*(jax.eval_shape(f, *args) for f in (hand, plain)))  # noqa: E731
+    return Rule(hand, forward, pull, plain, check=check, parts=(hand, plain))
 
 
 def call_in_both_modes(rule: Rule, *args: PyTree) -> PyTree:
-    """Return `rule.hand(*args)`, with the derivatives of the rule."""
+    """Return `rule.hand(*args)`, with the derivatives of the rule.
+
+    If a part of it closes over a traced array, it stays a `jax.custom_vjp`, without forward mode: the operations are
+    evaluated where the array may not exist, and their derivatives with respect to it would be zero.
+    """
+    if any(closes_over_traced(part, set()) for part in rule.parts):
+        return rule.hand(*args)
     leaves, structure = jax.tree.flatten(args)
     leaves = [jnp.asarray(a) for a in leaves]
 
@@ -164,6 +175,8 @@ def call_in_both_modes(rule: Rule, *args: PyTree) -> PyTree:
     @partial(in_both_modes.defjvp, symbolic_zeros=True)
     def jvp(primals: tuple[jax.Array, ...], tangents: tuple[Any, ...]) -> tuple[PyTree, PyTree]:
         moving = tuple(n for n, t in enumerate(tangents) if not isinstance(t, SymbolicZero))
+        if rule.check is not None:
+            rule.check(*structure.unflatten(lax.stop_gradient(primals)))
         op = _Operation(rule, in_both_modes, structure, moving)
         values, directions = tangent_call(op, primals, [tangents[n] for n in moving], op.types_of_values(primals))
         all_directions: list[Any] = [SymbolicZero(jax.typeof(a).to_tangent_aval()) for a in values]
@@ -304,6 +317,24 @@ def _leaves_of_cotangents(args_bar: PyTree, args: PyTree) -> list[Any]:
 
     jax.tree.map(collect, args_bar, args, is_leaf=is_none)
     return found
+
+
+def closes_over_traced(f: Any, seen: set[int]) -> bool:
+    """Return whether a function, or one that it is made of, closes over a traced array."""
+    if id(f) in seen:
+        return False
+    seen.add(id(f))
+    if isinstance(f, jax.custom_vjp):
+        parts: list[Any] = [f.fun, f.fwd, f.bwd]
+    elif isinstance(f, partial):
+        parts = [f.func, f.args, f.keywords]
+    else:
+        parts = [getattr(f, "__wrapped__", None)]
+        for cell in getattr(f, "__closure__", None) or ():
+            with suppress(ValueError):  # a name that has no value yet
+                parts.append(cell.cell_contents)
+    leaves = jax.tree.leaves(parts)
+    return any(isinstance(a, Tracer) or (callable(a) and closes_over_traced(a, seen)) for a in leaves)
 
 
 def is_float(a: Any) -> bool:

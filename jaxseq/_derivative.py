@@ -94,7 +94,7 @@ def _jvp(
 
 
 def _transpose(*_: object, **__: object) -> NoReturn:
-    raise TypeError("jax.linear_transpose: expected a linear function; jaxseq's recurrences are not linear")
+    raise TypeError("jax.linear_transpose: jaxseq's recurrences are not linear; for their pullbacks, use jax.vjp")
 
 
 def _batch(

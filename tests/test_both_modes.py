@@ -223,3 +223,49 @@ def test_errors():
     other = jaxseq.both_modes(doubled, lambda x: x.astype(jnp.float32))
     with pytest.raises(TypeError, match=r"`plain`: expected the result of `hand`, float64\[\], got float32\[\]"):
         jax.grad(other)(jnp.float64(1.0))
+
+
+# --- Functions that close over traced arrays, and those that do not compute the same ---
+
+
+def scaled(a):
+    """Return sin(a x) with both modes; its two functions close over a."""
+    plain = lambda x: jnp.sin(a * x)  # noqa: E731
+    f = jax.custom_vjp(plain)
+    f.defvjp(lambda x: (plain(x), x), lambda x, y_bar: (y_bar * a * jnp.cos(a * x),))
+    return jaxseq.both_modes(f, plain)
+
+
+def test_a_function_that_closes_over_a_traced_array():
+    """It has its gradient, whose derivative with respect to the array is right, and no forward mode."""
+    x, slope = jnp.float64(0.3), lambda a: jax.grad(scaled(a))(0.3)
+    expected = jnp.cos(2 * x) - 2 * x * jnp.sin(2 * x)
+    for derivative in (jax.grad(slope), jax.jit(jax.grad(slope)), jax.grad(jax.jit(slope))):
+        np.testing.assert_allclose(derivative(2.0), expected, rtol=1e-12)
+    tangent = lambda a: jax.jvp(scaled(a), (x,), (x,))[1]  # noqa: E731
+    np.testing.assert_allclose(tangent(2.0), 2 * x * jnp.cos(2 * x))
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jit(tangent)(2.0)
+
+
+def test_a_cell_that_closes_over_a_traced_array(key):
+    params, carry, xs = arguments("rnn", "plain", key)
+
+    def slope(a, module):
+        cell = jaxseq.Cell("scaled", gates="h", step=lambda g, h: jnp.tanh(a * g[0]), params=jaxseq.RNNParams)
+        total = lambda xs: jnp.sum(jnp.sin(module.recurrence(cell, params, carry, xs)[1]))  # noqa: E731
+        return jnp.sum(jnp.sin(jax.grad(total)(xs)))
+
+    found, expected = (jax.jit(jax.grad(partial(slope, module=m)))(0.7) for m in (jaxseq, jaxseq.reference))
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [lambda y: y[:1], lambda y: y.astype(jnp.float32), lambda y: (y,), lambda y: {"y": y}],
+    ids=["shape", "dtype", "tuple", "dict"],
+)
+def test_a_plain_function_with_another_result_is_an_error_in_forward_mode(other):
+    f, x = jaxseq.both_modes(doubled, lambda x: other(jnp.sin(x))), jnp.ones(3)
+    with pytest.raises(TypeError, match="`plain`: expected the result of `hand`"):
+        jax.jvp(f, (x,), (x,))

@@ -79,6 +79,15 @@ def test_narrow_dtypes(dtype, key):
         assert error < (2e-6 if dtype == jnp.float32 else 0.02)
 
 
+def test_truncation_without_jit(key):
+    """Windows of equal length are scanned without an empty rest."""
+    params, carry, xs = arguments("rnn", "plain", key, length=4)
+    f = lambda module: jax.jvp(lambda xs: module.rnn(params, carry, xs, truncation=2)[1], (xs,), (xs,))  # noqa: E731
+    with jax.disable_jit():
+        found = f(jaxseq)
+    assert_close(found, f(jaxseq.reference), relative=1e-12)
+
+
 # --- The work of both modes ---
 
 

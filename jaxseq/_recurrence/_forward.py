@@ -80,20 +80,25 @@ def forward_without_residuals(cell: Cell, options: Options, inputs: Inputs) -> t
     if k1 == count:
         s, ys = run(inputs.carry, (xs, masks))
     else:
-        # Padding before and behind makes all windows equally long. The carry does not change in it.
+        # Copies of the first and the last step before and behind make all windows equally long. They are padding: the
+        # carry does not change in them.
         before, windows = k2 - k1, -(-count // k1)
-        pad = lambda a: jnp.pad(a, [(before, windows * k1 - count)] + [(0, 0)] * (a.ndim - 1))  # noqa: E731
-        spans = jnp.arange(windows)[:, None] * k1 + jnp.arange(k2)[None]
+        spans = jnp.arange(windows)[:, None] * k1 + jnp.arange(k2)[None] - before
         if masks.valid is None:
             batch = xs.shape[: xs.ndim - 1 - cell.input.dimensions(inputs.weights.w_x)]
             masks = masks._replace(valid=jnp.ones(batch, bool))
-        in_windows = jax.tree.map(lambda a: pad(a)[spans], (xs, masks))
+        known = jnp.clip(spans, 0, count - 1)
+        xs_in_windows, masks_in_windows = jax.tree.map(lambda a: a[known], (xs, masks))
+        valid = _time.zero_padding(spans == known, masks_in_windows.valid)
+        in_windows = xs_in_windows, masks_in_windows._replace(valid=valid)
 
         def window(s: State, at: tuple[jax.Array, tuple[jax.Array, Masks]]) -> tuple[State, PyTree]:
             is_cut, steps = at
             s = jax.tree.map(lambda a: jnp.where(is_cut, lax.stop_gradient(a), a), s)
             early, late = (jax.tree.map(lambda a, p=p: a[p], steps) for p in (slice(k1), slice(k1, None)))
             s, ys = run(s, early)
+            if not before:
+                return s, (s, ys)
             end, more = run(s, late)
             return s, (end, jax.tree.map(lambda a, b: jnp.concatenate([a, b])[before:], ys, more))
 

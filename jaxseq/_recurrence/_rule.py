@@ -48,4 +48,5 @@ def _plain(cell: Cell, options: Options, inputs: Inputs) -> PyTree:
 def rule(cell: Cell, options: Options, inputs: Inputs) -> PyTree:
     """Return (s_T, ys), or with `return_states` (states, ys)."""
     hand, forward, pull, plain = (partial(f, cell, options) for f in (_recurrence, _fwd, _bwd, _plain))
-    return call_in_both_modes(Rule(hand, forward, pull, plain), inputs)
+    rule = Rule(hand, forward, pull, plain, parts=(cell.step, cell.pullback, cell.replay))
+    return call_in_both_modes(rule, inputs)

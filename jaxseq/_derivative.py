@@ -90,7 +90,8 @@ def _jvp(
             known[n] = arg
         return like(*known)
 
-    return out, jax.jvp(of_moving, [args[n] for n in moving], [directions[n] for n in moving])[1]
+    # The values too: where the first ones are not needed, as in a Hessian, they are then not computed.
+    return jax.jvp(of_moving, [args[n] for n in moving], [directions[n] for n in moving])
 
 
 def _transpose(*_: object, **__: object) -> NoReturn:

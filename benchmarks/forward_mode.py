@@ -16,12 +16,13 @@ import jax.numpy as jnp
 import jaxseq
 from benchmarks import harness
 from benchmarks.harness import Candidate, Problem
-from benchmarks.recurrence import Size
+from benchmarks.recurrence import Size, like
 from jaxseq import reference
 from jaxseq._init import normal
 
 SIZES = (Size(16, 128, 64, 64), Size(64, 128, 256, 256), Size(1, 1024, 64, 64))
 TINY = Size(2, 5, 3, 4)
+KEY = jax.random.key(2)  # of the tangents
 OPTIONS: tuple[dict[str, Any], ...] = ({}, {"truncation": 32})
 
 CONVOLUTIONS: dict[str, tuple[str, tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
@@ -59,13 +60,6 @@ def recurrent(name: str, size: Size) -> tuple[Any, jax.Array]:
     return params, normal(jax.random.key(1), (T, B, D))
 
 
-def like(tree: Any) -> Any:
-    """Return random arrays like those of a tree."""
-    leaves, structure = jax.tree.flatten(tree)
-    keys = jax.random.split(jax.random.key(2), len(leaves))
-    return structure.unflatten([normal(k, a.shape) for k, a in zip(keys, leaves, strict=True)])
-
-
 def compared(title: str, make: Callable[[Any], Any], name: str, args: tuple[Any, ...]) -> Problem:
     candidates = [Candidate(n, make(getattr(m, name)), args) for n, m in (("jaxseq", jaxseq), ("reference", reference))]
     return Problem(title, "reference", candidates, tolerance=2e-3)
@@ -78,13 +72,15 @@ def problems(quick: bool) -> Iterator[Problem]:
             params, xs = recurrent(name, size)
             for options in OPTIONS[: 2 if name == "lstm" else 1]:
                 title = ", ".join([f"jvp, {name}, {where}", *(f"{k}={v}" for k, v in options.items())])
-                yield compared(title, partial(tangent_of_sequence, options), name, (like((params, xs)), params, xs))
+                yield compared(
+                    title, partial(tangent_of_sequence, options), name, (like(KEY, (params, xs)), params, xs)
+                )
         params, xs = recurrent("lstm", size)
-        yield compared(f"Gauss-Newton, lstm, {where}", gauss_newton, "lstm", (like(params), params, xs))
+        yield compared(f"Gauss-Newton, lstm, {where}", gauss_newton, "lstm", (like(KEY, params), params, xs))
     for title, (name, x_shape, kernel_shape, options) in list(CONVOLUTIONS.items())[: 1 if quick else None]:
         x, kernel = normal(jax.random.key(0), x_shape), normal(jax.random.key(1), kernel_shape)
         run = lambda f, options=options: with_tangent(partial(f, **options))  # noqa: E731
-        yield compared(f"jvp, {title}", run, name, (like((x, kernel)), x, kernel))
+        yield compared(f"jvp, {title}", run, name, (like(KEY, (x, kernel)), x, kernel))
 
 
 def main(argv: Any = None) -> None:

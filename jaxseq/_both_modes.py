@@ -36,7 +36,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import PyTree
 
 from jaxseq import _checks
-from jaxseq._derivative import with_derivative_of
+from jaxseq._derivative import call_with, with_derivative_of
 from jaxseq._linear_call import Arrays, LinearFunction
 from jaxseq._linear_transpose import Linearity, transposable
 from jaxseq._tangent_call import tangent_call
@@ -278,14 +278,8 @@ class _Operation:
 
     def _of_moving(self, xs: Arrays) -> tuple[Callable[..., list[jax.Array]], list[Any]]:
         """Return the plain function of the leaves that move, and these leaves."""
-
-        def f(*moved: jax.Array) -> list[jax.Array]:
-            leaves = list(xs)
-            for n, a in zip(self.moving, moved, strict=True):
-                leaves[n] = a
-            return self._leaves(self.rule.plain(*self.structure.unflatten(leaves)))
-
-        return f, [xs[n] for n in self.moving]
+        plain = lambda *xs: self._leaves(self.rule.plain(*self.structure.unflatten(xs)))  # noqa: E731
+        return partial(call_with, plain, self.moving, xs), [xs[n] for n in self.moving]
 
     def _floats(self, result: PyTree) -> list[jax.Array]:
         return self._only_floats(jax.tree.leaves(result))

@@ -8,7 +8,7 @@ on the values, and its derivative is traced only when it is needed.
 """
 
 from collections.abc import Callable, Hashable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any, NoReturn, Protocol, TypeVar, runtime_checkable
 
 import jax
@@ -53,6 +53,19 @@ def with_derivative_of(like: Callable[..., PyTree], values: Tree, *args: PyTree)
     return jax.tree.unflatten(structure, leaves)
 
 
+def call_with(f: Callable[..., Any], places: Sequence[int], arrays: Sequence[Any], *changed: Any) -> Any:
+    """Return f(*arrays) with the arrays at these places changed."""
+    known = list(arrays)
+    for n, a in zip(places, changed, strict=True):
+        known[n] = a
+    return f(*known)
+
+
+def vmapped(axis: MappedAxis, f: Callable[..., Any], **axes: Any) -> Callable[..., Any]:
+    """Return `jax.vmap` of f over the axis that JAX passes to a batching rule."""
+    return jax.vmap(f, axis_name=axis.name, axis_size=axis.size, spmd_axis_name=axis.spmd_name, **axes)
+
+
 @cache
 def _primitive() -> Any:
     """Return the primitive (*values, *args) -> values. It is made at its first use: `jax.extend` is slow to import."""
@@ -84,12 +97,7 @@ def _jvp(
     if not moving:
         return out, [jnp.zeros_like(a) for a in out]
 
-    def of_moving(*moved: jax.Array) -> Sequence[jax.Array]:
-        known = list(args)
-        for n, arg in zip(moving, moved, strict=True):
-            known[n] = arg
-        return like(*known)
-
+    of_moving = partial(call_with, like, moving, args)
     # The values too: where the first ones are not needed, as in a Hessian, they are then not computed.
     return jax.jvp(of_moving, [args[n] for n in moving], [directions[n] for n in moving])
 
@@ -108,7 +116,7 @@ def _batch(
         for a, dim in zip(operands[:count], dims[:count], strict=True)
     ]
     in_axes = tuple(dims[count:])
-    mapped = jax.vmap(like, in_axes, axis_name=axis.name, axis_size=axis.size, spmd_axis_name=axis.spmd_name)
+    mapped = vmapped(axis, like, in_axes=in_axes)
     return _primitive().bind(*values, *operands[count:], like=mapped, count=count), [0] * count
 
 

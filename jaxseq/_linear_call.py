@@ -15,7 +15,7 @@ from jax import lax
 from jax.core import ShapedArray
 from jax.interpreters import ad, batching, mlir
 
-from jaxseq._derivative import MappedAxis, with_derivative_of
+from jaxseq._derivative import MappedAxis, call_with, vmapped, with_derivative_of
 from jaxseq._types import AnyArray
 
 Arrays = Sequence[AnyArray]
@@ -76,13 +76,7 @@ def _jvp(
     if not all(isinstance(t, ad.Zero) for t in tangents[count:]):
         total = bind(*constants, *map(ad.instantiate_zeros, tangents[count:]))
     if moving:
-
-        def of_moving(*moved: AnyArray) -> Sequence[jax.Array]:
-            known = list(constants)
-            for n, a in zip(moving, moved, strict=True):
-                known[n] = a
-            return (maps.plain or maps.apply)(known, v)
-
+        of_moving = partial(call_with, lambda *known: (maps.plain or maps.apply)(known, v), moving, constants)
         added = jax.jvp(of_moving, [constants[n] for n in moving], [tangents[n] for n in moving])[1]
         total = list(map(jnp.add, total, added))
     return out, total
@@ -142,11 +136,6 @@ def mapped(
         maps.plain and of_map(maps.plain),
         maps.plain_transpose and of_transpose(maps.plain_transpose),
     )
-
-
-def vmapped(axis: MappedAxis, f: Callable[..., Any], **axes: Any) -> Callable[..., Any]:
-    """Return `jax.vmap` of f over the axis that JAX passes to a batching rule."""
-    return jax.vmap(f, axis_name=axis.name, axis_size=axis.size, spmd_axis_name=axis.spmd_name, **axes)
 
 
 def typed(axis: MappedAxis, t: Any) -> Any:

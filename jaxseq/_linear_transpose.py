@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jax.interpreters import ad, batching, mlir
 
-from jaxseq._derivative import MappedAxis
+from jaxseq._derivative import MappedAxis, call_with, vmapped
 from jaxseq._types import AnyArray
 
 Function = Callable[..., jax.Array]  # of arrays
@@ -68,16 +68,8 @@ def _jvp(
     primals: Sequence[AnyArray], tangents: Sequence[Any], *, program: Any, f: Function, linearity: Linearity
 ) -> tuple[jax.Array, jax.Array]:
     moving = [n for n, t in enumerate(tangents) if not isinstance(t, ad.Zero)]
-    of_moving = partial(_with, f, moving, primals)
+    of_moving = partial(call_with, f, moving, primals)
     return jax.jvp(of_moving, [primals[n] for n in moving], [tangents[n] for n in moving])
-
-
-def _with(f: Function, places: Sequence[int], arrays: Sequence[Any], *changed: AnyArray) -> jax.Array:
-    """Return f(*arrays) with the arrays at these places changed."""
-    known = list(arrays)
-    for n, a in zip(places, changed, strict=True):
-        known[n] = a
-    return f(*known)
 
 
 def _transpose(y_bar: Any, *arrays: Any, program: Any, f: Function, linearity: Linearity) -> list[jax.Array | None]:
@@ -92,7 +84,7 @@ def _transpose(y_bar: Any, *arrays: Any, program: Any, f: Function, linearity: L
     if isinstance(y_bar, ad.Zero):
         return [None] * len(arrays)
     zeros = [jnp.zeros_like(arrays[n].aval) for n in unknown]
-    found = iter(jax.vjp(partial(_with, f, unknown, arrays), *zeros)[1](y_bar))
+    found = iter(jax.vjp(partial(call_with, f, unknown, arrays), *zeros)[1](y_bar))
     return [next(found) if n in unknown else None for n in range(len(arrays))]
 
 
@@ -107,7 +99,6 @@ def _batch(
 ) -> tuple[jax.Array, int | None]:
     if all(dim is None for dim in dims):
         return _primitive().bind(*arrays, program=program, f=f, linearity=linearity), None
-    names = {"axis_name": axis.name, "axis_size": axis.size, "spmd_axis_name": axis.spmd_name}
-    over = partial(jax.vmap, in_axes=tuple(dims), **names)
-    value = partial(_run, program=program, f=f, linearity=linearity)
-    return _bind(linearity, over(value), over(f), arrays), 0
+    run = partial(_run, program=program, f=f, linearity=linearity)
+    value, with_rule = (vmapped(axis, g, in_axes=tuple(dims)) for g in (run, f))
+    return _bind(linearity, value, with_rule, arrays), 0

@@ -8,7 +8,7 @@ evaluation splits it if the tangents are unknown.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -17,8 +17,8 @@ from jax.core import ShapedArray
 from jax.interpreters import ad, batching, mlir, partial_eval
 
 from jaxseq import _linear_call
-from jaxseq._derivative import MappedAxis
-from jaxseq._linear_call import Arrays, LinearFunction, linear_call, typed, vmapped
+from jaxseq._derivative import MappedAxis, call_with, vmapped
+from jaxseq._linear_call import Arrays, LinearFunction, linear_call, typed
 
 Outputs = list[jax.Array]
 Types = Sequence[ShapedArray]
@@ -95,12 +95,7 @@ def _jvp(
         v = map(ad.instantiate_zeros, tangents[count:])
         return out, [*zeros[:values], *_primitive().bind(*primals[:count], *v, **params)[values:]]
 
-    def of_moving(*moved: Any) -> Outputs:
-        known = list(primals)
-        for n, a in zip(moving, moved, strict=True):
-            known[n] = a
-        return _both(*known, **params)
-
+    of_moving = partial(call_with, partial(_both, **params), moving, primals)
     found = jax.jvp(of_moving, [primals[n] for n in moving], [tangents[n] for n in moving])[1]
     return out, [zero if t.dtype == jax.dtypes.float0 else t for zero, t in zip(zeros, found, strict=True)]
 

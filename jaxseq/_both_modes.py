@@ -18,8 +18,10 @@ which are known, and the linear map, a second operation with two functions:
 JAX transposes it as a whole. So reverse mode runs the same forward and backward pass as the `jax.custom_vjp`, and
 forward mode the same pass as the plain function.
 
-Second derivatives are those of f for y, and for L t and L^T ȳ JAX's own derivatives of the plain function
-(`with_derivative_of`): the residuals have no derivative.
+Second derivatives are JAX's own, of the plain function: the residuals have no derivative. Where x is being
+differentiated when f is called, as in `jax.hessian`, JAX differentiates the plain function both times. Inside `jax.jit`
+or `lax.scan`, that is not known yet. There, the derivative of y is that of f, and the derivatives of L t and L^T ȳ are
+those of the plain function (`with_derivative_of`), which runs once more.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -48,9 +50,9 @@ class Rule(NamedTuple):
     """A function of pytrees of arrays, and its derivative in both modes.
 
     `hand` is the `jax.custom_vjp`, and `forward` and `pull` are the two functions of its rule. `push` maps
-    (x, residuals, tangents) to the tangent of the result, where tangents that are zero are None; without it, JAX
-    differentiates `plain`. Where `exact`, JAX differentiates `push` and `pull` for second derivatives, else `plain`.
-    With `linearity`, the function can be transposed. `check` is called with the arguments where the function is
+    (x, residuals, tangents) to the tangent of the result, where tangents that are zero are None. For second
+    derivatives, JAX differentiates `push` and `pull`. Without `push`, it differentiates `plain`, once or twice. With
+    `linearity`, the function can be transposed. `check` is called with the arguments where the function is
     differentiated. `parts` are functions of a user that may close over traced arrays.
     """
 
@@ -59,7 +61,6 @@ class Rule(NamedTuple):
     pull: Function
     plain: Function
     push: Function | None = None
-    exact: bool = False
     linearity: Linearity | None = None
     check: Function | None = None
     parts: tuple[Any, ...] = ()
@@ -178,7 +179,11 @@ def call_in_both_modes(rule: Rule, *args: PyTree) -> PyTree:
         if rule.check is not None:
             rule.check(*structure.unflatten(lax.stop_gradient(primals)))
         op = _Operation(rule, in_both_modes, structure, moving)
-        values, directions = tangent_call(op, primals, [tangents[n] for n in moving], op.types_of_values(primals))
+        v = [tangents[n] for n in moving]
+        if rule.push is None and any(map(_is_differentiated, primals)):
+            values, directions = op.both(primals, v)
+        else:
+            values, directions = tangent_call(op, primals, v, op.types_of_values(primals))
         all_directions: list[Any] = [SymbolicZero(jax.typeof(a).to_tangent_aval()) for a in values]
         for n, a in zip(op.floats, directions, strict=True):
             all_directions[n] = a
@@ -272,7 +277,7 @@ class _Operation:
             g = lambda *moved: self._only_floats(f(*moved))  # noqa: E731
             return list(jax.vjp(g, *moved)[1](list(y_bar)))
 
-        if self.rule.exact:
+        if self.rule.push is not None:
             return values, constants, LinearFunction(apply, transpose)
         return values, constants, LinearFunction(plain, transpose, plain, plain_transpose)
 
@@ -329,6 +334,11 @@ def closes_over_traced(f: Any, seen: set[int]) -> bool:
                 parts.append(cell.cell_contents)
     leaves = jax.tree.leaves(parts)
     return any(isinstance(a, Tracer) or (callable(a) and closes_over_traced(a, seen)) for a in leaves)
+
+
+def _is_differentiated(a: Any) -> bool:
+    """Return whether `a` belongs to an outer differentiation, which holds its value as another kind of array."""
+    return isinstance(a, Tracer) and type(lax.stop_gradient(a)) is not type(a)
 
 
 def is_float(a: Any) -> bool:

@@ -133,7 +133,7 @@ def _causal_conv_over_batch(precision: Any, from_zero: bool, geometry: Geometry,
     functions = (partial(f, form) for f in (_causal_conv, _fwd, _bwd, _causal_conv, _push))
     first, may_vary = ((1,), (0,)) if from_zero else ((0, 1), ())
     linearity = Linearity("causal_conv", first, (2,), () if bias is None else (3,), may_vary)
-    y: Any = call_in_both_modes(Rule(*functions, exact=True, linearity=linearity), carry, x, kernel, bias, resets)
+    y: Any = call_in_both_modes(Rule(*functions, linearity=linearity), carry, x, kernel, bias, resets)
     return _time.zero_padding(valid, y.reshape(*batch, *y.shape[1:]) if flat else y)
 
 

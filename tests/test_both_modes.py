@@ -71,9 +71,13 @@ COMPOSITIONS = {
     "jacfwd": lambda f, p, x: jax.jacfwd(f)(p, x),
     "jacrev": lambda f, p, x: jax.jacrev(f)(p, x),
     "hessian": lambda f, p, x: jax.hessian(f, 1)(p, x),
+    "hessian of a jitted function": lambda f, p, x: jax.hessian(jax.jit(f), 1)(p, x),
     "forward over reverse": lambda f, p, x: jax.jvp(jax.grad(f), (p, x), (p, x)),
     "reverse over forward": lambda f, p, x: jax.grad(lambda p: jax.jvp(f, (p, x), (p, x))[1])(p),
     "reverse over linearize": lambda f, p, x: jax.grad(lambda p: jax.linearize(f, p, x)[1](p, x))(p),
+    "reverse over linearize of a jitted function": lambda f, p, x: jax.grad(
+        lambda p: jax.linearize(jax.jit(f), p, x)[1](p, x)
+    )(p),
     "reverse over reverse": lambda f, p, x: jax.grad(lambda x: jnp.sum(jax.grad(f, 1)(p, x) ** 2))(x),
     "vmap of grad": lambda f, p, x: jax.vmap(jax.grad(f), (None, 0))(p, jnp.stack([x, 2 * x])),
     "vmap of jvp": lambda f, p, x: jax.vmap(lambda t: jax.jvp(lambda x: f(p, x), (x,), (t,)))(jnp.stack([x, 2 * x])),
@@ -92,8 +96,8 @@ COMPOSITIONS = {
 
 
 FIRST = (
-    *("grad", "jvp", "jacfwd", "hessian", "reverse over linearize"),
-    *("grad of vmap", "remat with a policy", "jvp of while"),
+    *("grad", "jvp", "jacfwd", "hessian", "hessian of a jitted function"),
+    *("reverse over linearize of a jitted function", "grad of vmap", "remat with a policy", "jvp of while"),
 )
 
 
@@ -146,11 +150,16 @@ def test_each_mode_takes_its_own_rule():
     np.testing.assert_allclose(jax.vmap(jax.grad(f))(batch), 2 * jnp.cos(batch))
 
 
-@pytest.mark.parametrize("way", ["jit", "scan", "cond", "remat", "remat, all stored", "remat of scan", "vmap"])
+WAYS = ("jit", "scan", "cond", "remat", "remat, all stored", "remat of scan", "vmap", "constant", "vmap, constant")
+
+
+@pytest.mark.parametrize("way", WAYS)
 def test_reverse_mode_takes_the_pullback_in_every_transformation(way):
     """It is wrong on purpose by a factor of two: where the tangents are unknown only after the rule has run."""
     f = jaxseq.both_modes(doubled, jnp.sin)
     in_scan = lambda x: lax.scan(lambda c, _: (c, f(c)), x, length=3)[1].sum() / 3  # noqa: E731
+    of_two = jaxseq.both_modes(lambda x, y: doubled(x) + 0 * y, lambda x, y: jnp.sin(x) + 0 * y)
+    constant = jnp.zeros(3)
     g = {
         "jit": jax.jit(f),
         "scan": in_scan,
@@ -159,6 +168,8 @@ def test_reverse_mode_takes_the_pullback_in_every_transformation(way):
         "remat, all stored": jax.checkpoint(f, policy=jax.checkpoint_policies.everything_saveable),
         "remat of scan": jax.checkpoint(in_scan),
         "vmap": lambda x: jax.vmap(jax.jit(f))(jnp.stack([x, x])).mean(),
+        "constant": lambda x: of_two(x, constant).mean(),
+        "vmap, constant": lambda x: jax.vmap(of_two, (0, None))(jnp.stack([x, x]), constant).mean(),
     }[way]
     x = jnp.float64(0.5)
     np.testing.assert_allclose(jax.grad(g)(x), 2 * jnp.cos(x))

@@ -100,6 +100,25 @@ def test_reverse_mode_runs_one_pass_in_each_direction(key):
     assert run.as_text().count(" while(") == 1  # of values and tangents
 
 
+SECOND = {
+    "hessian": lambda f, x: jax.hessian(f)(x),
+    "reverse over reverse": lambda f, x: jax.grad(lambda x: jnp.sum(jax.grad(f)(x)))(x),
+    "reverse over forward": lambda f, x: jax.grad(lambda x: jax.jvp(f, (x,), (x,))[1])(x),
+}
+
+
+@pytest.mark.parametrize("name", SECOND)
+def test_second_derivatives_have_the_loops_and_products_of_the_reference(name, key):
+    params, carry, xs = arguments("lstm", "plain", key)
+
+    def work(module):
+        f = lambda xs: jnp.sum(jnp.sin(module.lstm(params, carry, xs)[1]))  # noqa: E731
+        text = jax.jit(partial(SECOND[name], f)).lower(xs).as_text()
+        return text.count("stablehlo.while"), text.count("dot_general")
+
+    assert work(jaxseq) == work(jaxseq.reference)
+
+
 def test_a_tangent_of_a_convolution_is_two_convolutions():
     x, kernel = jnp.ones((2, 9, 16)), jnp.ones((3, 16, 16))
     f = lambda *args: jax.jvp(jaxseq.conv, args, args)  # noqa: E731

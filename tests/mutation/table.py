@@ -144,6 +144,16 @@ ENGINE = (
         ("tests/test_order2_in_loops.py",),
     ),
     Mutant(
+        "second-order-without-the-first-rule",
+        "second order",
+        "under an outer differentiation, the plain function runs twice",
+        "jaxseq/_both_modes.py",
+        "any(map(_is_differentiated, primals))",
+        "not primals",
+        ("tests/test_both_modes_of_ops.py",),
+        "reference and second",
+    ),
+    Mutant(
         "both-modes-shared-tangent-under-vmap",
         "forward mode",
         "the cotangent of an argument that is not mapped is that of the first example",

@@ -91,6 +91,14 @@ def test_random_numbers_from_a_fixed_key_depend_on_the_dtype(f):
     assert "bfloat16" not in str(report)
 
 
+def test_long_axes_decide_in_low_precision():
+    """The tolerance grows with the length. An error that is small anyway decides, and a wrong sign fails."""
+    x = np.linspace(0.5, 1.5, 300)
+    assert worst(lower(ruled(jnp.sin, right), x, jnp.bfloat16)) is Verdict.PASS
+    in_bfloat16 = lambda f, args, c: tuple(-g if g.dtype == jnp.bfloat16 else g for g in right(f, args, c))  # noqa: E731
+    assert worst(lower(ruled(jnp.sin, in_bfloat16), x, jnp.bfloat16)) is Verdict.FAIL
+
+
 def pooled(x):
     return jax.lax.reduce_window(x, -np.inf, jax.lax.max, (2, 2), (1, 1), "VALID")
 

@@ -41,6 +41,7 @@ if TYPE_CHECKING:  # the same names as in _NAMES, for type checkers and the docu
     from jaxseq._explain import Decision, Explanation, explain
     from jaxseq._gru import gru, gru_cell, gru_init
     from jaxseq._layers import bidirectional, bidirectional_init, stack, stack_init
+    from jaxseq._linear_recurrence import linear_recurrence
     from jaxseq._lstm import lstm, lstm_cell, lstm_init
     from jaxseq._recurrence import SAME_AS_H, Cell, Pullback, StepResult
     from jaxseq._rnn import rnn, rnn_cell, rnn_init
@@ -92,6 +93,7 @@ __all__ = [
     "gru_init",
     "integrations",
     "linear_maps",
+    "linear_recurrence",
     "lstm",
     "lstm_cell",
     "lstm_init",
@@ -130,6 +132,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "_explain": ("Decision", "Explanation", "explain"),
     "_gru": ("gru", "gru_cell", "gru_init"),
     "_layers": ("bidirectional", "bidirectional_init", "stack", "stack_init"),
+    "_linear_recurrence": ("linear_recurrence",),
     "_lstm": ("lstm", "lstm_cell", "lstm_init"),
     "_recurrence": ("SAME_AS_H", "Cell", "Pullback", "StepResult"),
     "_rnn": ("rnn", "rnn_cell", "rnn_init"),

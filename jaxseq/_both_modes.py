@@ -27,6 +27,7 @@ those of the plain function (`with_derivative_of`), which runs once more.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial, wraps
+from types import MethodType
 from typing import Any, NamedTuple
 
 import jax
@@ -85,15 +86,17 @@ def both_modes(
     Args:
         hand: a function of pytrees of arrays with a `jax.custom_vjp`.
         plain: the same function, which JAX can differentiate in forward mode.
-        static_argnums: positions of arguments that are not arrays, such as a size or a function. Keyword arguments are
-            static.
+        static_argnums: positions of arguments that are not arrays, such as a size or a function. Keyword arguments may
+            be anything, but have no derivative in forward mode.
 
     Returns:
         A function with the arguments and results of `hand`. Integers and booleans among them have no derivative.
 
     Raises:
-        TypeError: if `hand` or `plain` is not a function, or a position is not an integer. The returned function raises
-            it if `plain` returns another structure, shape or dtype than `hand`.
+        TypeError: if `hand` or `plain` is not a function, or a position is not an integer. Where the returned function
+            is differentiated, it raises this if `plain` takes other arguments than `hand`, or returns another
+            structure, shape or dtype.
+        ValueError: if a position is negative.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxseq
@@ -112,7 +115,7 @@ def both_modes(
     for name, f in (("hand", hand), ("plain", plain)):
         if not callable(f):
             _checks.bad_type(name, "a function", _checks.describe(f))
-    numbers = (static_argnums,) if isinstance(static_argnums, int) else tuple(static_argnums)
+    numbers = static_argnums if isinstance(static_argnums, tuple | list) else (static_argnums,)
     static = tuple(_checks.integer("static_argnums", n, at_least=0) for n in numbers)
 
     @wraps(hand)
@@ -148,8 +151,7 @@ def rule_of(hand: Function, plain: Function) -> Rule:
     def pull(residuals: list[Any], result_bar: PyTree) -> tuple[PyTree, ...]:
         return structures[-1].unflatten(residuals)(result_bar)
 
-    check = lambda *args: _check_same(*(jax.eval_shape(f, *args) for f in (hand, plain)))  # noqa: E731
-    return Rule(hand, forward, pull, plain, check=check, parts=(hand, plain))
+    return Rule(hand, forward, pull, plain, check=partial(_check_same, hand, plain), parts=(hand, plain))
 
 
 def call_in_both_modes(rule: Rule, *args: PyTree) -> PyTree:
@@ -327,8 +329,10 @@ def closes_over_traced(f: Any, seen: set[int]) -> bool:
         parts: list[Any] = [f.fun, f.fwd, f.bwd]
     elif isinstance(f, partial):
         parts = [f.func, f.args, f.keywords]
+    elif isinstance(f, MethodType):
+        parts = [f.__func__, getattr(f.__self__, "__dict__", None)]
     else:
-        parts = [getattr(f, "__wrapped__", None)]
+        parts = [getattr(f, name, None) for name in ("__wrapped__", "__defaults__", "__kwdefaults__")]
         for cell in getattr(f, "__closure__", None) or ():
             with suppress(ValueError):  # a name that has no value yet
                 parts.append(cell.cell_contents)
@@ -346,8 +350,15 @@ def is_float(a: Any) -> bool:
     return jnp.issubdtype(jnp.result_type(a), jnp.inexact)
 
 
-def _check_same(hand: PyTree, plain: PyTree) -> None:
-    """Check that both functions return the same structure, shapes and dtypes."""
-    described = [jax.tree.map(lambda a: f"{jnp.result_type(a)}{list(jnp.shape(a))}", tree) for tree in (hand, plain)]
+def _check_same(hand: Function, plain: Function, *args: PyTree) -> None:
+    """Check that `plain` takes the same arguments, and returns the same structure, shapes and dtypes."""
+    expected = jax.eval_shape(hand, *args)
+    try:
+        found = jax.eval_shape(plain, *args)
+    except TypeError as error:
+        raise TypeError(f"`plain`: expected a function of the arguments of `hand`, got an error: {error}") from error
+    described = [
+        jax.tree.map(lambda a: f"{jnp.result_type(a)}{list(jnp.shape(a))}", tree) for tree in (expected, found)
+    ]
     if described[0] != described[1]:
         _checks.bad_type("plain", f"the result of `hand`, {described[0]}", f"{described[1]}")

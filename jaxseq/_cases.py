@@ -23,6 +23,7 @@ from jaxseq._conv_recurrence import conv_gru, conv_gru_cell, conv_lstm, conv_lst
 from jaxseq._conv_transpose import conv_transpose
 from jaxseq._gru import GRUParams, gru, gru_cell
 from jaxseq._layers import bidirectional, stack
+from jaxseq._linear_recurrence import linear_recurrence
 from jaxseq._lstm import LSTMParams, LSTMState, lstm, lstm_cell
 from jaxseq._recurrence import Cell
 from jaxseq._rnn import RNNParams, rnn, rnn_cell
@@ -646,6 +647,44 @@ def _cell_variants(*, time: bool) -> dict[str, Variant]:
     return found
 
 
+def _linear_example(
+    key: PRNGKeyArray,
+    *,
+    dtype: DTypeLike,
+    batch: tuple[int, ...],
+    length: int,
+    width: int = 1,
+    constant: bool = False,
+    carry: bool = True,
+    masks: tuple[str, ...] = (),
+    batch_first: bool = False,
+) -> Args:
+    """Return random `(a, carry, x, *masks)` for a linear recurrence, with factors that may be larger than 1."""
+    generator, H = _generator(key), 5 * width
+    draw = _normals(generator, dtype)
+    sizes = (*batch, length) if batch_first else (length, *batch)
+    a, first, x = draw(*(() if constant else sizes), H, scale=1.4), draw(*batch, H), draw(*sizes, H)
+    drawn = {"lengths": _lengths(generator, batch, length), "resets": _marks(generator, 0.2, sizes)}
+    drawn["resets"][(slice(None),) * (len(batch) if batch_first else 0) + (0,)] = False
+    return a, first if carry else None, x, *(jax.device_put(drawn[name]) for name in masks)
+
+
+def _linear_variants() -> dict[str, Variant]:
+    def variant(*masks: str, constant: bool = False, carry: bool = True, **options: object) -> Variant:
+        batch_first = options.get("time_axis", 0) == 1
+        example = partial(_linear_example, masks=masks, constant=constant, carry=carry, batch_first=batch_first)
+        return Variant(example, options, masks)
+
+    return {
+        "plain": variant(),
+        "constant, zero carry, reverse": variant(constant=True, carry=False, reverse=True),
+        "lengths, resets, reverse": variant("lengths", "resets", reverse=True),
+        "truncation, reverse": variant(constant=True, truncation=2, reverse=True, unroll=2),
+        "overlapping windows": variant(constant=True, truncation=(2, 5)),
+        "batch first, resets, checkpoint": variant("resets", time_axis=1, checkpoint=3),
+    }
+
+
 class _Leaky(NamedTuple):
     """State of `_scan_step`."""
 
@@ -811,6 +850,12 @@ CASES: dict[str, Case] = {
             ),
         },
         quick=("gru",),
+    ),
+    "linear_recurrence": Case(
+        linear_recurrence,
+        reference.linear_recurrence,
+        _linear_variants(),
+        quick=("lengths, resets, reverse", "overlapping windows", "batch first, resets, checkpoint"),
     ),
     "scan": Case(
         scan,

@@ -103,7 +103,10 @@ def _jvp(
 
 
 def _transpose(*_: object, **__: object) -> NoReturn:
-    raise TypeError("jax.linear_transpose: jaxseq's recurrences are not linear; for their pullbacks, use jax.vjp")
+    raise TypeError(
+        "jax.linear_transpose: a function with a hand-derived gradient is not transposed; use jax.vjp, or transpose "
+        "the function that jax.linearize returns"
+    )
 
 
 def _batch(

@@ -77,9 +77,10 @@ def _transpose(y_bar: Any, *arrays: Any, program: Any, f: Function, linearity: L
     _, first, second, bias, may_vary = linearity
     if not any(set(unknown) - set(may_vary) == {*factor, *bias} for factor in (first, second)):
         also = ", each together with the bias" if bias else ""
+        carry = "; pass carry=None, or transpose the input and the carry together" if len(first) > 1 else ""
         raise TypeError(
-            f"jaxseq.{linearity.name} is linear in its input (and carry), or in its kernel{also}. The function of "
-            "jax.linear_transpose has other arguments: remove the bias, or transpose with respect to all of these"
+            f"jaxseq.{linearity.name} is linear in its input (and carry), or in its kernel{also}, but not in what the "
+            f"function of jax.linear_transpose takes{carry}"
         )
     if isinstance(y_bar, ad.Zero):
         return [None] * len(arrays)

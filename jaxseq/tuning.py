@@ -21,9 +21,19 @@ from math import inf
 
 import jax
 
-from jaxseq import _checks
+from jaxseq import _checks, _sizes
 
-__all__ = ["ACCELERATOR", "CPU", "ConvTuning", "RecurrenceTuning", "ScanTuning", "Tuning", "for_backend", "use"]
+__all__ = [
+    "ACCELERATOR",
+    "CPU",
+    "ConvTuning",
+    "LinearTuning",
+    "RecurrenceTuning",
+    "ScanTuning",
+    "Tuning",
+    "for_backend",
+    "use",
+]
 
 
 class _Numbers:
@@ -75,6 +85,27 @@ class ScanTuning(_Numbers):
     """
 
     parallel_state: int | None = None
+
+
+@dataclass(frozen=True)
+class LinearTuning(_Numbers):
+    """How `jaxseq.linear_recurrence` computes its states.
+
+    Attributes:
+        elements: the maximum size of the states of a chunk, in elements. The states of a chunk are computed together,
+            by an associative scan. None computes all states step by step.
+        least_steps: the minimum number of steps of a chunk. If fewer fit, states are computed step by step.
+    """
+
+    elements: int | None = None
+    least_steps: int = 8
+
+    def chunk_of(self, steps: int, state: int) -> int | None:
+        """Return the number of steps in a chunk, for a state of this size, or None."""
+        if self.elements is None or not (_sizes.is_concrete(steps) and _sizes.is_concrete(state)):
+            return None
+        fitting = self.elements // max(1, state)
+        return None if fitting < self.least_steps else min(steps, fitting)
 
 
 @dataclass(frozen=True)
@@ -145,15 +176,17 @@ class Tuning:
 
     recurrence: RecurrenceTuning = RecurrenceTuning()
     scan: ScanTuning = ScanTuning()
+    linear: LinearTuning = LinearTuning()
     conv: ConvTuning = ConvTuning()
 
 
 CPU = Tuning(scan=ScanTuning(parallel_state=2048))
 """The numbers for CPUs."""
 
-ACCELERATOR = Tuning()
+ACCELERATOR = Tuning(linear=LinearTuning(elements=2**22))
 """The numbers for all other platforms. These were not measured: no state is large enough for windows one at a time,
-because each step waits for its kernel launch, and most numbers of convolutions are for rules that only CPUs use."""
+because each step waits for its kernel launch, for the same reason linear recurrences run in chunks, and most numbers of
+convolutions are for rules that only CPUs use."""
 
 
 _used: ContextVar[Tuning | None] = ContextVar("jaxseq.tuning", default=None)

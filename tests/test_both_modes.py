@@ -231,6 +231,10 @@ def test_errors():
         jaxseq.both_modes(doubled, 3)
     with pytest.raises(TypeError, match=r"`static_argnums`: expected an integer >= 0"):
         jaxseq.both_modes(doubled, jnp.sin, static_argnums=("x",))
+    with pytest.raises(TypeError, match=r"`static_argnums`: expected an integer >= 0"):
+        jaxseq.both_modes(doubled, jnp.sin, static_argnums=1.0)
+    with pytest.raises(TypeError, match=r"`plain`: expected a function of the arguments of `hand`.*missing"):
+        jax.grad(jaxseq.both_modes(doubled, lambda x, y: x + y))(1.0)
     other = jaxseq.both_modes(doubled, lambda x: x.astype(jnp.float32))
     with pytest.raises(TypeError, match=r"`plain`: expected the result of `hand`, float64\[\], got float32\[\]"):
         jax.grad(other)(jnp.float64(1.0))
@@ -247,7 +251,23 @@ def scaled(a):
     return jaxseq.both_modes(f, plain)
 
 
-def test_a_function_that_closes_over_a_traced_array():
+class Scaled:
+    def __init__(self, a):
+        self.a = a
+
+    def plain(self, x):
+        return jnp.sin(self.a * x)
+
+
+def scaled_by_a_method(a):
+    """The same, where an object holds a."""
+    f = jax.custom_vjp(Scaled(a).plain)
+    f.defvjp(lambda x: (jnp.sin(a * x), x), lambda x, y_bar: (y_bar * a * jnp.cos(a * x),))
+    return jaxseq.both_modes(f, Scaled(a).plain)
+
+
+@pytest.mark.parametrize("scaled", [scaled, scaled_by_a_method])
+def test_a_function_that_closes_over_a_traced_array(scaled):
     """It has its gradient, whose derivative with respect to the array is right, and no forward mode."""
     x, slope = jnp.float64(0.3), lambda a: jax.grad(scaled(a))(0.3)
     expected = jnp.cos(2 * x) - 2 * x * jnp.sin(2 * x)

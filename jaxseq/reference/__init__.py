@@ -7,6 +7,7 @@ its arguments.
 
 from jaxseq.reference._convolution import causal_conv, conv, conv_transpose, depthwise_conv, separable_conv
 from jaxseq.reference._layers import bidirectional, stack
+from jaxseq.reference._linear_recurrence import linear_recurrence
 from jaxseq.reference._recurrence import (
     conv_gru,
     conv_gru_cell,
@@ -35,6 +36,7 @@ __all__ = [
     "depthwise_conv",
     "gru",
     "gru_cell",
+    "linear_recurrence",
     "lstm",
     "lstm_cell",
     "recurrence",

@@ -1,0 +1,205 @@
+"""The public function: check the arguments, make the masks, split overlapping windows, run the rule."""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Inexact, Integer
+
+from jaxseq import _checks, _precision, _time, _time_options, tuning
+from jaxseq._linear_recurrence._rule import Inputs, Options, run
+from jaxseq._linear_recurrence._solve import Algorithm, forward
+from jaxseq._op import op
+from jaxseq._types import AnyArray
+
+
+@op
+def linear_recurrence(
+    a: Inexact[AnyArray, "..."],
+    carry: Inexact[AnyArray, "*batch H"] | None,
+    x: Inexact[AnyArray, "*time_and_batch H"],
+    *,
+    lengths: Integer[AnyArray, "*batch"] | None = None,
+    resets: Bool[AnyArray, "*time_and_batch"] | None = None,
+    reverse: bool = False,
+    truncation: int | tuple[int, int] | None = None,
+    checkpoint: int | str | None = None,
+    time_axis: int = 0,
+    unroll: int = 1,
+) -> tuple[Inexact[Array, "*batch H"], Inexact[Array, "*time_and_batch H"]]:
+    r"""Compute a recurrence that is linear in its state, elementwise, with a hand-derived gradient.
+
+    $$h_t = a_t \odot h_{t-1} + x_t, \qquad y_t = h_t$$
+
+    LRU, S5, minGRU, RG-LRU, SRU and selective state spaces are such recurrences between linear maps. Their backward
+    pass is a linear recurrence in the opposite direction, so only `a` and the outputs are stored for it:
+
+    $$\bar x_t = \bar y_t + a_{t+1} \odot \bar x_{t+1}, \qquad \bar a_t = \bar x_t \odot h_{t-1}$$
+
+    Args:
+        a: the factors, of any size, zero included: an array that broadcasts to the shape of `x`. `(T, *batch, H)`
+            varies in time, `(H,)` is constant in time and over the batch.
+        carry: the initial state `(*batch, H)`, or None for zeros.
+        x: the inputs `(T, *batch, H)`, all three arrays real, or all complex.
+        lengths: the length of each sequence, `(*batch,)` integers from 0 to T. Beyond its length, a sequence is
+            padding: `ys` is zero there, the carry does not change, and the content of `x` and of `a` that varies in
+            time, NaN included, affects no value and no gradient.
+        resets: `(T, *batch)` booleans. `resets[t]` marks a boundary between steps t - 1 and t. Across it, the state is
+            set to zero, in either direction, and no gradient flows.
+        reverse: if True, process each sequence from its last step to its first. `ys[t]` still belongs to `x[t]`, and
+            the returned carry is the state after step 0.
+        truncation: truncated backpropagation through time. With an integer k, the gradient of the state is cut every k
+            steps. With a pair (k1, k2), the loss in each window of k1 steps is backpropagated through k2 steps, which
+            computes the windows once more, in parallel.
+        checkpoint: store no states for the backward pass, which computes them again. The interval, or `"auto"`, is that
+            of other functions. Here it has no effect, because the backward pass needs no states between its steps.
+        time_axis: the axis of time in `x`, `resets`, `ys`, and in `a` if it has as many axes as `x`.
+        unroll: the number of steps per iteration of the compiled loop, as in `jax.lax.scan`.
+
+    The state is float32 or wider between steps (complex64 or wider).
+
+    Returns:
+        `(carry, ys)`: the final state `(*batch, H)` in the dtype of `carry` (at least float32 for None), and the states
+        of all steps `(T, *batch, H)` in the dtype of `x`.
+
+    Raises:
+        TypeError: if an array is not a float or complex array, real and complex arrays are mixed, or an option has the
+            wrong type.
+        ValueError: if `a` does not broadcast to the shape of `x`, a rank or size does not match, or an option is out of
+            range.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxseq
+        >>> x = jnp.ones((4, 2, 3))
+        >>> carry, ys = jaxseq.linear_recurrence(jnp.full(3, 0.5), None, x)
+        >>> ys[:, 0, 0]
+        Array([1.   , 1.5  , 1.75 , 1.875], dtype=float32)
+
+    Reference:
+        E. Martin and C. Cundy, Parallelizing linear recurrent neural nets over sequence length (2018), section 2.
+    """
+    x = _checks.array("x", x, complex_ok=True)
+    if x.ndim < 2:
+        _checks.bad_value("x", "at least 2 axes (time, *batch, features)", str(x.ndim), x=x)
+    reverse, window = _checks.boolean("reverse", reverse), _checks.truncation(truncation)
+    checkpoint, unroll = _checks.checkpoint(checkpoint), _checks.integer("unroll", unroll, at_least=1)
+    axis = _checks.axis("time_axis", time_axis, x.ndim - 1, 1, x=x)
+    sizes, steps = x.shape[:-1], x.shape[axis]
+    batch = (*sizes[:axis], *sizes[axis + 1 :])
+    a = _check_factors(a, x, axis)
+    first = _check_carry(carry, x, (*batch, x.shape[-1]))
+    _check_same_field(a, carry, x)
+    if lengths is not None:
+        lengths = _checks.lengths("lengths", lengths, batch, steps)
+    if resets is not None:
+        resets = _checks.mask("resets", resets)
+        _checks.shape("resets", resets, sizes, "the shape of `x` without features", x=x)
+    if steps == 0:
+        return first, x
+
+    dtype = _precision.accumulator(_precision.promote(a, first, x))
+    options = Options(
+        Algorithm(dtype, tuning.for_backend().linear.chunk_of(steps, first.size), unroll),
+        reverse=reverse,
+        truncation=None if window is None or window[0] != window[1] else window[0],
+        stores_states=checkpoint is None,
+    )
+    resets = None if resets is None else jnp.moveaxis(resets, axis, 0)
+    valid, reset, last = _time.masks(_time_options.Options(reverse=reverse), steps, lengths, resets)
+    time_first = lambda a: jnp.moveaxis(a, axis, 0)  # noqa: E731
+    with_feature = lambda m: None if m is None else jnp.expand_dims(m, -1)  # noqa: E731
+    inputs = Inputs(time_first(a), first.astype(dtype), time_first(x), with_feature(valid), with_feature(reset))
+    if window is not None and reverse and (lengths is not None or options.truncation is None):
+        # Windows start at the first processed step of each sequence, the last one within its length.
+        lengths = jnp.full(batch, steps, jnp.int32) if lengths is None else lengths
+        turn = partial(_time.reverse_within_length, lengths=lengths, axis=0)
+        end, ys = _run(options._replace(reverse=False), window, _turned(turn, inputs))
+        ys = turn(ys)
+    else:
+        end, ys = _run(options, window, inputs)
+    end = _time.replace_where(last, end)
+    return end.astype(first.dtype), jnp.moveaxis(ys, 0, axis)
+
+
+# --- Arguments ---
+
+
+def _check_factors(value: object, x: jax.Array, axis: int) -> jax.Array:
+    """Return `a` with as many axes as x, of size one where it is constant."""
+    a = _checks.array("a", value, complex_ok=True)
+    shape = (*(1,) * (x.ndim - a.ndim), *a.shape)
+    if len(shape) != x.ndim or any(n not in (1, size) for n, size in zip(shape, x.shape, strict=True)):
+        hint = "; for factors that vary in time, pass (T, 1, H)" if a.ndim == 2 and axis == 0 else ""
+        _checks.bad_value("a", f"a shape that broadcasts to {x.shape}, that of `x`{hint}", str(a.shape))
+    return a.reshape(shape)
+
+
+def _check_carry(value: object, x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    if value is None:
+        return jnp.zeros(shape, _precision.accumulator(x.dtype))
+    carry = _checks.array("carry", value, complex_ok=True)
+    _checks.shape("carry", carry, shape, "(*batch, H)", x=x)
+    return carry
+
+
+def _check_same_field(a: jax.Array, carry: object, x: jax.Array) -> None:
+    """Check that all arrays are real, or all complex."""
+    of_x = jnp.iscomplexobj(x)
+    for name, value in (("a", a), ("carry", carry)):
+        if value is not None and jnp.iscomplexobj(value) != of_x:
+            expected = "a complex array" if of_x else "a real array"
+            got = _checks.describe(value)
+            _checks.bad_type(name, f"{expected}, as `x` is; convert one of them with `.astype`", got)
+
+
+# --- Truncation (k1, k2) ---
+
+
+def _run(options: Options, window: tuple[int, int] | None, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
+    if window is None or options.truncation is not None or window[0] >= inputs.x.shape[0]:
+        return run(options, inputs)
+    return _in_windows(options, window, inputs)
+
+
+def _turned(turn: Callable[[jax.Array], jax.Array], inputs: Inputs) -> Inputs:
+    """Return the inputs in processing order. Padding stays at the end."""
+    a, x = inputs.a, inputs.x
+    if a.shape[0] != 1:
+        a = turn(jnp.broadcast_to(a, (*x.shape[:-1], a.shape[-1])))
+    return inputs._replace(a=a, x=turn(x), reset=None if inputs.reset is None else turn(inputs.reset))
+
+
+def _in_windows(options: Options, window: tuple[int, int], inputs: Inputs) -> tuple[jax.Array, jax.Array]:
+    """Run windows of k2 steps in parallel, as another batch axis, each from the state k2 - k1 steps before it.
+
+    The outputs of those steps are discarded. The states at the starts have no gradient, except for h_0.
+    """
+    k1, k2 = window
+    total, before = inputs.x.shape[0], k2 - k1
+    count = -(-total // k1)
+    t = jnp.arange(k2)[:, None] - before + k1 * jnp.arange(count)[None]  # (k2, W)
+    take = lambda a: a[jnp.clip(t, 0, total - 1)]  # noqa: E731
+    inside = ((t >= 0) & (t < total)).reshape(*t.shape, *(1,) * (inputs.x.ndim - 1))
+    valid = inside if inputs.valid is None else inside & take(inputs.valid)
+    emit = lambda h, valid: h  # noqa: E731
+    fixed = lax.stop_gradient(inputs)
+    _, states = forward(options.algorithm, fixed.steps, fixed.x, fixed.carry, reverse=False, emit=emit)
+    first = k1 * jnp.arange(count) - before
+    at_start = states[jnp.clip(first - 1, 0, total - 1)]
+    starts = jnp.where(first.reshape(-1, *(1,) * (at_start.ndim - 1)) > 0, at_start, inputs.carry[None])
+    windows = Inputs(
+        a=inputs.a[:, None] if inputs.a.shape[0] == 1 else take(inputs.a),
+        carry=starts,
+        x=take(inputs.x),
+        valid=jnp.broadcast_to(valid, (*t.shape, *inputs.x.shape[1:-1], 1)),
+        reset=None if inputs.reset is None else take(inputs.reset),
+    )
+    ends, ys = run(options, windows)
+    ys = jnp.moveaxis(ys[before:], 1, 0)
+    ys = ys.reshape(count * k1, *ys.shape[2:])[:total]
+    if inputs.valid is None:
+        return ends[-1], ys
+    last = _time.last_window_of_sequence(inputs.valid[..., 0], 0, k1)
+    return jnp.take_along_axis(ends, last[None, ..., None], 0)[0], ys

@@ -1,0 +1,149 @@
+r"""The linear recurrence and its gradient.
+
+    h_t = a_t h_{t-1} + x_t,    y_t = h_t              t = 1 .. T, in processing order, elementwise
+
+Let g_t be the cotangent of h_t, from y_t and from the steps after t. Then
+
+    g_t = ȳ_t + a_{t+1} g_{t+1},    g_T = ȳ_T + h̄_T
+    x̄_t = g_t,    ā_t = g_t h_{t-1},    h̄_0 = a_1 g_1
+
+So the backward pass of a linear recurrence is a linear recurrence in the opposite direction. It reads no state. Only ā
+does, once g is known: in one product over all of time, from the states of the forward pass, which are its outputs.
+There is nothing to store besides a and the outputs. The products are those of JAX's cotangents, without conjugates, for
+complex numbers too.
+
+    a constant in time or over the batch    ā is the sum over these axes
+    padding    h_t = h_{t-1}, y_t = 0: g passes through, x̄_t = ā_t = 0
+    reset before step t    h_{t-1} is replaced by zero: ā_t = 0, and g_{t-1} = ȳ_{t-1}
+    truncation k    a_t g_t does not reach g_{t-1} at t = k, 2k, ...
+    rounded outputs    where y is narrower than h, the states are stored too
+    checkpoint    no state is stored. A second forward pass, from h_0, computes the states for ā. Every interval gives
+                  this program: the backward pass does not need the states of one piece of time after those of another
+
+    code            here
+    steps.a         a
+    before          h_{t-1}, zero after a reset
+    g, h_bar        g, and h̄_T or h̄_0
+
+Source: E. Martin and C. Cundy, Parallelizing linear recurrent neural nets over sequence length (2018), section 2.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxseq import _precision
+from jaxseq._both_modes import Rule, call_in_both_modes
+from jaxseq._linear_recurrence._solve import Algorithm, Mask, Steps, backward, forward, replaced, step
+
+
+class Inputs(NamedTuple):
+    """The arrays of a recurrence, time first, with axes of size one where `a` is constant."""
+
+    a: jax.Array
+    carry: jax.Array  # in the dtype of the state between steps
+    x: jax.Array
+    valid: Mask
+    reset: Mask
+
+    @property
+    def steps(self) -> Steps:
+        return Steps(self.a, self.valid, self.reset)
+
+
+class Options(NamedTuple):
+    """What is decided once per call. Static and hashable."""
+
+    algorithm: Algorithm
+    reverse: bool
+    truncation: int | None
+    stores_states: bool  # else the backward pass computes them again
+
+
+def run(options: Options, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
+    """Return (h_T, ys), ys zero in padding."""
+    hand, forward, pull, plain = (partial(f, options) for f in (_recurrence, _forward, _pull, _plain))
+    return call_in_both_modes(Rule(hand, forward, pull, plain), inputs)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _recurrence(options: Options, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
+    return _forward(options, inputs)[0]
+
+
+def _forward(options: Options, inputs: Inputs) -> tuple[tuple[jax.Array, jax.Array], tuple[Inputs, Any]]:
+    """Return (h_T, ys), and the inputs and the states, or None if they are computed again."""
+    dtype = inputs.x.dtype
+    rounded = dtype != options.algorithm.dtype and options.stores_states
+
+    def emit(h: jax.Array, valid: Mask) -> tuple[jax.Array, jax.Array | None]:
+        h = h if valid is None else jnp.where(valid, h, 0)
+        return h.astype(dtype), h if rounded else None
+
+    end, (ys, states) = forward(
+        options.algorithm, inputs.steps, inputs.x, inputs.carry, reverse=options.reverse, emit=emit
+    )
+    states = (states if rounded else ys) if options.stores_states else None
+    return (end, ys), (inputs, states)
+
+
+def _pull(options: Options, residuals: tuple[Inputs, Any], cotangents: tuple[jax.Array, jax.Array]) -> tuple[Inputs]:
+    inputs, states = residuals
+    h_bar, y_bar = cotangents
+    steps = inputs.steps._replace(cut=_cuts(options, inputs))
+    first_bar, g = backward(options.algorithm, steps, jnp.asarray(y_bar), h_bar, reverse=options.reverse)
+    if states is None:
+        emit = lambda h, valid: h if valid is None else jnp.where(valid, h, 0)  # noqa: E731
+        states = forward(options.algorithm, inputs.steps, inputs.x, inputs.carry, reverse=options.reverse, emit=emit)[1]
+    a_bar = _sum_to(inputs.a.shape, g * _before(options, inputs, states.astype(g.dtype)))
+    return (Inputs(*_precision.cast_like((a_bar, first_bar, g), inputs[:3]), None, None),)
+
+
+_recurrence.defvjp(_forward, _pull)
+
+
+def _cuts(options: Options, inputs: Inputs) -> Mask:
+    """Return where the gradient of the state before a step is zero."""
+    k, total = options.truncation, inputs.x.shape[0]
+    if k is None or k >= total:
+        return inputs.reset
+    t = jnp.arange(total).reshape(-1, *(1,) * (inputs.x.ndim - 1))
+    number = total - 1 - t if options.reverse else t
+    starts = jnp.broadcast_to((number > 0) & (number % k == 0), (total, *inputs.x.shape[1:-1], 1))
+    return starts if inputs.reset is None else starts | inputs.reset
+
+
+def _before(options: Options, inputs: Inputs, states: jax.Array) -> jax.Array:
+    """Return the state that each step multiplies, zero in padding."""
+    shifted = lambda a, first: jnp.concatenate([a[1:], first] if options.reverse else [first, a[:-1]])  # noqa: E731
+    before = shifted(states, inputs.carry[None])
+    if (valid := inputs.valid) is not None:
+        first = ~shifted(valid, jnp.zeros_like(valid[:1]))  # the first step of a sequence, after padding if in reverse
+        before = jnp.where(valid, jnp.where(first, inputs.carry[None], before), 0)
+    return replaced(inputs.reset, before)
+
+
+def _sum_to(shape: tuple[int, ...], a: jax.Array) -> jax.Array:
+    axes = [n for n, (size, kept) in enumerate(zip(a.shape, shape, strict=True)) if size != kept]
+    return jnp.sum(a, axes, keepdims=True) if axes else a
+
+
+def _plain(options: Options, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
+    """Return (h_T, ys), step by step, for JAX to differentiate."""
+    a, carry, x, valid, reset = inputs
+    starts = None if options.truncation is None else _cuts(options, inputs._replace(reset=None))
+    dtype, constant = options.algorithm.dtype, a[0]
+
+    def one(h: jax.Array, at: Any) -> tuple[jax.Array, jax.Array]:
+        a, x, valid, reset, start = at
+        if start is not None:
+            start = start if valid is None else start & valid
+            h = jnp.where(start, lax.stop_gradient(h), h)
+        h = step(dtype, h, constant if a is None else a, x, valid, reset)
+        return h, (h if valid is None else jnp.where(valid, h, 0)).astype(x.dtype)
+
+    at = (None if a.shape[0] == 1 else a), x, valid, reset, starts
+    return lax.scan(one, carry, at, reverse=options.reverse, unroll=options.algorithm.unroll)

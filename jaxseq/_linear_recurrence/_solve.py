@@ -1,0 +1,190 @@
+r"""Algorithms for h_t = a_t h_{t-1} + x_t, time first, in either direction, and for its backward pass.
+
+A step is an affine map of the state, h -> a h + x. Two of them in sequence are one again:
+
+    (a, x) then (a', x')  =  (a' a, a' x + x')
+
+This is associative, so all states can be computed step by step, or from a tree of such pairs, which has the depth
+log2 T and about twice the operations. In padding, the map is the identity: a = 1, x = 0. At a reset, it ignores the
+state. A factor of zero does not, because 0 NaN = NaN, so a pair has a third entry, which is True if a reset is among
+its steps:
+
+    (a, x, r) then (a', x', r')  =  (a' a, x' if r' else a' x + x', r or r')
+
+The backward pass is the same recurrence in the opposite direction, with the factor of the next step:
+
+    g_t = ȳ_t + a_{t+1} g_{t+1}
+
+Step by step, it multiplies after it has added, so that no array is shifted. Nothing is divided by a.
+
+Source of the tree: G. E. Blelloch, Prefix sums and their applications (1990), section 1.4.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import PyTree
+
+Mask = jax.Array | None  # (T, *B, 1), or without T in a step. None is no mask.
+
+
+class Steps(NamedTuple):
+    """What the steps of a recurrence read, time first.
+
+    `a` is (T or 1, *B or 1, H or 1). `valid` is False in padding. `cut` is True where the state is reset, and in the
+    backward pass also where truncation cuts the gradient.
+    """
+
+    a: jax.Array
+    valid: Mask
+    cut: Mask
+
+
+class Algorithm(NamedTuple):
+    """How the states are computed. Static and hashable.
+
+    Attributes:
+        dtype: the dtype of the state between steps.
+        chunk: the number of steps of which the states are computed together, by an associative scan. Chunks follow each
+            other in a loop. None computes the states step by step.
+        unroll: the number of steps per iteration of the loop over steps.
+    """
+
+    dtype: np.dtype
+    chunk: int | None = None
+    unroll: int = 1
+
+
+def step(dtype: np.dtype, h: jax.Array, a: jax.Array, x: jax.Array, valid: Mask, cut: Mask) -> jax.Array:
+    """Return the new state. JAX can differentiate this at steps with NaN in padding: every operand is masked."""
+    a, x, before = a.astype(dtype), x.astype(dtype), replaced(cut, h)
+    if valid is None:
+        return a * before + x
+    a, x, before = (jnp.where(valid, operand, 0) for operand in (a, x, before))
+    return jnp.where(valid, a * before + x, h)
+
+
+def replaced(mask: Mask, a: jax.Array) -> jax.Array:
+    """Return `a` with zeros where the mask is True."""
+    return a if mask is None else jnp.where(mask, 0, a)
+
+
+def forward(
+    algorithm: Algorithm, steps: Steps, x: jax.Array, h: jax.Array, *, reverse: bool, emit: Callable[..., PyTree]
+) -> tuple[jax.Array, PyTree]:
+    """Return (h_T, emit(h, valid) of every step). In padding, the state does not change."""
+    dtype, constant = algorithm.dtype, steps.a[0]
+
+    def one(h: jax.Array, at: Any) -> tuple[jax.Array, PyTree]:
+        a, x, valid, cut = at
+        h = step(dtype, h, constant if a is None else a, x, valid, cut)
+        return h, emit(h, valid)
+
+    def chunk(h: jax.Array, at: Any) -> tuple[jax.Array, PyTree]:
+        a, x, valid, cut = at
+        cut = _within(valid, cut)
+        maps = _factors(dtype, constant if a is None else a, x, valid)
+        states = _all_states(maps, _masked(dtype, x, valid), cut, h, reverse=reverse)
+        return states[0 if reverse else -1], emit(states, valid)
+
+    return _run(algorithm, one, chunk, h, (_varying(steps.a), x, steps.valid, steps.cut), reverse=reverse)
+
+
+def backward(
+    algorithm: Algorithm, steps: Steps, y_bar: jax.Array, h_bar: jax.Array, *, reverse: bool
+) -> tuple[jax.Array, jax.Array]:
+    """Return the cotangent of h_0, and g_t of every step, which is zero in padding.
+
+    `h_bar` is the cotangent of h_T, and `reverse` the direction of the forward pass.
+    """
+    dtype, constant = algorithm.dtype, steps.a[0]
+
+    def one(c: jax.Array, at: Any) -> tuple[jax.Array, jax.Array]:
+        a, y_bar, valid, cut = at
+        g = c + y_bar.astype(dtype)
+        before = replaced(cut, (constant if a is None else a).astype(dtype) * g)
+        return (before, g) if valid is None else (jnp.where(valid, before, c), jnp.where(valid, g, 0))
+
+    def chunk(c: jax.Array, at: Any) -> tuple[jax.Array, jax.Array]:
+        a, y_bar, valid, cut = at
+        cut = _within(valid, cut)
+        maps = _factors(dtype, constant if a is None else a, y_bar, valid)
+        first = -1 if reverse else 0
+        later = lambda m, end: jnp.concatenate([end, m[:-1]] if reverse else [m[1:], end])  # noqa: E731
+        next_cut = None if cut is None else later(cut, jnp.zeros_like(cut[:1]))
+        next_maps = later(maps, jnp.ones_like(maps[:1]))
+        g = _all_states(next_maps, _masked(dtype, y_bar, valid), next_cut, c, reverse=not reverse)
+        before = replaced(None if cut is None else cut[first], maps[first] * g[first])
+        return before, g if valid is None else jnp.where(valid, g, 0)
+
+    return _run(algorithm, one, chunk, h_bar, (_varying(steps.a), y_bar, steps.valid, steps.cut), reverse=not reverse)
+
+
+def _varying(a: jax.Array) -> jax.Array | None:
+    """Return `a` if it varies in time. A constant is not sliced in the loop."""
+    return None if a.shape[0] == 1 else a
+
+
+# --- Chunks ---
+
+
+def _run(
+    algorithm: Algorithm,
+    one: Callable[..., Any],
+    chunk: Callable[..., Any],
+    h: jax.Array,
+    arrays: Any,
+    *,
+    reverse: bool,
+) -> tuple[jax.Array, PyTree]:
+    """Scan over steps, or over chunks of equal length and then the rest."""
+    size, total = algorithm.chunk, arrays[1].shape[0]
+    if size is None:
+        return lax.scan(one, h, arrays, reverse=reverse, unroll=algorithm.unroll)
+    if size >= total:
+        return chunk(h, arrays)
+    count, rest = divmod(total, size)
+    take = lambda start, stop: jax.tree.map(lambda a: a[start:stop], arrays)  # noqa: E731
+    main, other = (take(rest, total), take(0, rest)) if reverse else (take(0, total - rest), take(total - rest, total))
+    split = jax.tree.map(lambda a: a.reshape(count, size, *a.shape[1:]), main)
+    h, found = lax.scan(chunk, h, split, reverse=reverse)
+    found = jax.tree.map(lambda a: a.reshape(count * size, *a.shape[2:]), found)
+    if not rest:
+        return h, found
+    h, last = chunk(h, other)
+    join = lambda a, b: jnp.concatenate([b, a] if reverse else [a, b])  # noqa: E731
+    return h, jax.tree.map(join, found, last)
+
+
+def _factors(dtype: np.dtype, a: jax.Array, x: jax.Array, valid: Mask) -> jax.Array:
+    """Return the factors of a chunk, with the shape of x. In padding they are 1."""
+    a = jnp.broadcast_to(a.astype(dtype), x.shape)
+    return a if valid is None else jnp.where(valid, a, 1)
+
+
+def _within(valid: Mask, cut: Mask) -> Mask:
+    """Return `cut` where it is not in padding."""
+    return cut if valid is None or cut is None else cut & valid
+
+
+def _masked(dtype: np.dtype, x: jax.Array, valid: Mask) -> jax.Array:
+    x = x.astype(dtype)
+    return x if valid is None else jnp.where(valid, x, 0)
+
+
+def _all_states(a: jax.Array, x: jax.Array, cut: Mask, h: jax.Array, *, reverse: bool) -> jax.Array:
+    """Return the states of all steps, from h, as an associative scan of maps."""
+    first = -1 if reverse else 0
+    x = x.at[first].add(replaced(None if cut is None else cut[first], a[first] * h))
+
+    def pair(left: tuple[jax.Array, ...], right: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        (a, x, *cut), (next_a, next_x, *next_cut) = left, right
+        if not cut:
+            return next_a * a, next_a * x + next_x
+        return next_a * a, jnp.where(next_cut[0], next_x, next_a * x + next_x), cut[0] | next_cut[0]
+
+    return lax.associative_scan(pair, (a, x) if cut is None else (a, x, cut), reverse=reverse)[1]

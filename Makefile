@@ -85,6 +85,7 @@ bench: $(VENV)/.bench  ## run the benchmarks of docs/measured.md
 	$(BIN)/python -m benchmarks.conv $(ARGS)
 	$(BIN)/python -m benchmarks.cells $(ARGS)
 	$(BIN)/python -m benchmarks.scan $(ARGS)
+	$(BIN)/python -m benchmarks.linear $(ARGS)
 	$(BIN)/python -m benchmarks.forward_mode $(ARGS)
 	$(BIN)/python -m benchmarks.sharding $(ARGS)
 

@@ -8,9 +8,9 @@ Let g_t be the cotangent of h_t, from y_t and from the steps after t. Then
     x̄_t = g_t,    ā_t = g_t h_{t-1},    h̄_0 = a_1 g_1
 
 So the backward pass of a linear recurrence is a linear recurrence in the opposite direction. It reads no state. Only ā
-does, once g is known: in one product over all of time, from the states of the forward pass, which are its outputs.
-There is nothing to store besides a and the outputs. The products are those of JAX's cotangents, without conjugates, for
-complex numbers too.
+does, from the states of the forward pass, which are its outputs: in one product over all of time, or if a is constant
+in time, as a sum in the loop. There is nothing to store besides a and the outputs. The products are those of JAX's
+cotangents, without conjugates, for complex numbers too.
 
     a constant in time or over the batch    ā is the sum over these axes
     padding    h_t = h_{t-1}, y_t = 0: g passes through, x̄_t = ā_t = 0
@@ -93,12 +93,16 @@ def _forward(options: Options, inputs: Inputs) -> tuple[tuple[jax.Array, jax.Arr
 def _pull(options: Options, residuals: tuple[Inputs, Any], cotangents: tuple[jax.Array, jax.Array]) -> tuple[Inputs]:
     inputs, states = residuals
     h_bar, y_bar = cotangents
-    steps = inputs.steps._replace(cut=_cuts(options, inputs))
-    first_bar, g = backward(options.algorithm, steps, jnp.asarray(y_bar), h_bar, reverse=options.reverse)
+    algorithm, reverse = options.algorithm, options.reverse
     if states is None:
         emit = lambda h, valid: h if valid is None else jnp.where(valid, h, 0)  # noqa: E731
-        states = forward(options.algorithm, inputs.steps, inputs.x, inputs.carry, reverse=options.reverse, emit=emit)[1]
-    a_bar = _sum_to(inputs.a.shape, g * _before(options, inputs, states.astype(g.dtype)))
+        states = forward(algorithm, inputs.steps, inputs.x, inputs.carry, reverse=reverse, emit=emit)[1]
+    before = _before(options, inputs, states.astype(algorithm.dtype))
+    constant = inputs.a.shape[0] == 1
+    steps = inputs.steps._replace(cut=_cuts(options, inputs))
+    bars = jnp.asarray(y_bar), h_bar
+    first_bar, g, total = backward(algorithm, steps, *bars, before if constant else None, reverse=reverse)
+    a_bar = _sum_to(inputs.a.shape, g * before if total is None else total[None])
     return (Inputs(*_precision.cast_like((a_bar, first_bar, g), inputs[:3]), None, None),)
 
 

@@ -95,22 +95,31 @@ def forward(
 
 
 def backward(
-    algorithm: Algorithm, steps: Steps, y_bar: jax.Array, h_bar: jax.Array, *, reverse: bool
-) -> tuple[jax.Array, jax.Array]:
-    """Return the cotangent of h_0, and g_t of every step, which is zero in padding.
+    algorithm: Algorithm,
+    steps: Steps,
+    y_bar: jax.Array,
+    h_bar: jax.Array,
+    before: jax.Array | None = None,
+    *,
+    reverse: bool,
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Return the cotangent of h_0, g_t of every step, which is zero in padding, and the sum of g_t h_{t-1} over time.
 
-    `h_bar` is the cotangent of h_T, and `reverse` the direction of the forward pass.
+    `h_bar` is the cotangent of h_T, and `before` are the states h_{t-1}, or None for no sum. `reverse` is the direction
+    of the forward pass.
     """
     dtype, constant = algorithm.dtype, steps.a[0]
 
-    def one(c: jax.Array, at: Any) -> tuple[jax.Array, jax.Array]:
-        a, y_bar, valid, cut = at
+    def one(carry: Any, at: Any) -> tuple[Any, jax.Array]:
+        (c, total), (a, y_bar, valid, cut, before) = carry, at
         g = c + y_bar.astype(dtype)
-        before = replaced(cut, (constant if a is None else a).astype(dtype) * g)
-        return (before, g) if valid is None else (jnp.where(valid, before, c), jnp.where(valid, g, 0))
+        c_before = replaced(cut, (constant if a is None else a).astype(dtype) * g)
+        if valid is not None:
+            c_before, g = jnp.where(valid, c_before, c), jnp.where(valid, g, 0)
+        return (c_before, None if before is None else total + g * before), g
 
-    def chunk(c: jax.Array, at: Any) -> tuple[jax.Array, jax.Array]:
-        a, y_bar, valid, cut = at
+    def chunk(carry: Any, at: Any) -> tuple[Any, jax.Array]:
+        (c, total), (a, y_bar, valid, cut, before) = carry, at
         cut = _within(valid, cut)
         maps = _factors(dtype, constant if a is None else a, y_bar, valid)
         first = -1 if reverse else 0
@@ -118,10 +127,14 @@ def backward(
         next_cut = None if cut is None else later(cut, jnp.zeros_like(cut[:1]))
         next_maps = later(maps, jnp.ones_like(maps[:1]))
         g = _all_states(next_maps, _masked(dtype, y_bar, valid), next_cut, c, reverse=not reverse)
-        before = replaced(None if cut is None else cut[first], maps[first] * g[first])
-        return before, g if valid is None else jnp.where(valid, g, 0)
+        c = replaced(None if cut is None else cut[first], maps[first] * g[first])
+        g = g if valid is None else jnp.where(valid, g, 0)
+        return (c, None if before is None else total + jnp.sum(g * before, 0)), g
 
-    return _run(algorithm, one, chunk, h_bar, (_varying(steps.a), y_bar, steps.valid, steps.cut), reverse=not reverse)
+    start = h_bar, None if before is None else jnp.zeros_like(h_bar)
+    arrays = _varying(steps.a), y_bar, steps.valid, steps.cut, before
+    (first_bar, total), g = _run(algorithm, one, chunk, start, arrays, reverse=not reverse)
+    return first_bar, g, total
 
 
 def _varying(a: jax.Array) -> jax.Array | None:

@@ -86,7 +86,7 @@ def _by_position(f: Op, names: tuple[str, ...]) -> Op:
         first = len(args) - len(names)
         arrays = dict(zip(names, args[first:], strict=True))
         if "lengths" in arrays:  # a caller that shortens xs does not change the integers
-            of_conv = isinstance(args[0], np.ndarray | jax.Array)
+            of_conv = isinstance(args[0], np.ndarray | jax.Array) and f.__name__ != "linear_recurrence"
             steps = args[0].shape[-2] if of_conv else args[first - 1].shape[options.get("time_axis", 0)]
             arrays["lengths"] = jnp.minimum(arrays["lengths"], steps)
         if "recurrent_dropout_mask" in arrays:  # boolean among the arguments, so that no gradient is checked

@@ -115,7 +115,7 @@ def linear_recurrence(
         # Windows start at the first processed step of each sequence, the last one within its length.
         lengths = jnp.full(batch, steps, jnp.int32) if lengths is None else lengths
         turn = partial(_time.reverse_within_length, lengths=lengths, axis=0)
-        end, ys = _run(options._replace(reverse=False), window, _turned(turn, inputs))
+        end, ys = _run(options._replace(reverse=False), window, _in_processing_order(turn, inputs))
         ys = turn(ys)
     else:
         end, ys = _run(options, window, inputs)
@@ -163,7 +163,7 @@ def _run(options: Options, window: tuple[int, int] | None, inputs: Inputs) -> tu
     return _in_windows(options, window, inputs)
 
 
-def _turned(turn: Callable[[jax.Array], jax.Array], inputs: Inputs) -> Inputs:
+def _in_processing_order(turn: Callable[[jax.Array], jax.Array], inputs: Inputs) -> Inputs:
     """Return the inputs in processing order. Padding stays at the end."""
     a, x = inputs.a, inputs.x
     if a.shape[0] != 1:

@@ -35,7 +35,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxseq import _precision
+from jaxseq import _mesh, _precision
 from jaxseq._both_modes import Rule, call_in_both_modes
 from jaxseq._linear_recurrence._solve import Algorithm, Mask, Steps, backward, forward, replaced, step
 
@@ -66,7 +66,7 @@ class Options(NamedTuple):
 def run(options: Options, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
     """Return (h_T, ys), ys zero in padding."""
     hand, forward, pull, plain = (partial(f, options) for f in (_recurrence, _forward, _pull, _plain))
-    return call_in_both_modes(Rule(hand, forward, pull, plain), inputs)
+    return call_in_both_modes(Rule(hand, forward, pull, plain), _mesh.align_varying(inputs))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

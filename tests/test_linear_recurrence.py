@@ -109,6 +109,16 @@ def test_narrow_dtypes(dtype, bound, algorithm):
         assert np.abs(np.asarray(one, np.float64) - e).max() <= bound * np.abs(e).max()
 
 
+def test_states_are_not_rounded_with_the_outputs(algorithm):
+    """For inputs in bfloat16, the gradient of factors in float32 is exact to float32."""
+    a, carry = draw(0, T, B, H, dtype=np.float32), draw(1, B, H, dtype=np.float32)
+    x, y_bar = draw(2, T, B, H).astype(jnp.bfloat16), draw(3, T, B, H).astype(jnp.bfloat16)
+    pull = lambda module: jax.jit(lambda *args: jax.vjp(module.linear_recurrence, *args[:3])[1](args[3:])[0])  # noqa: E731
+    wide = jax.tree.map(lambda a: a.astype(jnp.float64), (a, carry, x, carry, y_bar))
+    expected = pull(jaxseq.reference)(*wide)
+    np.testing.assert_allclose(pull(jaxseq)(a, carry, x, carry, y_bar), expected, rtol=1e-4, atol=1e-5)
+
+
 # --- The work of the backward pass ---
 
 

@@ -132,6 +132,13 @@ def test_the_outputs_are_all_that_is_stored():
         assert len(scans(jax.grad(lambda a, x, f=f: jnp.sum(f(a, x)), (0, 1)), a, x)) == loops
 
 
+def test_explain_names_the_algorithm(algorithm):
+    found = str(jaxseq.explain(linear_recurrence, draw(0, T, B, H), None, draw(1, T, B, H), checkpoint=2))
+    expected = {"step by step": "states: step by step", "chunks and a rest": "in chunks of 8 steps"}
+    assert expected.get(algorithm, "in chunks of 11 steps") in found
+    assert "computed again in the backward pass" in found
+
+
 def test_an_associative_scan_has_no_loop():
     with tuning.use(tuning.ACCELERATOR):
         a = jnp.ones((64, 2, 3))

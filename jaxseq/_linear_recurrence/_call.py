@@ -9,6 +9,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Inexact, Integer
 
 from jaxseq import _checks, _precision, _time, _time_options, tuning
+from jaxseq._explain import RECORDED, Decision
 from jaxseq._linear_recurrence._rule import Inputs, Options, run
 from jaxseq._linear_recurrence._solve import Algorithm, forward
 from jaxseq._op import op
@@ -106,6 +107,7 @@ def linear_recurrence(
         truncation=None if window is None or window[0] != window[1] else window[0],
         stores_states=checkpoint is None,
     )
+    _explain(options.algorithm, checkpoint)
     resets = None if resets is None else jnp.moveaxis(resets, axis, 0)
     valid, reset, last = _time.masks(_time_options.Options(reverse=reverse), steps, lengths, resets)
     time_first = lambda a: jnp.moveaxis(a, axis, 0)  # noqa: E731
@@ -121,6 +123,19 @@ def linear_recurrence(
         end, ys = _run(options, window, inputs)
     end = _time.replace_where(last, end)
     return end.astype(first.dtype), jnp.moveaxis(ys, 0, axis)
+
+
+def _explain(algorithm: Algorithm, checkpoint: int | str | None) -> None:
+    """Record the algorithm and what is stored, for `jaxseq.explain`."""
+    recorded = RECORDED.get()
+    if recorded is None:
+        return
+    chunk = algorithm.chunk
+    how = "step by step" if chunk is None else f"in chunks of {chunk} steps, each by an associative scan"
+    why = "the fastest on this backend" if chunk is None else "`LinearTuning.elements`: a step takes its latency"
+    recorded.append(Decision("states", how, why))
+    stored = "read back from the outputs" if checkpoint is None else "computed again in the backward pass"
+    recorded.append(Decision("states of the gradient of a", stored, f"checkpoint={checkpoint!r}"))
 
 
 # --- Arguments ---

@@ -149,11 +149,11 @@ def _run(
     algorithm: Algorithm,
     one: Callable[..., Any],
     chunk: Callable[..., Any],
-    h: jax.Array,
+    h: PyTree,
     arrays: Any,
     *,
     reverse: bool,
-) -> tuple[jax.Array, PyTree]:
+) -> tuple[Any, PyTree]:
     """Scan over steps, or over chunks of equal length and then the rest."""
     size, total = algorithm.chunk, arrays[1].shape[0]
     if size is None:

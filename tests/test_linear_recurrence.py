@@ -15,6 +15,7 @@ from scipy import signal
 
 import jaxseq
 from jaxseq import linear_recurrence, tuning
+from tests.support import hlo
 
 T, B, H = 11, 3, 4
 STATE = B * H
@@ -159,6 +160,59 @@ def test_a_batch_over_devices_needs_no_collective(kind):
     assert_close(jax.tree.map(np.asarray, found), jax.jit(f)(a, carry, x), relative=1e-12)
     text = compiled.as_text()
     assert not any(word in text for word in ("all-gather", "all-reduce", "collective-permute", "all-to-all"))
+
+
+OVER_TIME = {
+    "lengths, resets, reverse": ((8, B, H), {"lengths": jnp.array([8, 0, 5]), "resets": RESETS[:8], "reverse": True}),
+    "lengths, resets": ((1, 1, H), {"lengths": jnp.array([8, 3, 5]), "resets": RESETS[:8]}),
+    "checkpoint": ((8, 1, H), {"checkpoint": 2, "reverse": True}),
+    "truncation": ((8, B, H), {"truncation": 3}),
+    "overlapping windows": ((1, B, H), {"truncation": (2, 3), "reverse": True}),
+}
+
+
+@pytest.mark.eight_devices
+@pytest.mark.parametrize("name", OVER_TIME)
+def test_time_over_devices(name):
+    """The gradient, and without truncation its derivative, of one device."""
+    shape, options = OVER_TIME[name]
+    a, carry, x = (draw(n, *s) for n, s in enumerate((shape, (B, H), (8, B, H))))
+
+    def derivatives(a, carry, x):
+        f = lambda *args: sum(jnp.sum(jnp.sin(y)) for y in linear_recurrence(*args, **options))  # noqa: E731
+        gradient = jax.grad(f, (0, 1, 2))
+        args = a, carry, x
+        return gradient(*args) if "truncation" in options else jax.jvp(gradient, args, args)
+
+    expected = jax.jit(derivatives)(a, carry, x)
+    mesh = mesh_of((4, 2), ("t", "idle"), "explicit")
+    with jax.set_mesh(mesh):
+        args = place(mesh, (a, carry, x), (P("t") if shape[0] == 8 else P(), P(), P("t")))
+        found = jax.jit(derivatives)(*args)
+    assert_close(jax.tree.map(np.asarray, found), jax.tree.map(np.asarray, expected), relative=1e-11)
+
+
+@pytest.mark.eight_devices
+def test_an_infinite_product_of_factors_of_the_first_device():
+    """It is multiplied with no state."""
+    a, x = jnp.full((8, 1, 16), 0.5).at[0:2].set(1e200), draw(0, 8, 1, 16).at[0:2].set(0)
+    mesh = mesh_of((4, 2), ("t", "idle"), "explicit")
+    with jax.set_mesh(mesh):
+        _, ys = jax.jit(linear_recurrence)(*(place(mesh, v, P("t")) if v is not None else None for v in (a, None, x)))
+    np.testing.assert_allclose(ys, linear_recurrence(a, None, x)[1], rtol=1e-12)
+
+
+@pytest.mark.eight_devices
+def test_time_over_devices_takes_a_logarithm_of_exchanges():
+    """Three exchanges in each direction between eight devices, and a sum for the carry and its cotangent."""
+    f = lambda a, carry, x: sum(jnp.sum(jnp.sin(y)) for y in linear_recurrence(a, carry, x))  # noqa: E731
+    mesh = mesh_of((8,), ("t",), "explicit")
+    with jax.set_mesh(mesh):
+        args = place(mesh, (draw(0, 64, 2, 16), draw(1, 2, 16), draw(2, 64, 2, 16)), (P("t"), P(), P("t")))
+        text = jax.jit(jax.grad(f, (0, 1, 2))).lower(*args).compile().as_text()
+    kinds = [c.kind for c in hlo.collectives(text)]
+    assert kinds.count("collective-permute") == 6
+    assert set(kinds) <= {"collective-permute", "all-reduce"}
 
 
 # --- Arguments ---

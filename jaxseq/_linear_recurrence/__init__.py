@@ -3,6 +3,7 @@
 _call     the public function: checks, masks, processing order
 _rule     the recurrence, its derivation, and its gradient
 _solve    algorithms for one recurrence: step by step, in chunks, with an associative scan
+_shards   time sharded over devices
 """
 
 from jaxseq._linear_recurrence._call import linear_recurrence

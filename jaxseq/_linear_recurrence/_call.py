@@ -8,9 +8,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Inexact, Integer
 
-from jaxseq import _checks, _precision, _time, _time_options, tuning
+from jaxseq import _checks, _mesh, _precision, _sizes, _time, _time_options, tuning
+from jaxseq._distributed._recurrence import place_masks_like
 from jaxseq._explain import RECORDED, Decision
 from jaxseq._linear_recurrence._rule import Inputs, Options, run
+from jaxseq._linear_recurrence._shards import over_devices, with_time_gathered
 from jaxseq._linear_recurrence._solve import Algorithm, forward
 from jaxseq._op import op
 from jaxseq._types import AnyArray
@@ -100,6 +102,8 @@ def linear_recurrence(
     if steps == 0:
         return first, x
 
+    if window is not None and _sizes.is_concrete(steps) and window[0] >= steps:
+        window = None
     dtype = _precision.accumulator(_precision.promote(a, first, x))
     options = Options(
         Algorithm(dtype, tuning.for_backend().linear.chunk_of(steps, first.size), unroll),
@@ -108,19 +112,21 @@ def linear_recurrence(
         stores_states=checkpoint is None,
     )
     _explain(options.algorithm, checkpoint)
+    if _mesh.is_distributed(a, first, x, lengths, resets):
+        lengths, resets = place_masks_like(x, axis, lengths, resets)
     resets = None if resets is None else jnp.moveaxis(resets, axis, 0)
     valid, reset, last = _time.masks(_time_options.Options(reverse=reverse), steps, lengths, resets)
     time_first = lambda a: jnp.moveaxis(a, axis, 0)  # noqa: E731
     with_feature = lambda m: None if m is None else jnp.expand_dims(m, -1)  # noqa: E731
     inputs = Inputs(time_first(a), first.astype(dtype), time_first(x), with_feature(valid), with_feature(reset))
-    if window is not None and reverse and (lengths is not None or options.truncation is None):
-        # Windows start at the first processed step of each sequence, the last one within its length.
-        lengths = jnp.full(batch, steps, jnp.int32) if lengths is None else lengths
-        turn = partial(_time.reverse_within_length, lengths=lengths, axis=0)
-        end, ys = _run(options._replace(reverse=False), window, _in_processing_order(turn, inputs))
-        ys = turn(ys)
-    else:
-        end, ys = _run(options, window, inputs)
+    results = None
+    if window is None:
+        results = over_devices(
+            lambda names, inputs: run(options._replace(shards=names), inputs), inputs, reverse=reverse
+        )
+    if results is None:
+        results = with_time_gathered(partial(_process, options, window, lengths), inputs)
+    end, ys = results
     end = _time.replace_where(last, end)
     return end.astype(first.dtype), jnp.moveaxis(ys, 0, axis)
 
@@ -172,10 +178,20 @@ def _check_same_field(a: jax.Array, carry: object, x: jax.Array) -> None:
 # --- Truncation (k1, k2) ---
 
 
-def _run(options: Options, window: tuple[int, int] | None, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
-    if window is None or options.truncation is not None or window[0] >= inputs.x.shape[0]:
-        return run(options, inputs)
-    return _in_windows(options, window, inputs)
+def _process(
+    options: Options, window: tuple[int, int] | None, lengths: jax.Array | None, inputs: Inputs
+) -> tuple[jax.Array, jax.Array]:
+    """Run the rule, on windows if they overlap."""
+    overlap = window is not None and window[0] != window[1]
+    if window is None or not options.reverse or (lengths is None and not overlap):
+        return _in_windows(options, window, inputs) if window and overlap else run(options, inputs)
+    # Windows start at the first processed step of each sequence, the last one within its length.
+    steps, batch = inputs.x.shape[0], inputs.x.shape[1:-1]
+    lengths = jnp.full(batch, steps, jnp.int32) if lengths is None else lengths
+    turn = partial(_time.reverse_within_length, lengths=lengths, axis=0)
+    forwards = _in_processing_order(turn, inputs)
+    end, ys = _process(options._replace(reverse=False), window, None, forwards)
+    return end, turn(ys)
 
 
 def _in_processing_order(turn: Callable[[jax.Array], jax.Array], inputs: Inputs) -> Inputs:

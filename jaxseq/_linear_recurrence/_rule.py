@@ -37,6 +37,7 @@ from jax import lax
 
 from jaxseq import _mesh, _precision
 from jaxseq._both_modes import Rule, call_in_both_modes
+from jaxseq._linear_recurrence._shards import entering
 from jaxseq._linear_recurrence._solve import Algorithm, Mask, Steps, backward, forward, replaced, step
 
 
@@ -61,6 +62,7 @@ class Options(NamedTuple):
     reverse: bool
     truncation: int | None
     stores_states: bool  # else the backward pass computes them again
+    shards: tuple[str, ...] = ()  # the mesh axes that shard time, where every device has its own steps
 
 
 def run(options: Options, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
@@ -74,8 +76,8 @@ def _recurrence(options: Options, inputs: Inputs) -> tuple[jax.Array, jax.Array]
     return _forward(options, inputs)[0]
 
 
-def _forward(options: Options, inputs: Inputs) -> tuple[tuple[jax.Array, jax.Array], tuple[Inputs, Any]]:
-    """Return (h_T, ys), and the inputs and the states, or None if they are computed again."""
+def _forward(options: Options, inputs: Inputs) -> tuple[tuple[jax.Array, jax.Array], tuple[Inputs, jax.Array, Any]]:
+    """Return (h_T, ys), and the inputs, the first state, and the states, or None if they are computed again."""
     dtype = inputs.x.dtype
     rounded = dtype != options.algorithm.dtype and options.stores_states
 
@@ -83,25 +85,37 @@ def _forward(options: Options, inputs: Inputs) -> tuple[tuple[jax.Array, jax.Arr
         h = h if valid is None else jnp.where(valid, h, 0)
         return h.astype(dtype), h if rounded else None
 
-    end, (ys, states) = forward(
-        options.algorithm, inputs.steps, inputs.x, inputs.carry, reverse=options.reverse, emit=emit
-    )
+    first = _first_state(options, inputs)
+    end, (ys, states) = forward(options.algorithm, inputs.steps, inputs.x, first, reverse=options.reverse, emit=emit)
     states = (states if rounded else ys) if options.stores_states else None
-    return (end, ys), (inputs, states)
+    return (end, ys), (inputs, first, states)
 
 
-def _pull(options: Options, residuals: tuple[Inputs, Any], cotangents: tuple[jax.Array, jax.Array]) -> tuple[Inputs]:
-    inputs, states = residuals
-    h_bar, y_bar = cotangents
+def _first_state(options: Options, inputs: Inputs) -> jax.Array:
+    """Return the state before the first step of this device."""
+    if not options.shards:
+        return inputs.carry
+    nothing = lambda h, valid: None  # noqa: E731
+    end, _ = forward(options.algorithm, inputs.steps, inputs.x, inputs.carry, reverse=options.reverse, emit=nothing)
+    return inputs.carry + entering(options.shards, inputs.steps, inputs.x, end, reverse=options.reverse)
+
+
+def _pull(
+    options: Options, residuals: tuple[Inputs, jax.Array, Any], cotangents: tuple[jax.Array, jax.Array]
+) -> tuple[Inputs]:
+    inputs, first, states = residuals
+    h_bar, y_bar = map(jnp.asarray, cotangents)
     algorithm, reverse = options.algorithm, options.reverse
     if states is None:
         emit = lambda h, valid: h if valid is None else jnp.where(valid, h, 0)  # noqa: E731
-        states = forward(algorithm, inputs.steps, inputs.x, inputs.carry, reverse=reverse, emit=emit)[1]
-    before = _before(options, inputs, states.astype(algorithm.dtype))
-    constant = inputs.a.shape[0] == 1
+        states = forward(algorithm, inputs.steps, inputs.x, first, reverse=reverse, emit=emit)[1]
+    before = _before(options, inputs, first, states.astype(algorithm.dtype))
     steps = inputs.steps._replace(cut=_cuts(options, inputs))
-    bars = jnp.asarray(y_bar), h_bar
-    first_bar, g, total = backward(algorithm, steps, *bars, before if constant else None, reverse=reverse)
+    if options.shards:
+        end = backward(algorithm, steps, y_bar, h_bar, reverse=reverse, emits=False)[0]
+        h_bar = h_bar + entering(options.shards, steps, y_bar, end, reverse=not reverse)
+    of_sum = before if inputs.a.shape[0] == 1 else None
+    first_bar, g, total = backward(algorithm, steps, y_bar, h_bar, of_sum, reverse=reverse)
     a_bar = _sum_to(inputs.a.shape, g * before if total is None else total[None])
     return (Inputs(*_precision.cast_like((a_bar, first_bar, g), inputs[:3]), None, None),)
 
@@ -112,7 +126,7 @@ _recurrence.defvjp(_forward, _pull)
 def _cuts(options: Options, inputs: Inputs) -> Mask:
     """Return where the gradient of the state before a step is zero."""
     k, total = options.truncation, inputs.x.shape[0]
-    if k is None or k >= total:
+    if k is None:
         return inputs.reset
     t = jnp.arange(total).reshape(-1, *(1,) * (inputs.x.ndim - 1))
     number = total - 1 - t if options.reverse else t
@@ -120,13 +134,13 @@ def _cuts(options: Options, inputs: Inputs) -> Mask:
     return starts if inputs.reset is None else starts | inputs.reset
 
 
-def _before(options: Options, inputs: Inputs, states: jax.Array) -> jax.Array:
+def _before(options: Options, inputs: Inputs, first: jax.Array, states: jax.Array) -> jax.Array:
     """Return the state that each step multiplies, zero in padding."""
     shifted = lambda a, first: jnp.concatenate([a[1:], first] if options.reverse else [first, a[:-1]])  # noqa: E731
-    before = shifted(states, inputs.carry[None])
+    before = shifted(states, first[None])
     if (valid := inputs.valid) is not None:
-        first = ~shifted(valid, jnp.zeros_like(valid[:1]))  # the first step of a sequence, after padding if in reverse
-        before = jnp.where(valid, jnp.where(first, inputs.carry[None], before), 0)
+        starts = ~shifted(valid, jnp.zeros_like(valid[:1]))  # of a sequence, after padding if in reverse
+        before = jnp.where(valid, jnp.where(starts, first[None], before), 0)
     return replaced(inputs.reset, before)
 
 
@@ -137,7 +151,7 @@ def _sum_to(shape: tuple[int, ...], a: jax.Array) -> jax.Array:
 
 def _plain(options: Options, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
     """Return (h_T, ys), step by step, for JAX to differentiate."""
-    a, carry, x, valid, reset = inputs
+    a, _, x, valid, reset = inputs
     starts = None if options.truncation is None else _cuts(options, inputs._replace(reset=None))
     dtype, constant = options.algorithm.dtype, a[0]
 
@@ -150,4 +164,7 @@ def _plain(options: Options, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
         return h, (h if valid is None else jnp.where(valid, h, 0)).astype(x.dtype)
 
     at = (None if a.shape[0] == 1 else a), x, valid, reset, starts
-    return lax.scan(one, carry, at, reverse=options.reverse, unroll=options.algorithm.unroll)
+    step_by_step = options._replace(algorithm=options.algorithm._replace(chunk=None))
+    return lax.scan(
+        one, _first_state(step_by_step, inputs), at, reverse=options.reverse, unroll=options.algorithm.unroll
+    )

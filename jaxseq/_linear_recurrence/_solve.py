@@ -86,8 +86,8 @@ def forward(
 
     def chunk(h: jax.Array, at: Any) -> tuple[jax.Array, PyTree]:
         a, x, valid, cut = at
-        cut = _within(valid, cut)
-        maps = _factors(dtype, constant if a is None else a, x, valid)
+        cut = within(valid, cut)
+        maps = factors(dtype, constant if a is None else a, x, valid)
         states = _all_states(maps, _masked(dtype, x, valid), cut, h, reverse=reverse)
         return states[0 if reverse else -1], emit(states, valid)
 
@@ -102,26 +102,27 @@ def backward(
     before: jax.Array | None = None,
     *,
     reverse: bool,
-) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    emits: bool = True,
+) -> tuple[jax.Array, Any, jax.Array | None]:
     """Return the cotangent of h_0, g_t of every step, which is zero in padding, and the sum of g_t h_{t-1} over time.
 
     `h_bar` is the cotangent of h_T, and `before` are the states h_{t-1}, or None for no sum. `reverse` is the direction
-    of the forward pass.
+    of the forward pass. Without `emits`, g_t is None.
     """
     dtype, constant = algorithm.dtype, steps.a[0]
 
-    def one(carry: Any, at: Any) -> tuple[Any, jax.Array]:
+    def one(carry: Any, at: Any) -> tuple[Any, jax.Array | None]:
         (c, total), (a, y_bar, valid, cut, before) = carry, at
         g = c + y_bar.astype(dtype)
         c_before = replaced(cut, (constant if a is None else a).astype(dtype) * g)
         if valid is not None:
             c_before, g = jnp.where(valid, c_before, c), jnp.where(valid, g, 0)
-        return (c_before, None if before is None else total + g * before), g
+        return (c_before, None if before is None else total + g * before), g if emits else None
 
-    def chunk(carry: Any, at: Any) -> tuple[Any, jax.Array]:
+    def chunk(carry: Any, at: Any) -> tuple[Any, jax.Array | None]:
         (c, total), (a, y_bar, valid, cut, before) = carry, at
-        cut = _within(valid, cut)
-        maps = _factors(dtype, constant if a is None else a, y_bar, valid)
+        cut = within(valid, cut)
+        maps = factors(dtype, constant if a is None else a, y_bar, valid)
         first = -1 if reverse else 0
         later = lambda m, end: jnp.concatenate([end, m[:-1]] if reverse else [m[1:], end])  # noqa: E731
         next_cut = None if cut is None else later(cut, jnp.zeros_like(cut[:1]))
@@ -129,7 +130,7 @@ def backward(
         g = _all_states(next_maps, _masked(dtype, y_bar, valid), next_cut, c, reverse=not reverse)
         c = replaced(None if cut is None else cut[first], maps[first] * g[first])
         g = g if valid is None else jnp.where(valid, g, 0)
-        return (c, None if before is None else total + jnp.sum(g * before, 0)), g
+        return (c, None if before is None else total + jnp.sum(g * before, 0)), g if emits else None
 
     start = h_bar, None if before is None else jnp.zeros_like(h_bar)
     arrays = _varying(steps.a), y_bar, steps.valid, steps.cut, before
@@ -173,13 +174,13 @@ def _run(
     return h, jax.tree.map(join, found, last)
 
 
-def _factors(dtype: np.dtype, a: jax.Array, x: jax.Array, valid: Mask) -> jax.Array:
+def factors(dtype: np.dtype, a: jax.Array, x: jax.Array, valid: Mask) -> jax.Array:
     """Return the factors of a chunk, with the shape of x. In padding they are 1."""
     a = jnp.broadcast_to(a.astype(dtype), x.shape)
     return a if valid is None else jnp.where(valid, a, 1)
 
 
-def _within(valid: Mask, cut: Mask) -> Mask:
+def within(valid: Mask, cut: Mask) -> Mask:
     """Return `cut` where it is not in padding."""
     return cut if valid is None or cut is None else cut & valid
 
@@ -194,10 +195,12 @@ def _all_states(a: jax.Array, x: jax.Array, cut: Mask, h: jax.Array, *, reverse:
     first = -1 if reverse else 0
     x = x.at[first].add(replaced(None if cut is None else cut[first], a[first] * h))
 
-    def pair(left: tuple[jax.Array, ...], right: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        (a, x, *cut), (next_a, next_x, *next_cut) = left, right
-        if not cut:
-            return next_a * a, next_a * x + next_x
-        return next_a * a, jnp.where(next_cut[0], next_x, next_a * x + next_x), cut[0] | next_cut[0]
+    return lax.associative_scan(then, (a, x) if cut is None else (a, x, cut), reverse=reverse)[1]
 
-    return lax.associative_scan(pair, (a, x) if cut is None else (a, x, cut), reverse=reverse)[1]
+
+def then(left: tuple[jax.Array, ...], right: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    """Return the map of two maps in sequence: (factor, state), and True where there is a cut."""
+    (a, x, *cut), (next_a, next_x, *next_cut) = left, right
+    if not cut:
+        return next_a * a, next_a * x + next_x
+    return next_a * a, jnp.where(next_cut[0], next_x, next_a * x + next_x), cut[0] | next_cut[0]

@@ -236,6 +236,7 @@ ERRORS = {
 }
 
 
+@pytest.mark.other_types
 @pytest.mark.parametrize("name", ERRORS)
 def test_wrong_arguments(name):
     call, error, message = ERRORS[name]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import jaxseq
-from benchmarks import cells, conv, gain, harness, recurrence
+from benchmarks import cells, conv, gain, harness, linear, recurrence
 from benchmarks.harness import Candidate, Problem, measure
 
 pytestmark = pytest.mark.usefixtures("as_users_have_jax")
@@ -212,6 +212,11 @@ def test_every_library_computes_the_same_convolution(name, monkeypatch):
         rows = measure(problem, 2)
         assert [row["name"] for row in rows] == ["jaxseq", "lax", "flax", "torch"]
         assert all(row["error"] < 1e-5 for row in rows)
+
+
+def test_every_scan_computes_the_same_linear_recurrence():
+    (problem,) = linear.problems(quick=True)
+    assert names_of_equal(problem) == ["jaxseq", "scan", "associative"]
 
 
 def test_every_shipped_cell_is_measured():

@@ -167,7 +167,10 @@ OVER_TIME = {
     "lengths, resets": ((1, 1, H), {"lengths": jnp.array([8, 3, 5]), "resets": RESETS[:8]}),
     "checkpoint": ((8, 1, H), {"checkpoint": 2, "reverse": True}),
     "truncation": ((8, B, H), {"truncation": 3}),
-    "overlapping windows": ((1, B, H), {"truncation": (2, 3), "reverse": True}),
+    "overlapping windows": (
+        (1, B, H),
+        {"lengths": jnp.array([8, 3, 5]), "truncation": (2, 3), "reverse": True},
+    ),
 }
 
 
@@ -190,6 +193,17 @@ def test_time_over_devices(name):
         args = place(mesh, (a, carry, x), (P("t") if shape[0] == 8 else P(), P(), P("t")))
         found = jax.jit(derivatives)(*args)
     assert_close(jax.tree.map(np.asarray, found), jax.tree.map(np.asarray, expected), relative=1e-11)
+
+
+@pytest.mark.eight_devices
+def test_arguments_that_are_not_sharded():
+    """All axes of x are, and the carry and the factors are not."""
+    a, carry, x = draw(0, 16), draw(1, 4, 16), draw(2, 8, 4, 16)
+    f = jax.grad(lambda *args: sum(jnp.sum(jnp.sin(y)) for y in linear_recurrence(*args)), (0, 1, 2))
+    mesh = mesh_of((2, 2, 2), ("t", "b", "h"), "explicit")
+    with jax.set_mesh(mesh):
+        found = jax.jit(f)(*place(mesh, (a, carry, x), (P(), P(), P("t", "b", "h"))))
+    assert_close(jax.tree.map(np.asarray, found), jax.tree.map(np.asarray, jax.jit(f)(a, carry, x)), relative=1e-11)
 
 
 @pytest.mark.eight_devices

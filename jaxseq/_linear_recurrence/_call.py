@@ -12,7 +12,7 @@ from jaxseq import _checks, _mesh, _precision, _sizes, _time, _time_options, tun
 from jaxseq._distributed._recurrence import place_masks_like
 from jaxseq._explain import RECORDED, Decision
 from jaxseq._linear_recurrence._rule import Inputs, Options, run
-from jaxseq._linear_recurrence._shards import over_devices, with_time_gathered
+from jaxseq._linear_recurrence._shards import over_devices, sharded_like_x, with_time_gathered
 from jaxseq._linear_recurrence._solve import Algorithm, forward
 from jaxseq._op import op
 from jaxseq._types import AnyArray
@@ -119,14 +119,12 @@ def linear_recurrence(
     time_first = lambda a: jnp.moveaxis(a, axis, 0)  # noqa: E731
     with_feature = lambda m: None if m is None else jnp.expand_dims(m, -1)  # noqa: E731
     inputs = Inputs(time_first(a), first.astype(dtype), time_first(x), with_feature(valid), with_feature(reset))
-    results = None
+    inputs = sharded_like_x(inputs)
     if window is None:
-        results = over_devices(
-            lambda names, inputs: run(options._replace(shards=names), inputs), inputs, reverse=reverse
-        )
-    if results is None:
-        results = with_time_gathered(partial(_process, options, window, lengths), inputs)
-    end, ys = results
+        on_device = lambda names, inputs: run(options._replace(shards=names), inputs)  # noqa: E731
+        end, ys = over_devices(on_device, inputs, reverse=reverse)
+    else:
+        end, ys = with_time_gathered(partial(_process, options, window), inputs, lengths)
     end = _time.replace_where(last, end)
     return end.astype(first.dtype), jnp.moveaxis(ys, 0, axis)
 
@@ -179,18 +177,17 @@ def _check_same_field(a: jax.Array, carry: object, x: jax.Array) -> None:
 
 
 def _process(
-    options: Options, window: tuple[int, int] | None, lengths: jax.Array | None, inputs: Inputs
+    options: Options, window: tuple[int, int], inputs: Inputs, lengths: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
-    """Run the rule, on windows if they overlap."""
-    overlap = window is not None and window[0] != window[1]
-    if window is None or not options.reverse or (lengths is None and not overlap):
-        return _in_windows(options, window, inputs) if window and overlap else run(options, inputs)
+    """Run the rule with truncation, on windows if they overlap."""
+    overlap = window[0] != window[1]
+    if not options.reverse or (lengths is None and not overlap):
+        return _in_windows(options, window, inputs) if overlap else run(options, inputs)
     # Windows start at the first processed step of each sequence, the last one within its length.
     steps, batch = inputs.x.shape[0], inputs.x.shape[1:-1]
     lengths = jnp.full(batch, steps, jnp.int32) if lengths is None else lengths
     turn = partial(_time.reverse_within_length, lengths=lengths, axis=0)
-    forwards = _in_processing_order(turn, inputs)
-    end, ys = _process(options._replace(reverse=False), window, None, forwards)
+    end, ys = _process(options._replace(reverse=False), window, _in_processing_order(turn, inputs), None)
     return end, turn(ys)
 
 

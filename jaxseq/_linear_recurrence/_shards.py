@@ -60,26 +60,40 @@ def entering(names: Names, steps: Steps, x: jax.Array, end: jax.Array, *, revers
     return before[1]
 
 
-def over_devices(run: Callable[[Names, PyTree], Results], inputs: PyTree, *, reverse: bool) -> Results | None:
-    """Return `run(names, inputs)`, run on each device with its own steps, or None if time is not sharded.
+def sharded_like_x(inputs: PyTree) -> PyTree:
+    """Return the inputs with the axes that they share with x sharded like those, on an explicit mesh."""
+    x, sharding = inputs.x, _mesh.explicit_sharding(inputs.x)
+    if sharding is None:
+        return inputs
 
-    `inputs` are the `Inputs` of the rule. The mesh axes `names` shard their time.
+    def place(a: jax.Array) -> jax.Array:
+        of_x = zip(x.shape[x.ndim - a.ndim :], sharding.spec[x.ndim - a.ndim :], strict=True)
+        parts = [part if n == size else None for n, (size, part) in zip(a.shape, of_x, strict=True)]
+        return jax.sharding.reshard(a, NamedSharding(sharding.mesh, PartitionSpec(*parts)))
+
+    return jax.tree.map(place, inputs)
+
+
+def over_devices(run: Callable[[Names, PyTree], Results], inputs: PyTree, *, reverse: bool) -> Results:
+    """Return `run(names, inputs)`, run on each device with its own steps, if the mesh axes `names` shard time.
+
+    `inputs` are those of the rule, sharded like x.
     """
     names = mesh_axes_of(inputs.x, 0)
     if not names:
-        return None
+        return run((), inputs)
 
     def of_device(inputs: PyTree) -> Results:
         carry = jnp.where(is_first(names, reverse=reverse), inputs.carry, 0)
         end, ys = run(names, inputs._replace(carry=carry))
         return from_one(is_first(names, reverse=not reverse), end, names), ys
 
-    return map_shards(of_device, (_sharded_like(inputs.x, inputs),), _results_like(inputs.x))
+    return map_shards(of_device, (inputs,), _results_like(inputs.x))
 
 
-def with_time_gathered(run: Callable[[PyTree], Results], inputs: PyTree) -> Results:
-    """Return `run(inputs)`, where the compiler chooses what to do along a sharded axis of time."""
-    return with_auto_axes(run, mesh_axes_of(inputs.x, 0), _results_like(inputs.x))(inputs)
+def with_time_gathered(run: Callable[..., Results], inputs: PyTree, *more: PyTree) -> Results:
+    """Return `run(inputs, *more)`, where the compiler chooses what to do along a sharded axis of time."""
+    return with_auto_axes(run, mesh_axes_of(inputs.x, 0), _results_like(inputs.x))(inputs, *more)
 
 
 def _results_like(x: jax.Array) -> tuple[NamedSharding | None, NamedSharding | None]:
@@ -88,16 +102,3 @@ def _results_like(x: jax.Array) -> tuple[NamedSharding | None, NamedSharding | N
     if sharding is None:
         return None, None
     return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:])), sharding
-
-
-def _sharded_like(x: jax.Array, inputs: PyTree) -> PyTree:
-    """Return the inputs with the axes that they share with x sharded like those."""
-    sharding = _mesh.explicit_sharding(x)
-    assert sharding is not None
-
-    def place(a: jax.Array) -> jax.Array:
-        of_x = zip(x.shape[x.ndim - a.ndim :], sharding.spec[x.ndim - a.ndim :], strict=True)
-        parts = [part if n == size else None for n, (size, part) in zip(a.shape, of_x, strict=True)]
-        return jax.sharding.reshard(a, NamedSharding(sharding.mesh, PartitionSpec(*parts)))
-
-    return jax.tree.map(place, inputs)

@@ -35,6 +35,7 @@ DEFAULT = {
         "states, reset state, lengths",
     ),
     "scan": ("plain",),
+    "linear_recurrence": ("lengths, resets, reverse", "batch first, resets, checkpoint"),
     "conv_lstm": ("1d",),
     "stack": ("gru",),
     "depthwise_conv": (),

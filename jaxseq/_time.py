@@ -135,9 +135,9 @@ def put_chunk(a: jax.Array, piece: jax.Array, axis: int, block: Block, w: Index,
     return lax.dynamic_update_slice(a, jnp.moveaxis(piece, (0, 1), (axis + 1, axis)), starts)
 
 
-def previous_steps(options: Options, first: jax.Array, a: jax.Array) -> jax.Array:
+def previous_steps(first: jax.Array, a: jax.Array, *, reverse: bool) -> jax.Array:
     """Shift `a` by one step in processing order: each step gets the value of the step before, the first one `first`."""
-    parts = [a[1:], first[None]] if options.reverse else [first[None], a[:-1]]
+    parts = [a[1:], first[None]] if reverse else [first[None], a[:-1]]
     return jnp.concatenate(parts)
 
 

@@ -211,9 +211,8 @@ def _in_windows(options: Options, window: tuple[int, int], inputs: Inputs) -> tu
     take = lambda a: a[jnp.clip(t, 0, total - 1)]  # noqa: E731
     inside = ((t >= 0) & (t < total)).reshape(*t.shape, *(1,) * (inputs.x.ndim - 1))
     valid = inside if inputs.valid is None else inside & take(inputs.valid)
-    emit = lambda h, valid: h  # noqa: E731
     fixed = lax.stop_gradient(inputs)
-    _, states = forward(options.algorithm, fixed.steps, fixed.x, fixed.carry, reverse=False, emit=emit)
+    _, states = forward(options.algorithm, fixed.steps, fixed.x, fixed.carry, reverse=False, emit=lambda h: h)
     first = k1 * jnp.arange(count) - before
     at_start = states[jnp.clip(first - 1, 0, total - 1)]
     starts = jnp.where(first.reshape(-1, *(1,) * (at_start.ndim - 1)) > 0, at_start, inputs.carry[None])

@@ -35,10 +35,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxseq import _mesh, _precision
+from jaxseq import _mesh, _precision, _time
 from jaxseq._both_modes import Rule, call_in_both_modes
 from jaxseq._linear_recurrence._shards import entering
-from jaxseq._linear_recurrence._solve import Algorithm, Mask, Steps, backward, forward, replaced, step
+from jaxseq._linear_recurrence._solve import Algorithm, Mask, Steps, backward, forward, step
 
 
 class Inputs(NamedTuple):
@@ -81,8 +81,7 @@ def _forward(options: Options, inputs: Inputs) -> tuple[tuple[jax.Array, jax.Arr
     dtype = inputs.x.dtype
     rounded = dtype != options.algorithm.dtype and options.stores_states
 
-    def emit(h: jax.Array, valid: Mask) -> tuple[jax.Array, jax.Array | None]:
-        h = h if valid is None else jnp.where(valid, h, 0)
+    def emit(h: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         return h.astype(dtype), h if rounded else None
 
     first = _first_state(options, inputs)
@@ -95,7 +94,7 @@ def _first_state(options: Options, inputs: Inputs) -> jax.Array:
     """Return the state before the first step of this device."""
     if not options.shards:
         return inputs.carry
-    nothing = lambda h, valid: None  # noqa: E731
+    nothing = lambda h: None  # noqa: E731
     end, _ = forward(options.algorithm, inputs.steps, inputs.x, inputs.carry, reverse=options.reverse, emit=nothing)
     return inputs.carry + entering(options.shards, inputs.steps, inputs.x, end, reverse=options.reverse)
 
@@ -107,8 +106,7 @@ def _pull(
     h_bar, y_bar = map(jnp.asarray, cotangents)
     algorithm, reverse = options.algorithm, options.reverse
     if states is None:
-        emit = lambda h, valid: h if valid is None else jnp.where(valid, h, 0)  # noqa: E731
-        states = forward(algorithm, inputs.steps, inputs.x, first, reverse=reverse, emit=emit)[1]
+        states = forward(algorithm, inputs.steps, inputs.x, first, reverse=reverse, emit=lambda h: h)[1]
     before = _before(options, inputs, first, states.astype(algorithm.dtype))
     steps = inputs.steps._replace(cut=_cuts(options, inputs))
     if options.shards:
@@ -136,12 +134,12 @@ def _cuts(options: Options, inputs: Inputs) -> Mask:
 
 def _before(options: Options, inputs: Inputs, first: jax.Array, states: jax.Array) -> jax.Array:
     """Return the state that each step multiplies, zero in padding."""
-    shifted = lambda a, first: jnp.concatenate([a[1:], first] if options.reverse else [first, a[:-1]])  # noqa: E731
-    before = shifted(states, first[None])
+    of_previous = partial(_time.previous_steps, reverse=options.reverse)
+    before = of_previous(first, states)
     if (valid := inputs.valid) is not None:
-        starts = ~shifted(valid, jnp.zeros_like(valid[:1]))  # of a sequence, after padding if in reverse
-        before = jnp.where(valid, jnp.where(starts, first[None], before), 0)
-    return replaced(inputs.reset, before)
+        starts = ~of_previous(jnp.zeros_like(valid[0]), valid)  # of a sequence, after padding if in reverse
+        before = _time.zero_padding(valid, _time.replace_where(starts, before, first))
+    return _time.replace_where(inputs.reset, before)
 
 
 def _sum_to(shape: tuple[int, ...], a: jax.Array) -> jax.Array:
@@ -161,7 +159,7 @@ def _plain(options: Options, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
             start = start if valid is None else start & valid
             h = jnp.where(start, lax.stop_gradient(h), h)
         h = step(dtype, h, constant if a is None else a, x, valid, reset)
-        return h, (h if valid is None else jnp.where(valid, h, 0)).astype(x.dtype)
+        return h, _time.zero_padding(valid, h).astype(x.dtype)
 
     at = (None if a.shape[0] == 1 else a), x, valid, reset, starts
     step_by_step = options._replace(algorithm=options.algorithm._replace(chunk=None))

@@ -21,6 +21,7 @@ Source of the tree: G. E. Blelloch, Prefix sums and their applications (1990), s
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -28,6 +29,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import PyTree
+
+from jaxseq import _time
 
 Mask = jax.Array | None  # (T, *B, 1), or without T in a step. None is no mask.
 
@@ -61,35 +64,34 @@ class Algorithm(NamedTuple):
 
 def step(dtype: np.dtype, h: jax.Array, a: jax.Array, x: jax.Array, valid: Mask, cut: Mask) -> jax.Array:
     """Return the new state. JAX can differentiate this at steps with NaN in padding: every operand is masked."""
-    a, x, before = a.astype(dtype), x.astype(dtype), replaced(cut, h)
-    if valid is None:
-        return a * before + x
-    a, x, before = (jnp.where(valid, operand, 0) for operand in (a, x, before))
-    return jnp.where(valid, a * before + x, h)
-
-
-def replaced(mask: Mask, a: jax.Array) -> jax.Array:
-    """Return `a` with zeros where the mask is True."""
-    return a if mask is None else jnp.where(mask, 0, a)
+    operands = a.astype(dtype), _time.replace_where(cut, h), x.astype(dtype)
+    a, before, x = _time.zero_padding(valid, operands)
+    return _time.select(valid, a * before + x, h)
 
 
 def forward(
-    algorithm: Algorithm, steps: Steps, x: jax.Array, h: jax.Array, *, reverse: bool, emit: Callable[..., PyTree]
+    algorithm: Algorithm,
+    steps: Steps,
+    x: jax.Array,
+    h: jax.Array,
+    *,
+    reverse: bool,
+    emit: Callable[[jax.Array], PyTree],
 ) -> tuple[jax.Array, PyTree]:
-    """Return (h_T, emit(h, valid) of every step). In padding, the state does not change."""
+    """Return (h_T, emit(h) of every step), where padding emits a state of zero. In padding, h does not change."""
     dtype, constant = algorithm.dtype, steps.a[0]
 
     def one(h: jax.Array, at: Any) -> tuple[jax.Array, PyTree]:
         a, x, valid, cut = at
         h = step(dtype, h, constant if a is None else a, x, valid, cut)
-        return h, emit(h, valid)
+        return h, emit(_time.zero_padding(valid, h))
 
     def chunk(h: jax.Array, at: Any) -> tuple[jax.Array, PyTree]:
         a, x, valid, cut = at
         cut = within(valid, cut)
         maps = factors(dtype, constant if a is None else a, x, valid)
-        states = _all_states(maps, _masked(dtype, x, valid), cut, h, reverse=reverse)
-        return states[0 if reverse else -1], emit(states, valid)
+        states = _all_states(maps, _time.zero_padding(valid, x.astype(dtype)), cut, h, reverse=reverse)
+        return states[0 if reverse else -1], emit(_time.zero_padding(valid, states))
 
     return _run(algorithm, one, chunk, h, (_varying(steps.a), x, steps.valid, steps.cut), reverse=reverse)
 
@@ -114,22 +116,22 @@ def backward(
     def one(carry: Any, at: Any) -> tuple[Any, jax.Array | None]:
         (c, total), (a, y_bar, valid, cut, before) = carry, at
         g = c + y_bar.astype(dtype)
-        c_before = replaced(cut, (constant if a is None else a).astype(dtype) * g)
-        if valid is not None:
-            c_before, g = jnp.where(valid, c_before, c), jnp.where(valid, g, 0)
-        return (c_before, None if before is None else total + g * before), g if emits else None
+        c_before = _time.replace_where(cut, (constant if a is None else a).astype(dtype) * g)
+        c, g = _time.select(valid, c_before, c), _time.zero_padding(valid, g)
+        return (c, None if before is None else total + g * before), g if emits else None
 
     def chunk(carry: Any, at: Any) -> tuple[Any, jax.Array | None]:
         (c, total), (a, y_bar, valid, cut, before) = carry, at
         cut = within(valid, cut)
         maps = factors(dtype, constant if a is None else a, y_bar, valid)
         first = -1 if reverse else 0
-        later = lambda m, end: jnp.concatenate([end, m[:-1]] if reverse else [m[1:], end])  # noqa: E731
-        next_cut = None if cut is None else later(cut, jnp.zeros_like(cut[:1]))
-        next_maps = later(maps, jnp.ones_like(maps[:1]))
-        g = _all_states(next_maps, _masked(dtype, y_bar, valid), next_cut, c, reverse=not reverse)
-        c = replaced(None if cut is None else cut[first], maps[first] * g[first])
-        g = g if valid is None else jnp.where(valid, g, 0)
+        of_next = partial(_time.previous_steps, reverse=not reverse)
+        next_cut = None if cut is None else of_next(jnp.zeros_like(cut[0]), cut)
+        next_maps = of_next(jnp.ones_like(maps[0]), maps)
+        y_bar = _time.zero_padding(valid, y_bar.astype(dtype))
+        g = _all_states(next_maps, y_bar, next_cut, c, reverse=not reverse)
+        c = _time.replace_where(None if cut is None else cut[first], maps[first] * g[first])
+        g = _time.zero_padding(valid, g)
         return (c, None if before is None else total + jnp.sum(g * before, 0)), g if emits else None
 
     start = h_bar, None if before is None else jnp.zeros_like(h_bar)
@@ -177,7 +179,7 @@ def _run(
 def factors(dtype: np.dtype, a: jax.Array, x: jax.Array, valid: Mask) -> jax.Array:
     """Return the factors of a chunk, with the shape of x. In padding they are 1."""
     a = jnp.broadcast_to(a.astype(dtype), x.shape)
-    return a if valid is None else jnp.where(valid, a, 1)
+    return _time.select(valid, a, jnp.ones_like(a))
 
 
 def within(valid: Mask, cut: Mask) -> Mask:
@@ -185,15 +187,10 @@ def within(valid: Mask, cut: Mask) -> Mask:
     return cut if valid is None or cut is None else cut & valid
 
 
-def _masked(dtype: np.dtype, x: jax.Array, valid: Mask) -> jax.Array:
-    x = x.astype(dtype)
-    return x if valid is None else jnp.where(valid, x, 0)
-
-
 def _all_states(a: jax.Array, x: jax.Array, cut: Mask, h: jax.Array, *, reverse: bool) -> jax.Array:
     """Return the states of all steps, from h, as an associative scan of maps."""
     first = -1 if reverse else 0
-    x = x.at[first].add(replaced(None if cut is None else cut[first], a[first] * h))
+    x = x.at[first].add(_time.replace_where(None if cut is None else cut[first], a[first] * h))
 
     return lax.associative_scan(then, (a, x) if cut is None else (a, x, cut), reverse=reverse)[1]
 

@@ -381,8 +381,8 @@ def _replay(stage: Stage, chunk: Chunk, start: State, masks: Masks, y: jax.Array
 def _h_before(sweep: Sweep, start: State, masks: Masks, y: jax.Array) -> jax.Array:
     """Return the leaf h of ŝ of every step of a chunk: y of the step before."""
     options, reset_state = sweep.options, sweep.weights.reset_state
-    h = _time.previous_steps(options, h_of(start), y)
+    h = _time.previous_steps(h_of(start), y, reverse=options.reverse)
     if masks.valid is not None:  # in reverse, padding is processed first
-        follows_step = _time.previous_steps(options, jnp.zeros_like(masks.valid[0]), masks.valid)
+        follows_step = _time.previous_steps(jnp.zeros_like(masks.valid[0]), masks.valid, reverse=options.reverse)
         h = _time.select(follows_step, h, jnp.broadcast_to(h_of(start), h.shape))
     return _time.replace_where(masks.reset, h, None if reset_state is None else h_of(reset_state))

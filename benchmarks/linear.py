@@ -1,41 +1,38 @@
-"""Linear recurrences of jaxseq against autodiff of scans.
+"""Linear recurrences and linear cells of jaxseq against autodiff of scans and other libraries.
 
     python -m benchmarks.linear [--rounds N] [--json FILE] [--picture FILE] [--quick]
 
-Each candidate computes h_t = a_t h_{t-1} + x_t for factors that vary in time, and the gradient of a, the initial state
-and x. Ratios are times relative to `jaxseq`. Temporary bytes include the residuals of the forward pass.
+Each candidate of the first rows computes h_t = a_t h_{t-1} + x_t for factors that vary in time, and the gradient of a,
+the initial state and x. Those of the other rows compute a whole layer, and the gradient of the parameters, the initial
+state and xs (`linear_layers.py`). Ratios are times relative to `jaxseq`. Temporary bytes include the residuals of the
+forward pass.
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import jax
-from jax import lax
+import jax.numpy as jnp
 
 import jaxseq
 from benchmarks import harness
 from benchmarks.harness import Candidate, Problem
+from benchmarks.linear_layers import in_a_scan, in_an_associative_scan, in_jax, in_recurrentgemma, in_torch
+from jaxseq import cells
 
 Args = tuple[jax.Array, jax.Array, jax.Array]  # a (T, B, H), carry (B, H), x (T, B, H)
 
 SIZES = ((8, 1024, 256), (1, 16384, 64), (32, 256, 512), (4, 65536, 16))  # B, T, H
 
-
-def in_a_scan(a: jax.Array, carry: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    def step(h: jax.Array, at: Any) -> tuple[jax.Array, jax.Array]:
-        a, x = at
-        h = a * h + x
-        return h, h
-
-    return lax.scan(step, carry, (a, x))
-
-
-def in_an_associative_scan(a: jax.Array, carry: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    def pair(left: Any, right: Any) -> Any:
-        return left[0] * right[0], right[0] * left[1] + right[1]
-
-    _, ys = lax.associative_scan(pair, (a, x.at[0].add(a[0] * carry)))
-    return ys[-1], ys
+# The cell, its initializer, and the sizes B, T, D, H.
+LAYERS = {
+    "min_gru": (cells.min_gru, cells.min_gru_init, (8, 1024, 256, 256)),
+    "lru": (cells.lru, partial(cells.lru_init, min_radius=0.9, max_radius=0.999), (8, 1024, 256, 256)),
+    "s5": (cells.s5, partial(cells.s5_init, blocks=8), (8, 1024, 256, 256)),
+    "rg_lru": (cells.rg_lru, partial(cells.rg_lru_init, blocks=8), (8, 1024, 256, 256)),
+    "selective_ssm": (cells.selective_ssm, cells.selective_ssm_init, (4, 512, 64, 16)),
+}
 
 
 def data(B: int, T: int, H: int) -> tuple[Args, tuple[jax.Array, jax.Array]]:
@@ -57,11 +54,45 @@ def problems(quick: bool) -> Iterator[Problem]:
         }
         candidates = [Candidate(name, harness.with_gradient(f), (bars, *args)) for name, f in functions.items()]
         yield Problem(f"linear recurrence forward + gradient, B={B} T={T} H={H}", "jaxseq", candidates)
+    for name in LAYERS:
+        yield layer(name, quick)
+
+
+def layer(name: str, quick: bool) -> Problem:
+    """Compare a whole layer. Only cells with real factors can use the scans of recurrentgemma and mambapy.
+
+    The tolerance allows for complex factors, whose rounding in float32 grows over the steps. All candidates have the
+    gradient of the phases of LRU to 1e-4.
+    """
+    cell, init, sizes = LAYERS[name]
+    B, T, D, H = (2, 16, 16, 16) if quick else sizes
+    keys = jax.random.split(jax.random.key(0), 4)
+    params, xs = init(keys[0], D, H), jax.random.normal(keys[1], (T, B, D))
+    f = partial(jaxseq.recurrence, cell)
+    like = jax.eval_shape(f, params, None, xs)
+    carry = jax.random.normal(keys[2], like[0].shape, like[0].dtype)
+    bars = tuple(jax.random.normal(k, x.shape, x.dtype) for k, x in zip(jax.random.split(keys[3]), like, strict=True))
+    args = params, carry, xs
+    functions: dict[str, Any] = {
+        "jaxseq": f,
+        "scan": in_jax(name, in_a_scan),
+        "associative": in_jax(name, in_an_associative_scan),
+    }
+    real = not jnp.iscomplexobj(carry)
+    if real:
+        solve = in_recurrentgemma()
+        functions["recurrentgemma"] = None if solve is None else in_jax(name, solve)
+    candidates = [
+        Candidate(label, None if f is None else harness.with_gradient(f), (bars, *args))
+        for label, f in functions.items()
+    ]
+    candidates += [in_torch(label, name, bars, args) for label in ("torch", "mambapy")[: 1 + real]]
+    return Problem(f"{name} forward + gradient, B={B} T={T} D={D} H={H}", "jaxseq", candidates, tolerance=1e-3)
 
 
 def main(argv: Any = None) -> None:
-    about = "Compare the linear recurrence of jaxseq with autodiff of lax.scan and of lax.associative_scan."
-    harness.main(problems, about, [], argv)
+    about = "Compare linear recurrences and linear cells with autodiff of scans, torch, mambapy and recurrentgemma."
+    harness.main(problems, about, ["torch", "mambapy", "recurrentgemma"], argv)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ if TYPE_CHECKING:  # the same names as in _NAMES, for type checkers and the docu
     from jaxseq._layers import bidirectional, bidirectional_init, stack, stack_init
     from jaxseq._linear_recurrence import linear_recurrence
     from jaxseq._lstm import lstm, lstm_cell, lstm_init
-    from jaxseq._recurrence import SAME_AS_H, Cell, Pullback, StepResult
+    from jaxseq._recurrence import SAME_AS_H, Cell, LinearCell, Pullback, StepResult
     from jaxseq._rnn import rnn, rnn_cell, rnn_init
     from jaxseq._scan import scan
     from jaxseq._separable import depthwise_conv, depthwise_conv_init, separable_conv, separable_conv_init
@@ -61,6 +61,7 @@ __all__ = [
     "GRUParams",
     "LSTMParams",
     "LSTMState",
+    "LinearCell",
     "Pullback",
     "RNNParams",
     "SeparableConvParams",
@@ -134,7 +135,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "_layers": ("bidirectional", "bidirectional_init", "stack", "stack_init"),
     "_linear_recurrence": ("linear_recurrence",),
     "_lstm": ("lstm", "lstm_cell", "lstm_init"),
-    "_recurrence": ("SAME_AS_H", "Cell", "Pullback", "StepResult"),
+    "_recurrence": ("SAME_AS_H", "Cell", "LinearCell", "Pullback", "StepResult"),
     "_rnn": ("rnn", "rnn_cell", "rnn_init"),
     "_scan": ("scan",),
     "_separable": ("depthwise_conv", "depthwise_conv_init", "separable_conv", "separable_conv_init"),

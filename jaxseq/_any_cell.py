@@ -7,14 +7,14 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxseq import _checks, _recurrence, linear_maps
 from jaxseq._op import op
-from jaxseq._recurrence import Cell
+from jaxseq._recurrence import Cell, LinearCell, check_linear_cell
 from jaxseq._time_options import TimeOptions
 from jaxseq._types import AnyArray
 
 
 @op
 def recurrence(
-    cell: Cell,
+    cell: Cell | LinearCell,
     params: PyTree,
     carry: PyTree | None,
     xs: Float[AnyArray, "*time_batch_and_space D"] | tuple[PyTree, PyTree],
@@ -72,7 +72,7 @@ def recurrence(
 
 @op
 def recurrence_cell(
-    cell: Cell,
+    cell: Cell | LinearCell,
     params: PyTree,
     carry: PyTree | None,
     x: Float[AnyArray, "*batch_and_space D"] | tuple[PyTree, PyTree],
@@ -109,8 +109,10 @@ def recurrence_cell(
     return _recurrence.one_step(checked_cell(cell), params, carry, x, precision=precision)
 
 
-def checked_cell(cell: object) -> Cell:
+def checked_cell(cell: object) -> Cell | LinearCell:
     """Return `cell` if its fields are consistent. The results of its functions are checked when they are traced."""
+    if isinstance(cell, LinearCell):
+        return check_linear_cell(cell)
     if not isinstance(cell, Cell):
         hint = ", such as jaxseq.cells.gru; `jaxseq.scan` runs a step function" if callable(cell) else ""
         _checks.bad_type("cell", "a jaxseq.Cell" + hint, _checks.describe(cell))

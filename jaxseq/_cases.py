@@ -26,7 +26,7 @@ from jaxseq._gru import GRUParams, gru, gru_cell
 from jaxseq._layers import bidirectional, stack
 from jaxseq._linear_recurrence import linear_recurrence
 from jaxseq._lstm import LSTMParams, LSTMState, lstm, lstm_cell
-from jaxseq._recurrence import Cell
+from jaxseq._recurrence import Cell, LinearCell
 from jaxseq._rnn import RNNParams, rnn, rnn_cell
 from jaxseq._scan import scan
 from jaxseq._separable import depthwise_conv, separable_conv
@@ -648,6 +648,84 @@ def _cell_variants(*, time: bool) -> dict[str, Variant]:
     return found
 
 
+def _linear_cell_example(
+    key: PRNGKeyArray,
+    *,
+    dtype: DTypeLike,
+    batch: tuple[int, ...],
+    length: int,
+    params: type,
+    shapes: tuple[tuple[int, ...], ...],
+    state: int,
+    is_complex: bool = False,
+    time: bool = True,
+    masks: tuple[str, ...] = (),
+    width: int = 1,
+) -> Args:
+    """Return random `(params, carry, x, *masks)` for a linear cell with 4 features.
+
+    `shapes` has the shape of each parameter. `width` multiplies all sizes but those of one or two. A complex carry is
+    None, a state of zeros.
+    """
+    generator = _generator(key)
+    draw = _normals(generator, dtype)
+    wide = lambda n: n if n < 3 else n * width  # noqa: E731
+    scale = lambda shape: width**-0.5 if len(shape) > 1 else 1.0  # noqa: E731
+    weights = params(*(draw(*map(wide, shape), scale=scale(shape)) for shape in shapes))
+    first = draw(*batch, state * width)
+    sizes = (length, *batch) if time else batch
+    x = draw(*sizes, 4 * width)
+    resets = _marks(generator, 0.2, sizes)
+    resets[:1] = False
+    drawn = {"lengths": _lengths(generator, batch, length), "resets": resets}
+    return weights, None if is_complex else first, x, *(jax.device_put(drawn[name]) for name in masks)
+
+
+class _LinearSizes(TypedDict, total=False):
+    """Options of `_linear_cell_example` that differ between cells."""
+
+    shapes: tuple[tuple[int, ...], ...]
+    state: int
+    is_complex: bool
+
+
+def _linear_cell_variants(*, time: bool) -> dict[str, Variant]:
+    """Return variants for every linear cell of `jaxseq.cells`, with one combination of time options each."""
+    of_complex: _LinearSizes = {
+        "shapes": ((5,), (5,), (5,), (4, 10), (10, 4), (4,)),
+        "state": 5,
+        "is_complex": True,
+    }
+    known: dict[str, tuple[LinearCell, _LinearSizes]] = {
+        "min_gru": (cells.min_gru, {"shapes": ((4, 10), (10,)), "state": 5}),
+        "min_lstm": (cells.min_lstm, {"shapes": ((4, 15), (15,)), "state": 5}),
+        "lru": (cells.lru, of_complex),
+        "s5": (cells.s5, of_complex),
+        "s5_bilinear": (cells.s5_bilinear, of_complex),
+        "rg_lru": (cells.rg_lru, {"shapes": ((4,), (1, 4, 2, 4), (8,)), "state": 4}),
+        "selective_ssm": (
+            cells.selective_ssm,
+            {"shapes": ((4, 2), (2, 4), (4,), (4, 2), (4, 2), (4, 2), (4,)), "state": 8},
+        ),
+    }
+    options: list[tuple[tuple[str, ...], dict[str, object]]] = [
+        (("resets",), {"truncation": 3, "reverse": True}),
+        (("lengths",), {"checkpoint": 3}),
+        ((), {"truncation": (2, 3)}),
+        (("lengths", "resets"), {"reverse": True}),
+    ]
+    found = {}
+    for i, (name, (cell, sizes)) in enumerate(known.items()):
+        example = partial(_linear_cell_example, params=cell.params, time=time, **sizes)
+        if not time:
+            found[name] = Variant(example, {}, first=(cell,))
+            continue
+        masks, more = options[i % len(options)]
+        label = ", ".join([name, *masks, *more])
+        found[label] = Variant(partial(example, masks=masks), more, masks, (cell,))
+    return found
+
+
 def _linear_example(
     key: PRNGKeyArray,
     *,
@@ -867,13 +945,13 @@ CASES: dict[str, Case] = {
     "recurrence": Case(
         recurrence,
         reference.recurrence,
-        _cell_variants(time=True),
-        quick=("leaky",),
+        {**_cell_variants(time=True), **_linear_cell_variants(time=True)},
+        quick=("leaky", "min_gru, resets, truncation, reverse", "lru, truncation"),
     ),
     "recurrence_cell": Case(
         recurrence_cell,
         reference.recurrence_cell,
-        _cell_variants(time=False),
+        {**_cell_variants(time=False), **_linear_cell_variants(time=False)},
         quick=(
             "twice",
             "peephole_lstm",

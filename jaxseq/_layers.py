@@ -29,8 +29,8 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from jaxseq import _checks, _time
 from jaxseq._any_cell import recurrence
 from jaxseq._op import op, with_hints
-from jaxseq._recurrence import Cell
-from jaxseq._recurrence._arguments import check_params, state_shapes
+from jaxseq._recurrence import AnyCell, Cell, LinearCell
+from jaxseq._recurrence._arguments import check_params, output_size
 from jaxseq._time_options import Options, TimeOptions, with_defaults
 from jaxseq._types import AnyArray
 from jaxseq._zero_state import cell_of
@@ -41,7 +41,7 @@ Init = Callable[..., PyTree]
 
 @op
 def bidirectional(
-    layer: Layer | Cell | Sequence[Layer | Cell],
+    layer: Layer | Cell | LinearCell | Sequence[Layer | Cell | LinearCell],
     params: Sequence[PyTree],
     carry: Sequence[PyTree] | None,
     xs: Float[AnyArray, "*time_batch_and_space D"] | tuple[PyTree, PyTree],
@@ -100,7 +100,7 @@ def bidirectional(
 
 @op
 def stack(
-    layer: Layer | Cell | Sequence[Layer | Cell],
+    layer: Layer | Cell | LinearCell | Sequence[Layer | Cell | LinearCell],
     params: Sequence[PyTree],
     carry: Sequence[PyTree] | None,
     xs: Float[AnyArray, "*time_batch_and_space D"] | tuple[PyTree, PyTree],
@@ -295,7 +295,7 @@ def _output_size(params: PyTree, hidden_size: PyTree) -> int:
     if isinstance(params, tuple) and not hasattr(params, "_fields"):
         return sum(_output_size(p, hidden_size) for p in params)
     cell = cell_of(params)
-    return hidden_size if cell is None else state_shapes(cell, check_params(cell, params), ())[0][-1]
+    return hidden_size if cell is None else output_size(cell, check_params(cell, params))
 
 
 def bernoulli(key: PRNGKeyArray, p: float | int, shape: tuple[int, ...]) -> jax.Array:
@@ -362,9 +362,9 @@ def zero_padded_steps(xs: AnyArray, time: TimeOptions) -> AnyArray:
 
 def _layers(name: str, value: object, count: int) -> list[Layer]:
     """Return `count` layers, given one for all of them or a sequence of `count`. A cell becomes its recurrence."""
-    one = isinstance(value, Cell)
+    one = isinstance(value, AnyCell)
     values = [value] * count if one or callable(value) else _sequence_of(name, value, count)
-    layers = [partial(recurrence, layer) if isinstance(layer, Cell) else layer for layer in values]
+    layers = [partial(recurrence, layer) if isinstance(layer, AnyCell) else layer for layer in values]
     for layer in layers:
         suffix = next((suffix for suffix in ("_cell", "_init") if _name(layer).endswith(suffix)), None)
         if suffix and _is_of_jaxseq(layer):
@@ -376,9 +376,9 @@ def _layers(name: str, value: object, count: int) -> list[Layer]:
 def _inits(value: object, count: int) -> list[Init]:
     """Return `count` initializers, given one for all of them or a sequence of `count`."""
     expected = "a function (key, input_size, hidden_size) -> params"
-    for one in value if isinstance(value, list | tuple) and not isinstance(value, Cell) else [value]:
-        if isinstance(one, Cell) or (_is_of_jaxseq(one) and not _name(one).endswith("_init")):
-            name = one.name if isinstance(one, Cell) else _name(one)
+    for one in value if isinstance(value, list | tuple) and not isinstance(value, AnyCell) else [value]:
+        if isinstance(one, AnyCell) or (_is_of_jaxseq(one) and not _name(one).endswith("_init")):
+            name = one.name if isinstance(one, AnyCell) else _name(one)
             _checks.bad_type("init", f"an initializer, such as {name}_init", name)
     return _functions("init", value, count, expected)
 

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Integer, PyTree
 
 from jaxseq._mesh import Partitioning
 from jaxseq._types import AnyArray
-from jaxseq.tuning import RecurrenceTuning
+from jaxseq.tuning import LinearTuning, RecurrenceTuning
 
 
 class Default(NamedTuple):
@@ -89,6 +89,7 @@ class Options(NamedTuple):
     precision: PrecisionLike = None
     partitioning: Partitioning = Partitioning()
     tuning: RecurrenceTuning = RecurrenceTuning()
+    linear: LinearTuning = LinearTuning()
     return_states: bool = False
 
 

@@ -164,6 +164,62 @@ class SLSTMState(NamedTuple):
     m: Float[Array, "*batch H"]
 
 
+class MinGRUParams(NamedTuple):
+    """Parameters of a minGRU with input size D and hidden size H, gates in the order z, n."""
+
+    w_x: Float[Array, "D 2*H"]
+    b: Float[Array, " 2*H"] | None
+
+
+class MinLSTMParams(NamedTuple):
+    """Parameters of a minLSTM with input size D and hidden size H, gates in the order f, i, n."""
+
+    w_x: Float[Array, "D 3*H"]
+    b: Float[Array, " 3*H"] | None
+
+
+class LRUParams(NamedTuple):
+    """Parameters of an LRU with D features and H complex states. Real and imaginary parts are blocks of w_x and w_y."""
+
+    nu: Float[Array, " H"]
+    theta: Float[Array, " H"]
+    gamma: Float[Array, " H"]
+    w_x: Float[Array, "D 2*H"]
+    w_y: Float[Array, "2*H D"]
+    skip: Float[Array, " D"] | None
+
+
+class S5Params(NamedTuple):
+    """Parameters of an S5 layer with D features and H complex states, one of each conjugate pair."""
+
+    real: Float[Array, " H"]
+    imag: Float[Array, " H"]
+    log_step: Float[Array, " H"]
+    w_x: Float[Array, "D 2*H"]
+    w_y: Float[Array, "2*H D"]
+    skip: Float[Array, " D"] | None
+
+
+class RGLRUParams(NamedTuple):
+    """Parameters of an RG-LRU with D features and N blocks, gates in the order r, i."""
+
+    rate: Float[Array, " D"]
+    w_x: Float[Array, "N D/N 2 D/N"]
+    b: Float[Array, " 2*D"] | None
+
+
+class SelectiveSSMParams(NamedTuple):
+    """Parameters of a selective state space model with D features, N states for each, and step sizes of rank R."""
+
+    w_step: Float[Array, "D R"]
+    w_up: Float[Array, "R D"]
+    b: Float[Array, " D"]
+    w_in: Float[Array, "D N"]
+    w_out: Float[Array, "D N"]
+    log_rate: Float[Array, "D N"]
+    skip: Float[Array, " D"] | None
+
+
 # --- Results ---
 
 

@@ -51,7 +51,8 @@ def equal_length(steps: int, longest: int) -> int:
     return -(-steps // -(-steps // longest))
 
 
-def _reject_checkpoint_of_symbolic(checkpoint: int | str | None) -> None:
+def reject_checkpoint_of_symbolic(checkpoint: int | str | None) -> None:
+    """Raise an error for a checkpoint interval, if the number of steps is symbolic."""
     if checkpoint is not None:
         _checks.bad_value("checkpoint", "None, since the number of steps is symbolic", repr(checkpoint))
 
@@ -81,7 +82,7 @@ def blocks(options: Options, steps: int, rows: int) -> tuple[Block, ...]:
     each chunk would be a sum over devices.
     """
     if not _sizes.is_concrete(steps):  # one chunk, since a chunk of fixed length may be longer than T
-        _reject_checkpoint_of_symbolic(options.checkpoint)
+        reject_checkpoint_of_symbolic(options.checkpoint)
         return (Block(0, 1, steps, 1, steps),)
     k, _ = window_lengths(options.truncation, steps)
     count, rest = divmod(steps, k)
@@ -147,7 +148,7 @@ def scan_plan(steps: int, truncation: tuple[int, int] | None, checkpoint: int | 
     """Return the plan of `scan`."""
     k1, k2 = window_lengths(truncation, steps)
     if not _sizes.is_concrete(steps):  # one scan, since there may be no whole window and no whole segment
-        _reject_checkpoint_of_symbolic(checkpoint)
+        reject_checkpoint_of_symbolic(checkpoint)
         if truncation is not None and k1 != k2:
             _checks.bad_value("truncation", "an integer, since the number of steps is symbolic", repr(truncation))
         return ScanPlan(steps, k1, 0, None, 0, (), unroll)

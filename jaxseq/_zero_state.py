@@ -10,11 +10,11 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
-from jaxseq import _checks, _precision, cells
+from jaxseq import _checks, cells
 from jaxseq._any_cell import checked_cell
 from jaxseq._op import with_hints
-from jaxseq._recurrence import Cell
-from jaxseq._recurrence._arguments import check_params, state_shapes
+from jaxseq._recurrence import AnyCell, Cell, LinearCell
+from jaxseq._recurrence._arguments import check_params, zero_leaves
 from jaxseq.linear_maps import Conv, Dense
 
 
@@ -23,7 +23,7 @@ def zero_state(
     params: PyTree,
     batch_shape: int | Sequence[int] = (),
     *,
-    cell: Cell | Sequence[PyTree] | None = None,
+    cell: Cell | LinearCell | Sequence[PyTree] | None = None,
     dtype: DTypeLike | None = None,
 ) -> PyTree:
     """Return the initial state of zeros: what a carry of None stands for.
@@ -36,8 +36,8 @@ def zero_state(
             as `stack` and `bidirectional` take them.
         batch_shape: the batch axes, an integer for one. For a convolutional recurrence the spatial axes of the state
             follow, `(*batch, *outputs)`.
-        cell: a cell of your own (`jaxseq.Cell`). None finds a cell of jaxseq by the type of `params`. For several
-            layers, one cell for all of them, or a sequence.
+        cell: a cell of your own (`jaxseq.Cell` or `jaxseq.LinearCell`). None finds a cell of jaxseq by the type of
+            `params`. For several layers, one cell for all of them, or a sequence.
         dtype: floating dtype of the state. None is that of the parameters, float32 at least.
 
     Returns:
@@ -67,11 +67,10 @@ def zero_state(
         _checks.bad_type("batch_shape", "an integer or a sequence of integers", _checks.describe(batch_shape))
     sizes = batch_shape if isinstance(batch_shape, Sequence) else (batch_shape,)
     batch = tuple(_checks.integer("batch_shape", size, at_least=0) for size in sizes)
-    dtype = None if dtype is None else _checks.dtype("dtype", dtype)
-    return _zeros(params, batch, cell, dtype)
+    return _zeros(params, batch, cell, None if dtype is None else _checks.dtype("dtype", dtype))
 
 
-def _zeros(params: PyTree, batch: tuple[int, ...], cell: PyTree, dtype: DTypeLike | None) -> PyTree:
+def _zeros(params: PyTree, batch: tuple[int, ...], cell: PyTree, dtype: np.dtype | None) -> PyTree:
     if isinstance(params, list | tuple) and not hasattr(params, "_fields"):
         of_layers = _cells(cell, len(params))
         return tuple(_zeros(p, batch, c, dtype) for p, c in zip(params, of_layers, strict=True))
@@ -80,15 +79,13 @@ def _zeros(params: PyTree, batch: tuple[int, ...], cell: PyTree, dtype: DTypeLik
         expected = "the parameters of a cell of jaxseq, or of your own if you pass `cell=`"
         _checks.bad_type("params", expected, _checks.describe(params))
     maps = check_params(found, params)
-    leaves = [
-        jnp.zeros(shape, dtype or _precision.accumulator(maps.w_h.dtype)) for shape in state_shapes(found, maps, batch)
-    ]
+    leaves = zero_leaves(found, maps, batch, dtype)
     return leaves[0] if found.state is None else found.state(*leaves)
 
 
 def _cells(cell: PyTree, count: int) -> list[PyTree]:
     """Return the cell of each of `count` layers."""
-    if cell is None or isinstance(cell, Cell):
+    if cell is None or isinstance(cell, AnyCell):
         return [cell] * count
     if not isinstance(cell, list | tuple) or len(cell) != count:
         got = f"{len(cell)}" if isinstance(cell, list | tuple) else _checks.describe(cell)
@@ -96,10 +93,10 @@ def _cells(cell: PyTree, count: int) -> list[PyTree]:
     return [*cell]
 
 
-def cell_of(params: PyTree) -> Cell | None:
+def cell_of(params: PyTree) -> AnyCell | None:
     """Return the cell of jaxseq with these parameters, with convolutions as maps if the weights are kernels."""
-    known = (cell for name in cells.__all__ if isinstance(cell := getattr(cells, name), Cell))
+    known = (cell for name in cells.__all__ if isinstance(cell := getattr(cells, name), AnyCell))
     found = next((cell for cell in known if isinstance(params, cell.params)), None)
-    if found is not None and isinstance(found.recurrent, Dense) and jnp.ndim(params.w_h) > 2:
+    if isinstance(found, Cell) and isinstance(found.recurrent, Dense) and jnp.ndim(params.w_h) > 2:
         return found._replace(name=f"conv_{found.name}", input=Conv(), recurrent=Conv())
     return found

@@ -89,16 +89,21 @@ class ScanTuning(_Numbers):
 
 @dataclass(frozen=True)
 class LinearTuning(_Numbers):
-    """How `jaxseq.linear_recurrence` computes its states.
+    """How `jaxseq.linear_recurrence` and linear cells compute their states.
 
     Attributes:
         elements: the maximum size of the states of a chunk, in elements. The states of a chunk are computed together,
             by an associative scan. None computes all states step by step.
         least_steps: the minimum number of steps of a chunk. If fewer fit, states are computed step by step.
+        chunk_elements: a linear cell computes its coefficients and outputs for a chunk of steps at once. This is the
+            maximum size of the states of such a chunk, in elements. More do not fit in the cache.
+        chunk_steps: the minimum number of steps of such a chunk.
     """
 
     elements: int | None = None
     least_steps: int = 8
+    chunk_elements: int = 2**18
+    chunk_steps: int = 16
 
     def chunk_of(self, steps: int, state: int) -> int | None:
         """Return the number of steps in a chunk, for a state of this size, or None."""
@@ -183,7 +188,7 @@ class Tuning:
 CPU = Tuning(scan=ScanTuning(parallel_state=2048))
 """The numbers for CPUs."""
 
-ACCELERATOR = Tuning(linear=LinearTuning(elements=2**22))
+ACCELERATOR = Tuning(linear=LinearTuning(elements=2**22, chunk_elements=2**22))
 """The numbers for all other platforms. These were not measured: no state is large enough for windows one at a time,
 because each step waits for its kernel launch, for the same reason linear recurrences run in chunks, and most numbers of
 convolutions are for rules that only CPUs use."""

@@ -272,7 +272,7 @@ def test_make_bench_installs_flax():
     assert stated("docs/faq.md", r"(`make bench` installs Flax first)")
 
 
-ALWAYS = {"jax", "jaxseq", "numpy", "functools", "typing"}
+ALWAYS = {"jax", "jaxseq", "numpy", "functools", "typing", "jaxtyping"}
 
 
 def test_pages_whose_code_needs_more_packages_are_listed():

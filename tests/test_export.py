@@ -195,7 +195,7 @@ def test_what_needs_known_sizes_is_refused_by_its_name(f, words):
 
 def public_namedtuples():
     """Yield the public NamedTuples of arrays that a function may take or return, with their public names."""
-    others = jaxseq.Cell, jaxseq.StepResult, jaxseq.Pullback, jaxseq.Decision, jaxseq.Explanation
+    others = jaxseq.Cell, jaxseq.LinearCell, jaxseq.StepResult, jaxseq.Pullback, jaxseq.Decision, jaxseq.Explanation
     for module in (jaxseq, autoregressive, cells, diagnostics):
         for name in module.__all__:
             value = getattr(module, name)

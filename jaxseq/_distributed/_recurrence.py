@@ -23,14 +23,15 @@ from jaxtyping import PyTree
 from jaxseq import _mesh, _windows
 from jaxseq._distributed import _sharding
 from jaxseq._distributed._carry_across_shards import carry_across_shards, from_one, is_first
-from jaxseq._recurrence._cell import Cell, State, h_of
+from jaxseq._recurrence._cell import State, h_of
 from jaxseq._recurrence._inputs import Inputs, with_partitioning
+from jaxseq._recurrence._linear_cell import AnyCell, LinearCell
 from jaxseq._time_options import Options
 
-Rule = Callable[[Cell, Options, Inputs], tuple[State, jax.Array]]
+Rule = Callable[..., tuple[State, jax.Array]]  # (cell, options, inputs), and for linear cells the shards
 
 
-def run(rule: Rule, cell: Cell, options: Options, batch: int, inputs: Inputs) -> tuple[State, jax.Array]:
+def run(rule: Rule, cell: AnyCell, options: Options, batch: int, inputs: Inputs) -> tuple[State, jax.Array]:
     """Run `rule` with `batch` batch axes and the shardings that the module docstring describes."""
     inputs = _align_inputs(_mesh.align_varying(inputs), batch, options.axis)
     weights, carry, xs, masks = inputs
@@ -40,27 +41,19 @@ def run(rule: Rule, cell: Cell, options: Options, batch: int, inputs: Inputs) ->
     of_features += [(a, slice(batch, None)) for a in jax.tree.leaves(per_example)]
     of_features += [(a, slice(batch + 1, None)) for a in jax.tree.leaves((xs, masks.zoneout))]
     names = frozenset().union(*(_sharding.sharded_axes(a, axes) for a, axes in of_features))
-    if not _time_shards_fit(options, xs):
+    is_linear = isinstance(cell, LinearCell)
+    if not _time_shards_fit(options, xs, is_linear=is_linear):
         names |= _sharding.sharded_axes(xs, options.axis)
     xs_sharding = _mesh.explicit_sharding(xs)
     of_ys = xs_sharding and _sharding.with_feature_sharding(xs_sharding, h_of(carry), xs.ndim - batch - 1)
-    results = jax.tree.map(lambda a: of_ys if options.return_states else _mesh.explicit_sharding(a), carry), of_ys
+    of_states = of_ys
+    if is_linear and xs_sharding is not None:  # the outputs have features of their own
+        of_ys = _sharding.unshard_axis(xs_sharding, xs.ndim - 1)
+    results = jax.tree.map(lambda a: of_states if options.return_states else _mesh.explicit_sharding(a), carry), of_ys
     result: tuple[State, jax.Array] = _sharding.with_auto_axes(
         partial(_run_on_time_shards, rule, cell, options), names, results
     )(inputs)
     return result
-
-
-def place_masks_like(
-    xs: jax.Array, axis: int, lengths: jax.Array | None, resets: jax.Array | None
-) -> tuple[jax.Array | None, jax.Array | None]:
-    """Return lengths and resets, the input of the masks, with batch sharded like that of xs and time not sharded."""
-    xs_sharding = _mesh.explicit_sharding(xs)
-    if xs_sharding is None:
-        return lengths, resets
-    place = lambda a, s: None if a is None else _sharding.reshard(a, _sharding.leading_axes(s, a.ndim))  # noqa: E731
-    lengths = place(lengths, _sharding.drop_axis(xs_sharding, axis))
-    return lengths, place(resets, _sharding.unshard_axis(xs_sharding, axis))
 
 
 def place_outputs_like(xs: jax.Array, ys: jax.Array, features: int) -> jax.Array:
@@ -93,16 +86,18 @@ def _align_inputs(inputs: Inputs, batch: int, axis: int) -> Inputs:
 # --- Time shards ---
 
 
-def _time_shards_fit(options: Options, xs: jax.Array) -> bool:
+def _time_shards_fit(options: Options, xs: jax.Array, *, is_linear: bool) -> bool:
     """Return whether each device can process its own shard of time."""
     steps, devices = xs.shape[options.axis], _sharding.shard_count(xs, options.axis)
     if devices == 1:
         return True
     k1, k2 = _windows.window_lengths(options.truncation, steps)
+    if is_linear:
+        return k1 >= steps
     return k1 >= steps or (k1 == k2 and steps // devices % k1 == 0)
 
 
-def _run_on_time_shards(rule: Rule, cell: Cell, options: Options, inputs: Inputs) -> tuple[State, jax.Array]:
+def _run_on_time_shards(rule: Rule, cell: AnyCell, options: Options, inputs: Inputs) -> tuple[State, jax.Array]:
     """Run `rule` on each device, with its shards of batch and time."""
     xs, axis = inputs.xs, options.axis
     names, steps = _sharding.mesh_axes_of(xs, axis), xs.shape[axis]
@@ -113,6 +108,11 @@ def _run_on_time_shards(rule: Rule, cell: Cell, options: Options, inputs: Inputs
         run_shard = lambda carry: rule(*static, inputs._replace(carry=carry))  # noqa: E731
         if not names:
             return run_shard(inputs.carry)
+        if isinstance(cell, LinearCell):  # all devices at once: the rule exchanges states
+            first = jnp.where(is_first(names, reverse=options.reverse), inputs.carry, 0)
+            last, ys = rule(*static, inputs._replace(carry=first), names)
+            end = last if options.return_states else from_one(is_first(names, reverse=not options.reverse), last, names)
+            return end, ys
         to_end = static[0], static[1]._replace(return_states=False)
         start = carry_across_shards(
             lambda carry: rule(*to_end, inputs._replace(carry=carry))[0], inputs.carry, names, reverse=options.reverse

@@ -215,6 +215,18 @@ def place_steps_like(xs: jax.Array, masks: Tree) -> Tree:
     return jax.tree.map(lambda a: reshard(a, leading_axes(xs_sharding, a.ndim)), masks)
 
 
+def place_masks_like(
+    xs: jax.Array, axis: int, lengths: jax.Array | None, resets: jax.Array | None
+) -> tuple[jax.Array | None, jax.Array | None]:
+    """Return lengths and resets, the input of the masks, with batch sharded like that of xs and time not sharded."""
+    xs_sharding = explicit_sharding(xs)
+    if xs_sharding is None:
+        return lengths, resets
+    place = lambda a, s: None if a is None else reshard(a, leading_axes(s, a.ndim))  # noqa: E731
+    lengths = place(lengths, drop_axis(xs_sharding, axis))
+    return lengths, place(resets, unshard_axis(xs_sharding, axis))
+
+
 def reshard(x: jax.Array, sharding: NamedSharding | None) -> jax.Array:
     """Return `x` with this sharding; None leaves `x` unchanged."""
     return x if sharding is None else jax.sharding.reshard(x, sharding)

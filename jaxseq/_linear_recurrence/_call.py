@@ -1,19 +1,18 @@
-"""The public function: check the arguments, make the masks, split overlapping windows, run the rule."""
+"""The public function: check the arguments, make the masks, run the rule."""
 
-from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Bool, Inexact, Integer
 
 from jaxseq import _checks, _mesh, _precision, _sizes, _time, _time_options, tuning
-from jaxseq._distributed._recurrence import place_masks_like
+from jaxseq._distributed._sharding import place_masks_like
 from jaxseq._explain import RECORDED, Decision
 from jaxseq._linear_recurrence._rule import Inputs, Options, run
 from jaxseq._linear_recurrence._shards import over_devices, sharded_like_x, with_time_gathered
-from jaxseq._linear_recurrence._solve import Algorithm, forward
+from jaxseq._linear_recurrence._solve import Algorithm
+from jaxseq._linear_recurrence._truncation import run_truncated
 from jaxseq._op import op
 from jaxseq._types import AnyArray
 
@@ -108,7 +107,6 @@ def linear_recurrence(
     options = Options(
         Algorithm(dtype, tuning.for_backend().linear.chunk_of(steps, first.size), unroll),
         reverse=reverse,
-        truncation=None if window is None or window[0] != window[1] else window[0],
         stores_states=checkpoint is None,
     )
     _explain(options.algorithm, checkpoint)
@@ -124,7 +122,7 @@ def linear_recurrence(
         on_device = lambda names, inputs: run(options._replace(shards=names), inputs)  # noqa: E731
         end, ys = over_devices(on_device, inputs, reverse=reverse)
     else:
-        end, ys = with_time_gathered(partial(_process, options, window), inputs, lengths)
+        end, ys = with_time_gathered(partial(run_truncated, options, window), inputs, lengths)
     end = _time.replace_where(last, end)
     return end.astype(first.dtype), jnp.moveaxis(ys, 0, axis)
 
@@ -171,62 +169,3 @@ def _check_same_field(a: jax.Array, carry: object, x: jax.Array) -> None:
             expected = "a complex array" if of_x else "a real array"
             got = _checks.describe(value)
             _checks.bad_type(name, f"{expected}, as `x` is; convert one of them with `.astype`", got)
-
-
-# --- Truncation (k1, k2) ---
-
-
-def _process(
-    options: Options, window: tuple[int, int], inputs: Inputs, lengths: jax.Array | None
-) -> tuple[jax.Array, jax.Array]:
-    """Run the rule with truncation, on windows if they overlap."""
-    overlap = window[0] != window[1]
-    if not options.reverse or (lengths is None and not overlap):
-        return _in_windows(options, window, inputs) if overlap else run(options, inputs)
-    # Windows start at the first processed step of each sequence, the last one within its length.
-    steps, batch = inputs.x.shape[0], inputs.x.shape[1:-1]
-    lengths = jnp.full(batch, steps, jnp.int32) if lengths is None else lengths
-    turn = partial(_time.reverse_within_length, lengths=lengths, axis=0)
-    end, ys = _process(options._replace(reverse=False), window, _in_processing_order(turn, inputs), None)
-    return end, turn(ys)
-
-
-def _in_processing_order(turn: Callable[[jax.Array], jax.Array], inputs: Inputs) -> Inputs:
-    """Return the inputs in processing order. Padding stays at the end."""
-    a, x = inputs.a, inputs.x
-    if a.shape[0] != 1:
-        a = turn(jnp.broadcast_to(a, (*x.shape[:-1], a.shape[-1])))
-    return inputs._replace(a=a, x=turn(x), reset=None if inputs.reset is None else turn(inputs.reset))
-
-
-def _in_windows(options: Options, window: tuple[int, int], inputs: Inputs) -> tuple[jax.Array, jax.Array]:
-    """Run windows of k2 steps in parallel, as another batch axis, each from the state k2 - k1 steps before it.
-
-    The outputs of those steps are discarded. The states at the starts have no gradient, except for h_0.
-    """
-    k1, k2 = window
-    total, before = inputs.x.shape[0], k2 - k1
-    count = -(-total // k1)
-    t = jnp.arange(k2)[:, None] - before + k1 * jnp.arange(count)[None]  # (k2, W)
-    take = lambda a: a[jnp.clip(t, 0, total - 1)]  # noqa: E731
-    inside = ((t >= 0) & (t < total)).reshape(*t.shape, *(1,) * (inputs.x.ndim - 1))
-    valid = inside if inputs.valid is None else inside & take(inputs.valid)
-    fixed = lax.stop_gradient(inputs)
-    _, states = forward(options.algorithm, fixed.steps, fixed.x, fixed.carry, reverse=False, emit=lambda h: h)
-    first = k1 * jnp.arange(count) - before
-    at_start = states[jnp.clip(first - 1, 0, total - 1)]
-    starts = jnp.where(first.reshape(-1, *(1,) * (at_start.ndim - 1)) > 0, at_start, inputs.carry[None])
-    windows = Inputs(
-        a=inputs.a[:, None] if inputs.a.shape[0] == 1 else take(inputs.a),
-        carry=starts,
-        x=take(inputs.x),
-        valid=jnp.broadcast_to(valid, (*t.shape, *inputs.x.shape[1:-1], 1)),
-        reset=None if inputs.reset is None else take(inputs.reset),
-    )
-    ends, ys = run(options, windows)
-    ys = jnp.moveaxis(ys[before:], 1, 0)
-    ys = ys.reshape(count * k1, *ys.shape[2:])[:total]
-    if inputs.valid is None:
-        return ends[-1], ys
-    last = _time.last_window_of_sequence(inputs.valid[..., 0], 0, k1)
-    return jnp.take_along_axis(ends, last[None, ..., None], 0)[0], ys

@@ -49,6 +49,7 @@ class Inputs(NamedTuple):
     x: jax.Array
     valid: Mask
     reset: Mask
+    start: Mask = None  # True where truncation cuts the gradient of the state before a step
 
     @property
     def steps(self) -> Steps:
@@ -60,7 +61,6 @@ class Options(NamedTuple):
 
     algorithm: Algorithm
     reverse: bool
-    truncation: int | None
     stores_states: bool  # else the backward pass computes them again
     shards: tuple[str, ...] = ()  # the mesh axes that shard time, where every device has its own steps
 
@@ -108,7 +108,7 @@ def _pull(
     if states is None:
         states = forward(algorithm, inputs.steps, inputs.x, first, reverse=reverse, emit=lambda h: h)[1]
     before = _before(options, inputs, first, states.astype(algorithm.dtype))
-    steps = inputs.steps._replace(cut=_cuts(options, inputs))
+    steps = inputs.steps._replace(cut=_cuts(inputs))
     if options.shards:
         end = backward(algorithm, steps, y_bar, h_bar, reverse=reverse, emits=False)[0]
         h_bar = h_bar + entering(options.shards, steps, y_bar, end, reverse=not reverse)
@@ -121,15 +121,11 @@ def _pull(
 _recurrence.defvjp(_forward, _pull)
 
 
-def _cuts(options: Options, inputs: Inputs) -> Mask:
+def _cuts(inputs: Inputs) -> Mask:
     """Return where the gradient of the state before a step is zero."""
-    k, total = options.truncation, inputs.x.shape[0]
-    if k is None:
-        return inputs.reset
-    t = jnp.arange(total).reshape(-1, *(1,) * (inputs.x.ndim - 1))
-    number = total - 1 - t if options.reverse else t
-    starts = jnp.broadcast_to((number > 0) & (number % k == 0), (total, *inputs.x.shape[1:-1], 1))
-    return starts if inputs.reset is None else starts | inputs.reset
+    if inputs.start is None or inputs.reset is None:
+        return inputs.reset if inputs.start is None else inputs.start
+    return inputs.start | inputs.reset
 
 
 def _before(options: Options, inputs: Inputs, first: jax.Array, states: jax.Array) -> jax.Array:
@@ -149,8 +145,7 @@ def _sum_to(shape: tuple[int, ...], a: jax.Array) -> jax.Array:
 
 def _plain(options: Options, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
     """Return (h_T, ys), step by step, for JAX to differentiate."""
-    a, _, x, valid, reset = inputs
-    starts = None if options.truncation is None else _cuts(options, inputs._replace(reset=None))
+    a, _, x, valid, reset, starts = inputs
     dtype, constant = options.algorithm.dtype, a[0]
 
     def one(h: jax.Array, at: Any) -> tuple[jax.Array, jax.Array]:

@@ -9,8 +9,9 @@ from jaxtyping import PyTree
 
 from jaxseq import _checks, _mesh, _precision
 from jaxseq._distributed._sharding import batch_sharding
-from jaxseq._recurrence._cell import MAPS, Cell, State, h_of
+from jaxseq._recurrence._cell import MAPS, State, h_of
 from jaxseq._recurrence._inputs import Weights
+from jaxseq._recurrence._linear_cell import AnyCell, LinearCell, check_linear_params, input_size, shapes_of
 
 
 def check_dropout_mask(value: object, carry: State) -> jax.Array:
@@ -20,7 +21,7 @@ def check_dropout_mask(value: object, carry: State) -> jax.Array:
     return jax.lax.stop_gradient(recurrent_dropout_mask)
 
 
-def check_zoneout(cell: Cell, value: object, carry: State, axis: int, steps: int) -> State:
+def check_zoneout(cell: AnyCell, value: object, carry: State, axis: int, steps: int) -> State:
     """Check the weight of the previous state, for each leaf of the state and every step. No gradient flows to it."""
     if cell.state is not None and _is_number(value):  # the same for every leaf
         value = cell.state(*[value] * len(jax.tree.leaves(carry)))
@@ -31,11 +32,11 @@ def check_zoneout(cell: Cell, value: object, carry: State, axis: int, steps: int
     return found[0] if cell.state is None else cell.state(*found)
 
 
-def check_reset_state(cell: Cell, value: object, carry: State, features: int) -> State:
+def check_reset_state(cell: AnyCell, value: object, carry: State, features: int) -> State:
     """Check the state after a reset, and broadcast it to the shape and dtype of the state between steps."""
     leaves = []
     for (name, part), like in zip(_named_leaves(cell, "reset_state", value), jax.tree.leaves(carry), strict=True):
-        leaf = _checks.array(name, part)
+        leaf = _checks.array(name, part, complex_ok=jnp.iscomplexobj(like))
         if leaf.shape not in (like.shape, like.shape[-features:]):
             expected = f"shape {like.shape} = (*batch, H), or {like.shape[-features:]} for all of the batch"
             _checks.bad_value(name, expected, str(leaf.shape))
@@ -52,7 +53,7 @@ def fully_zoned_out(zoneout: State, features: int) -> jax.Array | None:
     return reduce(jnp.logical_and, (jnp.all(k, range(k.ndim - features, k.ndim)) for k in leaves))
 
 
-def _named_leaves(cell: Cell, name: str, value: object) -> list[tuple[str, object]]:
+def _named_leaves(cell: AnyCell, name: str, value: object) -> list[tuple[str, object]]:
     """Return (name, leaf) for each leaf of a value with the structure of the state."""
     if cell.state is None:
         return [(name, value)]
@@ -63,7 +64,7 @@ def _named_leaves(cell: Cell, name: str, value: object) -> list[tuple[str, objec
 def _check_zoneout_leaf(name: str, value: object, shape: tuple[int, ...], dtype: np.dtype) -> jax.Array:
     """Check one leaf: booleans or floats of this shape, or a number for all of it."""
     if _is_number(value):
-        return jnp.full(shape, _checks.rate(name, value), dtype)
+        return jnp.full(shape, _checks.rate(name, value), jnp.finfo(dtype).dtype)
     amount = _checks.converted(value)
     if not isinstance(amount, _checks.ARRAYS) or not (
         amount.dtype == bool or jnp.issubdtype(amount.dtype, jnp.floating)
@@ -82,7 +83,7 @@ def _is_number(value: object) -> bool:
 PAIRS = (tuple, list, dict)
 
 
-def split_side_inputs(cell: Cell, name: str, value: PyTree) -> tuple[PyTree, tuple[PyTree, ...]]:
+def split_side_inputs(cell: AnyCell, name: str, value: PyTree) -> tuple[PyTree, tuple[PyTree, ...]]:
     """Return the input of the input map, and (e,) with the side inputs of the cell. `name` is `xs` or `x`."""
     if not cell.side_inputs:
         hint = "; only a cell with `side_inputs=True` takes a pair"
@@ -109,8 +110,16 @@ def check_side_inputs(side: tuple[PyTree, ...], sizes: tuple[int, ...], **arrays
     return tuple(jax.tree_util.tree_map_with_path(check, e) for e in side)
 
 
-def check_params(cell: Cell, params: PyTree) -> Weights:
+def input_features(cell: AnyCell, weights: Weights) -> int:
+    """Return the number of feature axes of the input."""
+    return 1 if isinstance(cell, LinearCell) else 1 + cell.input.dimensions(weights.w_x)
+
+
+def check_params(cell: AnyCell, params: PyTree) -> Weights:
     """Check the linear maps and the other parameters of the cell against each other."""
+    if isinstance(cell, LinearCell):
+        no_map: PyTree = None
+        return Weights(no_map, no_map, None, None, cell_params=check_linear_params(cell, params))
     params = _checks.container("params", params, cell.params)
     given = params._asdict()
     w_x, w_h = (_checks.array(f"params.{f}", given[f]) for f in ("w_x", "w_h"))
@@ -144,8 +153,12 @@ def check_params(cell: Cell, params: PyTree) -> Weights:
     return Weights(w_x, w_h, biases.get("b", biases.get("b_x")), biases.get("b_h"), w_q, cell_params)
 
 
-def check_carry(cell: Cell, weights: Weights, carry: State | None, name: str, x: jax.Array, axis: int | None) -> State:
+def check_carry(
+    cell: AnyCell, weights: Weights, carry: State | None, name: str, x: jax.Array, axis: int | None
+) -> State:
     """Check the initial state against x, the argument `name`, with time at `axis` if not None. None is zeros."""
+    if isinstance(cell, LinearCell):
+        return _check_carry_of_linear_cell(cell, weights, carry, name, x, axis)
     D, _ = cell.input.channels(weights.w_x, len(cell.gates)) or (0, 0)
     if x.shape[-1] != D:
         expected = f"{D} features on the last axis, as in `params.w_x`"
@@ -174,8 +187,67 @@ def check_carry(cell: Cell, weights: Weights, carry: State | None, name: str, x:
     return leaves[0] if cell.state is None else cell.state(*leaves)
 
 
-def state_shapes(cell: Cell, weights: Weights, batch_and_space: tuple[int, ...]) -> list[tuple[int, ...]]:
+def _check_carry_of_linear_cell(
+    cell: LinearCell, weights: Weights, carry: State | None, name: str, x: jax.Array, axis: int | None
+) -> jax.Array:
+    """Check the state of a linear cell, one array whose dtype is complex if the coefficients are."""
+    D = input_size(cell, weights.cell_params) or x.shape[-1]
+    if x.shape[-1] != D:
+        _checks.bad_value(name, f"{D} features on the last axis, as in `params`", str(x.shape[-1]), **{name: x})
+    state = shapes_of(cell, weights.cell_params, D, x.dtype).state
+    batch = tuple(size for i, size in enumerate(x.shape[:-1]) if i != axis)
+    shape = (*batch, *state.shape)
+    if carry is None:
+        dtype = _in_field_of(state, _precision.accumulator(x.dtype))
+        return jnp.zeros(shape, dtype, out_sharding=batch_sharding(x, axis, 1) if _mesh.is_distributed(x) else None)
+    h = _checks.array("carry", carry, complex_ok=True)
+    is_complex = jnp.issubdtype(state.dtype, jnp.complexfloating)
+    if jnp.iscomplexobj(h) != is_complex:
+        kind = "a complex array" if is_complex else "a real array"
+        _checks.bad_type("carry", f"{kind}, as the state of the cell {cell.name!r} is", _checks.describe(carry))
+    _checks.shape("carry", h, shape, "(*batch, H)", **{name: x})
+    return h
+
+
+def _in_field_of(state: jax.ShapeDtypeStruct, dtype: np.dtype) -> np.dtype:
+    """Return `dtype`, or the complex dtype with such parts if the state is complex."""
+    is_complex = jnp.issubdtype(state.dtype, jnp.complexfloating)
+    return _precision.common(dtype, np.dtype(np.complex64)) if is_complex else dtype
+
+
+def _state_of_linear_cell(cell: LinearCell, weights: Weights) -> jax.ShapeDtypeStruct:
+    """Return the shape and dtype of the state of an example, from the parameters alone."""
+    D = input_size(cell, weights.cell_params)
+    if D is None:
+        expected = 'an annotation with D, the number of features of the input, such as Float[Array, "D H"]'
+        _checks.bad_value(f"{cell.name}.params", expected, cell.params.__name__)
+    return shapes_of(cell, weights.cell_params, D, np.dtype(np.float32)).state
+
+
+def zero_leaves(
+    cell: AnyCell, weights: Weights, batch_and_space: tuple[int, ...], dtype: np.dtype | None
+) -> list[jax.Array]:
+    """Return the leaves of a state of zeros. A dtype of None is that of the parameters, float32 at least."""
+    if dtype is None:
+        of_params = weights.cell_params if isinstance(cell, LinearCell) else weights.w_h
+        dtype = _precision.accumulator(_precision.promote(*jax.tree.leaves(of_params)))
+    if isinstance(cell, LinearCell):
+        dtype = _in_field_of(_state_of_linear_cell(cell, weights), dtype)
+    return [jnp.zeros(shape, dtype) for shape in state_shapes(cell, weights, batch_and_space)]
+
+
+def output_size(cell: AnyCell, weights: Weights) -> int:
+    """Return the number of output features."""
+    if isinstance(cell, LinearCell):
+        D = input_size(cell, weights.cell_params)
+        return shapes_of(cell, weights.cell_params, D, np.dtype(np.float32)).y.shape[-1] if D else 0
+    return state_shapes(cell, weights, ())[0][-1]
+
+
+def state_shapes(cell: AnyCell, weights: Weights, batch_and_space: tuple[int, ...]) -> list[tuple[int, ...]]:
     """Return the shape of each leaf of the state: P channels of h, which is the first, and H channels of the others."""
+    if isinstance(cell, LinearCell):
+        return [(*batch_and_space, *_state_of_linear_cell(cell, weights).shape)]
     P, H = cell.recurrent.channels(weights.w_h, cell.recurrent_gates) or (0, 0)
     count = 1 if cell.state is None else len(cell.state._fields)  # type: ignore[attr-defined]
     return [(*batch_and_space, P), *[(*batch_and_space, H)] * (count - 1)]
@@ -183,5 +255,10 @@ def state_shapes(cell: Cell, weights: Weights, batch_and_space: tuple[int, ...])
 
 def state_between_steps(carry: State, dtype: np.dtype | None) -> State:
     """Return the carry in the dtype of the state between steps: `dtype`, or at least float32 for None."""
-    leaves, structure = jax.tree.flatten(carry)
-    return structure.unflatten(a.astype(dtype or _precision.accumulator(a.dtype)) for a in leaves)
+
+    def between(a: jax.Array) -> jax.Array:
+        if dtype is None:
+            return a.astype(_precision.accumulator(a.dtype))
+        return a.astype(_precision.common(dtype, np.dtype(np.complex64)) if jnp.iscomplexobj(a) else dtype)
+
+    return jax.tree.map(between, carry)

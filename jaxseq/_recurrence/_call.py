@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 
 from jaxseq import _checks, _mesh, _precision, _sizes, _time, tuning
 from jaxseq._distributed import _recurrence as _distributed
-from jaxseq._distributed._sharding import gather_axis, place_steps_like
+from jaxseq._distributed._sharding import gather_axis, place_masks_like, place_steps_like
 from jaxseq._recurrence._arguments import (
     PAIRS,
     check_carry,
@@ -23,6 +23,7 @@ from jaxseq._recurrence._arguments import (
     check_side_inputs,
     check_zoneout,
     fully_zoned_out,
+    input_features,
     split_side_inputs,
     state_between_steps,
 )
@@ -30,14 +31,16 @@ from jaxseq._recurrence._cell import Cell, State, h_of
 from jaxseq._recurrence._forward import forward_without_residuals
 from jaxseq._recurrence._inputs import Inputs, Masks, with_partitioning
 from jaxseq._recurrence._inspect import inspect
+from jaxseq._recurrence._linear_cell import AnyCell, LinearCell, shapes_of
+from jaxseq._recurrence._linear_rule import rule as linear_rule
 from jaxseq._recurrence._rule import rule
 from jaxseq._time_options import Options, TimeOptions, with_defaults
 
-Rule = Callable[[Cell, Options, Inputs], tuple[State, jax.Array]]
+Rule = Callable[[AnyCell, Options, Inputs], tuple[State, jax.Array]]
 
 
 def sequence(
-    cell: Cell, params: PyTree, carry: State | None, xs: PyTree[ArrayLike], **time: Unpack[TimeOptions]
+    cell: AnyCell, params: PyTree, carry: State | None, xs: PyTree[ArrayLike], **time: Unpack[TimeOptions]
 ) -> tuple[State, jax.Array]:
     """Check the arguments and run the cell over `xs`, whose axis `time_axis` is time."""
     given = with_defaults(time)
@@ -45,7 +48,7 @@ def sequence(
     side: tuple[PyTree, ...] = ()
     if cell.side_inputs or isinstance(xs, PAIRS):
         xs, side = split_side_inputs(cell, "xs", xs)
-    xs, features = _checks.array("xs", xs), 1 + cell.input.dimensions(weights.w_x)
+    xs, features = _checks.array("xs", xs), input_features(cell, weights)
     if xs.ndim < 1 + features:
         words = "(time, *batch, features)" if features == 1 else "(time, *batch, *space, channels)"
         _checks.bad_value("xs", f"at least {1 + features} axes {words}", str(xs.ndim), xs=xs)
@@ -57,6 +60,7 @@ def sequence(
         unroll=_checks.integer("unroll", given.unroll, at_least=1),
         precision=_checks.precision(given.precision),
         tuning=tuning.for_backend().recurrence,
+        linear=tuning.for_backend().linear,
         return_states=_checks.boolean("return_states", given.return_states),
     )
     axis, sizes = options.axis, xs.shape[:-features]
@@ -67,7 +71,7 @@ def sequence(
     first = check_carry(cell, weights, carry, "xs", xs, axis)
     between = state_between_steps(first, dtype)
     first, carry = between if carry is None else first, between  # `first` has the dtypes of the final state
-    inspect(cell, options.precision, Inputs(weights, carry, xs, Masks(side=side)), len(batch))
+    y_shape = _inspect(cell, options, Inputs(weights, carry, xs, Masks(side=side)), len(batch))
     lengths, resets, zoneout = given.lengths, given.resets, given.zoneout
     if lengths is not None:
         lengths = _checks.lengths("lengths", lengths, batch, steps)
@@ -75,6 +79,9 @@ def sequence(
         resets = _checks.mask("resets", resets)
         _checks.shape("resets", resets, sizes, "the shape of `xs` without features", xs=xs)
     if given.recurrent_dropout_mask is not None:
+        if isinstance(cell, LinearCell):
+            got = _checks.describe(given.recurrent_dropout_mask)
+            _checks.bad_type("recurrent_dropout_mask", f"None, since {cell.name!r} has no recurrent map", got)
         weights = weights._replace(recurrent_dropout_mask=check_dropout_mask(given.recurrent_dropout_mask, carry))
     if zoneout is not None:
         zoneout = check_zoneout(cell, zoneout, carry, axis, steps)
@@ -84,11 +91,11 @@ def sequence(
         weights = weights._replace(reset_state=None if resets is None else reset_state)
     if steps == 0:
         nothing = jax.tree.map(lambda a: jnp.zeros((*sizes, *a.shape[len(batch) :]), a.dtype), first)
-        return nothing if options.return_states else first, h_of(nothing).astype(xs.dtype)
+        return nothing if options.return_states else first, jnp.zeros((*sizes, *y_shape), xs.dtype)
 
     distributed = _mesh.is_distributed(weights, carry, xs, lengths, resets, zoneout, side)
     if distributed:
-        lengths, resets = _distributed.place_masks_like(xs, axis, lengths, resets)
+        lengths, resets = place_masks_like(xs, axis, lengths, resets)
     valid = reset = last = None
     if lengths is not None or resets is not None:
         valid, reset, last = _time.masks(options, steps, lengths, resets)
@@ -123,11 +130,22 @@ def _reverse_within_length(inputs: Inputs, lengths: jax.Array, axis: int) -> Inp
     return inputs._replace(xs=reverse(gather(inputs.xs)), masks=jax.tree.map(reverse, masks))
 
 
-def _run(cell: Cell, options: Options, inputs: Inputs, batch: int, distributed: bool) -> tuple[State, jax.Array]:
+def _inspect(cell: AnyCell, options: Options, inputs: Inputs, batch: int) -> tuple[int, ...]:
+    """Check what the functions of a cell return, and return the shape of the output of an example."""
+    if isinstance(cell, LinearCell):
+        params, xs = inputs.weights.cell_params, inputs.xs
+        return shapes_of(cell, params, xs.shape[-1], xs.dtype).y.shape
+    inspect(cell, options.precision, inputs, batch)
+    return h_of(inputs.carry).shape[batch:]
+
+
+def _run(cell: AnyCell, options: Options, inputs: Inputs, batch: int, distributed: bool) -> tuple[State, jax.Array]:
     """Run the rule, with `batch` batch axes."""
     chosen: Any = rule
     symbolic = not _sizes.is_concrete(inputs.xs.shape[options.axis])
-    if symbolic and options.truncation is not None and options.checkpoint is None:
+    if isinstance(cell, LinearCell):
+        chosen = linear_rule
+    elif symbolic and options.truncation is not None and options.checkpoint is None:
         chosen = forward_without_residuals  # there may be no whole window
     elif batch and prod(h_of(inputs.carry).shape[:batch]) == 1:
         chosen = partial(_run_without_batch, batch)
@@ -161,24 +179,25 @@ def _run_without_batch(axes: int, cell: Cell, options: Options, inputs: Inputs) 
 
 
 def one_step(
-    cell: Cell, params: PyTree, carry: State | None, x: PyTree[ArrayLike], *, precision: PrecisionLike
+    cell: AnyCell, params: PyTree, carry: State | None, x: PyTree[ArrayLike], *, precision: PrecisionLike
 ) -> tuple[State, jax.Array]:
     """Check the arguments and run one step, x (*B, *features), for use in the caller's own loop."""
     weights = check_params(cell, params)
     side: tuple[PyTree, ...] = ()
     if cell.side_inputs or isinstance(x, PAIRS):
         x, side = split_side_inputs(cell, "x", x)
-    x, features = _checks.array("x", x), 1 + cell.input.dimensions(weights.w_x)
+    x, features = _checks.array("x", x), input_features(cell, weights)
     if x.ndim < features:
         if features == 1:
             _checks.bad_value("x", "at least 1 axis (*batch, features)", "a scalar")
         _checks.bad_value("x", f"at least {features} axes (*batch, *space, channels)", str(x.ndim), x=x)
-    options = Options(precision=_checks.precision(precision), tuning=tuning.for_backend().recurrence)
+    of_backend = tuning.for_backend()
+    options = Options(precision=_checks.precision(precision), tuning=of_backend.recurrence, linear=of_backend.linear)
     batch = x.ndim - features
     first = check_carry(cell, weights, carry, "x", x, None)
     carry = state_between_steps(first, None)
     side = jax.tree.map(lambda a: a[None], check_side_inputs(side, x.shape[:batch], x=x))
     inputs = Inputs(weights, carry, x[None], Masks(side=side))
-    inspect(cell, options.precision, inputs, batch)
+    _inspect(cell, options, inputs, batch)
     out, ys = _run(cell, options, inputs, batch, _mesh.is_distributed(inputs))
     return _precision.cast_like(out, first), ys[0]

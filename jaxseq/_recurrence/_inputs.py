@@ -10,7 +10,8 @@ from jaxtyping import PyTree
 
 from jaxseq import _precision
 from jaxseq._mesh import Partitioning
-from jaxseq._recurrence._cell import Cell, State
+from jaxseq._recurrence._cell import State
+from jaxseq._recurrence._linear_cell import AnyCell, LinearCell
 from jaxseq._time_options import Options
 
 
@@ -18,7 +19,8 @@ class Weights(NamedTuple):
     """The inputs of a recurrence that are constant in time.
 
     These are the linear maps, their biases (G H,) or None, the cell parameters (`params` without the maps), the
-    recurrent dropout mask, which has no gradient, and the state after a reset, whose leaves are (*B, H).
+    recurrent dropout mask, which has no gradient, and the state after a reset, whose leaves are (*B, H). A linear cell
+    has cell parameters only, and None in place of maps.
     """
 
     w_x: jax.Array
@@ -99,7 +101,9 @@ def dtypes(weights: Weights, carry: State, xs: jax.Array) -> tuple[np.dtype, np.
     return product, _precision.accumulator(product)
 
 
-def with_partitioning(cell: Cell, options: Options, known: Partitioning) -> tuple[Cell, Options]:
+def with_partitioning(cell: AnyCell, options: Options, known: Partitioning) -> tuple[AnyCell, Options]:
     """Return both with what the compiler may do with the arrays of the rule."""
+    if isinstance(cell, LinearCell):
+        return cell, options._replace(partitioning=known)
     maps = {"input": cell.input.with_partitioning(known), "recurrent": cell.recurrent.with_partitioning(known)}
     return cell._replace(**maps), options._replace(partitioning=known)

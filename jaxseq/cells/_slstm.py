@@ -36,6 +36,7 @@ from jaxseq import _checks, _init
 from jaxseq._op import with_hints
 from jaxseq._recurrence import Cell, Gates, Pullback, StepResult
 from jaxseq._types import SLSTMParams, SLSTMState
+from jaxseq.cells._pointwise import log_sigmoid
 from jaxseq.linear_maps import BlockDiagonal
 
 
@@ -43,8 +44,7 @@ def _step(a: Gates, s_prev: SLSTMState) -> StepResult:
     a_i, a_f, a_z, a_o = a
     _, c, n, m = s_prev
     z, o = jnp.tanh(a_z), jax.nn.sigmoid(a_o)
-    # ℓ + m. log σ(a_f) by cases, not from minimum and abs: their second derivatives are wrong at 0.
-    forget_exponent = jnp.where(a_f > 0, 0, a_f) - jnp.log1p(jnp.exp(jnp.where(a_f > 0, -a_f, a_f))) + m
+    forget_exponent = log_sigmoid(a_f) + m  # ℓ + m
     started = n != 0
     larger = started & (forget_exponent > a_i)
     m = jnp.where(larger, forget_exponent, a_i)

@@ -27,6 +27,8 @@ def _time_axis(layer: Any, params: Any) -> int:
     """Return the axis before the features, for a layer whose first layer has these parameters."""
     while not hasattr(params, "_fields"):
         layer, params = layer.layers[0] if hasattr(layer, "layers") else layer.forward_rnn, params[0]
+    if isinstance(getattr(layer, "cell", None), jaxseq.LinearCell):
+        return -2
     if hasattr(layer, "cell"):
         return -2 - layer.cell.input.dimensions(params.w_x)
     return -params.w_x.ndim if hasattr(params, "w_x") else -2  # a kernel (*kernel_size, C, F), or a matrix

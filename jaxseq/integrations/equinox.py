@@ -90,7 +90,7 @@ class Recurrence(_Layer):
 
     functions: tuple[Any, ...] = eqx.field(static=True)
 
-    def __init__(self, cell: jaxseq.Cell, init: Callable[..., PyTree], *sizes: int, **options: Any):
+    def __init__(self, cell: jaxseq.Cell | jaxseq.LinearCell, init: Callable[..., PyTree], *sizes: int, **options: Any):
         self.functions = (init, jaxseq.recurrence, cell)  # type: ignore[misc]
         super().__init__(*sizes, **options)
 

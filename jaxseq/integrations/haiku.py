@@ -90,7 +90,9 @@ class LSTM(_Layer.of(jaxseq.lstm_init, jaxseq.lstm)):
 class Recurrence(_Layer):
     """A `jaxseq.Cell` for sequences: `Recurrence(cell, init, hidden_size)`, drawn by `init`."""
 
-    def __init__(self, cell: jaxseq.Cell, init: Callable[..., PyTree], hidden_size: int, **options: Any):
+    def __init__(
+        self, cell: jaxseq.Cell | jaxseq.LinearCell, init: Callable[..., PyTree], hidden_size: int, **options: Any
+    ):
         self.functions = init, jaxseq.recurrence, cell
         super().__init__(hidden_size, **options)
 

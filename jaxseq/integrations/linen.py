@@ -84,7 +84,7 @@ class LSTM(_Layer):
 class Recurrence(_Layer):
     """Any `jaxseq.Cell` with its initializer: `Recurrence(5, jaxseq.cells.mgu, jaxseq.cells.mgu_init)`."""
 
-    cell: jaxseq.Cell
+    cell: jaxseq.Cell | jaxseq.LinearCell
     cell_init: Callable[..., Any]
     _functions = property(lambda self: (self.cell_init, partial(jaxseq.recurrence, self.cell)))
 

@@ -80,7 +80,9 @@ class Recurrence(_Layer):
 
     _functions = property(lambda self: (self.cell_init, partial(jaxseq.recurrence, self.cell)))
 
-    def __init__(self, cell: jaxseq.Cell, cell_init: Callable[..., Any], *sizes: int, **options: Any):
+    def __init__(
+        self, cell: jaxseq.Cell | jaxseq.LinearCell, cell_init: Callable[..., Any], *sizes: int, **options: Any
+    ):
         self.cell, self.cell_init = nnx.static(cell), cell_init
         super().__init__(*sizes, **options)
 

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, PyTree
 from jaxseq import linear_maps
 from jaxseq._precision import accumulator, cast_like, promote
 from jaxseq._recurrence._cell import Cell
+from jaxseq._recurrence._linear_cell import LinearCell
 from jaxseq._time_options import TimeOptions
 from jaxseq._types import GRUParams, LSTMParams, LSTMState, RNNParams
 from jaxseq.reference._convolution import conv
@@ -237,13 +238,16 @@ def conv_lstm_cell(
 
 
 def recurrence(
-    cell: Cell,
+    cell: Cell | LinearCell,
     params: PyTree,
     carry: PyTree | None,
     xs: Float[Array, "*time_batch_and_space D"] | tuple[PyTree, PyTree],
     **time: Unpack[TimeOptions],
 ) -> tuple[PyTree, Float[Array, "*time_batch_and_outputs H"]]:
     """Reference implementation of `jaxseq.recurrence`."""
+    if isinstance(cell, LinearCell):
+        y = partial(_linear_output, cell, params, time.get("precision"))
+        return through_time(partial(_linear_cell, cell, params), carry, xs, output=y, **time)
     features = 1 + cell.input.dimensions(params.w_x)
     step = partial(_recurrence_cell, cell, params)
     return through_time(step, carry, xs, features=features, takes_valid_mask=True, **time)
@@ -306,8 +310,42 @@ def _recurrence_cell(
     return cast_like(new, carry), jax.tree.leaves(new)[0].astype(x.dtype)
 
 
+def _linear_cell(
+    cell: LinearCell,
+    params: PyTree,
+    carry: PyTree,
+    x: PyTree,
+    *,
+    precision: PrecisionLike,
+    recurrent_dropout_mask: None = None,
+) -> PyTree:
+    """Apply one step of a linear cell: its coefficients are those of a sequence of one step."""
+    p, wide = _wide_params(params, x)
+    a, v = cell.coefficients(p, wide[None], partial(_product, precision))
+    a = jnp.broadcast_to(jnp.expand_dims(a, range(v.ndim - a.ndim)), v.shape)[0].astype(v.dtype)
+    h = jnp.zeros_like(v[0]) if carry is None else carry
+    new = (a * h.astype(v.dtype) + v[0]).astype(h.dtype)
+    return new, _linear_output(cell, params, precision, new, x).astype(x.dtype)
+
+
+def _linear_output(cell: LinearCell, params: PyTree, precision: PrecisionLike, h: PyTree, x: PyTree) -> PyTree:
+    p, wide = _wide_params(params, x)
+    return h if cell.output is None else cell.output(p, h[None], wide[None], partial(_product, precision))[0]
+
+
+def _wide_params(params: PyTree, x: jax.Array) -> tuple[PyTree, jax.Array]:
+    dtype = accumulator(promote(*jax.tree.leaves(params), x))
+    return jax.tree.map(lambda a: a.astype(dtype), params), x.astype(dtype)
+
+
+def _product(
+    precision: PrecisionLike, w: jax.Array, x: jax.Array, kind: linear_maps.LinearMap | None = None
+) -> jax.Array:
+    return _linear(linear_maps.Dense() if kind is None else kind, w, None, x, precision)
+
+
 def recurrence_cell(
-    cell: Cell,
+    cell: Cell | LinearCell,
     params: PyTree,
     carry: PyTree | None,
     x: Float[Array, "*batch_and_space D"] | tuple[PyTree, PyTree],
@@ -315,6 +353,8 @@ def recurrence_cell(
     precision: PrecisionLike = None,
 ) -> tuple[PyTree, Float[Array, "*batch_and_outputs H"]]:
     """Reference implementation of `jaxseq.recurrence_cell`: the step of the cell. Its pullback is not used."""
+    if isinstance(cell, LinearCell):
+        return _linear_cell(cell, params, carry, x, precision=precision)
     return _recurrence_cell(cell, params, carry, x, precision=precision)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import PyTree
 
-from jaxseq._precision import accumulator, cast_like, promote, wider
+from jaxseq._precision import accumulator, cast_like, common, promote, wider
 from jaxseq._time_options import TimeOptions, with_defaults
 
 
@@ -20,6 +20,7 @@ def through_time(
     xs: PyTree,
     features: int = 1,
     takes_valid_mask: bool = False,
+    output: Callable[[PyTree, PyTree], jax.Array] | None = None,
     **time: Unpack[TimeOptions],
 ) -> tuple[PyTree, jax.Array]:
     """Apply `cell` to the steps of xs, an array or a pair (array, side inputs).
@@ -29,6 +30,8 @@ def through_time(
     At a skipped step (padding, or all of the state kept by boolean zoneout) the arguments of the cell are zeros. For a
     cell whose derivative may be infinite there, set `takes_valid_mask`: it is called with a mask `valid` `(*batch,)`,
     False where its result is unused.
+
+    `output(state, x)` is y of a step. None is the first leaf of the state.
     """
     options = with_defaults(time)
     lengths, resets, reverse, truncation = options.lengths, options.resets, options.reverse, options.truncation
@@ -37,14 +40,24 @@ def through_time(
     x, others = xs if isinstance(xs, tuple) else (xs, None)
     time_axis = options.time_axis % x.ndim
     join = lambda x, others: (x, others) if isinstance(xs, tuple) else x  # noqa: E731
-    as_state = lambda tree: jax.tree.map(lambda a: a.astype(dtype or accumulator(a.dtype)), tree)  # noqa: E731
+
+    def as_state(tree: PyTree) -> PyTree:
+        def cast(a: jax.Array) -> jax.Array:
+            if dtype is None:
+                return a.astype(accumulator(a.dtype))
+            return a.astype(common(dtype, np.dtype(np.complex64)) if jnp.iscomplexobj(a) else dtype)
+
+        return jax.tree.map(cast, tree)
+
     if carry is None:  # shapes only: T may be 0
         shape = lambda a: jax.ShapeDtypeStruct(a.shape[:time_axis] + a.shape[time_axis + 1 :], a.dtype)  # noqa: E731
         one_step = jax.tree.map(shape, join(x, others))
         carry = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(apply, None, one_step)[0])
         carry = as_state(carry)
     initial, carry, output_dtype = carry, as_state(carry), x.dtype
-    state_dtype = promote(*jax.tree.leaves(carry))
+    state_dtype = promote(*jax.tree.leaves(carry), x)
+    if not jnp.iscomplexobj(x):
+        state_dtype = jnp.finfo(state_dtype).dtype  # of its real part
     if wider(state_dtype, accumulator(output_dtype)):
         x = x.astype(state_dtype)
 
@@ -113,7 +126,8 @@ def through_time(
                 amounts = where(padding, zeros(amounts), amounts)
                 mixed = map(mix, amounts, jax.tree.leaves(before), jax.tree.leaves(new))
                 new = jax.tree.unflatten(jax.tree.structure(new), mixed)
-            y = jax.tree.leaves(new)[0].astype(output_dtype)
+            y = jax.tree.leaves(new)[0] if output is None else output(new, where(skipped, zeros(x), x))
+            y = y.astype(output_dtype)
             state = where(padding, state, new)
             return state, (state, (where(padding, zeros(y), y), where(padding, zeros(state), state)))
 

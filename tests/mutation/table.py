@@ -226,7 +226,7 @@ ENGINE = (
         "linear-gradient-into-window-starts",
         "linear recurrence",
         "the states at the starts of windows have a gradient",
-        "jaxseq/_linear_recurrence/_call.py",
+        "jaxseq/_linear_recurrence/_truncation.py",
         "fixed = lax.stop_gradient(inputs)",
         "fixed = inputs",
         ("tests/test_linear_recurrence.py",),

@@ -215,8 +215,19 @@ def test_every_library_computes_the_same_convolution(name, monkeypatch):
 
 
 def test_every_scan_computes_the_same_linear_recurrence():
-    (problem,) = linear.problems(quick=True)
+    problem = next(linear.problems(quick=True))
     assert names_of_equal(problem) == ["jaxseq", "scan", "associative"]
+
+
+@pytest.mark.parametrize("name", linear.LAYERS)
+def test_every_library_computes_the_same_linear_layer(name):
+    """Libraries that are not installed have no figures."""
+    problem = linear.layer(name, quick=True)
+    rows = measure(problem, 2)
+    assert all(row.get("error", 0) < 1e-5 for row in rows)
+    real = name not in ("lru", "s5")
+    others = ["recurrentgemma", "torch", "mambapy"] if real else ["torch"]
+    assert [row["name"] for row in rows] == ["jaxseq", "scan", "associative", *others]
 
 
 def test_every_shipped_cell_is_measured():

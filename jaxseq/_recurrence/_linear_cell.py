@@ -1,0 +1,201 @@
+"""The definition of a linear cell: a step that is linear in its state."""
+
+import re
+from collections.abc import Callable
+from functools import lru_cache
+from typing import NamedTuple, get_args, get_type_hints
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.lax import PrecisionLike
+from jaxtyping import PyTree
+
+from jaxseq import _checks, _precision
+from jaxseq._recurrence._cell import Cell
+from jaxseq.linear_maps import Dense, LinearMap
+
+
+class LinearCell(NamedTuple):
+    """The equations of a recurrence that is linear in its state, elementwise.
+
+        (a_t, v_t) = coefficients(p, x_t, L)
+        h_t = a_t h_{t-1} + v_t
+        y_t = output(p, h_t, x_t, L)
+
+    The coefficients read x only, so they need no loop over time. Both functions get many steps at once: x is
+    `(T, *batch, D)` for any T, and a, v, h and y have the same first axes. `L(w, x)` is x w. Products accumulate in
+    float32 at least, with the precision of the call. x and the parameters p are in the dtype of the accumulator.
+
+    Attributes:
+        name: the name of the cell, for errors and profiles.
+        coefficients: `(p, x, L) -> (a, v)`. v is `(T, *batch, *state)`, real or complex, and its dtype and shape define
+            the state. a broadcasts to the shape of v. If it is constant in time, it has the shape of the state or less.
+        params: the NamedTuple of the parameters. They may be None. Annotations such as `Float[Array, "D 2*H"]`, of
+            jaxtyping, are checked, and D is the number of features of x.
+        output: `(p, h, x, L) -> y`, real. None is y = h.
+    """
+
+    name: str
+    coefficients: Callable[..., tuple[jax.Array, jax.Array]]
+    params: type
+    output: Callable[..., jax.Array] | None = None
+
+    @property
+    def state(self) -> None:
+        """The state is one array."""
+
+    @property
+    def side_inputs(self) -> bool:
+        """A linear cell has no side inputs."""
+        return False
+
+
+AnyCell = Cell | LinearCell
+
+
+class Product(NamedTuple):
+    """L(w, x) = x w, with operands in one dtype, accumulated in float32 at least."""
+
+    precision: PrecisionLike
+    dtype: np.dtype  # of the operands
+
+    def __call__(self, w: jax.Array, x: jax.Array, kind: LinearMap = Dense()) -> jax.Array:  # noqa: B008
+        return kind.product(self.precision, w.astype(self.dtype), x.astype(self.dtype))
+
+
+class Shapes(NamedTuple):
+    """The shapes and dtypes of the state and the output of one example."""
+
+    state: jax.ShapeDtypeStruct
+    y: jax.ShapeDtypeStruct
+
+
+def check_linear_cell(cell: LinearCell) -> LinearCell:
+    """Return `cell` if its fields are consistent. The results of its functions are checked when they are traced."""
+    for field in ("coefficients", "output"):
+        function = getattr(cell, field)
+        if not callable(function) and not (function is None and field == "output"):
+            _checks.bad_type(f"{cell.name}.{field}", "a function", _checks.describe(function))
+    if not getattr(cell.params, "_fields", ()):
+        _checks.bad_type(f"{cell.name}.params", "a NamedTuple class", _checks.describe(cell.params))
+    return cell
+
+
+def check_linear_params(cell: LinearCell, params: PyTree) -> PyTree:
+    """Return the parameters as arrays, whose shapes agree with each other as far as their annotations state them."""
+    given = _checks.container("params", params, cell.params)._asdict()
+    arrays = {f: None if a is None else _checks.array(f"params.{f}", a) for f, a in given.items()}
+    sizes: dict[str, int] = {}
+    for field, dimensions in _annotated_shapes(cell.params).items():
+        array = arrays[field]
+        if array is not None and not _fits(dimensions, array.shape, sizes):
+            known = ", ".join(f"{letter} = {size}" for letter, size in sizes.items())
+            expected = f"shape ({', '.join(dimensions)}{',' * (len(dimensions) == 1)}) with {known}"
+            _checks.bad_value(f"params.{field}", expected, str(array.shape))
+    return cell.params(**arrays)
+
+
+def input_size(cell: LinearCell, params: PyTree) -> int | None:
+    """Return D, or None if no annotation states it."""
+    for field, dimensions in _annotated_shapes(cell.params).items():
+        array = getattr(params, field)
+        if array is not None and "D" in dimensions:
+            size: int = array.shape[dimensions.index("D")]
+            return size
+    return None
+
+
+@lru_cache(256)
+def _annotated_shapes(params: type) -> dict[str, list[str]]:
+    """Return the dimensions in the annotations of the parameters, those with quotients last."""
+    try:
+        hints = get_type_hints(params)
+    except NameError:  # names that are local to a function
+        return {}
+    found = {}
+    for field in params._fields:  # type: ignore[attr-defined]
+        hint = hints.get(field)
+        texts = [text for kind in (hint, *get_args(hint)) if isinstance(text := getattr(kind, "dim_str", None), str)]
+        if texts and all(_DIMENSION.fullmatch(dimension) for dimension in texts[0].split()):
+            found[field] = texts[0].split()
+    return dict(sorted(found.items(), key=lambda item: any("/" in dimension for dimension in item[1])))
+
+
+_DIMENSION = re.compile(r"(?:(\d+)\*)?([A-Za-z]+)(?:/([A-Za-z]+))?|(\d+)")
+
+
+def _fits(dimensions: list[str], shape: tuple[int, ...], sizes: dict[str, int]) -> bool:
+    """Return whether a shape is that of an annotation. Letters that occur for the first time enter `sizes`."""
+    if len(dimensions) != len(shape):
+        return False
+    for dimension, size in zip(dimensions, shape, strict=True):
+        match = _DIMENSION.fullmatch(dimension)
+        assert match is not None
+        factor, letter, divisor, number = match.groups()
+        if number is not None:
+            expected = int(number)
+        elif divisor is not None:
+            expected = sizes[letter] // sizes[divisor] if {letter, divisor} <= {*sizes} else size
+        else:
+            expected = int(factor or 1) * sizes.setdefault(letter, size // int(factor or 1))
+        if size != expected:
+            return False
+    return True
+
+
+def shapes_of(cell: LinearCell, params: PyTree, features: int, dtype: np.dtype) -> Shapes:
+    """Return the shapes of one example, given D and the dtype of x. Check what the functions of the cell return."""
+    x = jax.ShapeDtypeStruct((1, 1, features), dtype)
+
+    def trace(params: PyTree, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        run = with_params(cell, params, x, None)
+        x = x.astype(run.dtype)
+        a, v = run.coefficients(x)
+        for part, array in (("a", a), ("v", v)):
+            if not isinstance(array, jax.Array) or not jnp.issubdtype(array.dtype, jnp.inexact):
+                expected = "a pair (a, v) of float or complex arrays"
+                _checks.bad_value(f"{cell.name}.coefficients", expected, f"{part} = {_checks.describe(array)}")
+        if v.shape[:2] != (1, 1) or v.ndim < 3:
+            _checks.bad_value(f"{cell.name}.coefficients", "v of shape (T, *batch, *state)", str(v.shape))
+        h = v.astype(_precision.promote(a, v))
+        return a, h, run.output(h, x)
+
+    a, h, y = jax.eval_shape(trace, params, x)
+    if a.ndim > h.ndim or any(n not in (1, m) for n, m in zip(a.shape[::-1], h.shape[::-1], strict=False)):
+        got = f"a of shape {a.shape} and v of shape {h.shape} for one example of one step"
+        _checks.bad_value(f"{cell.name}.coefficients", "a that broadcasts to the shape of v", got)
+    if y.ndim != 3 or y.shape[:2] != (1, 1) or not jnp.issubdtype(y.dtype, jnp.floating):
+        got = f"{y.dtype.name} {y.shape}"
+        _checks.bad_value(f"{cell.name}.output", "real outputs of shape (T, *batch, features)", got)
+    return Shapes(*(jax.ShapeDtypeStruct(found.shape[2:], found.dtype) for found in (h, y)))
+
+
+class BoundCell(NamedTuple):
+    """A linear cell with its parameters."""
+
+    cell: LinearCell
+    params: PyTree
+    product: Product
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The dtype of x and the parameters."""
+        return _precision.accumulator(self.product.dtype)
+
+    def coefficients(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Return (a, v) of many steps."""
+        found = self.cell.coefficients(self.params, x, self.product)
+        if not isinstance(found, tuple) or len(found) != 2:
+            _checks.bad_value(f"{self.cell.name}.coefficients", "a pair (a, v)", _checks.describe(found))
+        return found
+
+    def output(self, h: jax.Array, x: jax.Array) -> jax.Array:
+        """Return y of many steps."""
+        return h if self.cell.output is None else self.cell.output(self.params, h, x, self.product)
+
+
+def with_params(cell: LinearCell, params: PyTree, xs: jax.Array, precision: PrecisionLike) -> BoundCell:
+    """Return the cell with its parameters, in the dtype of the accumulator."""
+    product = Product(precision, _precision.promote(*jax.tree.leaves(params), xs))
+    return BoundCell(cell, _precision.cast(params, _precision.accumulator(product.dtype)), product)

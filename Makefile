@@ -6,8 +6,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo processes filters digits moving convolution highlight sunspots vanishing memory shuffled frameworks \
-	policy test test-long test-all test-types fuzz mutants lint bench docs clean
+.PHONY: demo processes filters digits moving sequential convolution highlight sunspots vanishing memory shuffled \
+	frameworks policy test test-long test-all test-types fuzz mutants lint bench docs clean
 
 demo: $(VENV)/.examples  ## train a character model on the Python language reference: out/char_lm/curve.png
 	$(BIN)/python examples/char_lm.py $(ARGS)
@@ -23,6 +23,9 @@ digits: $(VENV)/.examples  ## train a convolutional network on handwritten digit
 
 moving: $(VENV)/.examples  ## train a ConvLSTM on videos of moving digits: out/moving_digits.png
 	$(BIN)/python examples/moving_digits.py $(ARGS)
+
+sequential: $(VENV)/.examples  ## classify digits pixel by pixel with S5, LRU and GRU: out/sequential_digits.png
+	$(BIN)/python examples/sequential_digits.py $(ARGS)
 
 # The tutorials of docs/course.md, in the same order. Each writes a plot to out/.
 convolution: $(VENV)/.examples  ## show convolution and its gradients step by step

@@ -43,6 +43,7 @@ if TYPE_CHECKING:  # the same names as in _NAMES, for type checkers and the docu
     from jaxseq._layers import bidirectional, bidirectional_init, stack, stack_init
     from jaxseq._linear_recurrence import linear_recurrence
     from jaxseq._lstm import lstm, lstm_cell, lstm_init
+    from jaxseq._parallel import ParallelReport, parallel
     from jaxseq._recurrence import SAME_AS_H, Cell, LinearCell, Pullback, StepResult
     from jaxseq._rnn import rnn, rnn_cell, rnn_init
     from jaxseq._scan import scan
@@ -62,6 +63,7 @@ __all__ = [
     "LSTMParams",
     "LSTMState",
     "LinearCell",
+    "ParallelReport",
     "Pullback",
     "RNNParams",
     "SeparableConvParams",
@@ -98,6 +100,7 @@ __all__ = [
     "lstm",
     "lstm_cell",
     "lstm_init",
+    "parallel",
     "recurrence",
     "recurrence_cell",
     "reference",
@@ -135,6 +138,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "_layers": ("bidirectional", "bidirectional_init", "stack", "stack_init"),
     "_linear_recurrence": ("linear_recurrence",),
     "_lstm": ("lstm", "lstm_cell", "lstm_init"),
+    "_parallel": ("ParallelReport", "parallel"),
     "_recurrence": ("SAME_AS_H", "Cell", "LinearCell", "Pullback", "StepResult"),
     "_rnn": ("rnn", "rnn_cell", "rnn_init"),
     "_scan": ("scan",),

@@ -14,6 +14,7 @@ REGISTERED: dict[str, type] = {
     "jaxseq.GRUParams": _types.GRUParams,
     "jaxseq.LSTMParams": _types.LSTMParams,
     "jaxseq.LSTMState": _types.LSTMState,
+    "jaxseq.ParallelReport": _types.ParallelReport,
     "jaxseq.RNNParams": _types.RNNParams,
     "jaxseq.SeparableConvParams": _types.SeparableConvParams,
     "jaxseq.autoregressive.Linear": _types.Linear,

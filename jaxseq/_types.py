@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Inexact, Int, PyTree
+from jaxtyping import Array, Bool, Float, Inexact, Int, PyTree
 
 # --- Types of annotations ---
 
@@ -268,6 +268,21 @@ class Lyapunov(NamedTuple):
     exponents: Float[Array, " k"]
     history: Float[Array, "n k"]
     final: PyTree[Array]
+
+
+class ParallelReport(NamedTuple):
+    """How the iterations of `jaxseq.parallel` ended, for each example of the batch.
+
+    Attributes:
+        iterations: `(*batch,)`, the number of iterations.
+        residual: `(*batch,)`, the largest difference between a state and the step from the state before it, relative to
+            the largest element of the states.
+        converged: `(*batch,)`, True if the residual is within the tolerance. Otherwise, the states are NaN.
+    """
+
+    iterations: Int[Array, "*batch"]
+    residual: Float[Array, "*batch"]
+    converged: Bool[Array, "*batch"]
 
 
 class TruncationBias(NamedTuple):

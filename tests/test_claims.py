@@ -1039,7 +1039,7 @@ def test_names_that_contributors_need_exist():
     assert set(extras) <= set(project()["optional-dependencies"])
     libraries = stated("CONTRIBUTING.md", r"the comparisons with ([^.]*?), and the test of the site")
     libraries = re.split(r", | and ", libraries.lower().replace("haiku", "dm-haiku"))
-    assert set(libraries) == set(map(package, project()["optional-dependencies"]["peers"]))
+    assert set(libraries) == {package(needs).lower() for needs in project()["optional-dependencies"]["peers"]}
 
 
 def test_the_time_engine_imports_no_cell():

@@ -85,7 +85,8 @@ def s5_init(
         key: a JAX random key.
         input_size: D, the number of input and output features.
         hidden_size: H, the number of complex states: those of one half of the eigenvalues of 2 H real states.
-        blocks: the number of HiPPO-N matrices on the diagonal, a divisor of H.
+        blocks: the number of HiPPO-N matrices on the diagonal, a divisor of H. Each is decomposed on the host. Large
+            ones have large eigenvalues, whose gradients are less accurate in float32.
         min_step: the smallest step, > 0.
         max_step: the largest step.
         use_skip: if False, `skip` is None.

@@ -27,10 +27,12 @@ def recurrence(
 
     where $L$ are the linear maps and $\varphi$ the step of the cell, and $h$ is the first leaf of its state $s$. The
     gradient of the maps is hand-derived. JAX differentiates the step, unless the cell has a hand-derived pullback. In
-    both cases the gradients of the weights are computed outside the loop, and all time options are supported.
+    both cases the gradients of the weights are computed outside the loop, and all time options are supported. A
+    `jaxseq.LinearCell` has no recurrent map: it is a linear recurrence between functions of the input.
 
     Args:
-        cell: the equations of one step and the maps around it, a `jaxseq.Cell`. It is static under jit: create it once.
+        cell: the equations of one step and the maps around it, a `jaxseq.Cell` or a `jaxseq.LinearCell`. It is static
+            under jit: create it once.
         params: the parameters of the cell, a `cell.params`.
         carry: the initial state, a `cell.state` or the array h, each leaf `(*batch, H)`, or None for zeros.
         xs: the sequence `(T, *batch, D)`, or `(T, *batch, *space, C)` if the input map is a convolution. For a cell
@@ -39,8 +41,8 @@ def recurrence(
         **time: time options, `jaxseq.TimeOptions`.
 
     Returns:
-        `(carry, ys)`: the final state in the dtypes of `carry` (at least float32 for None), and h of all steps in the
-            dtype of `xs`.
+        `(carry, ys)`: the final state in the dtypes of `carry` (at least float32 for None), and h of all steps, or the
+            outputs of a linear cell, in the dtype of `xs`.
 
     Raises:
         TypeError: if `cell` is not a Cell, `params` belongs to another cell, an array is not a float array, or an
@@ -82,7 +84,7 @@ def recurrence_cell(
     """Apply one step of `recurrence`. `partial(recurrence_cell, cell, params)` is a body for `jax.lax.scan`.
 
     Args:
-        cell: the equations of one step and the maps around it, a `jaxseq.Cell`.
+        cell: the equations of one step and the maps around it, a `jaxseq.Cell` or a `jaxseq.LinearCell`.
         params: the parameters of the cell, a `cell.params`.
         carry: the previous state, a `cell.state` or the array h, each leaf `(*batch, H)`, or None for zeros.
             The new state has the dtype of `carry` (at least float32 for None). In bfloat16 it is rounded at every step.
@@ -90,7 +92,7 @@ def recurrence_cell(
         precision: the precision of matrix products, as in `jax.lax.dot_general`.
 
     Returns:
-        `(carry, y)`: the new state, and its h.
+        `(carry, y)`: the new state, and its h or the output of a linear cell.
 
     Raises:
         TypeError: if `cell` is not a Cell, `params` belongs to another cell, or an array is not a float array.

@@ -94,6 +94,9 @@ The path of a call. `jaxseq.lstm(params, carry, xs)` goes through these files to
                    _run_loop             scan equation (1'): the cell's pullback, and δr W_hᵀ
                    _contract             the contractions (2)
 
+A linear cell (`_linear_cell.py`) has no recurrent map, and its step is linear in the state. `sequence` calls the rule
+in `_linear_rule.py` for it.
+
 On an explicit mesh, or where arrays vary over devices, `_distributed/_recurrence.py` runs the rule on each device.
 """
 

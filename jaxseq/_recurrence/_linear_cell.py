@@ -29,10 +29,10 @@ class LinearCell(NamedTuple):
 
     Attributes:
         name: the name of the cell, for errors and profiles.
-        coefficients: `(p, x, L) -> (a, v)`. v is `(T, *batch, *state)`, real or complex, and its dtype and shape define
-            the state. a broadcasts to the shape of v. If it is constant in time, it has the shape of the state or less.
-        params: the NamedTuple of the parameters. They may be None. Annotations such as `Float[Array, "D 2*H"]`, of
-            jaxtyping, are checked, and D is the number of features of x.
+        coefficients: `(p, x, L) -> (a, v)`. v is `(T, *batch, H)`, real or complex, and so is the state, `(*batch, H)`.
+            a broadcasts to the shape of v: `(H,)` is constant in time and over the batch.
+        params: the NamedTuple of the parameters. They may be None. Annotations of jaxtyping, such as
+            `Float[Array, "D 2*H"]`, are checked. D is the number of features of x.
         output: `(p, h, x, L) -> y`, real. None is y = h.
     """
 
@@ -156,8 +156,9 @@ def shapes_of(cell: LinearCell, params: PyTree, features: int, dtype: np.dtype) 
             if not isinstance(array, jax.Array) or not jnp.issubdtype(array.dtype, jnp.inexact):
                 expected = "a pair (a, v) of float or complex arrays"
                 _checks.bad_value(f"{cell.name}.coefficients", expected, f"{part} = {_checks.describe(array)}")
-        if v.shape[:2] != (1, 1) or v.ndim < 3:
-            _checks.bad_value(f"{cell.name}.coefficients", "v of shape (T, *batch, *state)", str(v.shape))
+        if v.shape[:2] != (1, 1) or v.ndim != 3:
+            expected = "v of shape (T, *batch, H), with all features of the state on one axis"
+            _checks.bad_value(f"{cell.name}.coefficients", expected, f"{v.shape} for T = 1 and a batch of 1")
         h = v.astype(_precision.promote(a, v))
         return a, h, run.output(h, x)
 

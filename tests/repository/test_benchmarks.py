@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import jaxseq
-from benchmarks import cells, conv, gain, harness, linear, recurrence
+from benchmarks import cells, conv, gain, harness, linear, parallel, recurrence
 from benchmarks.harness import Candidate, Problem, measure
 
 pytestmark = pytest.mark.usefixtures("as_users_have_jax")
@@ -228,6 +228,13 @@ def test_every_library_computes_the_same_linear_layer(name):
     real = name not in ("lru", "s5")
     others = ["recurrentgemma", "torch", "mambapy"] if real else ["torch"]
     assert [row["name"] for row in rows] == ["jaxseq", "scan", "associative", *others]
+
+
+def test_every_method_computes_the_same_states():
+    names = ["jaxseq", "deer", "quasi-deer", "deer tree", "quasi-deer tree"]
+    for problem in parallel.problems(quick=True):
+        assert names_of_equal(problem) == names
+    assert re.fullmatch(r"[2-6] to [2-6]", parallel.iterations(1, "deer", B=2, T=32, H=8))
 
 
 def test_every_shipped_cell_is_measured():

@@ -946,7 +946,13 @@ CASES: dict[str, Case] = {
         recurrence,
         reference.recurrence,
         {**_cell_variants(time=True), **_linear_cell_variants(time=True)},
-        quick=("leaky", "min_gru, resets, truncation, reverse", "lru, truncation"),
+        quick=(
+            "leaky",
+            "min_gru, resets, truncation, reverse",
+            "min_lstm, lengths, checkpoint",
+            "s5, lengths, resets, reverse",
+            "selective_ssm, truncation",
+        ),
     ),
     "recurrence_cell": Case(
         recurrence_cell,
@@ -962,6 +968,9 @@ CASES: dict[str, Case] = {
             "mgu",
             "indrnn",
             "slstm",
+            "lru",
+            "s5_bilinear",
+            "rg_lru",
         ),
     ),
 }

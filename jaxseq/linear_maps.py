@@ -162,12 +162,12 @@ class BlockDiagonal(LinearMap):
     def product(self, precision: PrecisionLike, w: jax.Array, x: jax.Array) -> jax.Array:
         x = x.reshape(*x.shape[:-1], *w.shape[:2])
         y = _einsum("...nd,ndgi->...gni", x, w, precision)
-        return y.reshape(*y.shape[:-3], -1)
+        return y.reshape(*y.shape[:-3], prod(y.shape[-3:]))
 
     def pull_input(self, precision: PrecisionLike, w: jax.Array, y_bar: jax.Array, space: Space) -> jax.Array:
         n, _, g, i = w.shape
         x_bar = _einsum("...gni,ndgi->...nd", y_bar.reshape(*y_bar.shape[:-1], g, n, i), w, precision)
-        return x_bar.reshape(*x_bar.shape[:-2], -1)
+        return x_bar.reshape(*x_bar.shape[:-2], prod(x_bar.shape[-2:]))
 
     def pull_weight(self, precision: PrecisionLike, x: jax.Array, y_bar: jax.Array, w: jax.Array) -> jax.Array:
         n, d, g, i = w.shape

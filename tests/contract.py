@@ -274,9 +274,19 @@ def rounding(dtype: Any) -> float:
 # --- Numbers ---
 
 
+def _wide(a: np.ndarray) -> np.ndarray:
+    return a.astype(np.complex128 if np.iscomplexobj(a) else np.float64)
+
+
 def as_dtype(tree: Any, dtype: Any) -> Any:
     """Convert the floats of a tree to `dtype`; leave other leaves as they are."""
-    return jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.inexact) else a, tree)
+
+    def cast(a):
+        if jnp.issubdtype(a.dtype, jnp.complexfloating):
+            return a.astype(jnp.complex128 if dtype == jnp.float64 else jnp.complex64)
+        return a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.inexact) else a
+
+    return jax.tree.map(cast, tree)
 
 
 def relative_errors(actual: Any, expected: Any) -> Iterator[tuple[str, float]]:
@@ -284,7 +294,7 @@ def relative_errors(actual: Any, expected: Any) -> Iterator[tuple[str, float]]:
     for (path, got), want in zip(jax.tree.leaves_with_path(actual), jax.tree.leaves(expected), strict=True):
         if want.dtype == jax.dtypes.float0:
             continue
-        low, exact = (np.asarray(a).astype(np.float64) for a in (got, want))
+        low, exact = (_wide(np.asarray(a)) for a in (got, want))
         yield jax.tree_util.keystr(path), np.abs(low - exact).max(initial=0) / (np.abs(exact).max(initial=0) or 1)
 
 

@@ -60,6 +60,8 @@ def test_chunks_and_a_rest_equal_the_reference(name):
     """Values and gradients, where padding has NaN. Chunks of 4 steps leave a rest of 3."""
     cell, params, options = getattr(cells, name), weights(name), OPTIONS[name]
     carry, xs = state_of(name, params), draw(2, T, B, D)
+    if name == "rg_lru":
+        options = options | {"zoneout": jnp.abs(draw(3, T, B, D)) % 1}
     more = {"reset_state": 0.5 * carry} if "resets" in options else {}
 
     def derivatives(module, params, carry, xs, more):
@@ -71,7 +73,10 @@ def test_chunks_and_a_rest_equal_the_reference(name):
 
     expected = jax.jit(partial(derivatives, jaxseq.reference))(params, carry, xs, more)
     if "lengths" in options:
-        xs = jnp.where(jnp.arange(T)[:, None, None] < LENGTHS[None, :, None], xs, jnp.nan)
+        valid = jnp.arange(T)[:, None, None] < LENGTHS[None, :, None]
+        xs = jnp.where(valid, xs, jnp.nan)
+        if isinstance(options.get("zoneout"), jax.Array):
+            options["zoneout"] = jnp.where(valid, options["zoneout"], jnp.nan)
     with tuning.use(tuning.Tuning(linear=tuning.LinearTuning(chunk_elements=1, chunk_steps=4))):
         found = jax.jit(partial(derivatives, jaxseq))(params, carry, xs, more)
     assert_close(found, expected, relative=1e-11)
@@ -124,6 +129,13 @@ def test_no_steps():
     assert ys.shape == (0, B, D)
 
 
+@pytest.mark.parametrize("name", ["rg_lru", "selective_ssm"])
+def test_a_batch_of_zero(name):
+    carry, ys = recurrence(getattr(cells, name), weights(name), None, jnp.zeros((5, 0, D)))
+    assert carry.shape == (0, D * (2 if name == "selective_ssm" else 1))
+    assert ys.shape == (5, 0, D)
+
+
 # --- The work of the backward pass ---
 
 
@@ -156,7 +168,7 @@ def test_only_the_states_before_chunks_are_stored():
 def test_explain_names_the_chunks():
     params, xs = weights("min_gru"), jnp.ones((64, B, D))
     found = str(jaxseq.explain(recurrence, cells.min_gru, params, None, xs, checkpoint=16))
-    assert "coefficients and states: computed again in the backward pass, 16 at a time" in found
+    assert "coefficients and states: computed again in the backward pass, 16 steps at a time" in found
 
 
 # --- Devices ---
@@ -319,7 +331,7 @@ ERRORS = {
     "factors": (
         lambda: recurrence(with_coefficients(lambda p, x, L: (jnp.ones(3), x)), PlainParams(XS), None, XS),
         ValueError,
-        "`plain.coefficients`: expected a that broadcasts",
+        r"`plain.coefficients`: expected a of shape \(T, \*batch, H\)",
     ),
     "state": (
         lambda: recurrence(with_coefficients(lambda p, x, L: (jnp.ones(()), x[0])), PlainParams(XS), None, XS),
@@ -332,6 +344,21 @@ ERRORS = {
         ),
         ValueError,
         "`plain.output`: expected real outputs",
+    ),
+    "a of one step": (
+        lambda: recurrence(with_coefficients(lambda p, x, L: (x[0], x)), PlainParams(XS), None, XS),
+        ValueError,
+        "`plain.coefficients`: expected a of shape",
+    ),
+    "no array": (
+        lambda: recurrence(PLAIN._replace(output=lambda p, h, x, L: (h, x)), PlainParams(XS[0].T @ XS[0]), None, XS),
+        TypeError,
+        "`plain.output`: expected an array",
+    ),
+    "no weight": (
+        lambda: recurrence(cells.min_gru, GRU._replace(w_x=None), None, XS),
+        TypeError,
+        r"`params.w_x`: expected an array of shape \(D, 2\*H\), got None",
     ),
     "no features": (lambda: jaxseq.zero_state(PlainParams(XS), cell=PLAIN), ValueError, "`plain.params`: expected"),
     "coefficients": (lambda: recurrence(with_coefficients(3), None, None, XS), TypeError, "expected a function, got"),

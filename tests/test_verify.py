@@ -15,7 +15,7 @@ from jaxseq import __main__, _cases, _verify
 from jaxseq._cases import CASES, Case, Variant
 from jaxseq._correlation import RULES
 from jaxseq._correlation._taps import TAPS
-from jaxseq._recurrence import _inspect, _phi
+from jaxseq._recurrence import _inspect, _linear_cell, _phi
 from jaxseq.testing import _check
 
 
@@ -108,7 +108,12 @@ SOURCES = {str(path) for folder in FOLDERS for path in (ROOT / folder).glob("*.p
 SOURCES |= {str(ROOT / f"{name}.py") for name in FILES}
 
 # Caches of properties of cells, besides the caches of JAX.
-CACHED = (_inspect._inspect, _phi.with_pullback)
+CACHED = (
+    _inspect._inspect,
+    _phi.with_pullback,
+    _linear_cell._annotated_shapes,
+    _linear_cell._optional_fields,
+)
 
 
 def traced(name, label):

@@ -109,6 +109,6 @@ from jaxseq._recurrence._cell import Pullback as Pullback
 from jaxseq._recurrence._cell import StepResult as StepResult
 from jaxseq._recurrence._linear_cell import AnyCell as AnyCell
 from jaxseq._recurrence._linear_cell import LinearCell as LinearCell
-from jaxseq._recurrence._linear_cell import Product as Product
+from jaxseq._recurrence._linear_cell import LinearProduct as LinearProduct
 from jaxseq._recurrence._linear_cell import check_linear_cell as check_linear_cell
 from jaxseq._recurrence._phi import Inner as Inner

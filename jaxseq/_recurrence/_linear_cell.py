@@ -15,6 +15,8 @@ from jaxseq import _checks, _precision
 from jaxseq._recurrence._cell import Cell
 from jaxseq.linear_maps import Dense, LinearMap
 
+LinearProduct = Callable[..., jax.Array]  # L(w, x), or L(w, x, kind) for another linear map than a matrix
+
 
 class LinearCell(NamedTuple):
     """The equations of a recurrence that is linear in its state, elementwise.
@@ -25,14 +27,15 @@ class LinearCell(NamedTuple):
 
     The coefficients read x only, so they need no loop over time. Both functions get many steps at once: x is
     `(T, *batch, D)` for any T, and a, v, h and y have the same first axes. `L(w, x)` is x w. Products accumulate in
-    float32 at least, with the precision of the call. x and the parameters p are in the dtype of the accumulator.
+    float32 at least, with the precision of the call. x and the parameters p are in the dtype of the accumulator. In
+    padding, x and h are zero: both functions must be differentiable there, and their results are not used.
 
     Attributes:
         name: the name of the cell, for errors and profiles.
         coefficients: `(p, x, L) -> (a, v)`. v is `(T, *batch, H)`, real or complex, and so is the state, `(*batch, H)`.
             a broadcasts to the shape of v: `(H,)` is constant in time and over the batch.
-        params: the NamedTuple of the parameters. They may be None. Annotations of jaxtyping, such as
-            `Float[Array, "D 2*H"]`, are checked. D is the number of features of x.
+        params: the NamedTuple of the parameters. Annotations of jaxtyping, such as `Float[Array, "D 2*H"]`, are
+            checked. D is the number of features of x.
         output: `(p, h, x, L) -> y`, real. None is y = h.
     """
 
@@ -89,6 +92,8 @@ def check_linear_params(cell: LinearCell, params: PyTree) -> PyTree:
     sizes: dict[str, int] = {}
     for field, dimensions in _annotated_shapes(cell.params).items():
         array = arrays[field]
+        if array is None and field not in _optional_fields(cell.params):
+            _checks.bad_type(f"params.{field}", f"an array of shape ({', '.join(dimensions)})", "None")
         if array is not None and not _fits(dimensions, array.shape, sizes):
             known = ", ".join(f"{letter} = {size}" for letter, size in sizes.items())
             expected = f"shape ({', '.join(dimensions)}{',' * (len(dimensions) == 1)}) with {known}"
@@ -122,6 +127,12 @@ def _annotated_shapes(params: type) -> dict[str, list[str]]:
     return dict(sorted(found.items(), key=lambda item: any("/" in dimension for dimension in item[1])))
 
 
+@lru_cache(256)
+def _optional_fields(params: type) -> frozenset[str]:
+    """Return the fields whose annotations allow None."""
+    return frozenset(field for field, hint in get_type_hints(params).items() if type(None) in get_args(hint))
+
+
 _DIMENSION = re.compile(r"(?:(\d+)\*)?([A-Za-z]+)(?:/([A-Za-z]+))?|(\d+)")
 
 
@@ -146,28 +157,28 @@ def _fits(dimensions: list[str], shape: tuple[int, ...], sizes: dict[str, int]) 
 
 def shapes_of(cell: LinearCell, params: PyTree, features: int, dtype: np.dtype) -> Shapes:
     """Return the shapes of one example, given D and the dtype of x. Check what the functions of the cell return."""
-    x = jax.ShapeDtypeStruct((1, 1, features), dtype)
+    T, B = 2, 3  # not those of the call, and different from each other
+    x = jax.ShapeDtypeStruct((T, B, features), dtype)
 
-    def trace(params: PyTree, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def trace(params: PyTree, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         run = with_params(cell, params, x, None)
         x = x.astype(run.dtype)
         a, v = run.coefficients(x)
-        for part, array in (("a", a), ("v", v)):
-            if not isinstance(array, jax.Array) or not jnp.issubdtype(array.dtype, jnp.inexact):
-                expected = "a pair (a, v) of float or complex arrays"
-                _checks.bad_value(f"{cell.name}.coefficients", expected, f"{part} = {_checks.describe(array)}")
-        if v.shape[:2] != (1, 1) or v.ndim != 3:
+        if v.shape[:2] != (T, B) or v.ndim != 3:
             expected = "v of shape (T, *batch, H), with all features of the state on one axis"
-            _checks.bad_value(f"{cell.name}.coefficients", expected, f"{v.shape} for T = 1 and a batch of 1")
+            _checks.bad_value(f"{cell.name}.coefficients", expected, f"{v.shape} for T = {T} and a batch of {B}")
+        if a.ndim > v.ndim or a.shape not in (v.shape[-1:], (1,), (), (T, B, v.shape[-1]), (T, B, 1), (T, 1, 1)):
+            expected = f"a of shape (T, *batch, H) like v, {v.shape}, or (H,) if it is constant"
+            _checks.bad_value(f"{cell.name}.coefficients", expected, f"{a.shape} for T = {T} and a batch of {B}")
         h = v.astype(_precision.promote(a, v))
-        return a, h, run.output(h, x)
+        y = run.output(h, x)
+        if not isinstance(y, jax.Array):
+            _checks.bad_type(f"{cell.name}.output", "an array", _checks.describe(y))
+        return h, y
 
-    a, h, y = jax.eval_shape(trace, params, x)
-    if a.ndim > h.ndim or any(n not in (1, m) for n, m in zip(a.shape[::-1], h.shape[::-1], strict=False)):
-        got = f"a of shape {a.shape} and v of shape {h.shape} for one example of one step"
-        _checks.bad_value(f"{cell.name}.coefficients", "a that broadcasts to the shape of v", got)
-    if y.ndim != 3 or y.shape[:2] != (1, 1) or not jnp.issubdtype(y.dtype, jnp.floating):
-        got = f"{y.dtype.name} {y.shape}"
+    h, y = jax.eval_shape(trace, params, x)
+    if y.ndim != 3 or y.shape[:2] != (T, B) or not jnp.issubdtype(y.dtype, jnp.floating):
+        got = f"{y.dtype.name} {y.shape} for T = {T} and a batch of {B}"
         _checks.bad_value(f"{cell.name}.output", "real outputs of shape (T, *batch, features)", got)
     return Shapes(*(jax.ShapeDtypeStruct(found.shape[2:], found.dtype) for found in (h, y)))
 
@@ -189,7 +200,12 @@ class BoundCell(NamedTuple):
         found = self.cell.coefficients(self.params, x, self.product)
         if not isinstance(found, tuple) or len(found) != 2:
             _checks.bad_value(f"{self.cell.name}.coefficients", "a pair (a, v)", _checks.describe(found))
-        return found
+        for name, part in zip("av", found, strict=True):
+            if not isinstance(part, _checks.ARRAYS) or not jnp.issubdtype(part.dtype, jnp.inexact):
+                expected = "a pair (a, v) of float or complex arrays"
+                _checks.bad_value(f"{self.cell.name}.coefficients", expected, f"{name} = {_checks.describe(part)}")
+        a, v = map(jnp.asarray, found)
+        return a, v
 
     def output(self, h: jax.Array, x: jax.Array) -> jax.Array:
         """Return y of many steps."""

@@ -10,9 +10,10 @@ linear recurrence in the opposite direction, and
 JAX pulls these back through the coefficients, and ȳ_t through the outputs, for many steps at once. So the gradient of
 each weight is one contraction over these steps, outside of any loop over steps.
 
-Time is split into chunks, one after the other. A chunk stores the state before it and nothing else. The backward pass
-computes its coefficients and states again, then their cotangents, so the working memory is that of one chunk, and stays
-in the cache. This takes a fraction of the memory of JAX's gradient, and less time (`docs/measured.md`).
+Time is split into chunks, one after the other. A chunk stores the state before it and nothing else, unless it is the
+only one. The backward pass computes its coefficients and states again, then their cotangents, so the working memory is
+that of one chunk, and stays in the cache. This takes a fraction of the memory of JAX's gradient, and less time
+(`docs/measured.md`).
 
 The other time options change a and v. With the masks and the zoneout k_t of `_recurrence/__init__.py`:
 
@@ -78,10 +79,11 @@ def rule(
     # Windows overlap across chunks, and each chunk would exchange states or sum the gradients of weights over devices.
     whole = bool(shards) or overlapping is not None or options.partitioning.implicit
     chunk = steps if whole else _chunk_length(options, steps, carry)
-    _explain(options, chunk, whole=whole)
-    at = ChunkSteps(xs, masks, start)
     # A device that computed its part of time again would exchange its state again.
-    if chunk == steps and options.checkpoint is None and (shards or not whole):
+    stores = chunk == steps and options.checkpoint is None and (bool(shards) or not whole)
+    _explain(options, chunk, whole=whole, stores=stores)
+    at = ChunkSteps(xs, masks, start)
+    if stores:
         end, outputs = _run_chunk(sweep, weights, carry, at)
     else:
         end, outputs = _run_chunks(sweep, weights, carry, at, chunk)
@@ -106,7 +108,7 @@ def _chunk_length(options: Options, steps: int, carry: jax.Array) -> int:
     return next((n for n in range(longest, longest // 2, -1) if steps % n == 0), longest)
 
 
-def _explain(options: Options, chunk: int, *, whole: bool) -> None:
+def _explain(options: Options, chunk: int, *, whole: bool, stores: bool) -> None:
     """Record how time is split, for `jaxseq.explain`."""
     recorded = RECORDED.get()
     if recorded is None:
@@ -114,7 +116,8 @@ def _explain(options: Options, chunk: int, *, whole: bool) -> None:
     why = "`LinearTuning.chunk_elements`" if options.checkpoint is None else f"checkpoint={options.checkpoint!r}"
     if whole:
         why = "windows overlap, time is sharded, or the compiler may partition the batch"
-    recorded.append(Decision("coefficients and states", f"computed again in the backward pass, {chunk} at a time", why))
+    choice = "stored" if stores else f"computed again in the backward pass, {chunk} steps at a time"
+    recorded.append(Decision("coefficients and states", choice, why))
 
 
 def _run_chunks(
@@ -150,8 +153,9 @@ def _run_chunk(sweep: Sweep, weights: Weights, carry: jax.Array, at: ChunkSteps)
     a, v = bound.coefficients(x)
     a, v = _precision.cast((jnp.expand_dims(a, range(v.ndim - a.ndim)), v), _precision.promote(a, v, carry))
     if masks.zoneout is not None:
-        a = apply_zoneout(masks.zoneout, jnp.ones_like(v), jnp.broadcast_to(a, v.shape))
-        v = apply_zoneout(masks.zoneout, jnp.zeros_like(v), v)
+        zoneout = _time.zero_padding(masks.valid, masks.zoneout)
+        a = apply_zoneout(zoneout, jnp.ones_like(v), jnp.broadcast_to(a, v.shape))
+        v = apply_zoneout(zoneout, jnp.zeros_like(v), v)
     if weights.reset_state is not None and masks.reset is not None:
         after_reset = a * weights.reset_state.astype(v.dtype)[None]
         v = v + _time.zero_padding(masks.reset, jnp.broadcast_to(after_reset, v.shape))

@@ -10,14 +10,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxseq._recurrence import Product
+from jaxseq._recurrence import LinearProduct
 
 
-def complex_input(L: Product, w_x: jax.Array, x: jax.Array) -> jax.Array:
+def complex_input(L: LinearProduct, w_x: jax.Array, x: jax.Array) -> jax.Array:
     """Return B x."""
     return lax.complex(*jnp.split(L(w_x, x), 2, -1))
 
 
-def real_output(L: Product, w_y: jax.Array, h: jax.Array) -> jax.Array:
+def real_output(L: LinearProduct, w_y: jax.Array, h: jax.Array) -> jax.Array:
     """Return Re(C h)."""
     return L(w_y, jnp.concatenate([jnp.real(h), -jnp.imag(h)], -1))

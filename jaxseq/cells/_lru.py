@@ -26,19 +26,19 @@ from jaxtyping import PRNGKeyArray
 
 from jaxseq import _checks, _init, _precision
 from jaxseq._op import with_hints
-from jaxseq._recurrence import LinearCell, Product
+from jaxseq._recurrence import LinearCell, LinearProduct
 from jaxseq._types import LRUParams
 from jaxseq.cells._diagonal import complex_input, real_output
 from jaxseq.cells._pointwise import add_skip
 
 
-def _coefficients(p: LRUParams, x: jax.Array, L: Product) -> tuple[jax.Array, jax.Array]:
+def _coefficients(p: LRUParams, x: jax.Array, L: LinearProduct) -> tuple[jax.Array, jax.Array]:
     factor = jnp.exp(lax.complex(-jnp.exp(p.nu), jnp.exp(p.theta)))
     u = complex_input(L, p.w_x, x)
     return factor, jnp.expand_dims(jnp.exp(p.gamma), range(u.ndim - 1)).astype(u.dtype) * u
 
 
-def _output(p: LRUParams, h: jax.Array, x: jax.Array, L: Product) -> jax.Array:
+def _output(p: LRUParams, h: jax.Array, x: jax.Array, L: LinearProduct) -> jax.Array:
     return add_skip(real_output(L, p.w_y, h), p.skip, x)
 
 

@@ -15,11 +15,11 @@ from jaxtyping import PRNGKeyArray
 
 from jaxseq import _checks, _dense, _init
 from jaxseq._op import with_hints
-from jaxseq._recurrence import LinearCell, Product
+from jaxseq._recurrence import LinearCell, LinearProduct
 from jaxseq._types import MinGRUParams
 
 
-def _coefficients(p: MinGRUParams, x: jax.Array, L: Product) -> tuple[jax.Array, jax.Array]:
+def _coefficients(p: MinGRUParams, x: jax.Array, L: LinearProduct) -> tuple[jax.Array, jax.Array]:
     u_z, u_n = jnp.split(_dense.add_bias(L(p.w_x, x), p.b), 2, -1)
     return jax.nn.sigmoid(-u_z), jax.nn.sigmoid(u_z) * u_n
 

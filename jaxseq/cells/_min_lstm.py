@@ -19,12 +19,12 @@ from jaxtyping import PRNGKeyArray
 
 from jaxseq import _checks, _dense, _init
 from jaxseq._op import with_hints
-from jaxseq._recurrence import LinearCell, Product
+from jaxseq._recurrence import LinearCell, LinearProduct
 from jaxseq._types import MinLSTMParams
 from jaxseq.cells._pointwise import log_sigmoid
 
 
-def _coefficients(p: MinLSTMParams, x: jax.Array, L: Product) -> tuple[jax.Array, jax.Array]:
+def _coefficients(p: MinLSTMParams, x: jax.Array, L: LinearProduct) -> tuple[jax.Array, jax.Array]:
     u_f, u_i, u_n = jnp.split(_dense.add_bias(L(p.w_x, x), p.b), 3, -1)
     d = log_sigmoid(u_f) - log_sigmoid(u_i)
     return jax.nn.sigmoid(d), jax.nn.sigmoid(-d) * u_n

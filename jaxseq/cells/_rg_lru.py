@@ -24,7 +24,7 @@ from jaxtyping import PRNGKeyArray
 
 from jaxseq import _checks, _dense, _init, _precision
 from jaxseq._op import with_hints
-from jaxseq._recurrence import LinearCell, Product
+from jaxseq._recurrence import LinearCell, LinearProduct
 from jaxseq._types import RGLRUParams
 from jaxseq.cells._pointwise import log_sigmoid
 from jaxseq.linear_maps import BlockDiagonal
@@ -32,7 +32,7 @@ from jaxseq.linear_maps import BlockDiagonal
 _EXPONENT = 8
 
 
-def _coefficients(p: RGLRUParams, x: jax.Array, L: Product) -> tuple[jax.Array, jax.Array]:
+def _coefficients(p: RGLRUParams, x: jax.Array, L: LinearProduct) -> tuple[jax.Array, jax.Array]:
     u_r, u_i = jnp.split(_dense.add_bias(L(p.w_x, x, BlockDiagonal()), p.b), 2, -1)
     log_sigma = jnp.expand_dims(log_sigmoid(p.rate), range(x.ndim - 1))
     log_a = _EXPONENT * jax.nn.sigmoid(u_r) * log_sigma

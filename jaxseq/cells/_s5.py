@@ -33,33 +33,33 @@ from jaxtyping import PRNGKeyArray
 
 from jaxseq import _checks, _init, _precision
 from jaxseq._op import with_hints
-from jaxseq._recurrence import LinearCell, Product
+from jaxseq._recurrence import LinearCell, LinearProduct
 from jaxseq._types import S5Params
 from jaxseq.cells._diagonal import complex_input, real_output
 from jaxseq.cells._pointwise import add_skip
 
 
-def _zero_order_hold(p: S5Params, x: jax.Array, L: Product) -> tuple[jax.Array, jax.Array]:
+def _zero_order_hold(p: S5Params, x: jax.Array, L: LinearProduct) -> tuple[jax.Array, jax.Array]:
     eigenvalues = lax.complex(p.real, p.imag)
     step = jnp.exp(p.log_step).astype(eigenvalues.dtype)
     gain = jnp.expm1(eigenvalues * step) / eigenvalues
     return jnp.exp(eigenvalues * step), _driven(gain, p, x, L)
 
 
-def _bilinear(p: S5Params, x: jax.Array, L: Product) -> tuple[jax.Array, jax.Array]:
+def _bilinear(p: S5Params, x: jax.Array, L: LinearProduct) -> tuple[jax.Array, jax.Array]:
     eigenvalues = lax.complex(p.real, p.imag)
     step = jnp.exp(p.log_step).astype(eigenvalues.dtype)
     half = eigenvalues * step / 2
     return (1 + half) / (1 - half), _driven(step / (1 - half), p, x, L)
 
 
-def _driven(gain: jax.Array, p: S5Params, x: jax.Array, L: Product) -> jax.Array:
+def _driven(gain: jax.Array, p: S5Params, x: jax.Array, L: LinearProduct) -> jax.Array:
     """Return v, the gain times B x."""
     u = complex_input(L, p.w_x, x)
     return jnp.expand_dims(gain, range(u.ndim - 1)) * u
 
 
-def _output(p: S5Params, h: jax.Array, x: jax.Array, L: Product) -> jax.Array:
+def _output(p: S5Params, h: jax.Array, x: jax.Array, L: LinearProduct) -> jax.Array:
     return add_skip(2 * real_output(L, p.w_y, h), p.skip, x)
 
 

@@ -25,21 +25,22 @@ from jaxtyping import PRNGKeyArray
 
 from jaxseq import _checks, _dense, _init, _precision
 from jaxseq._op import with_hints
-from jaxseq._recurrence import LinearCell, Product
+from jaxseq._recurrence import LinearCell, LinearProduct
 from jaxseq._types import SelectiveSSMParams
 from jaxseq.cells._pointwise import add_skip, softplus
 
 
-def _coefficients(p: SelectiveSSMParams, x: jax.Array, L: Product) -> tuple[jax.Array, jax.Array]:
+def _coefficients(p: SelectiveSSMParams, x: jax.Array, L: LinearProduct) -> tuple[jax.Array, jax.Array]:
     step = softplus(_dense.add_bias(L(p.w_up, L(p.w_step, x)), p.b))
     rate = jnp.expand_dims(-jnp.exp(p.log_rate), range(x.ndim - 1))
     a = jnp.exp(step[..., None] * rate)
     v = (step * x)[..., None] * L(p.w_in, x)[..., None, :]
-    return a.reshape(*x.shape[:-1], -1), v.reshape(*x.shape[:-1], -1)
+    flat = lambda states: states.reshape(*x.shape[:-1], p.log_rate.size)  # noqa: E731
+    return flat(a), flat(v)
 
 
-def _output(p: SelectiveSSMParams, h: jax.Array, x: jax.Array, L: Product) -> jax.Array:
-    states = h.reshape(*x.shape, -1)
+def _output(p: SelectiveSSMParams, h: jax.Array, x: jax.Array, L: LinearProduct) -> jax.Array:
+    states = h.reshape(*x.shape, p.log_rate.shape[1])
     return add_skip(jnp.sum(states * L(p.w_out, x)[..., None, :], -1), p.skip, x)
 
 

@@ -7,6 +7,7 @@ that runs a test marked `eight_devices` starts a second process with eight devic
 them in the first process, for example under a debugger, set JAX_NUM_CPU_DEVICES=8 in the environment.
 """
 
+import importlib.util
 import os
 import sys
 
@@ -24,6 +25,9 @@ if not (
 
 import jax
 import pytest
+
+# Installed only in an environment of its own.
+collect_ignore = [] if importlib.util.find_spec("recurrentgemma") else ["test_recurrentgemma.py"]
 
 pytest_plugins = [
     "pytester",

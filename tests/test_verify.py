@@ -113,6 +113,7 @@ CACHED = (
     _phi.with_pullback,
     _linear_cell._annotated_shapes,
     _linear_cell._optional_fields,
+    _linear_cell._shapes_of,
 )
 
 

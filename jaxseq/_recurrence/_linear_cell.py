@@ -1,7 +1,7 @@
 """The definition of a linear cell: a step that is linear in its state."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import lru_cache
 from typing import NamedTuple, get_args, get_type_hints
 
@@ -157,8 +157,17 @@ def _fits(dimensions: list[str], shape: tuple[int, ...], sizes: dict[str, int]) 
 
 def shapes_of(cell: LinearCell, params: PyTree, features: int, dtype: np.dtype) -> Shapes:
     """Return the shapes of one example, given D and the dtype of x. Check what the functions of the cell return."""
+    leaves, structure = jax.tree.flatten(params)
+    of_params = structure, tuple(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in leaves)
+    return _shapes_of(cell, of_params, features, dtype)
+
+
+@lru_cache(256)
+def _shapes_of(cell: LinearCell, of_params: tuple[Hashable, tuple[PyTree, ...]], D: int, dtype: np.dtype) -> Shapes:
+    """Return the shapes, given the structure and the leaves of the parameters, both hashable."""
+    params = jax.tree.unflatten(*of_params)
     T, B = 2, 3  # not those of the call, and different from each other
-    x = jax.ShapeDtypeStruct((T, B, features), dtype)
+    x = jax.ShapeDtypeStruct((T, B, D), dtype)
 
     def trace(params: PyTree, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         run = with_params(cell, params, x, None)

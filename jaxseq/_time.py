@@ -10,11 +10,13 @@ Both are False in padding. `resets[t]` is the boundary between t - 1 and t. In f
 In reverse order it is crossed into step t - 1, and the one at 0 is crossed last, by the returned carry.
 """
 
+from collections.abc import Callable
 from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import PyTree
 
 from jaxseq._time_options import Options
 from jaxseq._windows import Block
@@ -133,6 +135,34 @@ def put_chunk(a: jax.Array, piece: jax.Array, axis: int, block: Block, w: Index,
     starts: list[Index] = [0] * a.ndim
     starts[axis : axis + 2] = [w, t]
     return lax.dynamic_update_slice(a, jnp.moveaxis(piece, (0, 1), (axis + 1, axis)), starts)
+
+
+def scan_chunks(
+    chunk: Callable[[Tree, PyTree], tuple[Tree, PyTree]],
+    rest_chunk: Callable[[Tree, PyTree], tuple[Tree, PyTree]],
+    carry: Tree,
+    arrays: PyTree,
+    size: int,
+    *,
+    reverse: bool,
+) -> tuple[Tree, PyTree]:
+    """Scan over chunks of `size` steps, then run `rest_chunk` on fewer steps, if there is a rest.
+
+    Both functions take the carry and a chunk of the arrays, time first, and return the carry and results, time first.
+    With `reverse`, the chunks are processed from the last one on, and the rest is at the beginning.
+    """
+    total = jax.tree.leaves(arrays)[0].shape[0]
+    count, rest = divmod(total, size)
+    take = lambda start, stop: jax.tree.map(lambda a: a[start:stop], arrays)  # noqa: E731
+    main, other = (take(rest, total), take(0, rest)) if reverse else (take(0, total - rest), take(total - rest, total))
+    split = jax.tree.map(lambda a: a.reshape(count, size, *a.shape[1:]), main)
+    carry, found = lax.scan(chunk, carry, split, reverse=reverse)
+    found = jax.tree.map(lambda a: a.reshape(count * size, *a.shape[2:]), found)
+    if not rest:
+        return carry, found
+    carry, last = rest_chunk(carry, other)
+    join = lambda a, b: jnp.concatenate([b, a] if reverse else [a, b])  # noqa: E731
+    return carry, jax.tree.map(join, found, last)
 
 
 def previous_steps(first: jax.Array, a: jax.Array, *, reverse: bool) -> jax.Array:

@@ -163,17 +163,7 @@ def _run(
         return lax.scan(one, h, arrays, reverse=reverse, unroll=algorithm.unroll)
     if size >= total:
         return chunk(h, arrays)
-    count, rest = divmod(total, size)
-    take = lambda start, stop: jax.tree.map(lambda a: a[start:stop], arrays)  # noqa: E731
-    main, other = (take(rest, total), take(0, rest)) if reverse else (take(0, total - rest), take(total - rest, total))
-    split = jax.tree.map(lambda a: a.reshape(count, size, *a.shape[1:]), main)
-    h, found = lax.scan(chunk, h, split, reverse=reverse)
-    found = jax.tree.map(lambda a: a.reshape(count * size, *a.shape[2:]), found)
-    if not rest:
-        return h, found
-    h, last = chunk(h, other)
-    join = lambda a, b: jnp.concatenate([b, a] if reverse else [a, b])  # noqa: E731
-    return h, jax.tree.map(join, found, last)
+    return _time.scan_chunks(chunk, chunk, h, arrays, size, reverse=reverse)
 
 
 def factors(dtype: np.dtype, a: jax.Array, x: jax.Array, valid: Mask) -> jax.Array:

@@ -31,7 +31,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from jaxseq import _linear_recurrence as linear
 from jaxseq import _precision, _sizes, _time, _windows
@@ -124,25 +123,14 @@ def _run_chunks(
     sweep: Sweep, weights: Weights, carry: jax.Array, at: ChunkSteps, chunk: int
 ) -> tuple[jax.Array, Outputs]:
     """Run chunks of equal length, then the rest. Only the state before each is stored."""
-    steps, reverse = at.xs.shape[0], sweep.options.reverse
 
     def run(carry: jax.Array, at: ChunkSteps, *, prevent_cse: bool = False) -> tuple[jax.Array, Outputs]:
         # A loop separates the two computations of a chunk already.
         return jax.checkpoint(partial(_run_chunk, sweep), prevent_cse=prevent_cse)(weights, carry, at)
 
-    if chunk == steps:
+    if chunk == at.xs.shape[0]:
         return run(carry, at, prevent_cse=True)
-    rest = steps % chunk
-    take = lambda first, stop: jax.tree.map(lambda a: a[first:stop], at)  # noqa: E731
-    main, other = (take(rest, steps), take(0, rest)) if reverse else (take(0, steps - rest), take(steps - rest, steps))
-    split = jax.tree.map(lambda a: a.reshape(steps // chunk, chunk, *a.shape[1:]), main)
-    carry, outputs = lax.scan(run, carry, split, reverse=reverse)
-    outputs = jax.tree.map(lambda a: a.reshape(steps - rest, *a.shape[2:]), outputs)
-    if not rest:
-        return carry, outputs
-    carry, last = run(carry, other, prevent_cse=True)
-    join = lambda a, b: jnp.concatenate([b, a] if reverse else [a, b])  # noqa: E731
-    return carry, jax.tree.map(join, outputs, last)
+    return _time.scan_chunks(run, partial(run, prevent_cse=True), carry, at, chunk, reverse=sweep.options.reverse)
 
 
 def _run_chunk(sweep: Sweep, weights: Weights, carry: jax.Array, at: ChunkSteps) -> tuple[jax.Array, Outputs]:

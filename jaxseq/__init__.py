@@ -10,7 +10,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from jaxseq import _serialization as _serialization
-from jaxseq._types import ConvParams, GRUParams, LSTMParams, LSTMState, RNNParams, SeparableConvParams
+from jaxseq._types import (
+    ConvParams,
+    GRUParams,
+    LSTMParams,
+    LSTMState,
+    MLSTMParams,
+    MLSTMState,
+    QRNNParams,
+    QRNNState,
+    RNNParams,
+    SeparableConvParams,
+)
 
 if TYPE_CHECKING:  # the same names as in _NAMES, for type checkers and the documentation
     from jaxseq import (
@@ -43,7 +54,9 @@ if TYPE_CHECKING:  # the same names as in _NAMES, for type checkers and the docu
     from jaxseq._layers import bidirectional, bidirectional_init, stack, stack_init
     from jaxseq._linear_recurrence import linear_recurrence
     from jaxseq._lstm import lstm, lstm_cell, lstm_init
+    from jaxseq._mlstm import mlstm, mlstm_cell, mlstm_init
     from jaxseq._parallel import ParallelReport, parallel
+    from jaxseq._qrnn import qrnn, qrnn_cell, qrnn_init
     from jaxseq._recurrence import SAME_AS_H, Cell, LinearCell, Pullback, StepResult
     from jaxseq._rnn import rnn, rnn_cell, rnn_init
     from jaxseq._scan import scan
@@ -63,8 +76,12 @@ __all__ = [
     "LSTMParams",
     "LSTMState",
     "LinearCell",
+    "MLSTMParams",
+    "MLSTMState",
     "ParallelReport",
     "Pullback",
+    "QRNNParams",
+    "QRNNState",
     "RNNParams",
     "SeparableConvParams",
     "StepResult",
@@ -100,7 +117,13 @@ __all__ = [
     "lstm",
     "lstm_cell",
     "lstm_init",
+    "mlstm",
+    "mlstm_cell",
+    "mlstm_init",
     "parallel",
+    "qrnn",
+    "qrnn_cell",
+    "qrnn_init",
     "recurrence",
     "recurrence_cell",
     "reference",
@@ -138,7 +161,9 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "_layers": ("bidirectional", "bidirectional_init", "stack", "stack_init"),
     "_linear_recurrence": ("linear_recurrence",),
     "_lstm": ("lstm", "lstm_cell", "lstm_init"),
+    "_mlstm": ("mlstm", "mlstm_cell", "mlstm_init"),
     "_parallel": ("ParallelReport", "parallel"),
+    "_qrnn": ("qrnn", "qrnn_cell", "qrnn_init"),
     "_recurrence": ("SAME_AS_H", "Cell", "LinearCell", "Pullback", "StepResult"),
     "_rnn": ("rnn", "rnn_cell", "rnn_init"),
     "_scan": ("scan",),

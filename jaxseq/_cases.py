@@ -26,11 +26,13 @@ from jaxseq._gru import GRUParams, gru, gru_cell
 from jaxseq._layers import bidirectional, stack
 from jaxseq._linear_recurrence import linear_recurrence
 from jaxseq._lstm import LSTMParams, LSTMState, lstm, lstm_cell
+from jaxseq._mlstm import mlstm, mlstm_cell
+from jaxseq._qrnn import qrnn, qrnn_cell
 from jaxseq._recurrence import Cell, LinearCell
 from jaxseq._rnn import RNNParams, rnn, rnn_cell
 from jaxseq._scan import scan
 from jaxseq._separable import depthwise_conv, separable_conv
-from jaxseq._types import ConvParams
+from jaxseq._types import ConvParams, MLSTMParams, MLSTMState, QRNNParams, QRNNState
 
 # A function of arrays and trees of arrays: an op with its options, or its reference implementation.
 Op = Callable[..., PyTree]
@@ -764,6 +766,60 @@ def _linear_variants() -> dict[str, Variant]:
     }
 
 
+def _layer_example(
+    key: PRNGKeyArray,
+    *,
+    dtype: DTypeLike,
+    batch: tuple[int, ...],
+    length: int,
+    width: int = 1,
+    kind: str,
+    carry: bool = True,
+    bias: bool = True,
+    time: bool = True,
+    masks: tuple[str, ...] = (),
+    batch_first: bool = False,
+) -> Args:
+    """Return random `(params, carry, xs, *masks)` for an mLSTM with 2 heads, or a QRNN with 3 taps, of 4 features."""
+    generator, D = _generator(key), 4 * width
+    draw = _normals(generator, dtype)
+    scale, params, first = D**-0.5, None, None
+    if kind == "mlstm":
+        N, K, V = 2, 3 * width, 2 * width
+        sizes_of = {"w_q": (N, K), "w_k": (N, K), "w_v": (N, V), "w_o": (N, V), "w_i": (N,), "w_f": (N,)}
+        weights: dict[str, Any] = {f: draw(D, *shape, scale=scale) for f, shape in sizes_of.items()}
+        biases = {"b_i": draw(N), "b_f": draw(N) + 1, "b_o": draw(N, V)}
+        params = MLSTMParams(**weights | (biases if bias else dict.fromkeys(biases)))
+        first = MLSTMState(draw(*batch, N, K, V), draw(*batch, N, K), draw(*batch, N) + 2)
+    else:
+        H, taps = 5 * width, 3
+        params = QRNNParams(draw(taps, D, 3 * H, scale=scale), draw(3 * H) if bias else None)
+        first = QRNNState(draw(*batch, taps - 1, D), draw(*batch, H))
+    sizes = ((*batch, length) if batch_first else (length, *batch)) if time else batch
+    x, resets = draw(*sizes, D), _marks(generator, 0.2, sizes)
+    resets[(slice(None),) * (len(batch) if batch_first else 0) + (slice(1),)] = False
+    drawn = {"lengths": _lengths(generator, batch, length), "resets": resets}
+    return params, first if carry else None, x, *(jax.device_put(drawn[name]) for name in masks)
+
+
+def _layer_variants(kind: str, *, time: bool = True) -> dict[str, Variant]:
+    def variant(*masks: str, carry: bool = True, bias: bool = True, **options: object) -> Variant:
+        batch_first = options.get("time_axis", 0) == 1
+        sizes = {"kind": kind, "carry": carry, "bias": bias, "time": time, "masks": masks, "batch_first": batch_first}
+        return Variant(partial(_layer_example, **sizes), options, masks)
+
+    if not time:
+        return {"plain": variant(), "no bias, zero carry": variant(carry=False, bias=False)}
+    return {
+        "plain": variant(),
+        "no bias, zero carry, reverse": variant(carry=False, bias=False, reverse=True),
+        "lengths, resets, reverse": variant("lengths", "resets", reverse=True),
+        "batch first, resets, checkpoint": variant("resets", time_axis=1, checkpoint=3),
+        "lengths, truncation": variant("lengths", truncation=2),
+        "overlapping windows, resets": variant("resets", truncation=(2, 3)),
+    }
+
+
 class _Leaky(NamedTuple):
     """State of `_scan_step`."""
 
@@ -936,6 +992,14 @@ CASES: dict[str, Case] = {
         _linear_variants(),
         quick=("lengths, resets, reverse", "overlapping windows", "batch first, resets, checkpoint"),
     ),
+    **{
+        name: Case(op, plain, _layer_variants(name), quick=("lengths, resets, reverse", "overlapping windows, resets"))
+        for name, op, plain in (("mlstm", mlstm, reference.mlstm), ("qrnn", qrnn, reference.qrnn))
+    },
+    **{
+        f"{name}_cell": Case(op, plain, _layer_variants(name, time=False), quick=("plain",))
+        for name, op, plain in (("mlstm", mlstm_cell, reference.mlstm_cell), ("qrnn", qrnn_cell, reference.qrnn_cell))
+    },
     "scan": Case(
         scan,
         reference.scan,

@@ -164,6 +164,42 @@ class SLSTMState(NamedTuple):
     m: Float[Array, "*batch H"]
 
 
+class QRNNParams(NamedTuple):
+    """Parameters of a QRNN with K taps, gates in the order z, f, o."""
+
+    kernel: Float[Array, "K D 3*H"]
+    bias: Float[Array, " 3*H"] | None
+
+
+class QRNNState(NamedTuple):
+    """State of a QRNN with K taps: the last K - 1 inputs, the latest last, and the state of its recurrence."""
+
+    past: Float[Array, "*batch P D"]
+    c: Float[Array, "*batch H"]
+
+
+class MLSTMParams(NamedTuple):
+    """Parameters of an mLSTM with N heads: queries, keys and values, and the input, forget and output gates."""
+
+    w_q: Float[Array, "D N K"]
+    w_k: Float[Array, "D N K"]
+    w_v: Float[Array, "D N V"]
+    w_i: Float[Array, "D N"]
+    w_f: Float[Array, "D N"]
+    w_o: Float[Array, "D N V"]
+    b_i: Float[Array, " N"] | None
+    b_f: Float[Array, " N"] | None
+    b_o: Float[Array, "N V"] | None
+
+
+class MLSTMState(NamedTuple):
+    """State of an mLSTM: the memory c, its normalizer n, and the stabilizer m of both."""
+
+    c: Float[Array, "*batch N K V"]
+    n: Float[Array, "*batch N K"]
+    m: Float[Array, "*batch N"]
+
+
 class MinGRUParams(NamedTuple):
     """Parameters of a minGRU with input size D and hidden size H, gates in the order z, n."""
 

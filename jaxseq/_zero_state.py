@@ -5,16 +5,19 @@ The carry of `jax.lax.scan` has to have the structure of the state, and so has a
 
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
-from jaxseq import _checks, cells
+from jaxseq import _checks, _mlstm, _precision, _qrnn, cells
+from jaxseq._annotations import check_annotated
 from jaxseq._any_cell import checked_cell
 from jaxseq._op import with_hints
 from jaxseq._recurrence import AnyCell, Cell, LinearCell
 from jaxseq._recurrence._arguments import check_params, zero_leaves
+from jaxseq._types import MLSTMParams, QRNNParams
 from jaxseq.linear_maps import Conv, Dense
 
 
@@ -32,8 +35,8 @@ def zero_state(
     parameters; the dtype of None is that of `xs`. Both are float32 at least.
 
     Args:
-        params: the parameters of a cell, or a list or tuple of the parameters of several layers or directions, nested
-            as `stack` and `bidirectional` take them.
+        params: the parameters of a cell, of `mlstm` or of `qrnn`, or a list or tuple of the parameters of several
+            layers or directions, nested as `stack` and `bidirectional` take them.
         batch_shape: the batch axes, an integer for one. For a convolutional recurrence the spatial axes of the state
             follow, `(*batch, *outputs)`.
         cell: a cell of your own (`jaxseq.Cell` or `jaxseq.LinearCell`). None finds a cell of jaxseq by the type of
@@ -74,6 +77,8 @@ def _zeros(params: PyTree, batch: tuple[int, ...], cell: PyTree, dtype: np.dtype
     if isinstance(params, list | tuple) and not hasattr(params, "_fields"):
         of_layers = _cells(cell, len(params))
         return tuple(_zeros(p, batch, c, dtype) for p, c in zip(params, of_layers, strict=True))
+    if cell is None and isinstance(params, MLSTMParams | QRNNParams):
+        return _zeros_of_layer(params, batch, dtype)
     found = cell_of(params) if cell is None else checked_cell(cell)
     if found is None:
         expected = "the parameters of a cell of jaxseq, or of your own if you pass `cell=`"
@@ -81,6 +86,17 @@ def _zeros(params: PyTree, batch: tuple[int, ...], cell: PyTree, dtype: np.dtype
     maps = check_params(found, params)
     leaves = zero_leaves(found, maps, batch, dtype)
     return leaves[0] if found.state is None else found.state(*leaves)
+
+
+def _zeros_of_layer(params: MLSTMParams | QRNNParams, batch: tuple[int, ...], dtype: np.dtype | None) -> PyTree:
+    """Return a state of zeros of a layer that is no cell."""
+    if dtype is None:
+        dtype = _precision.accumulator(_precision.promote(*jax.tree.leaves(params)))
+    if isinstance(params, MLSTMParams):
+        state = _mlstm.state_of(check_annotated("params", params, MLSTMParams))
+    else:
+        state = _qrnn.state_of(check_annotated("params", params, QRNNParams))
+    return state.zeros(batch, dtype)
 
 
 def _cells(cell: PyTree, count: int) -> list[PyTree]:

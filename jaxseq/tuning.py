@@ -98,12 +98,14 @@ class LinearTuning(_Numbers):
         chunk_elements: a linear cell computes its coefficients and outputs for a chunk of steps at once. This is the
             maximum size of the states of such a chunk, in elements. More do not fit in the cache.
         chunk_steps: the minimum number of steps of such a chunk.
+        memory_steps: the number of steps of a chunk of `jaxseq.mlstm`.
     """
 
     elements: int | None = None
     least_steps: int = 8
     chunk_elements: int = 2**18
     chunk_steps: int = 16
+    memory_steps: int = 32
 
     def chunk_of(self, steps: int, state: int) -> int | None:
         """Return the number of steps in a chunk, for a state of this size, or None."""

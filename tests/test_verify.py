@@ -11,7 +11,7 @@ import pytest
 from helpers import GRID, arguments, bound, pullback
 
 import jaxseq
-from jaxseq import __main__, _cases, _verify
+from jaxseq import __main__, _annotations, _cases, _verify
 from jaxseq._cases import CASES, Case, Variant
 from jaxseq._correlation import RULES
 from jaxseq._correlation._taps import TAPS
@@ -111,8 +111,8 @@ SOURCES |= {str(ROOT / f"{name}.py") for name in FILES}
 CACHED = (
     _inspect._inspect,
     _phi.with_pullback,
-    _linear_cell._annotated_shapes,
-    _linear_cell._optional_fields,
+    _annotations._annotated_shapes,
+    _annotations._optional_fields,
     _linear_cell._shapes_of,
 )
 

@@ -8,10 +8,11 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jaxseq import _checks, _mesh, _precision
+from jaxseq._annotations import check_annotated, input_size
 from jaxseq._distributed._sharding import batch_sharding
 from jaxseq._recurrence._cell import MAPS, State, h_of
 from jaxseq._recurrence._inputs import Weights
-from jaxseq._recurrence._linear_cell import AnyCell, LinearCell, check_linear_params, input_size, shapes_of
+from jaxseq._recurrence._linear_cell import AnyCell, LinearCell, shapes_of
 
 
 def check_dropout_mask(value: object, carry: State) -> jax.Array:
@@ -119,7 +120,7 @@ def check_params(cell: AnyCell, params: PyTree) -> Weights:
     """Check the linear maps and the other parameters of the cell against each other."""
     if isinstance(cell, LinearCell):
         no_map: PyTree = None
-        return Weights(no_map, no_map, None, None, cell_params=check_linear_params(cell, params))
+        return Weights(no_map, no_map, None, None, cell_params=check_annotated("params", params, cell.params))
     params = _checks.container("params", params, cell.params)
     given = params._asdict()
     w_x, w_h = (_checks.array(f"params.{f}", given[f]) for f in ("w_x", "w_h"))
@@ -191,7 +192,7 @@ def _check_carry_of_linear_cell(
     cell: LinearCell, weights: Weights, carry: State | None, name: str, x: jax.Array, axis: int | None
 ) -> jax.Array:
     """Check the state of a linear cell, one array whose dtype is complex if the coefficients are."""
-    D = input_size(cell, weights.cell_params) or x.shape[-1]
+    D = input_size(weights.cell_params) or x.shape[-1]
     if x.shape[-1] != D:
         _checks.bad_value(name, f"{D} features on the last axis, as in `params`", str(x.shape[-1]), **{name: x})
     state = shapes_of(cell, weights.cell_params, D, x.dtype).state
@@ -217,7 +218,7 @@ def _in_field_of(state: jax.ShapeDtypeStruct, dtype: np.dtype) -> np.dtype:
 
 def _state_of_linear_cell(cell: LinearCell, weights: Weights) -> jax.ShapeDtypeStruct:
     """Return the shape and dtype of the state of an example, from the parameters alone."""
-    D = input_size(cell, weights.cell_params)
+    D = input_size(weights.cell_params)
     if D is None:
         expected = 'an annotation with D, the number of features of the input, such as Float[Array, "D H"]'
         _checks.bad_value(f"{cell.name}.params", expected, cell.params.__name__)
@@ -239,7 +240,7 @@ def zero_leaves(
 def output_size(cell: AnyCell, weights: Weights) -> int:
     """Return the number of output features."""
     if isinstance(cell, LinearCell):
-        D = input_size(cell, weights.cell_params)
+        D = input_size(weights.cell_params)
         return shapes_of(cell, weights.cell_params, D, np.dtype(np.float32)).y.shape[-1] if D else 0
     return state_shapes(cell, weights, ())[0][-1]
 

@@ -26,10 +26,10 @@ from jaxtyping import PRNGKeyArray
 
 from jaxseq import _checks, _init, _precision
 from jaxseq._op import with_hints
+from jaxseq._pointwise import add_skip
 from jaxseq._recurrence import LinearCell, LinearProduct
 from jaxseq._types import LRUParams
 from jaxseq.cells._diagonal import complex_input, real_output
-from jaxseq.cells._pointwise import add_skip
 
 
 def _coefficients(p: LRUParams, x: jax.Array, L: LinearProduct) -> tuple[jax.Array, jax.Array]:

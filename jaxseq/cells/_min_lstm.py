@@ -19,9 +19,9 @@ from jaxtyping import PRNGKeyArray
 
 from jaxseq import _checks, _dense, _init
 from jaxseq._op import with_hints
+from jaxseq._pointwise import log_sigmoid
 from jaxseq._recurrence import LinearCell, LinearProduct
 from jaxseq._types import MinLSTMParams
-from jaxseq.cells._pointwise import log_sigmoid
 
 
 def _coefficients(p: MinLSTMParams, x: jax.Array, L: LinearProduct) -> tuple[jax.Array, jax.Array]:

@@ -24,9 +24,9 @@ from jaxtyping import PRNGKeyArray
 
 from jaxseq import _checks, _dense, _init, _precision
 from jaxseq._op import with_hints
+from jaxseq._pointwise import log_sigmoid
 from jaxseq._recurrence import LinearCell, LinearProduct
 from jaxseq._types import RGLRUParams
-from jaxseq.cells._pointwise import log_sigmoid
 from jaxseq.linear_maps import BlockDiagonal
 
 _EXPONENT = 8

@@ -25,9 +25,9 @@ from jaxtyping import PRNGKeyArray
 
 from jaxseq import _checks, _dense, _init, _precision
 from jaxseq._op import with_hints
+from jaxseq._pointwise import add_skip, softplus
 from jaxseq._recurrence import LinearCell, LinearProduct
 from jaxseq._types import SelectiveSSMParams
-from jaxseq.cells._pointwise import add_skip, softplus
 
 
 def _coefficients(p: SelectiveSSMParams, x: jax.Array, L: LinearProduct) -> tuple[jax.Array, jax.Array]:

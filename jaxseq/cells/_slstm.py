@@ -34,9 +34,9 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from jaxseq import _checks, _init
 from jaxseq._op import with_hints
+from jaxseq._pointwise import log_sigmoid
 from jaxseq._recurrence import Cell, Gates, Pullback, StepResult
 from jaxseq._types import SLSTMParams, SLSTMState
-from jaxseq.cells._pointwise import log_sigmoid
 from jaxseq.linear_maps import BlockDiagonal
 
 

@@ -7,6 +7,7 @@ its arguments.
 
 from jaxseq.reference._convolution import causal_conv, conv, conv_transpose, depthwise_conv, separable_conv
 from jaxseq.reference._layers import bidirectional, stack
+from jaxseq.reference._linear_layers import mlstm, mlstm_cell, qrnn, qrnn_cell
 from jaxseq.reference._linear_recurrence import linear_recurrence
 from jaxseq.reference._recurrence import (
     conv_gru,
@@ -39,6 +40,10 @@ __all__ = [
     "linear_recurrence",
     "lstm",
     "lstm_cell",
+    "mlstm",
+    "mlstm_cell",
+    "qrnn",
+    "qrnn_cell",
     "recurrence",
     "recurrence_cell",
     "rnn",

@@ -18,9 +18,11 @@ def through_time(
     cell: Callable[..., tuple[PyTree, jax.Array]],
     carry: PyTree,
     xs: PyTree,
+    *,
     features: int = 1,
     takes_valid_mask: bool = False,
     output: Callable[[PyTree, PyTree], jax.Array] | None = None,
+    output_of_cell: bool = False,
     **time: Unpack[TimeOptions],
 ) -> tuple[PyTree, jax.Array]:
     """Apply `cell` to the steps of xs, an array or a pair (array, side inputs).
@@ -31,7 +33,8 @@ def through_time(
     cell whose derivative may be infinite there, set `takes_valid_mask`: it is called with a mask `valid` `(*batch,)`,
     False where its result is unused.
 
-    `output(state, x)` is y of a step. None is the first leaf of the state.
+    `output(state, x)` is y of a step. None is the first leaf of the state, or with `output_of_cell` the second
+    result of the cell, for functions without zoneout.
     """
     options = with_defaults(time)
     lengths, resets, reverse, truncation = options.lengths, options.resets, options.reverse, options.truncation
@@ -121,12 +124,15 @@ def through_time(
             before = where(reset, fresh, state)
             skipped = zoned_out if padding is None else padding if zoned_out is None else padding | zoned_out
             more = {"valid": ~skipped} if takes_valid_mask and skipped is not None else {}
-            new, _ = apply(where(skipped, zeros(before), before), where(skipped, zeros(x), x), **more)
+            new, y_of_cell = apply(where(skipped, zeros(before), before), where(skipped, zeros(x), x), **more)
             if amounts:
                 amounts = where(padding, zeros(amounts), amounts)
                 mixed = map(mix, amounts, jax.tree.leaves(before), jax.tree.leaves(new))
                 new = jax.tree.unflatten(jax.tree.structure(new), mixed)
-            y = jax.tree.leaves(new)[0] if output is None else output(new, where(skipped, zeros(x), x))
+            if output is None:
+                y = y_of_cell if output_of_cell else jax.tree.leaves(new)[0]
+            else:
+                y = output(new, where(skipped, zeros(x), x))
             y = y.astype(output_dtype)
             state = where(padding, state, new)
             return state, (state, (where(padding, zeros(y), y), where(padding, zeros(state), state)))

@@ -18,11 +18,20 @@ import jax.numpy as jnp
 import jaxseq
 from benchmarks import harness
 from benchmarks.harness import Candidate, Problem
-from benchmarks.linear_layers import in_a_scan, in_an_associative_scan, in_jax, in_recurrentgemma, in_torch
+from benchmarks.linear_layers import (
+    in_a_scan,
+    in_an_associative_scan,
+    in_jax,
+    in_recurrentgemma,
+    in_torch,
+    mlstm_in_a_scan,
+    mlstm_in_mlstm_kernels,
+)
 from jaxseq import cells
 
 Args = tuple[jax.Array, jax.Array, jax.Array]  # a (T, B, H), carry (B, H), x (T, B, H)
 
+MLSTM_SIZES = ((8, 512, 256, 4), (2, 2048, 128, 4))  # B, T, D, heads
 SIZES = ((8, 1024, 256), (1, 16384, 64), (32, 256, 512), (4, 65536, 16))  # B, T, H
 
 # The cell, its initializer, and the sizes B, T, D, H.
@@ -56,6 +65,8 @@ def problems(quick: bool) -> Iterator[Problem]:
         yield Problem(f"linear recurrence forward + gradient, B={B} T={T} H={H}", "jaxseq", candidates)
     for name in LAYERS:
         yield layer(name, quick)
+    for sizes in ((2, 16, 16, 2),) if quick else MLSTM_SIZES:
+        yield mlstm(sizes)
 
 
 def layer(name: str, quick: bool) -> Problem:
@@ -90,9 +101,24 @@ def layer(name: str, quick: bool) -> Problem:
     return Problem(f"{name} forward + gradient, B={B} T={T} D={D} H={H}", "jaxseq", candidates, tolerance=1e-3)
 
 
+def mlstm(sizes: tuple[int, int, int, int]) -> Problem:
+    """Compare the outputs of an mLSTM from a state of zeros, and their gradient."""
+    B, T, D, heads = sizes
+    keys = jax.random.split(jax.random.key(0), 3)
+    params, xs = jaxseq.mlstm_init(keys[0], D, D, heads=heads), jax.random.normal(keys[1], (T, B, D))
+    bars = jax.random.normal(keys[2], (T, B, D))
+    functions = {"jaxseq": jaxseq.mlstm, "scan": mlstm_in_a_scan, "mlstm_kernels": mlstm_in_mlstm_kernels()}
+
+    def outputs(f: Any) -> Any:
+        return None if f is None else harness.with_gradient(lambda params, xs: f(params, None, xs)[1])
+
+    candidates = [Candidate(label, outputs(f), (bars, params, xs)) for label, f in functions.items()]
+    return Problem(f"mlstm forward + gradient, B={B} T={T} D={D} heads={heads}", "jaxseq", candidates, tolerance=1e-3)
+
+
 def main(argv: Any = None) -> None:
     about = "Compare linear recurrences and linear cells with autodiff of scans, torch, mambapy and recurrentgemma."
-    harness.main(problems, about, ["torch", "mambapy", "recurrentgemma"], argv)
+    harness.main(problems, about, ["torch", "mambapy", "recurrentgemma", "mlstm_kernels"], argv)
 
 
 if __name__ == "__main__":

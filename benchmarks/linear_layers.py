@@ -14,6 +14,7 @@ from jax import lax
 
 from benchmarks import harness
 from benchmarks.harness import Candidate
+from jaxseq import MLSTMState
 
 Function = Callable[..., Any]
 
@@ -140,6 +141,59 @@ def in_recurrentgemma() -> Function | None:
         return last, jnp.swapaxes(hs, 0, 1)
 
     return solve
+
+
+# --- mLSTM ---
+
+
+def mlstm_gates(params: Any, xs: jax.Array) -> tuple[jax.Array, ...]:
+    """Return the queries, keys, values, the two exponents and the output gates of an mLSTM."""
+    heads = lambda w: jnp.einsum("tbd,dnk->tbnk", xs, w)  # noqa: E731
+    a_i, a_f = (jnp.einsum("tbd,dn->tbn", xs, w) + b for w, b in ((params.w_i, params.b_i), (params.w_f, params.b_f)))
+    return (
+        heads(params.w_q),
+        heads(params.w_k),
+        heads(params.w_v),
+        a_i,
+        a_f,
+        sigmoid(jnp, heads(params.w_o) + params.b_o),
+    )
+
+
+def mlstm_in_a_scan(params: Any, carry: Any, xs: jax.Array) -> tuple[Any, jax.Array]:
+    """Compute an mLSTM step by step."""
+    q, k, v, a_i, a_f, o = mlstm_gates(params, xs)
+
+    def step(state: Any, at: Any) -> tuple[Any, jax.Array]:
+        (c, n, m), (q, k, v, a_i, log_f) = state, at
+        larger = jnp.maximum(log_f + m, a_i)
+        f, i = jnp.exp(log_f + m - larger)[..., None], jnp.exp(a_i - larger)[..., None]
+        c, n = f[..., None] * c + (i * k)[..., None] * v[..., None, :], f * n + i * k
+        size = jnp.maximum(jnp.abs(jnp.sum(n * q, -1)), jnp.exp(-larger))
+        return MLSTMState(c, n, larger), jnp.einsum("bnkv,bnk->bnv", c, q) / size[..., None]
+
+    B, (N, K), V = xs.shape[1], params.w_k.shape[1:], params.w_v.shape[-1]
+    if carry is None:
+        carry = MLSTMState(jnp.zeros((B, N, K, V)), jnp.zeros((B, N, K)), jnp.zeros((B, N)))
+    end, hs = lax.scan(step, carry, (q, k / k.shape[-1] ** 0.5, v, a_i, jax.nn.log_sigmoid(a_f)))
+    return end, (o * hs).reshape(*xs.shape[:2], -1)
+
+
+def mlstm_in_mlstm_kernels() -> Function | None:
+    """Return an mLSTM with the JAX function of mlstm_kernels for any backend, which computes all steps at once.
+
+    It starts with a state of zeros, and returns no state.
+    """
+    module = harness.peer("mlstm_kernels.jax.parallel.native_stablef.fwbw")
+    if module is None:
+        return None
+
+    def layer(params: Any, _: None, xs: jax.Array) -> tuple[None, jax.Array]:
+        *parts, o = mlstm_gates(params, xs)
+        hs = module.mlstm_parallel__native_stablef_autograd(*(jnp.moveaxis(a, 0, 2) for a in parts))
+        return None, (o * jnp.moveaxis(hs, 2, 0)).reshape(*xs.shape[:2], -1)
+
+    return layer
 
 
 # --- torch ---

@@ -26,8 +26,9 @@ if not (
 import jax
 import pytest
 
-# Installed only in an environment of its own.
-collect_ignore = [] if importlib.util.find_spec("recurrentgemma") else ["test_recurrentgemma.py"]
+# Libraries that are in no extra: they need older packages, or have a restrictive licence.
+OTHERS = ("mlstm_kernels", "recurrentgemma")
+collect_ignore = [f"test_{name}.py" for name in OTHERS if not importlib.util.find_spec(name)]
 
 pytest_plugins = [
     "pytester",

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxseq
+
 
 def differences(f, args, cotangents):
     """Return the gradient by central differences of fourth order, in the convention of JAX for complex arguments."""
@@ -58,3 +60,29 @@ def in_torch(torch, run, args, cotangents):
     array = lambda t: jnp.asarray(t.detach().resolve_conj().numpy())  # noqa: E731
     out = tuple(None if o is None else array(o) for o in outputs)
     return out, jax.tree.unflatten(tree, [array(g.conj()) for g in gradients])
+
+
+def layer_problem(name, steps=7, batch=2, sizes=(3, 2, 4, 3), exponent=0.0):
+    """Return random parameters, carry, inputs and cotangents of D, N, K, V, or of D, K taps and H, in float64."""
+    generator = np.random.default_rng(list(name.encode()))
+    draw = lambda *shape: jnp.asarray(0.6 * generator.standard_normal(shape))  # noqa: E731
+    if name == "mlstm":
+        D, N, K, V = sizes
+        params = jaxseq.MLSTMParams(
+            w_q=draw(D, N, K),
+            w_k=draw(D, N, K),
+            w_v=draw(D, N, V),
+            w_i=2 * draw(D, N),
+            w_f=2 * draw(D, N),
+            w_o=draw(D, N, V),
+            b_i=draw(N) + exponent,
+            b_f=draw(N),
+            b_o=draw(N, V),
+        )
+        state = lambda: jaxseq.MLSTMState(draw(batch, N, K, V), draw(batch, N, K), draw(batch, N))  # noqa: E731
+        features = N * V
+    else:
+        D, taps, features = sizes[:3]
+        params = jaxseq.QRNNParams(draw(taps, D, 3 * features), draw(3 * features))
+        state = lambda: jaxseq.QRNNState(draw(batch, taps - 1, D), draw(batch, features))  # noqa: E731
+    return (params, state(), draw(steps, batch, D)), (state(), draw(steps, batch, features))

@@ -125,7 +125,7 @@ def test_options_together_with_lengths_and_resets(name, options):
     """One sequence is empty, one has all steps, and truncation windows do not divide them."""
     (params, carry, xs), cotangents = layer_problem(name, steps=11, batch=4)
     lengths = jnp.array([11, 0, 8, 5])
-    resets = jnp.zeros((11, 4), bool).at[jnp.array([3, 4, 7, 9]), jnp.array([0, 0, 2, 3])].set(True)
+    resets = jnp.zeros((11, 4), bool).at[jnp.array([3, 4, 10, 7, 9]), jnp.array([0, 0, 0, 2, 3])].set(True)
     xs = xs.at[5:, 3].set(jnp.nan)  # padding
     if options.get("time_axis"):
         xs, resets = xs.swapaxes(0, 1), resets.swapaxes(0, 1)

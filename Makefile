@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .PHONY: demo processes filters digits moving sequential convolution highlight sunspots vanishing memory shuffled \
-	frameworks policy test test-long test-all test-types fuzz mutants lint bench docs clean
+	frameworks policy test test-long test-all test-types fuzz mutants lint bench accelerators docs clean
 
 demo: $(VENV)/.examples  ## train a character model on the Python language reference: out/char_lm/curve.png
 	$(BIN)/python examples/char_lm.py $(ARGS)
@@ -91,6 +91,9 @@ bench: $(VENV)/.bench  ## run the benchmarks of docs/measured.md
 	$(BIN)/python -m benchmarks.linear $(ARGS)
 	$(BIN)/python -m benchmarks.forward_mode $(ARGS)
 	$(BIN)/python -m benchmarks.sharding $(ARGS)
+
+accelerators: $(VENV)/.accelerators  ## count what programs for a GPU and TPUs would run; pass VENV=.venv-accelerators
+	JAX_PLATFORMS=cpu $(BIN)/python -m benchmarks.accelerators $(ARGS)
 
 docs: $(VENV)/.docs  ## build the documentation for offline reading: out/site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(ARGS)

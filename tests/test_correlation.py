@@ -291,11 +291,30 @@ def primitives(f, *args):
     return [e.primitive.name for e in subjaxprs(jax.make_jaxpr(f)(*args).jaxpr)]
 
 
+def convolutions(platform, options, x, w, y_bar):
+    """Return the types of the convolutions in the program of a convolution and its pullback, lowered for a platform."""
+    f = jax.jit(pullback(partial(jaxseq.conv, **options)))
+    text = jax.export.export(f, platforms=[platform])((x, w), y_bar).mlir_module()
+    types = re.compile(r"stablehlo\.convolution.*: \(tensor<.*x(\w+)>, tensor<.*x(\w+)>\) -> tensor<.*x(\w+)>")
+    return types.findall(text)
+
+
 @pytest.mark.parametrize("rule", [SHIFTS, SPECTRUM, PATCHES])
 def test_where_xla_has_no_part(rule):
-    space, kernel_size, in_channels, out_channels, options = FORMS[rule][0]
-    _, x, w, y_bar = trilinear(space, kernel_size, in_channels, out_channels, options)
-    assert "conv_general_dilated" not in primitives(pullback(partial(jaxseq.conv, **options)), (x, w), y_bar)
+    """On a CPU. Elsewhere, the kernel gradient by shifts would be a reduction for each tap."""
+    *sizes, options = FORMS[rule][0]
+    _, *arrays = trilinear(*sizes, options)
+    assert not convolutions("cpu", options, *arrays)
+    assert len(convolutions("cuda", options, *arrays)) == (rule is SHIFTS)
+
+
+def test_on_a_gpu_bfloat16_is_not_converted():
+    """For a result in float32, its convolutions would convert their operands."""
+    *sizes, options = FORMS[XLA][0]
+    _, *arrays = trilinear(*sizes, options, jnp.bfloat16)
+    assert convolutions("cuda", options, *arrays) == [("bf16", "bf16", "bf16")] * 3
+    assert convolutions("tpu", options, *arrays) == [("bf16", "bf16", "f32")] * 3
+    assert convolutions("cpu", options, *arrays) == [("bf16", "bf16", "f32")] * 3
 
 
 @pytest.mark.parametrize(("rule", "parts"), [(BLOCKS, 6), (PLANES, 3)])

@@ -74,6 +74,7 @@ def test_the_names_of_type_checkers_are_those_at_runtime():
     imported = {(node.module, name.name) for node in block.body for name in node.names}
     of_modules = {("jaxseq", name) for name in jaxseq._MODULES}
     assert imported == of_modules | {(f"jaxseq.{module}", name) for name, module in jaxseq._MODULE_OF.items()}
-    eager = {"ConvParams", "GRUParams", "LSTMParams", "LSTMState", "RNNParams", "SeparableConvParams"}
+    eager = {"ConvParams", "GRUParams", "LSTMParams", "LSTMState", "MLSTMParams", "MLSTMState", "QRNNParams"}
+    eager |= {"QRNNState", "RNNParams", "SeparableConvParams"}
     assert sorted(jaxseq.__all__) == sorted({name for _, name in imported} | eager)
     assert all(getattr(jaxseq, name) is not None for name in jaxseq.__all__)

@@ -82,6 +82,8 @@ def _for_one_channel(which: Contraction, form: Form, facts: _Facts) -> Choice | 
     if loop and tuning.short_taps[which] <= taps <= tuning.terms and outputs * facts.groups <= tuning.short_outputs:
         return Choice(LOOP, "one channel per group, few outputs and many taps")
     if taps <= tuning.terms:
+        if which is Contraction.TO_KERNEL and facts.backend != "cpu":
+            return Choice(XLA, "elsewhere, shifts take a reduction for each tap")
         return Choice(SHIFTS, "one channel per group, and few taps")
     if loop and _loop_is_short(which, form, facts):
         return Choice(LOOP, "one channel per group, and less work than a Fourier transform")
@@ -107,6 +109,8 @@ def _for_groups(which: Contraction, form: Form, facts: _Facts) -> Choice | None:
     if cpu and all(disjoint) and outputs <= tuning.patch_outputs:
         return Choice(PATCHES, "groups, few outputs, and receptive fields do not overlap")
     if taps * facts.pairs <= tuning.terms and facts.groups >= tuning.lanes:
+        if which is Contraction.TO_KERNEL and not cpu:
+            return Choice(XLA, "elsewhere, shifts take a reduction for each tap and pair of channels")
         return Choice(SHIFTS, "many groups of few channels, and few taps")
     if not facts.direct and taps * outputs >= tuning.long_kernel * facts.positions:
         return Choice(SPECTRUM, "a large kernel")

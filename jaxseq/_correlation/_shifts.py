@@ -108,12 +108,9 @@ class _Shifts(Rule):
     def to_kernel(self, form: Form, x: jax.Array, y_bar: jax.Array) -> jax.Array:
         """Return w̄ of (3)."""
         x = padded(x, [(lo, hi, 0) for lo, hi in form.geometry.padding])
-
-        def sums(x: jax.Array, y_bar: jax.Array) -> jax.Array:
-            return jnp.stack([_sum_positions(term) for term in _terms(form, x, y_bar)])
-
-        w_bar = lax.platform_dependent(x, y_bar, cpu=lambda x, y_bar: _by_blocks(form, x, y_bar), default=sums)
-        w_bar = w_bar.reshape(*form.kernel_size, form.in_channels, form.out_channels, form.geometry.groups)
+        w_bar = _by_blocks(form, x, y_bar).reshape(
+            *form.kernel_size, form.in_channels, form.out_channels, form.geometry.groups
+        )
         return w_bar.swapaxes(-1, -2).reshape(*form.kernel_size, form.in_channels, -1)
 
 

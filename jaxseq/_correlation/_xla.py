@@ -47,8 +47,11 @@ class _Xla(Rule):
         """Return x̄ of (2)."""
         g = form.geometry.groups
         w = jnp.flip(kernel, range(len(form.kernel_size)))  # (*K, I', g O')
-        w = w.reshape(*w.shape[:-1], g, -1).swapaxes(-3, -1)  # (*K, O', g, I')
-        w = w.reshape(*w.shape[:-2], -1)  # (*K, O', g I')
+        if g == 1:  # reshapes would hide from XLA's GPU backend that cuDNN has this convolution
+            w = w.swapaxes(-2, -1)
+        else:
+            w = w.reshape(*w.shape[:-1], g, -1).swapaxes(-3, -1)  # (*K, O', g, I')
+            w = w.reshape(*w.shape[:-2], -1)  # (*K, O', g I')
         return _correlate(
             y_bar,
             w,
@@ -69,13 +72,20 @@ class _Xla(Rule):
             dilation=geometry.stride,
             precision=form.precision,
         )
-        if geometry.groups > 1:
-            letters = f"C{space}N", f"I{space}O", f"{space}NC"
-            return correlate(x, y_bar, letters=letters, batch_groups=geometry.groups)
+        letters = f"C{space}N", f"I{space}O", f"{space}NC"
+        in_letters = partial(correlate, letters=letters, batch_groups=geometry.groups)
+        if geometry.groups > 1 or form.backend == "default":
+            return in_letters(x, y_bar)
+
         # The same with the dimension numbers of (1). Those above are slow in XLA's CPU backend, 27 times as slow inside
-        # a loop, where it does not change them: docs/measured-convolution.md.
-        w_bar = correlate(x.swapaxes(0, -1), jnp.moveaxis(y_bar, 0, -2))  # (C, *I, N), (*O, N, O') -> (C, *K, O')
-        return jnp.moveaxis(w_bar, 0, -2)
+        # a loop, where it does not change them: docs/measured-convolution.md. On other platforms, they save a copy.
+        def transposed(x: jax.Array, y_bar: jax.Array) -> jax.Array:
+            w_bar = correlate(x.swapaxes(0, -1), jnp.moveaxis(y_bar, 0, -2))  # (C, *I, N), (*O, N, O') -> (C, *K, O')
+            return jnp.moveaxis(w_bar, 0, -2)
+
+        if form.backend == "cpu":
+            return transposed(x, y_bar)
+        return lax.platform_dependent(x, y_bar, cpu=transposed, default=in_letters)
 
 
 XLA = _Xla()
@@ -106,14 +116,13 @@ def _correlate(
     at_x, at_w, at_y = dims.lhs_spec[2:], dims.rhs_spec[2:], dims.out_spec[2:]
     sizes = [x.shape[axis] for axis in at_x], [w.shape[axis] for axis in at_w]
     conv = partial(
-        lax.conv_general_dilated,
+        _conv,
         window_strides=stride,
         rhs_dilation=dilation,
         dimension_numbers=dims,
         feature_group_count=groups,
         batch_group_count=batch_groups,
         precision=precision,
-        preferred_element_type=_precision.accumulator(x.dtype),
     )
     if not _sizes.is_concrete(*sizes[0], *sizes[1], *chain(*padding)):
         # It is unknown whether a symbolic amount crops or pads; lax.pad does both.
@@ -131,6 +140,21 @@ def _correlate(
     for axis, part in zip(at_y, parts, strict=True):
         config[axis] = (*part.zeros, 0)
     return lax.pad(y, jnp.zeros((), y.dtype), config) if any(map(any, config)) else y
+
+
+def _conv(x: jax.Array, w: jax.Array, **options: Any) -> jax.Array:
+    """Call lax, with a result in the dtype of the accumulator.
+
+    For a result in float32, XLA's GPU backend converts bfloat16 operands to float32. cuDNN accumulates in float32 in
+    either case, so on a GPU the result is in the dtype of the operands, and is converted.
+    """
+    wide = _precision.accumulator(x.dtype)
+    conv = partial(lax.conv_general_dilated, **options)
+    accumulated = partial(conv, preferred_element_type=wide)
+    if wide == x.dtype:
+        return accumulated(x, w)
+    rounded = lambda x, w: conv(x, w).astype(wide)  # noqa: E731
+    return lax.platform_dependent(x, w, cuda=rounded, rocm=rounded, default=accumulated)
 
 
 def _pad_and_dilate(

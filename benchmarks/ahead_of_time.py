@@ -9,7 +9,7 @@ their cost.
 import os
 import re
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -93,7 +93,8 @@ def count(f: Callable[..., Any], args: Any, target: str) -> Counts:
     """Compile `f(*args)` for a target, and count. Only the shapes of `args` matter."""
     sharding = jax.sharding.SingleDeviceSharding(device(target))
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), args)
-    program = jax.jit(f).lower(*shapes).compile()
+    fresh = partial(f)  # JAX may have traced f itself before, with other numbers of `jaxseq.tuning`
+    program = jax.jit(fresh).lower(*shapes).compile()
     text = program.as_text() or ""
     loops = tuple(loops_of(text, scalars_are_free=target != "h200"))
     kernels = sum(loop.runs * len(loop.kernels) for loop in loops)

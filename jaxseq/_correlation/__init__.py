@@ -39,7 +39,8 @@ Rules. Each rule computes the three contractions in one way (`Rule` in `_rule.py
 known about the form when it is traced, and says why. The numbers are in `jaxseq/tuning.py`, and their measurements
 in docs/measured-convolution.md.
 
-    `_shifts`    few channels per group: sums of shifted products, one term per tap and pair of channels
+    `_shifts`    few channels per group: sums of shifted products, one term per tap and pair of channels; (3) on CPUs
+                 only, because it is a reduction for each term
     `_patches`   receptive fields that do not overlap along some axis: a smaller form, or a product
     `_spectrum`  large kernels: products of Fourier transforms (spectra)
     `_blocks`    groups: merged into wider blocks, one dense convolution per block                      CPU only

@@ -88,7 +88,7 @@ def qrnn(
     Reference:
         J. Bradbury, S. Merity, C. Xiong and R. Socher, Quasi-recurrent neural networks (2017), section 2.
     """
-    params = check_annotated("params", params, QRNNParams)
+    params = _check_params(params)
     given = {"reverse": reverse, "truncation": truncation, "time_axis": time_axis}
     xs, lengths, resets, options = _composed.check_steps(xs, lengths, resets, **given)
     unroll, precision = _checks.integer("unroll", unroll, at_least=1), _checks.precision(precision)
@@ -152,7 +152,7 @@ def qrnn_cell(
     Reference:
         J. Bradbury, S. Merity, C. Xiong and R. Socher, Quasi-recurrent neural networks (2017), section 2.
     """
-    params, x = check_annotated("params", params, QRNNParams), _composed.check_step(x)
+    params, x = _check_params(params), _composed.check_step(x)
     carry = _check_carry(params, carry, x, None)
     return _composed.run_step(partial(_run, _checks.precision(precision), 1), params, carry, x)
 
@@ -161,6 +161,13 @@ def state_of(params: QRNNParams) -> _composed.StateShapes:
     """Return the shapes of the state of an example."""
     taps, D, columns = params.kernel.shape
     return _composed.StateShapes(QRNNState, {"past": (taps - 1, D), "c": (columns // 3,)})
+
+
+def _check_params(params: object) -> QRNNParams:
+    checked = check_annotated("params", params, QRNNParams)
+    if 0 in checked.kernel.shape:
+        _checks.bad_value("params.kernel", "at least one tap and one feature", str(checked.kernel.shape))
+    return checked
 
 
 def _check_carry(params: QRNNParams, carry: object, x: jax.Array, axis: int | None) -> QRNNState:

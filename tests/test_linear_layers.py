@@ -110,6 +110,29 @@ def test_mlstm_in_float32_keeps_the_digits_of_the_gates():
     assert_close(found[1], wide[1], relative=3e-5)
 
 
+@pytest.mark.parametrize("bias", [50.0, 85.0])
+@pytest.mark.parametrize("options", [{"lengths": jnp.array([5, 3])}, {"truncation": 3}], ids=["lengths", "truncation"])
+def test_padding_after_large_exponents_has_no_gradient(bias, options):
+    """The square of exp(-m) underflows in float32 from m = 44 on, and padding has a denominator of zero."""
+    wide = layer_problem("mlstm", steps=5, exponent=bias)
+    narrow = jax.tree.map(lambda a: a.astype(jnp.float32), wide)
+    op, reference = (jax.jit(pullback(partial(f, **options))) for f in (jaxseq.mlstm, jaxseq.reference.mlstm))
+    ours = jax.tree.map(lambda a: a.astype(jnp.float64), op(*narrow))
+    assert_close(ours[1], reference(*wide)[1], relative=1e-3)  # an exponent of 85 is rounded by 4e-6
+
+
+def test_steps_without_any_term():
+    """A step of zeros has an output of zero for any m, and m = -inf is a state without terms."""
+    (params, carry, xs), _ = layer_problem("mlstm", exponent=1000.0)
+    _, ys = jaxseq.mlstm(params, None, xs.at[2].set(0).astype(jnp.float32))
+    assert not ys[2].any()
+    assert jnp.isfinite(ys).all()
+    nothing = jax.tree.map(jnp.zeros_like, carry)._replace(m=jnp.full_like(carry.m, -jnp.inf))
+    end, _ = jaxseq.mlstm(params, nothing, xs, lengths=jnp.array([0, 7]))
+    assert_close(jax.tree.map(lambda a: a[0], end[:2]), jax.tree.map(lambda a: a[0], nothing[:2]), relative=0)
+    assert jnp.isneginf(end.m[0]).all()
+
+
 # --- Options ---
 
 COMBINATIONS = [
@@ -216,6 +239,12 @@ def test_initial_values_of_mlstm():
     assert (none.w_o == 1).all()
 
 
+@pytest.mark.parametrize("name", LAYERS)
+def test_initial_values_can_be_donated(name):
+    params = getattr(jaxseq, f"{name}_init")(jax.random.key(0), 3, 8)
+    jax.jit(lambda p: jax.tree.map(lambda a: a + 1, p), donate_argnums=0)(params)
+
+
 def test_initial_values_of_qrnn():
     params = jaxseq.qrnn_init(jax.random.key(0), 100, 40, kernel_size=4)
     assert params.kernel.shape == (4, 100, 120)
@@ -271,7 +300,9 @@ def test_other_wrong_arguments():
     with pytest.raises(TypeError, match="unexpected keyword argument 'zoneout'"):
         jaxseq.mlstm(params, carry, xs, zoneout=0.1)
     (params, carry, xs), _ = layer_problem("qrnn")
-    with pytest.raises(ValueError, match=r"params\.kernel.*\(K, D, 3\*H\)"):
+    with pytest.raises(ValueError, match=r"params\.kernel.*one tap"):
+        jaxseq.qrnn(params._replace(kernel=params.kernel[:0]), carry, xs)
+    with pytest.raises(ValueError, match=r"params\.kernel.*\(K, D, 3\*H\), got"):
         jaxseq.qrnn(params._replace(kernel=params.kernel[0]), carry, xs)
     with pytest.raises(ValueError, match=r"carry\.past.*\(2, 1, 3\)"):
         jaxseq.qrnn(params, carry._replace(past=carry.past[:, :0]), xs)

@@ -16,6 +16,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.lax import PrecisionLike
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray
@@ -65,8 +66,8 @@ def mlstm(
             padding: `ys` is zero there, the carry does not change, and the content of `xs`, NaN included, affects no
             value and no gradient.
         resets: `(T, *batch)` booleans. `resets[t]` marks a boundary between steps t - 1 and t. Across it, the state is
-            set to zero, in either direction, and no gradient flows. A NaN in the carry stops there. A NaN in `xs` may
-            reach the steps of the same chunk.
+            set to zero, in either direction, and no gradient flows. A NaN in the carry does not reach the values after
+            it, but the gradients of the same chunk. A NaN in `xs` may reach the later values of the same chunk.
         reverse: if True, process each sequence from its last step to its first. `ys[t]` still belongs to `xs[t]`, and
             the returned carry is the state after step 0.
         truncation: truncated backpropagation through time. With an integer k, the gradient of the state is cut every k
@@ -139,9 +140,20 @@ def _run(
     gate = linear(params.w_o)
     if params.b_o is not None:
         gate = gate + jnp.expand_dims(params.b_o.astype(dtype), range(gate.ndim - 2))
-    y = jax.nn.sigmoid(gate) * numerator / jnp.maximum(jnp.abs(denominator), jnp.exp(-m))[..., None]
+    y = jax.nn.sigmoid(gate) * _quotient(numerator, denominator, m)
     ys = y.reshape(*xs.shape[:-1], y.shape[-2] * y.shape[-1]).astype(xs.dtype)
     return _precision.cast_like(end, carry), _time.zero_padding(valid, ys)
+
+
+def _quotient(numerator: jax.Array, denominator: jax.Array, m: jax.Array) -> jax.Array:
+    """Return numerator / max(|denominator|, exp(-m)).
+
+    The derivative of a quotient has the square of its denominator, which underflows from m = 44 on in float32. So both
+    parts are divided by the denominator first, as a constant.
+    """
+    size = jnp.maximum(jnp.abs(denominator), jnp.maximum(jnp.exp(-m), jnp.finfo(m.dtype).tiny))
+    scale = lax.stop_gradient(1 / size)
+    return numerator * scale[..., None] / (size * scale)[..., None]
 
 
 @op
@@ -251,8 +263,8 @@ def mlstm_init(
         _init.input_map(w_x_init, k, (D, N * size), 1, dtype).reshape(D, N, size)
         for k, size in zip(keys, (K, K, V, V), strict=True)
     )
-    gate = jnp.zeros((D, N), dtype)
+    w_i, w_f = (jnp.zeros((D, N), dtype) for _ in range(2))  # two buffers, so that they can be donated
     b_i = (0.1 * jax.random.normal(key_i, (N,), _precision.accumulator(dtype))).astype(dtype)
     b_f, b_o = jnp.linspace(3, 6, N, dtype=dtype), jnp.zeros((N, V), dtype)
     biases = (b_i, b_f, b_o) if _checks.boolean("use_bias", use_bias) else (None, None, None)
-    return MLSTMParams(q, k, v, gate, gate, o, *biases)
+    return MLSTMParams(q, k, v, w_i, w_f, o, *biases)

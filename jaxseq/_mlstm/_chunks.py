@@ -192,7 +192,11 @@ def _weights(carry: MLSTMState, steps: Steps) -> _Weights:
     reads_state = None
     if steps.reset is not None:
         reads_state = jnp.moveaxis(jnp.cumsum(steps.reset, 0, dtype=jnp.int32) == 0, 0, -1)[..., None, :]
-    of_outputs, of_state = jnp.exp(exponents - m[..., None]), jnp.exp(last - end[..., None])
+    # Without any term, m is -inf and all weights are zero.
+    of_outputs, of_state = (
+        jnp.exp(e - jnp.where(largest == -jnp.inf, 0, largest)[..., None])
+        for e, largest in ((exponents, m), (last, end))
+    )
     return _Weights(of_outputs, of_state, m, end, candidates == end[..., None], reads_state)
 
 

@@ -149,9 +149,13 @@ def _quotient(numerator: jax.Array, denominator: jax.Array, m: jax.Array) -> jax
     """Return numerator / max(|denominator|, exp(-m)).
 
     The derivative of a quotient has the square of its denominator, which underflows from m = 44 on in float32. So both
-    parts are divided by the denominator first, as a constant.
+    parts are divided by the denominator first, as a constant. The derivative of a maximum compares for equality, which
+    fails where XLA computes an operand twice and rounds it differently.
     """
-    size = jnp.maximum(jnp.abs(denominator), jnp.maximum(jnp.exp(-m), jnp.finfo(m.dtype).tiny))
+    positive = jnp.where(denominator < 0, -denominator, denominator)
+    least = jnp.exp(-m)
+    least = jnp.where(least > jnp.finfo(m.dtype).tiny, least, jnp.finfo(m.dtype).tiny)
+    size = jnp.where(positive > least, positive, least)
     scale = lax.stop_gradient(1 / size)
     return numerator * scale[..., None] / (size * scale)[..., None]
 

@@ -179,7 +179,7 @@ class _Weights(NamedTuple):
     state: jax.Array  # (*B, N, L + 1)
     m: jax.Array  # of the outputs, (*B, N, L)
     end: jax.Array  # m of the returned state, (*B, N)
-    largest: jax.Array  # (*B, N, L + 2): True where an exponent of the returned state, or `restart`, is m
+    largest: jax.Array  # (*B, N, 1): the term whose exponent is m of the returned state, or L + 1 for `restart`
     reads_state: jax.Array | None  # (*B, 1, L): False from the first reset on
 
 
@@ -188,16 +188,17 @@ def _weights(carry: MLSTMState, steps: Steps) -> _Weights:
     m = lax.stop_gradient(jnp.maximum(jnp.max(exponents, -1), restart))
     last = exponents[..., -1, :]
     candidates = jnp.concatenate([last, restart[..., -1:]], -1)
-    end = jnp.max(candidates, -1)
+    # The derivative of `jnp.max` compares for equality, which fails where XLA rounds the operands differently again.
+    largest = jnp.argmax(candidates, -1, keepdims=True)
+    end = jnp.take_along_axis(candidates, largest, -1)[..., 0]
     reads_state = None
     if steps.reset is not None:
         reads_state = jnp.moveaxis(jnp.cumsum(steps.reset, 0, dtype=jnp.int32) == 0, 0, -1)[..., None, :]
     # Without any term, m is -inf and all weights are zero.
     of_outputs, of_state = (
-        jnp.exp(e - jnp.where(largest == -jnp.inf, 0, largest)[..., None])
-        for e, largest in ((exponents, m), (last, end))
+        jnp.exp(e - jnp.where(top == -jnp.inf, 0, top)[..., None]) for e, top in ((exponents, m), (last, end))
     )
-    return _Weights(of_outputs, of_state, m, end, candidates == end[..., None], reads_state)
+    return _Weights(of_outputs, of_state, m, end, largest, reads_state)
 
 
 def _exponents(steps: Steps, first: jax.Array, a: jax.Array, decay: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -271,8 +272,8 @@ def _pull_chunk(
     e_bar = jnp.concatenate([jnp.sum(q * of_state, -1, keepdims=True), p * a_ts], -1)
     of_terms = jnp.sum(w_Ls * k * through_state, -1)
     epsilon = jnp.concatenate([w_L0 * product_of_states[..., None], of_terms], -1)
-    of_largest = (s_bar.m - jnp.sum(epsilon, -1)) / jnp.sum(w.largest, -1, dtype=epsilon.dtype)
-    of_largest = jnp.where(w.largest, of_largest[..., None], 0)
+    terms = jnp.expand_dims(jnp.arange(epsilon.shape[-1] + 1, dtype=w.largest.dtype), range(w.largest.ndim - 1))
+    of_largest = jnp.where(w.largest == terms, (s_bar.m - jnp.sum(epsilon, -1))[..., None], 0)
     e_bar = e_bar.at[..., -1, :].add(epsilon + of_largest[..., :-1])
     restart_bar = jnp.zeros_like(w.m).at[..., -1].set(of_largest[..., -1])
     _, pull_exponents = jax.vjp(partial(_exponents, steps), carry.m, steps.a, steps.decay)

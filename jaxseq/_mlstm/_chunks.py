@@ -31,7 +31,7 @@ The cotangents of the exponents, in the outputs (ē) and in the returned state (
 
     ē_ts = P_ts A_ts       ē_t0 = w_t0 q_t·(C_0 r̄_t + n_0 d̄_t)
     ε_s = w_Ls B_s         ε_0 = w_L0 (<C̄_L, C_0> + n̄_L·n_0)
-    e_Ls gets ε_s, and where it is the largest, m̄_L - sum_s ε_s
+    e_Ls gets ε_s, and the largest of them, the first one of several, also m̄_L - sum_s ε_s
 
     ā_s = sum_t ē_ts       m̄_0 = sum_t ē_t0       λ̄_u = sum of ē_ts over t >= u > s
 
@@ -188,7 +188,8 @@ def _weights(carry: MLSTMState, steps: Steps) -> _Weights:
     m = lax.stop_gradient(jnp.maximum(jnp.max(exponents, -1), restart))
     last = exponents[..., -1, :]
     candidates = jnp.concatenate([last, restart[..., -1:]], -1)
-    # The derivative of `jnp.max` compares for equality, which fails where XLA rounds the operands differently again.
+    # The derivative of `jnp.max` compares for equality. That fails where XLA computes an operand twice and rounds it
+    # differently.
     largest = jnp.argmax(candidates, -1, keepdims=True)
     end = jnp.take_along_axis(candidates, largest, -1)[..., 0]
     reads_state = None
@@ -224,7 +225,8 @@ def _exponents(steps: Steps, first: jax.Array, a: jax.Array, decay: jax.Array) -
         same = number[..., None] == of_term[..., None, :]
         read &= same
         starts = reset[..., None, :] & same[..., 1:] & (s[..., :-1] <= t)
-        restart = jnp.max(jnp.where(starts, sums[..., :-1], -jnp.inf), -1)
+        since_reset = jnp.sum(jnp.where(starts, sums[..., :-1], 0), -1)  # of at most one start
+        restart = jnp.where(jnp.any(starts, -1), since_reset, -jnp.inf)
     return jnp.where(read, sums + terms[..., None, :], -jnp.inf), restart
 
 

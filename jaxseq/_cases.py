@@ -992,10 +992,18 @@ CASES: dict[str, Case] = {
         _linear_variants(),
         quick=("lengths, resets, reverse", "overlapping windows", "batch first, resets, checkpoint"),
     ),
-    **{
-        name: Case(op, plain, _layer_variants(name), quick=("lengths, resets, reverse", "overlapping windows, resets"))
-        for name, op, plain in (("mlstm", mlstm, reference.mlstm), ("qrnn", qrnn, reference.qrnn))
-    },
+    "mlstm": Case(
+        mlstm,
+        reference.mlstm,
+        _layer_variants("mlstm"),
+        quick=("lengths, resets, reverse", "overlapping windows, resets"),
+    ),
+    "qrnn": Case(
+        qrnn,
+        reference.qrnn,
+        _layer_variants("qrnn"),
+        quick=("lengths, resets, reverse", "lengths, truncation", "overlapping windows, resets"),
+    ),
     **{
         f"{name}_cell": Case(op, plain, _layer_variants(name, time=False), quick=("plain",))
         for name, op, plain in (("mlstm", mlstm_cell, reference.mlstm_cell), ("qrnn", qrnn_cell, reference.qrnn_cell))

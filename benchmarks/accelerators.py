@@ -78,7 +78,7 @@ def gradient(f: Callable[..., Any], *args: Any) -> tuple[Callable[..., Any], Any
 def recurrent(kind: str, size: Size, dtype: Any, **options: Any) -> Program:
     """Compare a recurrence with a scan over the cell of the reference implementation, and with Flax.
 
-    Masks are constants of a program without them, so `lengths=True` and `resets=True` make arrays of them.
+    `lengths=True` and `resets=True` stand for arrays of these options.
     """
     B, T, D, H = size
     params = getattr(jaxseq, f"{kind}_init")(jax.random.key(0), D, H, dtype=dtype)

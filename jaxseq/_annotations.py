@@ -25,10 +25,8 @@ def check_annotated(name: str, params: object, kind: type[Params]) -> Params:
             _checks.bad_type(f"{name}.{field}", f"an array of shape ({', '.join(dimensions)})", "None")
         if array is not None and not _fits(dimensions, array.shape, sizes):
             known = ", ".join(f"{letter} = {size}" for letter, size in sizes.items())
-            expected = f"shape ({', '.join(dimensions)}{',' * (len(dimensions) == 1)})" + (
-                f" with {known}" if known else ""
-            )
-            _checks.bad_value(f"{name}.{field}", expected, str(array.shape))
+            expected = f"shape ({', '.join(dimensions)}{',' * (len(dimensions) == 1)})"
+            _checks.bad_value(f"{name}.{field}", f"{expected} with {known}" if known else expected, str(array.shape))
     return kind(**arrays)
 
 

@@ -783,7 +783,9 @@ def _layer_example(
     """Return random `(params, carry, xs, *masks)` for an mLSTM with 2 heads, or a QRNN with 3 taps, of 4 features."""
     generator, D = _generator(key), 4 * width
     draw = _normals(generator, dtype)
-    scale, params, first = D**-0.5, None, None
+    scale = D**-0.5
+    params: PyTree
+    first: PyTree
     if kind == "mlstm":
         N, K, V = 2, 3 * width, 2 * width
         sizes_of = {"w_q": (N, K), "w_k": (N, K), "w_v": (N, V), "w_o": (N, V), "w_i": (N,), "w_f": (N,)}

@@ -1,7 +1,7 @@
 """The call of a layer that is a composition of ops which run forward in time: masks, direction, truncation, meshes.
 
-Such a layer is a function `(carry, steps) -> (carry, ys)` of steps in storage order, time first, with any number of
-batch axes. Each leaf of its carry begins with the batch axes.
+Such a layer is a function `(params, carry, steps) -> (carry, ys)` that processes steps from the first to the last, time
+first, with any number of batch axes. Each leaf of its carry begins with the batch axes.
 
     reverse       the steps are put in processing order, each sequence within its length, and ys back
     truncation    (k1, k2): windows of k2 steps in parallel, as another batch axis, of which the last k1 outputs count.
@@ -21,8 +21,9 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from jaxseq import _checks, _mesh, _precision, _sizes, _time, _time_options, _windows
+from jaxseq import _checks, _mesh, _precision, _sizes, _time, _windows
 from jaxseq._distributed._sharding import place_masks_like, reshard, sharded_axes, with_auto_axes
+from jaxseq._time_options import Options
 
 Result = tuple[PyTree, jax.Array]  # carry, ys
 
@@ -48,14 +49,6 @@ class Arrays(NamedTuple):
     resets: jax.Array | None = None
 
 
-class Options(NamedTuple):
-    """The options of a call. Static."""
-
-    axis: int = 0
-    reverse: bool = False
-    truncation: tuple[int, int] | None = None
-
-
 def check_steps(
     xs: object, lengths: object, resets: object, **options: Any
 ) -> tuple[jax.Array, jax.Array | None, jax.Array | None, Options]:
@@ -64,7 +57,11 @@ def check_steps(
     if xs.ndim < 2:
         _checks.bad_value("xs", "at least 2 axes (time, *batch, features)", str(xs.ndim), xs=xs)
     axis = _checks.axis("time_axis", options["time_axis"], xs.ndim - 1, 1, xs=xs)
-    checked = Options(axis, _checks.boolean("reverse", options["reverse"]), _checks.truncation(options["truncation"]))
+    checked = Options(
+        axis=axis,
+        reverse=_checks.boolean("reverse", options["reverse"]),
+        truncation=_checks.truncation(options["truncation"]),
+    )
     sizes = xs.shape[:-1]
     if lengths is not None:
         lengths = _checks.lengths("lengths", lengths, _without(sizes, axis), sizes[axis])
@@ -157,9 +154,8 @@ def _run_in_time(layer: Layer, options: Options, arrays: Arrays) -> Result:
     """Run a layer in its direction, with its truncation."""
     params, carry, xs, lengths, resets = arrays
     xs = jnp.moveaxis(xs, options.axis, 0)
-    total = xs.shape[0]
     resets = None if resets is None else jnp.moveaxis(resets, options.axis, 0)
-    _, resets, last = _time.masks(_time_options.Options(reverse=options.reverse), total, lengths, resets)
+    _, resets, last = _time.masks(options._replace(axis=0), xs.shape[0], lengths, resets)
     steps = Steps(xs, lengths, resets)
     turn: Callable[[jax.Array], jax.Array] = partial(jnp.flip, axis=0)
     if lengths is not None:
@@ -191,7 +187,7 @@ def _run_windows(
     first = k1 * window - before  # of the steps that a window reads
     later = first > 0
     states = _states_between(layer, *lax.stop_gradient((params, carry, steps)), first=-before % k1, interval=k1)
-    # Window w is the one with the state number w - of_carry, if its first step is not the first one of all.
+    # The first windows start from the carry, the others from one state each.
     number = jnp.maximum(window - (before + -before % k1) // k1, 0)
     starts = jax.tree.map(
         lambda a, c: jnp.where(_time.expand_mask(later, a[number]), a[number], c[None]), states, carry
@@ -210,7 +206,7 @@ def _run_windows(
     ys = jnp.moveaxis(ys, 1, 0).reshape(count * k1, *ys.shape[2:])[:total]
     if steps.lengths is None:
         return jax.tree.map(lambda a: a[-1], ends), ys
-    final = jnp.maximum(lengths - 1, 0) // k1  # the window in which a sequence ends
+    final = _time.last_window_of_sequence(_time.valid_steps(total, lengths, 0), 0, k1)
     of_sequence = lambda a: jnp.take_along_axis(a, _time.expand_mask(final[None], a), 0)[0]  # noqa: E731
     return jax.tree.map(of_sequence, ends), ys
 

@@ -116,7 +116,7 @@ def _run(
     c = carry.c.astype(dtype)
     c, cs = linear_recurrence(keep, c, added, lengths=lengths, resets=resets, unroll=unroll)
     ys = (jax.nn.sigmoid(u_o) * cs).astype(xs.dtype)  # zero in padding, as cs
-    return QRNNState(*_precision.cast_like((jnp.moveaxis(past, 0, -2), c), (*carry,))), ys
+    return _precision.cast_like(QRNNState(jnp.moveaxis(past, 0, -2), c), carry), ys
 
 
 @op

@@ -148,7 +148,8 @@ def scan_chunks(
 ) -> tuple[Tree, PyTree]:
     """Scan over chunks of `size` steps, then run `rest_chunk` on fewer steps, if there is a rest.
 
-    Both functions take the carry and a chunk of the arrays, time first, and return the carry and results, time first.
+    Both functions take the carry and a chunk of the arrays, time first, and return the carry and results, which are
+    joined along their first axis, in the order of time.
     With `reverse`, the chunks are processed from the last one on, and the rest is at the beginning.
     """
     total = jax.tree.leaves(arrays)[0].shape[0]
@@ -157,7 +158,7 @@ def scan_chunks(
     main, other = (take(rest, total), take(0, rest)) if reverse else (take(0, total - rest), take(total - rest, total))
     split = jax.tree.map(lambda a: a.reshape(count, size, *a.shape[1:]), main)
     carry, found = lax.scan(chunk, carry, split, reverse=reverse)
-    found = jax.tree.map(lambda a: a.reshape(count * size, *a.shape[2:]), found)
+    found = jax.tree.map(lambda a: a.reshape(a.shape[0] * a.shape[1], *a.shape[2:]), found)
     if not rest:
         return carry, found
     carry, last = rest_chunk(carry, other)

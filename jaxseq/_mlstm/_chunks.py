@@ -115,32 +115,26 @@ def _plain(options: Options, carry: MLSTMState, steps: Steps) -> Results:
     return _forward(options, carry, steps)[0]
 
 
-def _forward(options: Options, carry: MLSTMState, steps: Steps) -> tuple[Results, tuple[Steps, MLSTMState, MLSTMState]]:
-    """Return the results, and the steps, the states before the chunks, and that before the remaining steps."""
-    main, rest = _split(steps, options.chunk)
+def _forward(options: Options, carry: MLSTMState, steps: Steps) -> tuple[Results, tuple[Steps, MLSTMState]]:
+    """Return the results, and the steps and the states before the chunks, the remaining steps included."""
 
     def chunk(state: MLSTMState, of_chunk: Steps) -> tuple[MLSTMState, tuple[Outputs, MLSTMState]]:
         end, outputs = _run_chunk(options.precision, state, of_chunk)
-        return end, (outputs, state)
+        return end, (outputs, jax.tree.map(lambda a: a[None], state))
 
-    last, (outputs, states) = lax.scan(chunk, carry, main)
-    outputs = jax.tree.map(_merge, outputs)
-    end = last
-    if rest is not None:
-        end, more = _run_chunk(options.precision, last, rest)
-        outputs = jax.tree.map(lambda *parts: jnp.concatenate(parts), outputs, more)
-    return (end, outputs), (steps, states, last)
+    end, (outputs, states) = _time.scan_chunks(chunk, chunk, carry, steps, options.chunk, reverse=False)
+    return (end, outputs), (steps, states)
 
 
-def _pull(
-    options: Options, residuals: tuple[Steps, MLSTMState, MLSTMState], cotangents: Results
-) -> tuple[MLSTMState, Steps]:
-    steps, states, last = residuals
+def _pull(options: Options, residuals: tuple[Steps, MLSTMState], cotangents: Results) -> tuple[MLSTMState, Steps]:
+    steps, states = residuals
     s_bar, y_bar = jax.tree.map(jnp.asarray, cotangents)
     main, rest = _split(steps, options.chunk)
     of_main, of_rest = _split(y_bar, options.chunk)
     bars = None
     if rest is not None and of_rest is not None:
+        last = jax.tree.map(lambda a: a[-1], states)
+        states = jax.tree.map(lambda a: a[:-1], states)
         s_bar, bars = _pull_chunk(options.precision, last, rest, of_rest, s_bar)
 
     def pull(s_bar: MLSTMState, at: tuple[MLSTMState, Steps, Outputs]) -> tuple[MLSTMState, Steps]:

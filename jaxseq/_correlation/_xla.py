@@ -4,7 +4,7 @@ For dense convolutions over one and two axes, nothing that was tried on CPU beat
 docs/measured-convolution.md.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -72,20 +72,16 @@ class _Xla(Rule):
             dilation=geometry.stride,
             precision=form.precision,
         )
-        letters = f"C{space}N", f"I{space}O", f"{space}NC"
-        in_letters = partial(correlate, letters=letters, batch_groups=geometry.groups)
         if geometry.groups > 1 or form.backend == "default":
-            return in_letters(x, y_bar)
-
+            letters = f"C{space}N", f"I{space}O", f"{space}NC"
+            return correlate(x, y_bar, letters=letters, batch_groups=geometry.groups)
+        if form.backend is None:
+            cpu, default = (partial(self.to_kernel, form._replace(backend=b)) for b in ("cpu", "default"))
+            return lax.platform_dependent(x, y_bar, cpu=cpu, default=default)
         # The same with the dimension numbers of (1). Those above are slow in XLA's CPU backend, 27 times as slow inside
         # a loop, where it does not change them: docs/measured-convolution.md. On other platforms, they save a copy.
-        def transposed(x: jax.Array, y_bar: jax.Array) -> jax.Array:
-            w_bar = correlate(x.swapaxes(0, -1), jnp.moveaxis(y_bar, 0, -2))  # (C, *I, N), (*O, N, O') -> (C, *K, O')
-            return jnp.moveaxis(w_bar, 0, -2)
-
-        if form.backend == "cpu":
-            return transposed(x, y_bar)
-        return lax.platform_dependent(x, y_bar, cpu=transposed, default=in_letters)
+        w_bar = correlate(x.swapaxes(0, -1), jnp.moveaxis(y_bar, 0, -2))  # (C, *I, N), (*O, N, O') -> (C, *K, O')
+        return jnp.moveaxis(w_bar, 0, -2)
 
 
 XLA = _Xla()
@@ -115,15 +111,19 @@ def _correlate(
     dims = lax.conv_dimension_numbers(x.shape, w.shape, letters)
     at_x, at_w, at_y = dims.lhs_spec[2:], dims.rhs_spec[2:], dims.out_spec[2:]
     sizes = [x.shape[axis] for axis in at_x], [w.shape[axis] for axis in at_w]
+    wide = _precision.accumulator(x.dtype)
     conv = partial(
-        _conv,
+        lax.conv_general_dilated,
         window_strides=stride,
         rhs_dilation=dilation,
         dimension_numbers=dims,
         feature_group_count=groups,
         batch_group_count=batch_groups,
         precision=precision,
+        preferred_element_type=wide,
     )
+    if wide != x.dtype:
+        conv = partial(_conv_of_narrow, conv)
     if not _sizes.is_concrete(*sizes[0], *sizes[1], *chain(*padding)):
         # It is unknown whether a symbolic amount crops or pads; lax.pad does both.
         return conv(_pad_and_dilate(x, at_x, padding, spread), w, padding=((0, 0),) * axes)
@@ -142,19 +142,15 @@ def _correlate(
     return lax.pad(y, jnp.zeros((), y.dtype), config) if any(map(any, config)) else y
 
 
-def _conv(x: jax.Array, w: jax.Array, **options: Any) -> jax.Array:
-    """Call lax, with a result in the dtype of the accumulator.
+def _conv_of_narrow(conv: Callable[..., jax.Array], x: jax.Array, w: jax.Array, **options: Any) -> jax.Array:
+    """Return `conv(x, w)`, a convolution of operands that are narrower than the accumulator.
 
     For a result in float32, XLA's GPU backend converts bfloat16 operands to float32. cuDNN accumulates in float32 in
     either case, so on a GPU the result is in the dtype of the operands, and is converted.
     """
     wide = _precision.accumulator(x.dtype)
-    conv = partial(lax.conv_general_dilated, **options)
-    accumulated = partial(conv, preferred_element_type=wide)
-    if wide == x.dtype:
-        return accumulated(x, w)
-    rounded = lambda x, w: conv(x, w).astype(wide)  # noqa: E731
-    return lax.platform_dependent(x, w, cuda=rounded, rocm=rounded, default=accumulated)
+    rounded = lambda x, w: conv(x, w, **options, preferred_element_type=x.dtype).astype(wide)  # noqa: E731
+    return lax.platform_dependent(x, w, cuda=rounded, rocm=rounded, default=partial(conv, **options))
 
 
 def _pad_and_dilate(

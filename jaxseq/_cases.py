@@ -817,7 +817,7 @@ def _layer_variants(kind: str, *, time: bool = True) -> dict[str, Variant]:
         "no bias, zero carry, reverse": variant(carry=False, bias=False, reverse=True),
         "lengths, resets, reverse": variant("lengths", "resets", reverse=True),
         "batch first, resets, checkpoint": variant("resets", time_axis=1, checkpoint=3),
-        "lengths, truncation": variant("lengths", truncation=2),
+        "truncation": variant(truncation=2),
         "overlapping windows, resets": variant("resets", truncation=(2, 3)),
     }
 
@@ -1004,7 +1004,7 @@ CASES: dict[str, Case] = {
         qrnn,
         reference.qrnn,
         _layer_variants("qrnn"),
-        quick=("lengths, resets, reverse", "lengths, truncation", "overlapping windows, resets"),
+        quick=("lengths, resets, reverse", "truncation", "overlapping windows, resets"),
     ),
     **{
         f"{name}_cell": Case(op, plain, _layer_variants(name, time=False), quick=("plain",))
